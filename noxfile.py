@@ -1,0 +1,103 @@
+"""Everything that is checked before a change goes in: `.venv/bin/nox`, or one part: `nox -s tests`.
+
+    lint     ruff: rules and formatting (`ruff format` repairs the latter)
+    types    mypy, strict
+    tests    all tests but the e2e ones, on each of the Pythons below that is installed
+    build    dist/router.pyz
+    e2e      the tests that drive dist/router.pyz from outside
+
+Only when named:
+
+    lock     renews the lock files after a change of the dependencies in pyproject.toml; keeps the
+             versions that still fit. `nox -s lock -- --upgrade` takes the newest ones.
+    bench    the benchmarks
+    flaky    the tests five times over
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"Make .venv with Python 3.11 or later; {sys.executable} is older.")
+
+RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
+PYTHONS = sorted({"3.11", "3.12", "3.13", "3.14", RUNNING}, key=lambda v: int(v.split(".")[1]))
+RUNTIME = "requirements.lock"
+DEVELOPMENT = "requirements-dev.lock"
+PYZ = Path(__file__).parent / "dist" / "router.pyz"
+
+# pyenv keeps all Pythons but the chosen one off the PATH.
+PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, sorted(PYENV.glob("3.*/bin")))])
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+
+
+def install(session: nox.Session) -> None:
+    session.install("--quiet", "--require-hashes", "-r", RUNTIME, "-r", DEVELOPMENT)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    install(session)
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    install(session)
+    session.run("pytest", "--ignore=tests/e2e", *session.posargs)
+
+
+@nox.session(python=False)
+def build(session: nox.Session) -> None:
+    session.run(sys.executable, "build_zipapp.py", "--output", str(PYZ))
+
+
+@nox.session(requires=["build"])
+def e2e(session: nox.Session) -> None:
+    install(session)
+    session.run("pytest", "tests/e2e", *session.posargs, env={"ROUTER_PYZ": str(PYZ)})
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    session.install("uv")
+    command = ["uv", "pip", "compile", "--quiet", "--no-config", "--universal"]
+    # No annotations, no index addresses: the same file whoever makes it, wherever.
+    command += ["--generate-hashes", "--no-annotate", "--no-emit-index-url"]
+    command += ["--python-version", "3.11", *session.posargs]
+    header = {"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"}
+    session.run(*command, "pyproject.toml", "-o", RUNTIME, env=header)
+    session.run(*command, "--group", "dev", "-c", RUNTIME, "-o", DEVELOPMENT, env=header)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    install(session)
+    benchmarks = sorted(Path("tests/benchmarks").glob("*.py"))
+    if not benchmarks:
+        session.skip("there are no benchmarks yet")
+    for benchmark in benchmarks:
+        session.run("python", str(benchmark), *session.posargs)
+
+
+@nox.session(default=False)
+def flaky(session: nox.Session) -> None:
+    install(session)
+    for _ in range(5):
+        session.run("pytest", "--ignore=tests/e2e", *session.posargs)
