@@ -1,0 +1,279 @@
+"""The command line: argv to settings to one command. Nothing else parses flags.
+
+Each command imports what it needs when it runs, so that `--help`, `--version` and the children of
+`demo` start at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from . import program
+from .errors import Problem, SettingsError, StartError
+
+if TYPE_CHECKING:
+    from .settings import RouterSettings
+
+PROG = "sglang-d-router"
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: that of the process) and return its exit status.
+
+    0: done. 1: could not start, or `demo --check` failed. 2: wrong flags or settings, all of them
+    told on stderr. 130: interrupted before the service took over.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = "serve"
+    try:
+        if arguments and not arguments[0].startswith("-"):
+            command = arguments.pop(0)
+            if command not in _COMMANDS:
+                raise SettingsError([_unknown_command(command)])
+        elif _asks_for(arguments, "--help", "-h"):
+            return _show(_help())
+        return _COMMANDS[command](arguments)
+    except SettingsError as error:
+        for problem in error.problems:
+            _complain(str(problem))
+        known = f" {command}" if command in _COMMANDS else ""
+        print(f"Try '{PROG}{known} --help'.", file=sys.stderr)
+        return EXIT_USAGE
+    except StartError as error:
+        _complain(str(error))
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _serve(arguments: list[str]) -> int:
+    from .settings import RouterSettings, load, split_flags
+
+    if _asks_for(arguments, "--version"):
+        return _show(_version())
+    if _asks_for(arguments, "--help", "-h"):
+        return _show(_serve_help())
+    flags = split_flags(arguments, RouterSettings, config=True)
+    settings = load(RouterSettings, flags, checks=[_bad_worker_urls])
+
+    from . import service
+
+    return service.run(settings)
+
+
+def _demo(arguments: list[str]) -> int:
+    from .settings import DemoSettings, load, split_flags
+
+    if _asks_for(arguments, "--version"):
+        return _show(_version())
+    if _asks_for(arguments, "--help", "-h"):
+        return _show(_demo_help())
+    settings = load(DemoSettings, split_flags(arguments, DemoSettings))
+
+    from . import demo
+
+    return demo.run(settings)
+
+
+def _simulate_worker(arguments: list[str]) -> int:
+    """Hand all arguments to the simulated worker, which shares no code with the router."""
+    import importlib.util
+    import os
+
+    if importlib.util.find_spec("simulated_worker") is None:
+        # In a checkout it lies in a folder called sglang. That one is appended, and not imported
+        # as a package, so that it never hides the real sglang.
+        sys.path.append(os.path.join(program.ROOT, "sglang"))
+    try:
+        worker = importlib.import_module("simulated_worker.cli")
+    except ModuleNotFoundError as error:
+        if error.name not in ("simulated_worker", "simulated_worker.cli"):
+            raise
+        raise StartError("this copy of the program has no simulated worker in it") from None
+    return int(worker.main(arguments) or 0)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "serve": _serve,
+    "demo": _demo,
+    "simulate-worker": _simulate_worker,
+}
+
+
+def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
+    """A check for `load`: pool and settings are neighbours that do not know each other."""
+    from .pool.ids import BadWorkerURL, normalise_url
+
+    for index, url in enumerate(settings.worker_urls):
+        try:
+            normalise_url(url)
+        except BadWorkerURL as error:
+            yield Problem(f"worker_urls[{index}]", error.message)
+
+
+def _unknown_command(command: str) -> Problem:
+    from .settings.kinds import did_you_mean
+
+    hint = did_you_mean(command, list(_COMMANDS))
+    return Problem(command, f"unknown command{hint}; expected one of {', '.join(_COMMANDS)}")
+
+
+def _asks_for(arguments: Sequence[str], *flags: str) -> bool:
+    return any(argument in flags for argument in arguments)
+
+
+def _show(text: str) -> int:
+    print(text, end="")
+    return EXIT_OK
+
+
+def _complain(sentence: str) -> None:
+    print(f"{PROG}: error: {sentence}", file=sys.stderr)
+
+
+def _version() -> str:
+    """The program, its Python, and the packages it brings along (or, unzipped, runs on)."""
+    import platform
+    from importlib import metadata
+
+    from . import __version__
+
+    packages: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        place = str(distribution.locate_file(""))
+        if program.ARCHIVE is None or place.startswith(program.ARCHIVE):
+            packages.setdefault(distribution.name.lower().replace("_", "-"), distribution.version)
+    if program.ARCHIVE is None:
+        packages = {name: packages[name] for name in _LIBRARIES if name in packages}
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    lines = [
+        f"{PROG} {__version__}",
+        f"{python} ({sys.executable})",
+        platform.platform(),
+        f"{'bundled' if program.ARCHIVE else 'installed'} packages:",
+        *(f"  {name} {packages[name]}" for name in sorted(packages)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# What the router imports. Only asked for outside an archive, where everything else installed
+# beside it is no part of it.
+_LIBRARIES = (
+    "attrs",
+    "cattrs",
+    "h11",
+    "httpx",
+    "hypercorn",
+    "pyyaml",
+    "quart",
+    "quart-trio",
+    "rich",
+    "trio",
+    "wsproto",
+)
+
+
+def _width() -> int:
+    import shutil
+
+    return min(shutil.get_terminal_size().columns, 100)
+
+
+def _help() -> str:
+    from .settings import entry
+
+    width = _width()
+    commands = {
+        "serve": "run the router; the default when no command is given",
+        "demo": "run a router and simulated workers, to try it without a GPU",
+        "simulate-worker": "run one simulated worker; takes the flags of 'sglang serve'",
+    }
+    return (
+        f"Usage: {PROG} [serve] [flags]\n"
+        f"       {PROG} demo [flags]\n"
+        f"       {PROG} simulate-worker --model-path MODEL --port PORT [flags]\n\n"
+        "A router in front of SGLang diffusion workers: image, video and mesh generation.\n\n"
+        "Commands:\n"
+        + "".join(entry(name, text, width) for name, text in commands.items())
+        + "\n"
+        + _serve_flags(width)
+    )
+
+
+def _serve_help() -> str:
+    return (
+        f"Usage: {PROG} [serve] [--config FILE] [flags]\n\n"
+        "Run the router until Ctrl-C or SIGTERM.\n\n" + _serve_flags(_width())
+    )
+
+
+def _serve_flags(width: int) -> str:
+    from .settings import RouterSettings, entry, flag_help
+
+    return (
+        flag_help(RouterSettings, width)
+        + "Other:\n"
+        + entry("--config FILE", "YAML file with any of these settings; flags win over it", width)
+        + _common_flags(width)
+        + "\n"
+        + _notes(
+            width,
+            "Times are in seconds, or like 500ms, 30s, 5m, 1h. Sizes are in bytes, or like 64KiB,"
+            " 64MiB, 1GiB (64M is 64MiB). The file uses the same names without the leading dashes,"
+            " such as 'health-check-interval: 5s'. --no-verbose turns a switch off that the file"
+            " turns on.",
+        )
+        + "\n"
+        "Examples:\n"
+        f"  {PROG} --worker-urls http://10.0.0.5:30000 http://10.0.0.6:30000\n"
+        f"  {PROG} --config router.yaml --port 8080 --verbose\n"
+        "  curl http://localhost:30080/health\n"
+        "  curl -X POST 'http://localhost:30080/workers?url=http://10.0.0.7:30000'\n"
+        "\n"
+        "Exit status: 0 after a clean stop, 1 if it could not start, 2 for wrong settings.\n"
+    )
+
+
+def _demo_help() -> str:
+    from .settings import DemoSettings, flag_help
+
+    width = _width()
+    return (
+        f"Usage: {PROG} demo [flags]\n\n"
+        + _notes(
+            width,
+            "Start a router and simulated workers that answer like SGLang's, and print a line to"
+            " try. Ctrl-C ends them all. No GPU is needed.",
+        )
+        + "\n"
+        + flag_help(DemoSettings, width)
+        + "Other:\n"
+        + _common_flags(width)
+        + "\nExamples:\n"
+        f"  {PROG} demo\n"
+        f"  {PROG} demo --workers 4 --port 0\n"
+        f"  {PROG} demo --check\n"
+        "\n"
+        "Exit status: 0 after a clean stop or a good --check, 1 if it failed, 2 for wrong flags.\n"
+    )
+
+
+def _common_flags(width: int) -> str:
+    from .settings import entry
+
+    return entry("--version", "print the versions of program, Python and packages", width) + entry(
+        "-h, --help", "print this text", width
+    )
+
+
+def _notes(width: int, text: str) -> str:
+    import textwrap
+
+    return textwrap.fill(text, max(width, 40), break_on_hyphens=False) + "\n"

@@ -1,0 +1,156 @@
+"""Every error the router makes: whose fault it is, its HTTP status, its machine-readable code.
+
+The wire shape is DESIGN section 9: `{"error": sentence, "code": snake_case, "request_id": ...}`.
+Errors of workers are not here: they pass through untouched.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from attrs import frozen
+
+
+class Fault(StrEnum):
+    """Who has to act so that the same request can succeed."""
+
+    CLIENT = "client"
+    WORKER = "worker"
+    POOL = "pool"
+    ROUTER = "router"
+
+
+class RouterError(Exception):
+    """An error that is answered to a client.
+
+    `status` is the HTTP status, `code` a stable snake_case word, `details` further fields of
+    the JSON body, `headers` further response headers (`Retry-After`).
+    """
+
+    fault: ClassVar[Fault] = Fault.ROUTER
+    default_status: ClassVar[int] = 500
+    default_code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        details: Mapping[str, Any] | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.status = status or self.default_status
+        self.details = dict(details or {})
+        self.headers = tuple(headers)
+
+    def body(self, request_id: str | None) -> dict[str, Any]:
+        """The JSON body of the answer."""
+        return {
+            "error": self.message,
+            "code": self.code,
+            "request_id": request_id,
+            **self.details,
+        }
+
+
+class BadRequest(RouterError):
+    """The client sent something that can never succeed."""
+
+    fault = Fault.CLIENT
+    default_status = 400
+    default_code = "bad_request"
+
+
+class NotFound(BadRequest):
+    default_status = 404
+    default_code = "not_found"
+
+
+class Conflict(BadRequest):
+    """What was asked contradicts the present state; nothing was changed."""
+
+    default_status = 409
+    default_code = "conflict"
+
+
+class RequestTooLarge(BadRequest):
+    default_status = 413
+    default_code = "request_too_large"
+
+
+class PoolUnavailable(RouterError):
+    """No worker may serve this now, though the request is well formed."""
+
+    fault = Fault.POOL
+    default_status = 503
+    default_code = "no_routable_worker"
+
+
+class WorkerFailed(RouterError):
+    """A worker could not be reached or broke off before its answer began."""
+
+    fault = Fault.WORKER
+    default_status = 502
+    default_code = "worker_failed"
+
+
+class WorkerTimeout(WorkerFailed):
+    default_status = 504
+    default_code = "worker_timeout"
+
+
+@frozen
+class Problem:
+    """One mistake in the settings: where it stands, and what is wrong with it."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. Holds every mistake, not only the first. Exit status 2."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class StartError(Exception):
+    """The router cannot start (a port in use, say). The message is one sentence for the user."""
+
+
+def describe(error: BaseException) -> str:
+    """The most telling words of an exception of the operating system or a library."""
+    words = str(error) or type(error).__name__
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"certificate verification failed: {cause.verify_message}"
+        if isinstance(cause, OSError) and cause.strerror:
+            words = cause.strerror.lower()  # the innermost one wins: it is the system's own
+    return words
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error says that nobody listens at the address."""
+    return any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, innermost last; groups are flattened."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        if isinstance(seen, BaseExceptionGroup):
+            for inner in seen.exceptions:
+                yield from _causes(inner)
+        seen = seen.__cause__ or seen.__context__

@@ -1,0 +1,35 @@
+"""Settings: frozen classes, made of flags and YAML, every mistake reported at once by its path.
+
+One definition per setting (`fields.setting`) gives its flag, its YAML key, its help and its row in
+the docs. `structure` and `read_yaml` serve other YAML files as well.
+"""
+
+from __future__ import annotations
+
+from .fields import FlagRow, describe, markdown_table
+from .flags import Flags, split_flags
+from .helptext import entry, flag_help
+from .load import load
+from .model import GIB, KIB, MIB, DemoSettings, LogLevel, RouterSettings, RoutingAlgorithm
+from .structure import structure
+from .yamlfile import read_yaml
+
+__all__ = [
+    "GIB",
+    "KIB",
+    "MIB",
+    "DemoSettings",
+    "FlagRow",
+    "Flags",
+    "LogLevel",
+    "RouterSettings",
+    "RoutingAlgorithm",
+    "describe",
+    "entry",
+    "flag_help",
+    "load",
+    "markdown_table",
+    "read_yaml",
+    "split_flags",
+    "structure",
+]

@@ -1,0 +1,223 @@
+"""The settings themselves. To add one, add a field; nothing else has to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+from attrs import frozen
+
+from ..errors import Problem
+from .fields import setting
+from .kinds import Choice, Duration, Many, Number, Size, Switch, Text, WholeNumber
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_SHORTEST = 0.001
+
+
+class RoutingAlgorithm(StrEnum):
+    """How a worker is chosen among those that are free."""
+
+    LEAST_REQUEST = "least-request"
+    ROUND_ROBIN = "round-robin"
+    RANDOM = "random"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@frozen(kw_only=True)
+class RouterSettings:
+    """Everything that `serve` can be told. Times in seconds, sizes in bytes."""
+
+    host: str = setting(
+        "0.0.0.0",
+        Text(),
+        metavar="HOST",
+        group="Listening",
+        help="address to listen on",
+    )
+    port: int = setting(
+        30080,
+        WholeNumber(0, 65535),
+        group="Listening",
+        help="port to listen on; 0 picks a free one",
+    )
+    shutdown_timeout: float = setting(
+        60.0,
+        Duration(0),
+        group="Listening",
+        help="after Ctrl-C or SIGTERM, how long requests in flight may still take",
+    )
+    worker_urls: tuple[str, ...] = setting(
+        (),
+        Many(Text()),
+        metavar="URL",
+        default_text="none",
+        group="Workers",
+        help="workers to route to, such as http://10.0.0.5:30000; more can register while it runs",
+    )
+    max_connections: int | None = setting(
+        None,
+        WholeNumber(1, none=True),
+        default_text="as many as it takes",
+        group="Workers",
+        help="most connections to one worker at a time",
+    )
+    launcher_config: str | None = setting(
+        None,
+        Text(optional=True),
+        metavar="FILE",
+        default_text="none",
+        group="Workers",
+        help="YAML file that says which workers to start (not supported yet)",
+    )
+    routing_algorithm: RoutingAlgorithm = setting(  # noqa: RUF009 - makes an attrs field
+        RoutingAlgorithm.LEAST_REQUEST,
+        Choice(RoutingAlgorithm),
+        group="Routing",
+        help="how a worker is chosen among those that are free",
+    )
+    retries: int = setting(
+        3,
+        WholeNumber(0, 100),
+        group="Routing",
+        help="how many more workers to try when one fails before it had the whole request",
+    )
+    health_check_interval: float = setting(
+        10.0,
+        Duration(_SHORTEST),
+        group="Health",
+        help="time between two health probes of a worker",
+    )
+    health_check_failure_threshold: int = setting(
+        3,
+        WholeNumber(1),
+        group="Health",
+        help="failed probes in a row after which a worker is unhealthy",
+    )
+    timeout: float = setting(
+        1800.0,
+        Duration(_SHORTEST),
+        group="Limits",
+        help="longest wait from the request being sent to the head of the worker's answer",
+    )
+    connect_timeout: float = setting(
+        5.0,
+        Duration(_SHORTEST),
+        group="Limits",
+        help="longest wait for a connection to a worker",
+    )
+    idle_timeout: float = setting(
+        300.0,
+        Duration(_SHORTEST),
+        group="Limits",
+        help="longest pause between two pieces of a body",
+    )
+    peek_limit: int = setting(
+        MIB,
+        Size(1),
+        group="Limits",
+        help="how much of a JSON body is held to read what routing needs",
+    )
+    max_request_bytes: int = setting(
+        GIB,
+        Size(1),
+        group="Limits",
+        help="largest request body; weight updates are exempt",
+    )
+    websocket_max_message: int = setting(
+        64 * MIB,
+        Size(1),
+        group="Limits",
+        help="largest WebSocket message, either way",
+    )
+    log_level: LogLevel = setting(  # noqa: RUF009 - makes an attrs field
+        LogLevel.INFO,
+        Choice(LogLevel),
+        metavar="LEVEL",
+        group="Output",
+        help="least important messages that are logged",
+    )
+    verbose: bool = setting(
+        False,
+        Switch(),
+        group="Output",
+        help="log everything, as --log-level debug does",
+    )
+
+    @property
+    def effective_log_level(self) -> LogLevel:
+        """`log_level`, unless `verbose` says debug."""
+        return LogLevel.DEBUG if self.verbose else self.log_level
+
+    def problems(self) -> Iterator[Problem]:
+        """What no single field can tell. The one place for such checks; paths are field names."""
+        if self.launcher_config is not None:
+            yield Problem("launcher_config", "is not yet supported in this version")
+
+
+@frozen(kw_only=True)
+class DemoSettings:
+    """Everything that `demo` can be told."""
+
+    host: str = setting(
+        "127.0.0.1",
+        Text(),
+        metavar="HOST",
+        group="Router",
+        help="address the router listens on",
+    )
+    port: int = setting(
+        30081,
+        WholeNumber(0, 65535),
+        group="Router",
+        help="port the router listens on; 0 picks a free one",
+    )
+    workers: int = setting(
+        2,
+        WholeNumber(1, 64),
+        group="Simulated workers",
+        help="how many simulated workers to start",
+    )
+    worker_base_port: int = setting(
+        0,
+        WholeNumber(0, 65535),
+        group="Simulated workers",
+        help="port of the first worker, each takes two; 0 picks free ones",
+    )
+    time_scale: float = setting(
+        1.0,
+        Number(0.001, 1000),
+        group="Simulated workers",
+        help="how long a simulated generation takes; 2 makes all twice as slow",
+    )
+    check: bool = setting(
+        False,
+        Switch(),
+        group="What to do",
+        help="run one whole round by itself, print each step, and end with its outcome",
+    )
+    verbose: bool = setting(
+        False,
+        Switch(),
+        group="What to do",
+        help="show what the router and the workers log",
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """What no single field can tell; paths are field names."""
+        # A worker also takes the port after its own (worker contract, "Starting").
+        if self.worker_base_port and self.worker_base_port + 2 * self.workers > 65536:
+            yield Problem(
+                "worker_base_port",
+                f"{self.workers} workers take {2 * self.workers} ports from here,"
+                f" so expected at most {65536 - 2 * self.workers}, got {self.worker_base_port}",
+            )

@@ -1,0 +1,257 @@
+"""The settings classes and their kinds: what each accepts, and what it says otherwise."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.settings import (
+    GIB,
+    KIB,
+    MIB,
+    DemoSettings,
+    LogLevel,
+    RouterSettings,
+    RoutingAlgorithm,
+    describe,
+)
+from router.settings.fields import settings_of
+from router.settings.kinds import (
+    Choice,
+    Duration,
+    Kind,
+    Many,
+    Number,
+    Size,
+    Switch,
+    Text,
+    Unfit,
+    WholeNumber,
+    got,
+)
+
+
+def refusal(kind: Kind, value: object) -> str:
+    with pytest.raises(Unfit) as caught:
+        kind.parse(value)
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    assert attrs.asdict(RouterSettings()) == {
+        "host": "0.0.0.0",
+        "port": 30080,
+        "shutdown_timeout": 60.0,
+        "worker_urls": (),
+        "max_connections": None,
+        "launcher_config": None,
+        "routing_algorithm": RoutingAlgorithm.LEAST_REQUEST,
+        "retries": 3,
+        "health_check_interval": 10.0,
+        "health_check_failure_threshold": 3,
+        "timeout": 1800.0,
+        "connect_timeout": 5.0,
+        "idle_timeout": 300.0,
+        "peek_limit": MIB,
+        "max_request_bytes": GIB,
+        "websocket_max_message": 64 * MIB,
+        "log_level": LogLevel.INFO,
+        "verbose": False,
+    }
+    demo = DemoSettings()
+    assert (demo.host, demo.port, demo.workers) == ("127.0.0.1", 30081, 2)
+    assert (demo.worker_base_port, demo.time_scale) == (0, 1.0)
+    assert (demo.check, demo.verbose) == (False, False)
+
+
+def test_settings_are_frozen_and_checked_however_they_are_made() -> None:
+    settings = RouterSettings(port=0)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        settings.port = 1  # type: ignore[misc]
+    with pytest.raises(
+        ValueError, match=r"port: expected a whole number from 0 to 65535, got 65536"
+    ):
+        RouterSettings(port=65536)
+    with pytest.raises(ValueError, match=r"retries: .*got true"):
+        attrs.evolve(settings, retries=True)
+
+
+def test_verbose_is_debug() -> None:
+    assert RouterSettings(log_level=LogLevel.ERROR).effective_log_level is LogLevel.ERROR
+    assert RouterSettings(log_level=LogLevel.ERROR, verbose=True).effective_log_level == "debug"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (5, 5.0),
+        (2.5, 2.5),
+        ("30", 30.0),
+        (".5", 0.5),
+        ("1e3", 1000.0),
+        ("300ms", 0.3),
+        ("30s", 30.0),
+        ("5m", 300.0),
+        ("1.5 h", 5400.0),
+        ("1H", 3600.0),
+    ],
+)
+def test_durations(value: object, seconds: float) -> None:
+    parsed = Duration().parse(value)
+    assert parsed == seconds
+    assert isinstance(parsed, float)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "s", "5 parsecs", "1m30s", "-5s", "nan", "inf", "1e400", "5s ", "5\ns", "\u0663s"),
+        *(math.nan, math.inf, 10**400, -1, True, None, []),
+    ],
+)
+def test_what_is_no_duration(value: object) -> None:
+    assert refusal(Duration(0), value).startswith(
+        "expected a time of at least 0s (seconds, or like 500ms, 30s, 5m, 1h), got "
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (1048576, MIB),
+        ("1048576", MIB),
+        ("64MiB", 64 * MIB),
+        ("64M", 64 * MIB),
+        ("64mib", 64 * MIB),
+        ("64MB", 64_000_000),
+        ("1GiB", GIB),
+        ("1.5 KiB", 1536),
+        ("7B", 7),
+    ],
+)
+def test_sizes(value: object, size: int) -> None:
+    parsed = Size().parse(value)
+    assert parsed == size
+    assert isinstance(parsed, int)
+
+
+@pytest.mark.parametrize("value", ["0.3B", "1TiB", "M", "1.2.3M", "1e999M", 1.0, True, None, "-1K"])
+def test_what_is_no_size(value: object) -> None:
+    assert "expected a size of at least 1B (bytes, or like" in refusal(Size(1), value)
+
+
+@pytest.mark.parametrize("value", [8, "8", "+8", "008"])
+def test_whole_numbers(value: object) -> None:
+    assert WholeNumber(0, 9).parse(value) == 8
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, 8.0, "8.0", "two", "", " 8", "1_0", "\u0668", None, 10**40, 10, -1, "9" * 99],
+)
+def test_what_is_no_whole_number(value: object) -> None:
+    assert refusal(WholeNumber(0, 9), value).startswith("expected a whole number from 0 to 9, got ")
+
+
+def test_no_number_at_all_only_where_that_means_something() -> None:
+    assert WholeNumber(1, none=True).parse("none") is None
+    assert WholeNumber(1, none=True).parse(None) is None
+    assert refusal(WholeNumber(1, none=True), 0) == (
+        "expected a whole number of at least 1 or 'none', got 0"
+    )
+    assert refusal(WholeNumber(1), "none").endswith("got 'none'")
+
+
+def test_switches_choices_and_texts() -> None:
+    assert Switch().parse(True) is True
+    assert Switch().parse("No") is False
+    assert refusal(Switch(), 1) == "expected true or false, got 1"
+    algorithm = Choice(RoutingAlgorithm)
+    assert algorithm.parse("random") is RoutingAlgorithm.RANDOM
+    assert refusal(algorithm, "round_robin") == (
+        "expected least-request, round-robin or random, got 'round_robin'"
+        " (did you mean round-robin?)"
+    )
+    assert refusal(algorithm, []).endswith("got a list")
+    assert Text(optional=True).parse(None) is None
+    assert refusal(Text(), None) == "expected text, got nothing"
+    assert refusal(Text(), " ") == "expected text, got ' '"
+    assert refusal(Text(), 127) == "expected text, got 127"
+    assert Many(Text()).parse(["a", "b"]) == ("a", "b")
+    assert refusal(Many(Text()), "ab") == "expected a list, got 'ab'"
+
+
+def test_what_was_got_is_short_and_in_words() -> None:
+    values = [None, True, 3, 2.5, {}, [], "x" * 100, 10**5000, object()]
+    assert [got(value) for value in values] == [
+        "nothing",
+        "true",
+        "3",
+        "2.5",
+        "a mapping",
+        "a list",
+        repr("x" * 50) + "...",
+        "a very large number",
+        "object",
+    ]
+
+
+@given(st.integers(0, 2**45))
+def test_a_shown_size_reads_back(size: int) -> None:
+    assert Size().parse(Size().show(size)) == size
+
+
+@given(st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000))
+def test_a_shown_duration_reads_back_nearly(seconds: float) -> None:
+    parsed = Duration().parse(Duration().show(seconds))
+    assert isinstance(parsed, float)
+    assert parsed == pytest.approx(seconds, rel=1e-4)
+
+
+@given(st.one_of(st.text(), st.floats(), st.integers(), st.none(), st.lists(st.text())))
+def test_a_kind_reads_a_value_or_calls_it_unfit(value: object) -> None:
+    kinds: list[Kind] = [
+        *(Duration(0), Size(1), WholeNumber(0, 5), Number(), Switch(), Text()),
+        *(Choice(LogLevel), Many(Text())),
+    ]
+    for kind in kinds:
+        message = ""
+        try:
+            parsed = kind.parse(value)
+        except Unfit as unfit:
+            message = str(unfit)
+        else:
+            assert kind.parse(parsed) == parsed
+        wanted = [kind.expected, *([kind.item.expected] if isinstance(kind, Many) else [])]
+        assert not message or message.startswith(tuple(f"expected {one}, got " for one in wanted))
+
+
+@pytest.mark.parametrize("cls", [RouterSettings, DemoSettings])
+def test_every_field_is_a_setting_that_is_described(cls: type[attrs.AttrsInstance]) -> None:
+    names = [attribute.name for attribute in attrs.fields(cls)]
+    assert [row.key for row in describe(cls)] == names
+    for setting in settings_of(cls):
+        assert setting.help
+        assert setting.group
+        assert setting.default_text
+        assert setting.metavar or not setting.takes_value
+        assert setting.kind.parse(setting.default) == setting.default
+
+
+def test_a_described_row() -> None:
+    row = next(row for row in describe(RouterSettings) if row.key == "peek_limit")
+    assert (row.flag, row.default, row.range) == ("--peek-limit SIZE", "1MiB", "at least 1B")
+    assert KIB * 1024 == MIB
+
+
+def test_cross_field_checks() -> None:
+    assert list(RouterSettings().problems()) == []
+    (problem,) = RouterSettings(launcher_config="launch.yaml").problems()
+    assert str(problem) == "launcher_config: is not yet supported in this version"
+    assert list(DemoSettings(worker_base_port=65532).problems()) == []
+    (problem,) = DemoSettings(worker_base_port=65533).problems()
+    assert problem.path == "worker_base_port"
