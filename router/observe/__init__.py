@@ -1,0 +1,1 @@
+"""Observers of the pool: they are told what happened and change nothing."""

@@ -1,0 +1,64 @@
+"""The log: one line per event, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from ..pool import events
+
+logger = logging.getLogger("router.pool")
+
+_FIELDS = ("request_id", "code")
+
+
+class _LineFormatter(logging.Formatter):
+    """Time, level, message, then the fields that machines look for."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        named = [(name, getattr(record, name, None)) for name in _FIELDS]
+        tail = " ".join(f"{name}={value}" for name, value in named if value)
+        return f"{line} [{tail}]" if tail else line
+
+
+def configure(level: str) -> None:
+    """Send the router's log to standard error, from `level` (debug, info, warning, error) on.
+
+    Libraries are heard from warning on, so that debugging the router shows the router.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _LineFormatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("router").setLevel(level.upper())
+
+
+def log_event(event: events.Event) -> None:
+    """Log what happened to a worker. An observer of the registry."""
+    match event:
+        case events.WorkerAdded(worker):
+            logger.info("worker %s added (%s)", worker.url, worker.origin)
+        case events.WorkerRemoved(worker):
+            logger.info("worker %s removed", worker.url)
+        case events.FacetChanged(worker, facet, old, new, reason):
+            level = logging.WARNING if new in ("unhealthy", "failed") else logging.INFO
+            why = f": {reason}" if reason else ""
+            logger.log(level, "worker %s: %s %s -> %s%s", worker.url, facet, old, new, why)
+        case events.CapabilitiesLearned(worker):
+            can = worker.capabilities
+            models = ", ".join(can.models) if can and can.models else "no model named"
+            logger.info("worker %s serves %s", worker.url, models)
+        case events.Suspected(worker, reason):
+            logger.info("worker %s may be another process now: %s", worker.url, reason)
+        case events.Reincarnated(worker, reason):
+            logger.warning("worker %s is another process now (%s)", worker.url, reason)
+        case events.Trouble(worker, reason):
+            logger.debug("worker %s: %s", worker.url, reason)
+        case events.LeaseGranted(lease):
+            logger.debug("worker %s: lease granted", lease.worker.url)
+        case events.LeaseEnded(lease):
+            logger.debug("worker %s: lease ended", lease.worker.url)

@@ -1,0 +1,80 @@
+"""What observers of the registry are told. Frozen facts, in the order in which they happened."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from .worker import Lease, Worker
+
+
+@frozen
+class WorkerAdded:
+    worker: Worker
+
+
+@frozen
+class WorkerRemoved:
+    worker: Worker
+
+
+@frozen
+class FacetChanged:
+    """One facet took another value; `reason` is a sentence for people, if there is one."""
+
+    worker: Worker
+    facet: str
+    old: str
+    new: str
+    reason: str | None = None
+
+
+@frozen
+class CapabilitiesLearned:
+    worker: Worker
+
+
+@frozen
+class Suspected:
+    """It is doubtful whether the worker's process is still the same."""
+
+    worker: Worker
+    reason: str
+
+
+@frozen
+class Reincarnated:
+    """Another process answers at the worker's URL; what was known of the old one is void."""
+
+    worker: Worker
+    reason: str
+
+
+@frozen
+class Trouble:
+    """An exchange with the worker failed in transport: a probe should look at once."""
+
+    worker: Worker
+    reason: str
+
+
+@frozen
+class LeaseGranted:
+    lease: Lease
+
+
+@frozen
+class LeaseEnded:
+    lease: Lease
+
+
+Event = (
+    WorkerAdded
+    | WorkerRemoved
+    | FacetChanged
+    | CapabilitiesLearned
+    | Suspected
+    | Reincarnated
+    | Trouble
+    | LeaseGranted
+    | LeaseEnded
+)

@@ -1,0 +1,209 @@
+"""Transition tables of a worker's facets, and what follows from them.
+
+Each facet is a small machine of its own: being asleep must not erase being behind on weights.
+An event that a table does not name raises and changes nothing. DESIGN section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TypeVar
+
+from ..errors import Conflict
+from .worker import Admin, Health, Memory, Weights, Worker
+
+
+class HealthEvent(StrEnum):
+    RECOVER = "recover"
+    WARM = "warm"
+    FAIL = "fail"
+    FORGET = "forget"
+
+
+class AdminEvent(StrEnum):
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    QUARANTINE = "quarantine"
+    CLEAR = "clear"
+
+
+class MemoryEvent(StrEnum):
+    SLEEP = "sleep"
+    SLEPT = "slept"
+    WAKE = "wake"
+    WOKE = "woke"
+    LOST = "lost"  # the outcome of a sleep or wake call is unknown
+    REPLACED = "replaced"  # another process answers at this URL
+
+
+class WeightsEvent(StrEnum):
+    FENCE = "fence"
+    APPLIED = "applied"
+    VOID = "void"  # the change was applied by nobody, and not here either
+    MISSED = "missed"
+    REFUSED = "refused"
+    REPLACED = "replaced"
+
+
+class Probe(StrEnum):
+    """What one health probe found."""
+
+    OK = "ok"
+    WARMING = "warming"
+    FAILED = "failed"
+    REFUSED = "refused"  # nobody listens
+    BACKEND_DEAD = "backend_dead"
+
+
+S = TypeVar("S", bound=StrEnum)
+E = TypeVar("E", bound=StrEnum)
+Table = Mapping[S, Mapping[E, S]]
+
+_R, _W, _F, _O = HealthEvent.RECOVER, HealthEvent.WARM, HealthEvent.FAIL, HealthEvent.FORGET
+HEALTH: Table[Health, HealthEvent] = {
+    state: {
+        _R: Health.HEALTHY,
+        _W: Health.WARMING,
+        _F: Health.UNHEALTHY,
+        _O: Health.UNKNOWN,
+    }
+    for state in Health
+}
+
+ADMIN: Table[Admin, AdminEvent] = {
+    Admin.ENABLED: {
+        AdminEvent.DRAIN: Admin.DRAINING,
+        AdminEvent.UNDRAIN: Admin.ENABLED,
+        AdminEvent.QUARANTINE: Admin.QUARANTINED,
+        AdminEvent.CLEAR: Admin.ENABLED,
+    },
+    Admin.DRAINING: {
+        AdminEvent.DRAIN: Admin.DRAINING,
+        AdminEvent.UNDRAIN: Admin.ENABLED,
+        AdminEvent.QUARANTINE: Admin.QUARANTINED,
+        # Clearing a death that is not there must not end a drain.
+        AdminEvent.CLEAR: Admin.DRAINING,
+    },
+    Admin.QUARANTINED: {
+        AdminEvent.QUARANTINE: Admin.QUARANTINED,
+        AdminEvent.CLEAR: Admin.ENABLED,
+    },
+}
+
+MEMORY: Table[Memory, MemoryEvent] = {
+    Memory.AWAKE: {
+        MemoryEvent.SLEEP: Memory.FALLING_ASLEEP,
+        MemoryEvent.REPLACED: Memory.AWAKE,
+    },
+    Memory.FALLING_ASLEEP: {
+        MemoryEvent.SLEPT: Memory.ASLEEP,
+        # Refused: the worker said that it is still awake.
+        MemoryEvent.WOKE: Memory.AWAKE,
+        MemoryEvent.LOST: Memory.ASLEEP,
+        MemoryEvent.REPLACED: Memory.AWAKE,
+    },
+    Memory.ASLEEP: {
+        MemoryEvent.WAKE: Memory.WAKING,
+        MemoryEvent.SLEEP: Memory.FALLING_ASLEEP,
+        MemoryEvent.REPLACED: Memory.AWAKE,
+    },
+    Memory.WAKING: {
+        MemoryEvent.WOKE: Memory.AWAKE,
+        MemoryEvent.SLEPT: Memory.ASLEEP,
+        MemoryEvent.LOST: Memory.ASLEEP,
+        MemoryEvent.REPLACED: Memory.AWAKE,
+    },
+}
+
+WEIGHTS: Table[Weights, WeightsEvent] = {
+    Weights.CURRENT: {
+        WeightsEvent.FENCE: Weights.UPDATING,
+        WeightsEvent.MISSED: Weights.BEHIND,
+        WeightsEvent.REPLACED: Weights.BEHIND,
+    },
+    Weights.UPDATING: {
+        WeightsEvent.APPLIED: Weights.CURRENT,
+        WeightsEvent.VOID: Weights.CURRENT,
+        WeightsEvent.MISSED: Weights.BEHIND,
+        WeightsEvent.REPLACED: Weights.BEHIND,
+    },
+    Weights.BEHIND: {
+        WeightsEvent.FENCE: Weights.UPDATING,
+        WeightsEvent.APPLIED: Weights.CURRENT,
+        WeightsEvent.MISSED: Weights.BEHIND,
+        WeightsEvent.REFUSED: Weights.FAILED,
+        WeightsEvent.REPLACED: Weights.BEHIND,
+    },
+    Weights.FAILED: {
+        WeightsEvent.FENCE: Weights.UPDATING,
+        WeightsEvent.MISSED: Weights.BEHIND,
+        WeightsEvent.APPLIED: Weights.CURRENT,
+        WeightsEvent.REPLACED: Weights.BEHIND,
+    },
+}
+
+
+class IllegalTransition(Conflict):
+    """The facet does not know this event in its present state; nothing was changed."""
+
+    default_code = "illegal_transition"
+
+
+def step(table: Table[S, E], state: S, event: E) -> S:
+    """The state after the event. Raises IllegalTransition if the table does not name it."""
+    try:
+        return table[state][event]
+    except KeyError:
+        raise IllegalTransition(f"A worker that is {state} cannot {event}") from None
+
+
+# After a loss of health, so many successes in a row bring a worker back (DESIGN section 7).
+SUCCESSES_TO_RECOVER = 2
+
+
+def judge(worker: Worker, probe: Probe, *, failure_threshold: int) -> HealthEvent | None:
+    """What the worker's latest probe, already counted in its record, means for its health."""
+    match probe:
+        case Probe.OK:
+            if worker.health is Health.HEALTHY:
+                return None
+            enough = SUCCESSES_TO_RECOVER if worker.health is Health.UNHEALTHY else 1
+            return HealthEvent.RECOVER if worker.consecutive_successes >= enough else None
+        case Probe.WARMING:
+            return None if worker.health is Health.WARMING else HealthEvent.WARM
+        case Probe.BACKEND_DEAD:
+            # Its own word: more probes would only send more work to a dead engine.
+            return None if worker.health is Health.UNHEALTHY else HealthEvent.FAIL
+        case Probe.FAILED | Probe.REFUSED:
+            if worker.health is Health.UNHEALTHY:
+                return None
+            many = worker.consecutive_failures >= failure_threshold
+            return HealthEvent.FAIL if many else None
+
+
+def reasons(worker: Worker) -> list[str]:
+    """Why the worker is not routable, as stable words; empty if it is."""
+    found: list[str] = []
+    if worker.removed:
+        found.append("removed")
+    if worker.health is not Health.HEALTHY:
+        found.append("not_probed_yet" if worker.health is Health.UNKNOWN else worker.health.value)
+    if worker.admin is not Admin.ENABLED:
+        found.append(worker.admin.value)
+    if worker.memory is not Memory.AWAKE:
+        found.append(worker.memory.value)
+    if worker.weights is not Weights.CURRENT:
+        found.append(f"weights_{worker.weights.value}")
+    return found
+
+
+def routable(worker: Worker) -> bool:
+    """Whether generations may be sent to it: healthy, enabled, awake, current."""
+    return (
+        worker.health is Health.HEALTHY
+        and worker.admin is Admin.ENABLED
+        and worker.memory is Memory.AWAKE
+        and worker.weights is Weights.CURRENT
+        and not worker.removed
+    )

@@ -1,0 +1,16 @@
+"""Any of them, with equal chance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+
+from ..worker import Worker
+
+
+class RandomChoice:
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(self, candidates: Sequence[Worker], group: Hashable) -> Worker:
+        return self._rng.choice(candidates)

@@ -1,0 +1,16 @@
+"""Each in turn, whatever its load."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from ..worker import Worker
+from .base import Turns
+
+
+class RoundRobin:
+    def __init__(self) -> None:
+        self._turns = Turns()
+
+    def choose(self, candidates: Sequence[Worker], group: Hashable) -> Worker:
+        return self._turns.next(candidates, group)

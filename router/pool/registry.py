@@ -1,0 +1,224 @@
+"""The sole owner of the workers: applies events to them and tells observers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from attrs import frozen
+
+from ..errors import NotFound
+from . import events, ids
+from .lifecycle import (
+    ADMIN,
+    HEALTH,
+    MEMORY,
+    WEIGHTS,
+    AdminEvent,
+    HealthEvent,
+    MemoryEvent,
+    Probe,
+    WeightsEvent,
+    judge,
+    routable,
+    step,
+)
+from .worker import Capabilities, Health, Lease, Origin, Worker
+
+Observer = Callable[[events.Event], None]
+
+
+class UnknownWorker(NotFound):
+    default_code = "unknown_worker"
+
+
+class Registry:
+    """The workers by normalised URL, in order of registration.
+
+    Every change happens here, synchronously, and is told to every observer before the call
+    returns. Reports about a worker that was removed meanwhile change nothing.
+    """
+
+    def __init__(self, *, failure_threshold: int = 3) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._observers: list[Observer] = []
+        self._failure_threshold = failure_threshold
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._workers.values()))
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def subscribe(self, observer: Observer) -> None:
+        """Tell `observer` of every event from now on. It must not raise nor block."""
+        self._observers.append(observer)
+
+    def find(self, url: str) -> Worker | None:
+        """The worker of a normalised URL, if it is registered."""
+        return self._workers.get(url)
+
+    def get(self, worker_id: str) -> Worker:
+        """The worker of an id or URL in any spelling. Raises UnknownWorker or BadWorkerURL."""
+        url = ids.url_of(worker_id)
+        worker = self._workers.get(url)
+        if worker is None:
+            raise UnknownWorker(f"No worker is registered at {url}")
+        return worker
+
+    def add(self, url: str, origin: Origin, *, concurrency: int | None = None) -> Worker:
+        """Register a normalised URL. A URL that is known already keeps its record."""
+        known = self._workers.get(url)
+        if known is not None:
+            if concurrency is not None:
+                known.concurrency_limit = concurrency
+            return known
+        worker = Worker(url=url, origin=origin, concurrency_limit=concurrency)
+        self._workers[url] = worker
+        self._tell(events.WorkerAdded(worker))
+        return worker
+
+    def remove(self, worker: Worker) -> None:
+        """Forget the worker. Leases on it stay valid until their exchanges end."""
+        if worker.removed:
+            return
+        del self._workers[worker.url]
+        worker.removed = True
+        self._tell(events.WorkerRemoved(worker))
+
+    def lease(self, worker: Worker) -> Lease:
+        """Take a lease on the worker. Whether it may be sent work is the caller's decision."""
+        lease = Lease(worker, worker.incarnation, self._end)
+        worker.leases.add(lease)
+        self._tell(events.LeaseGranted(lease))
+        return lease
+
+    def set_concurrency(self, worker: Worker, limit: int | None) -> None:
+        """Set the worker's slots; None returns to what it can do by itself."""
+        worker.concurrency_limit = limit
+
+    def probed(self, worker: Worker, probe: Probe, reason: str | None = None) -> None:
+        """Record what a health probe found, and what follows from it."""
+        if worker.removed:
+            return
+        if probe is Probe.OK:
+            worker.consecutive_failures = 0
+            worker.consecutive_successes += 1
+        else:
+            worker.consecutive_successes = 0
+            if probe is Probe.WARMING:
+                worker.consecutive_failures = 0
+            else:
+                worker.consecutive_failures += 1
+            worker.health_reason = reason
+        event = judge(worker, probe, failure_threshold=self._failure_threshold)
+        if worker.met and probe is Probe.WARMING and worker.health is Health.HEALTHY:
+            self.suspect(worker, "it warms up again after it was healthy")
+        elif worker.met and probe is Probe.REFUSED:
+            self.suspect(worker, "it refused a connection")
+        if event is not None:
+            self._health(worker, event, reason)
+        if worker.health is Health.HEALTHY:
+            worker.health_reason = None
+            worker.met = True
+
+    def learned(self, worker: Worker, capabilities: Capabilities) -> None:
+        """Record what the worker says it can do."""
+        if worker.removed or worker.capabilities == capabilities:
+            return
+        worker.capabilities = capabilities
+        self._tell(events.CapabilitiesLearned(worker))
+
+    def administer(self, worker: Worker, event: AdminEvent, reason: str | None = None) -> None:
+        """Apply an operator's wish. Raises IllegalTransition and then changes nothing."""
+        new = step(ADMIN, worker.admin, event)
+        old, worker.admin = worker.admin, new
+        self._facet(worker, "admin", old, new, reason)
+
+    def forgive(self, worker: Worker) -> None:
+        """Clear quarantine and ill health alike (`PUT {"is_dead": false}`); probes judge anew."""
+        self.administer(worker, AdminEvent.CLEAR)
+        if worker.health is Health.UNHEALTHY:
+            worker.consecutive_failures = worker.consecutive_successes = 0
+            self._health(worker, HealthEvent.FORGET, "cleared by an operator")
+
+    def remember(self, worker: Worker, event: MemoryEvent, reason: str | None = None) -> None:
+        """Apply an event of sleep or wake. Raises IllegalTransition and then changes nothing."""
+        new = step(MEMORY, worker.memory, event)
+        old, worker.memory = worker.memory, new
+        self._facet(worker, "memory", old, new, reason)
+
+    def weigh(self, worker: Worker, event: WeightsEvent, reason: str | None = None) -> None:
+        """Apply an event of a weight change. Raises IllegalTransition, then changes nothing."""
+        new = step(WEIGHTS, worker.weights, event)
+        old, worker.weights = worker.weights, new
+        self._facet(worker, "weights", old, new, reason)
+
+    def suspect(self, worker: Worker, reason: str) -> None:
+        """Doubt that the process is the same; the first reason is kept until it is cleared."""
+        if worker.removed or worker.suspicion is not None:
+            return
+        worker.suspicion = reason
+        self._tell(events.Suspected(worker, reason))
+
+    def trouble(self, worker: Worker, reason: str) -> None:
+        """The relay could not talk to the worker: not judged here, but worth a probe at once."""
+        if not worker.removed:
+            self._tell(events.Trouble(worker, reason))
+
+    def absolve(self, worker: Worker) -> None:
+        """The process is proven to be the same."""
+        worker.suspicion = None
+
+    def reincarnate(self, worker: Worker, reason: str) -> None:
+        """Another process answers at this URL: forget what only the old one knew.
+
+        Leases on the old process end without effect here.
+        """
+        if worker.removed:
+            return
+        worker.suspicion = None
+        worker.incarnation += 1
+        worker.capabilities = None
+        worker.met = False
+        worker.leases = set()
+        self._tell(events.Reincarnated(worker, reason))
+
+    def _end(self, lease: Lease) -> None:
+        lease.worker.leases.discard(lease)
+        self._tell(events.LeaseEnded(lease))
+
+    def _health(self, worker: Worker, event: HealthEvent, reason: str | None) -> None:
+        new = step(HEALTH, worker.health, event)
+        old, worker.health = worker.health, new
+        self._facet(worker, "health", old, new, reason)
+
+    def _facet(self, worker: Worker, facet: str, old: str, new: str, reason: str | None) -> None:
+        if old != new:
+            self._tell(events.FacetChanged(worker, facet, old, new, reason))
+
+    def _tell(self, event: events.Event) -> None:
+        for observer in self._observers:
+            observer(event)
+
+
+@frozen
+class Census:
+    """How many workers are in which condition; each is counted once."""
+
+    total: int
+    routable: int
+    dead: int
+    sleeping: int
+
+
+def census(registry: Registry) -> Census:
+    """Count the workers: dead before sleeping before healthy (DESIGN section 4)."""
+    workers = list(registry)
+    dead = [worker for worker in workers if worker.is_dead]
+    sleeping = [worker for worker in workers if not worker.is_dead and worker.is_sleeping]
+    return Census(
+        total=len(workers),
+        routable=sum(map(routable, workers)),
+        dead=len(dead),
+        sleeping=len(sleeping),
+    )

@@ -1,0 +1,202 @@
+"""The record of one worker: its facets, what it can do, and the leases held on it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from attrs import define, field, frozen
+
+from . import ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Health(StrEnum):
+    """What probes say. `warming`: the process lives but does not serve yet."""
+
+    UNKNOWN = "unknown"
+    WARMING = "warming"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+class Admin(StrEnum):
+    """What an operator wants."""
+
+    ENABLED = "enabled"
+    DRAINING = "draining"
+    QUARANTINED = "quarantined"
+
+
+class Memory(StrEnum):
+    """Whether the weights are on the GPU. A worker cannot be asked: this is what it last said."""
+
+    AWAKE = "awake"
+    FALLING_ASLEEP = "falling_asleep"
+    ASLEEP = "asleep"
+    WAKING = "waking"
+
+
+class Weights(StrEnum):
+    """Where the worker stands against the ledger of its model."""
+
+    CURRENT = "current"
+    UPDATING = "updating"
+    BEHIND = "behind"
+    FAILED = "failed"
+
+
+class Origin(StrEnum):
+    """How the worker became known."""
+
+    STATIC = "static"
+    REGISTERED = "registered"
+    LAUNCHED = "launched"
+
+
+class Task(StrEnum):
+    """What a generation makes."""
+
+    IMAGE = "image"
+    EDIT = "edit"
+    VIDEO = "video"
+    MESH = "mesh"
+
+
+# The worker's `task_type` words (worker contract, "Other rules") by what they make.
+_TASKS_OF_TYPE: dict[str, frozenset[Task]] = {
+    "T2I": frozenset({Task.IMAGE}),
+    "I2I": frozenset({Task.EDIT}),
+    # A worker that reports only TI2I also takes plain text (seen on a real worker).
+    "TI2I": frozenset({Task.IMAGE, Task.EDIT}),
+    "T2V": frozenset({Task.VIDEO}),
+    "I2V": frozenset({Task.VIDEO}),
+    "TI2V": frozenset({Task.VIDEO}),
+    "I2M": frozenset({Task.MESH}),
+}
+_TASKS_OF_OUTPUT: dict[str, frozenset[Task]] = {
+    "IMAGE": frozenset({Task.IMAGE, Task.EDIT}),
+    "VIDEO": frozenset({Task.VIDEO}),
+    "MESH": frozenset({Task.MESH}),
+}
+
+
+@frozen
+class Capabilities:
+    """What a worker says of itself at `/v1/models`, `/server_info` and `/model_info`."""
+
+    models: tuple[str, ...] = ()
+    task_types: tuple[str, ...] = ()
+    output_types: tuple[str, ...] = ()
+    dp_size: int = 1
+    model_path: str | None = None
+    version: str | None = None
+
+    @property
+    def tasks(self) -> frozenset[Task] | None:
+        """What it can make; None if it named nothing that is understood."""
+        found: set[Task] = set()
+        for word in self.task_types:
+            found |= _TASKS_OF_TYPE.get(word.upper(), frozenset())
+        if not found:
+            for word in self.output_types:
+                found |= _TASKS_OF_OUTPUT.get(word.upper(), frozenset())
+        return frozenset(found) or None
+
+    def can(self, task: Task) -> bool | None:
+        """Whether it can do the task; None if that is not known."""
+        tasks = self.tasks
+        return None if tasks is None else task in tasks
+
+
+@define(eq=False)
+class Worker:
+    """One registration of one URL. Only the registry changes it."""
+
+    url: str
+    origin: Origin
+    health: Health = Health.UNKNOWN
+    admin: Admin = Admin.ENABLED
+    memory: Memory = Memory.AWAKE
+    weights: Weights = Weights.CURRENT
+    # Probes since the last one of the other outcome; never both above zero.
+    consecutive_failures: int = 0
+    consecutive_successes: int = 0
+    # Why health is not `healthy`, in one sentence for people; None while it is.
+    health_reason: str | None = None
+    # Known once `/v1/models`, `/server_info` and `/model_info` were read in this incarnation.
+    capabilities: Capabilities | None = None
+    # A probe of this incarnation has succeeded.
+    met: bool = False
+    # Counts the processes seen behind the URL, from 1.
+    incarnation: int = 1
+    # Set while it is doubtful whether the process is still the one that was probed.
+    suspicion: str | None = None
+    # What the operator set; None: as many as the worker can (see `max_concurrency`).
+    concurrency_limit: int | None = None
+    removed: bool = False
+    leases: set[Lease] = field(factory=set, repr=False)
+
+    @property
+    def worker_id(self) -> str:
+        return ids.worker_id(self.url)
+
+    @property
+    def display_id(self) -> str:
+        return ids.display_id(self.url)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Generations it works on at once (slots)."""
+        if self.concurrency_limit is not None:
+            return self.concurrency_limit
+        return self.capabilities.dp_size if self.capabilities else 1
+
+    @property
+    def active_requests(self) -> int:
+        """Exchanges between dispatch and last byte."""
+        return len(self.leases)
+
+    @property
+    def is_dead(self) -> bool:
+        return self.admin is Admin.QUARANTINED or self.health is Health.UNHEALTHY
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Not known to be awake counts as asleep."""
+        return self.memory is not Memory.AWAKE
+
+
+@define(eq=False)
+class Lease:
+    """The right to send one exchange to one worker. Ends exactly once, on every path.
+
+    It belongs to one incarnation of the worker: its end after the process was replaced
+    changes nothing there.
+    """
+
+    worker: Worker
+    incarnation: int
+    _on_end: Callable[[Lease], None] = field(alias="on_end", repr=False)
+    ended: bool = False
+
+    def release(self) -> None:
+        """End the lease. Raises RuntimeError if it has ended already: somebody counts twice."""
+        if self.ended:
+            raise RuntimeError(f"lease on {self.worker.url} released twice")
+        self.ended = True
+        self._on_end(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
