@@ -1,0 +1,1 @@
+"""The data plane: bytes between clients and workers, unchanged and in bounded memory."""

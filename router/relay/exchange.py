@@ -1,0 +1,53 @@
+"""What the relay needs of a client: the head of its request, body pieces, ways to answer.
+
+The relay knows nothing of ASGI; a faster front can be put under it by implementing this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+
+class ClientGone(Exception):
+    """The client left, or stalled beyond its deadline; nothing can be answered any more."""
+
+
+class Exchange(Protocol):
+    """One request of a client and the one answer to it."""
+
+    method: str
+    target: bytes  # origin form: raw path and query
+    path: str  # percent-decoded, without the query
+    headers: Sequence[tuple[bytes, bytes]]
+    http_version: str
+    scheme: str
+    peer: str | None
+    request_id: str
+    responded: bool  # the head of the answer has been sent
+
+    async def read(self) -> bytes:
+        """The next piece of the request body, never empty; b"" at its end.
+
+        Raises ClientGone.
+        """
+        ...
+
+    async def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send the head of the answer."""
+        ...
+
+    async def send(self, piece: bytes, *, last: bool = False) -> None:
+        """Send a piece of the answer's body; returns when the client has room for more.
+
+        `last`: the answer is complete with it. An empty piece is allowed then.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Break the transfer so that the client cannot take the answer for a complete one."""
+        ...
+
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        """Call back, synchronously, as soon as the client is known to have left."""
+        ...

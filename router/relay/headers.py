@@ -1,0 +1,95 @@
+"""Header lists on their way through: order and duplicates kept, hop-by-hop fields dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+# RFC 9110 section 7.6.1, and the older ones that intermediaries still meet.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# A Connection header must not talk us into dropping these: that would change what the request
+# means (RFC 9110 section 7.6.1 forbids senders to name them).
+_END_TO_END = frozenset(
+    {b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"cookie"}
+)
+_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id"})
+_RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id"})
+
+
+def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first value of a header, by its lower-case name."""
+    for key, found in headers:
+        if key.lower() == name:
+            return found
+    return None
+
+
+def for_worker(
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    host: bytes,
+    request_id: bytes,
+    peer: str | None,
+    scheme: bytes,
+    framing: tuple[bytes, bytes] | None,
+) -> Headers:
+    """The request headers that a worker gets.
+
+    `host` is the worker's own; `framing` says how the body follows, in place of what the client
+    used. The client's address, host and scheme are appended as X-Forwarded-*.
+    """
+    given = list(headers)
+    drop = _dropped(given) | _REQUEST_ONLY
+    if framing is not None:
+        drop |= {b"content-length"}
+    kept: Headers = [(b"host", host)]
+    kept += [(name, content) for name, content in given if name.lower() not in drop]
+    if framing is not None:
+        kept.append(framing)
+    kept.append((b"x-request-id", request_id))
+    if peer is not None:
+        kept.append((b"x-forwarded-for", peer.encode()))
+    asked_host = value(given, b"host")
+    if asked_host is not None and value(given, b"x-forwarded-host") is None:
+        kept.append((b"x-forwarded-host", asked_host))
+    if value(given, b"x-forwarded-proto") is None:
+        kept.append((b"x-forwarded-proto", scheme))
+    return kept
+
+
+def for_client(
+    headers: Iterable[tuple[bytes, bytes]], *, request_id: bytes, worker_id: bytes, bodiless: bool
+) -> Headers:
+    """The response headers that the client gets, from those of the worker.
+
+    `bodiless`: a 1xx or 204, where Content-Length is not allowed (RFC 9110 section 8.6).
+    """
+    given = list(headers)
+    drop = _dropped(given) | _RESPONSE_ONLY
+    if bodiless or value(given, b"transfer-encoding") is not None:
+        drop |= {b"content-length"}
+    kept = [(name, content) for name, content in given if name.lower() not in drop]
+    kept.append((b"x-request-id", request_id))
+    kept.append((b"x-worker-id", worker_id))
+    return kept
+
+
+def _dropped(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    named: set[bytes] = set()
+    for name, content in headers:
+        if name.lower() == b"connection":
+            named.update(token.strip().lower() for token in content.split(b","))
+    return HOP_BY_HOP if not named else HOP_BY_HOP | (named - _END_TO_END)

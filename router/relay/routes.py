@@ -1,0 +1,113 @@
+"""The one table of what the router does with a request: method and path to how it is routed.
+
+Read from top to bottom, first match wins. The relay follows it, and so does docs/api.md.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+from attrs import field, frozen
+
+from ..pool.worker import Task
+
+
+class How(StrEnum):
+    """How a request finds its worker."""
+
+    OWN = "own"  # answered by the router itself
+    GENERATE = "generate"  # one fitting worker, for as long as it generates
+    SUBMIT = "submit"  # starts a job; its worker owns the job from then on
+    OWNER = "owner"  # the worker that owns the asset named in the path
+    CHANGE = "change"  # every eligible worker: weights, LoRA, memory
+    GATHER = "gather"  # asked of every healthy worker; rows
+    MERGED = "merged"  # every worker's list, merged into one
+    ANY = "any"  # anything else: one routable worker
+
+
+@frozen
+class Route:
+    """One row. `*` in `methods` is any method; `{name}` in `path` is one segment, `{+name}` any."""
+
+    methods: tuple[str, ...]
+    path: str
+    how: How
+    task: Task | None = None
+    # False: the row is reserved; the router answers 501 rather than let one worker of many
+    # take what is meant for all of them, or for the owner alone.
+    ready: bool = True
+    _pattern: re.Pattern[str] = field(init=False, repr=False, eq=False)
+
+    @_pattern.default
+    def _compile(self) -> re.Pattern[str]:
+        parts = re.split(r"(\{\+?\w+\})", self.path)
+        regex = "".join(
+            re.escape(part) if not part.startswith("{") else _group(part) for part in parts
+        )
+        return re.compile(regex + r"/?\Z")
+
+    def matches(self, method: str | None, path: str) -> bool:
+        """Whether the row is for this request; no method: for this path."""
+        if method is not None and "*" not in self.methods and method not in self.methods:
+            return False
+        return self._pattern.match(path) is not None
+
+
+def _group(part: str) -> str:
+    return r".+" if part.startswith("{+") else r"[^/]+"
+
+
+_G, _P, _D = ("GET",), ("POST",), ("DELETE",)
+
+ROUTES: tuple[Route, ...] = (
+    # The router's own.
+    Route(("GET", "POST"), "/workers", How.OWN),
+    Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),
+    Route(("GET", "HEAD"), "/health", How.OWN),
+    Route(("GET", "HEAD"), "/live", How.OWN),
+    Route(("GET", "HEAD"), "/ready", How.OWN),
+    # Generations.
+    Route(_P, "/v1/images/generations", How.GENERATE, Task.IMAGE),
+    Route(_P, "/v1/images/edits", How.GENERATE, Task.EDIT),
+    Route(_P, "/rollout/generate", How.GENERATE),
+    Route(_P, "/v1/diffusion/generate", How.GENERATE),
+    Route(_P, "/v1/actions/generations", How.GENERATE),
+    Route(_P, "/vertex_generate", How.GENERATE),
+    Route(_G, "/v1/images/{id}/content", How.OWNER, ready=False),
+    # Jobs.
+    Route(_P, "/v1/videos", How.SUBMIT, Task.VIDEO, ready=False),
+    Route(_G, "/v1/videos", How.MERGED, Task.VIDEO, ready=False),
+    Route(_G + _D, "/v1/videos/{id}", How.OWNER, Task.VIDEO, ready=False),
+    Route(_G, "/v1/videos/{id}/content", How.OWNER, Task.VIDEO, ready=False),
+    Route(_P, "/v1/meshes", How.SUBMIT, Task.MESH, ready=False),
+    Route(_G, "/v1/meshes", How.MERGED, Task.MESH, ready=False),
+    Route(_G + _D, "/v1/meshes/{id}", How.OWNER, Task.MESH, ready=False),
+    Route(_G, "/v1/meshes/{id}/content", How.OWNER, Task.MESH, ready=False),
+    # Weights, LoRA, memory.
+    Route(_P, "/update_weights_from_disk", How.CHANGE, ready=False),
+    Route(_P, "/update_weights_from_tensor", How.CHANGE, ready=False),
+    Route(_P, "/v1/set_lora", How.CHANGE, ready=False),
+    Route(_P, "/v1/merge_lora_weights", How.CHANGE, ready=False),
+    Route(_P, "/v1/unmerge_lora_weights", How.CHANGE, ready=False),
+    Route(_P, "/release_memory_occupation", How.CHANGE, ready=False),
+    Route(_P, "/resume_memory_occupation", How.CHANGE, ready=False),
+    Route(_P, "/get_weights_checksum", How.GATHER, ready=False),
+    Route(_P, "/update_weights_from_tensor_checker", How.GATHER, ready=False),
+    # Anything else, so that the router hides nothing that a worker offers.
+    Route(("*",), "/{+path}", How.ANY),
+    Route(("*",), "/", How.ANY),
+    Route(("*",), "*", How.ANY),
+)
+
+
+def find(method: str, path: str) -> Route:
+    """The row for a request; there always is one. `path` is percent-decoded.
+
+    A path of the router's own stays its own with any method, so that a wrong one is refused here
+    and not by a worker.
+    """
+    for route in ROUTES:
+        if route.matches(method if route.how is not How.OWN else None, path):
+            return route
+    return ROUTES[-1]

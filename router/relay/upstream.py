@@ -1,0 +1,364 @@
+"""Connections to workers: trio streams with h11 on top, kept alive per worker.
+
+A worker closes a connection that is idle for 5 s, so one is used again only within 3 s and only
+if no end of file has been seen on it. Each worker has its own pool: none can starve another, and
+health probes use connections of their own.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import h11
+import trio
+from attrs import define, field, frozen
+
+from ..errors import WorkerFailed, WorkerTimeout, describe
+
+IDLE_LIMIT = 3.0  # seconds
+_MAX_HEAD = 64 * 1024
+_READ_SIZE = 64 * 1024
+_BIG_READ = 1024 * 1024
+_REAP_INTERVAL = 1.0
+
+
+class ConnectFailed(WorkerFailed):
+    """No connection could be made; the worker has seen nothing of the request."""
+
+    default_code = "connect_failed"
+
+
+class ConnectTimeout(WorkerTimeout):
+    default_code = "connect_timeout"
+
+
+class Broken(Exception):
+    """The connection ended or misbehaved. The message says how, for logs and people."""
+
+
+@frozen
+class Origin:
+    """Where a worker listens."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    host_header: bytes
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return cls(url, parts.scheme, parts.hostname or "", port, parts.netloc.encode())
+
+
+@frozen
+class Head:
+    """The head of a worker's answer, header names as it spelled them."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    http_version: bytes
+
+
+@define(eq=False)
+class Connection:
+    """One connection to one worker, for one exchange at a time."""
+
+    stream: trio.abc.Stream
+    socket: trio.socket.SocketType
+    host_header: bytes
+    reused: bool = False
+    idle_since: float = 0.0
+    _h11: h11.Connection = field(init=False, repr=False, factory=lambda: _new_h11())
+    # Bytes of the answer's body still to come where Content-Length frames it, else None.
+    _left: int | None = field(init=False, default=None)
+    # Bytes of the body that came along with the head.
+    _early: bytes = field(init=False, default=b"", repr=False)
+    _keep: bool = field(init=False, default=False)
+    _sending: bool = field(init=False, default=False)
+
+    def request(self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The bytes of the request's head. Raises h11.LocalProtocolError if it is not valid."""
+        data = self._h11.send(h11.Request(method=method, target=target, headers=list(headers)))
+        assert data is not None
+        return data
+
+    def body(self, piece: bytes) -> bytes:
+        """The bytes of a piece of the request's body, framed as the head has announced."""
+        data = self._h11.send(h11.Data(data=piece))
+        assert data is not None
+        return data
+
+    def end(self) -> bytes:
+        """The bytes that end the request."""
+        return self._h11.send(h11.EndOfMessage()) or b""
+
+    async def send(self, data: bytes) -> None:
+        """Write; raises Broken if the worker does not take it."""
+        self._sending = True  # stays so if we are cancelled half-way
+        try:
+            await self.stream.send_all(data)
+            self._sending = False
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Broken(
+                f"the connection broke while the request was sent ({describe(error)})"
+            ) from error
+
+    async def head(self, *, bodiless: bool) -> Head:
+        """The head of the answer; informational ones are skipped. Raises Broken.
+
+        `bodiless`: the answer to a HEAD, which has no body whatever it announces.
+        """
+        while True:
+            event = await self._next()
+            if isinstance(event, h11.InformationalResponse):
+                if event.status_code == 101:
+                    raise Broken("it switched protocols though nobody asked it to")
+                continue
+            if isinstance(event, h11.Response):
+                break
+            raise Broken("it closed the connection without an answer")
+        head = Head(event.status_code, event.headers.raw_items(), event.http_version)
+        self._keep = _keeps_alive(event)
+        length = _content_length(event)
+        if bodiless or event.status_code in (204, 304):
+            length = 0
+        if length is not None:
+            self._left = length
+            early, closed = self._h11.trailing_data
+            # Bytes beyond the body belong to nothing we asked for.
+            self._keep = self._keep and len(early) <= length and not closed
+            self._early = early if length else b""
+        return head
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the whole body of the answer has been taken."""
+        return self._left == 0
+
+    async def piece(self) -> bytes:
+        """The next piece of the answer's body, as it comes; b"" only at its end.
+
+        Raises Broken if it is cut off.
+        """
+        if self._left is None:
+            return await self._framed_piece()
+        # Framed by Content-Length: straight from the socket, past the parser, which would copy
+        # every piece twice.
+        if self._early:
+            piece, self._early = bytes(self._early[: self._left]), b""
+        elif self._left:
+            piece = await self._receive(min(self._left, _BIG_READ))
+            if not piece:
+                raise Broken(f"it closed the connection {self._left} bytes before the answer's end")
+        else:
+            return b""
+        self._left -= len(piece)
+        return piece
+
+    async def _framed_piece(self) -> bytes:
+        """A piece of a body that is chunked, or ends with the connection: all that is here."""
+        pieces: list[bytes] = []
+        event = await self._next()
+        while isinstance(event, h11.Data):
+            pieces.append(bytes(event.data))
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError:
+                break  # raised again at the next call, after what is whole was passed on
+            if event is h11.NEED_DATA:
+                break
+        if isinstance(event, h11.EndOfMessage):
+            self._left = 0
+            whole = self._h11.their_state is h11.DONE and not any(self._h11.trailing_data)
+            self._keep = self._keep and whole
+        elif not pieces:
+            raise Broken("it closed the connection within the answer")
+        return b"".join(pieces)
+
+    def settle(self, now: float) -> bool:
+        """After an exchange: make it ready for the next one. False if it cannot be used again."""
+        sent = self._h11.our_state is h11.DONE and not self._sending
+        if not (self._keep and self.at_end and sent):
+            return False
+        self._h11 = _new_h11()
+        self._left, self._early, self._keep = None, b"", False
+        self.idle_since = now
+        self.reused = True
+        return True
+
+    def quiet(self) -> bool:
+        """Whether nothing has arrived while it was idle: neither an end of file nor stray bytes."""
+        return not _readable(self.socket.fileno())
+
+    async def close(self) -> None:
+        """Close at once, whatever is under way; never blocks."""
+        await trio.aclose_forcefully(self.stream)
+
+    async def _next(self) -> object:
+        while True:
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError as error:
+                raise Broken(f"its answer is not valid HTTP: {error}") from error
+            if event is not h11.NEED_DATA:
+                return event
+            self._h11.receive_data(await self._receive(_READ_SIZE))
+
+    async def _receive(self, size: int) -> bytes:
+        try:
+            return bytes(await self.stream.receive_some(size))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Broken(f"the connection broke within the answer ({describe(error)})") from error
+
+
+_UNLIMITED: AbstractAsyncContextManager[object] = nullcontext()
+
+
+@define(eq=False)
+class _Pool:
+    origin: Origin
+    idle: list[Connection] = field(factory=list)
+    users: int = 0  # exchanges under way or waiting for a connection
+    limit: trio.Semaphore | None = None
+
+
+@define(eq=False)
+class Upstream:
+    """The connections to all workers.
+
+    `connect_timeout` in seconds; `max_connections` bounds those to one worker (None: no bound),
+    further exchanges then wait for one.
+    """
+
+    connect_timeout: float = 5.0
+    max_connections: int | None = None
+    _pools: dict[str, _Pool] = field(init=False, factory=dict)
+    _tls: ssl.SSLContext | None = field(init=False, default=None)
+
+    async def run(self) -> None:
+        """Close connections that have been idle for too long; never returns."""
+        while True:
+            await trio.sleep(_REAP_INTERVAL)
+            limit = trio.current_time() - IDLE_LIMIT
+            for pool in list(self._pools.values()):
+                stale = [c for c in pool.idle if c.idle_since < limit]
+                pool.idle = [c for c in pool.idle if c.idle_since >= limit]
+                for connection in stale:
+                    await connection.close()
+                if not pool.idle and not pool.users:
+                    self._pools.pop(pool.origin.url, None)
+
+    @asynccontextmanager
+    async def connection(self, url: str, *, fresh: bool = False) -> AsyncIterator[Connection]:
+        """A connection to the worker for one exchange, closed or kept at the end of the block.
+
+        `fresh`: a new one, not one that was kept alive.
+
+        Raises ConnectFailed or ConnectTimeout on entry.
+        """
+        pool = self._pools.get(url)
+        if pool is None:
+            limit = trio.Semaphore(self.max_connections) if self.max_connections else None
+            pool = self._pools[url] = _Pool(Origin.of(url), limit=limit)
+        pool.users += 1
+        try:
+            async with pool.limit or _UNLIMITED:
+                connection = None if fresh else await self._reuse(pool)
+                connection = connection or await self._open(pool.origin)
+                try:
+                    yield connection
+                except BaseException:
+                    await connection.close()
+                    raise
+                if connection.settle(trio.current_time()):
+                    pool.idle.append(connection)
+                else:
+                    await connection.close()
+        finally:
+            pool.users -= 1
+
+    def idle(self, url: str) -> int:
+        """How many idle connections to the worker are kept."""
+        pool = self._pools.get(url)
+        return len(pool.idle) if pool else 0
+
+    async def _reuse(self, pool: _Pool) -> Connection | None:
+        while pool.idle:
+            connection = pool.idle.pop()
+            fresh = trio.current_time() - connection.idle_since < IDLE_LIMIT
+            if fresh and connection.quiet():
+                return connection
+            await connection.close()
+        return None
+
+    async def _open(self, origin: Origin) -> Connection:
+        where = f"{origin.host}:{origin.port}"
+        try:
+            with trio.fail_after(self.connect_timeout):
+                stream = await trio.open_tcp_stream(origin.host, origin.port)
+                try:
+                    return await self._secure(stream, origin)
+                except BaseException:
+                    await trio.aclose_forcefully(stream)
+                    raise
+        except trio.TooSlowError:
+            raise ConnectTimeout(
+                f"Worker {where} did not accept a connection within {self.connect_timeout:g} s"
+            ) from None
+        except (OSError, trio.BrokenResourceError, ssl.SSLError, ssl.CertificateError) as error:
+            _refuse(where, error)
+
+    async def _secure(self, stream: trio.SocketStream, origin: Origin) -> Connection:
+        if origin.scheme != "https":
+            return Connection(stream, stream.socket, origin.host_header)
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        tls = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
+        await tls.do_handshake()
+        return Connection(tls, stream.socket, origin.host_header)
+
+
+def _refuse(where: str, error: Exception) -> NoReturn:
+    raise ConnectFailed(f"Worker {where} could not be reached: {describe(error)}") from error
+
+
+def _new_h11() -> h11.Connection:
+    return h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+
+
+def _readable(fileno: int) -> bool:
+    """Whether a read would not block (data, end of file or an error)."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fileno, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([fileno], [], [], 0)[0])  # Windows
+
+
+def _keeps_alive(response: h11.Response) -> bool:
+    tokens = {
+        token.strip().lower()
+        for name, content in response.headers
+        if name == b"connection"
+        for token in content.split(b",")
+    }
+    return b"close" not in tokens and (response.http_version >= b"1.1" or b"keep-alive" in tokens)
+
+
+def _content_length(response: h11.Response) -> int | None:
+    """The body's length if Content-Length frames it (transfer coding wins, RFC 9112 section 6)."""
+    length = None
+    for name, content in response.headers:
+        if name == b"transfer-encoding":
+            return None
+        if name == b"content-length":
+            length = int(content)
+    return length
