@@ -1,0 +1,116 @@
+"""Probing one worker: is it healthy, and what can it do. DESIGN section 7."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from ..pool.lifecycle import Probe
+from ..pool.worker import Capabilities
+from .client import Answer, ControlClient, Unreachable
+
+PROBE_TIMEOUT = 5.0  # seconds
+
+
+@frozen
+class Finding:
+    """What a probe found. `slow`: it only was not answered in time."""
+
+    probe: Probe
+    reason: str | None = None
+    slow: bool = False
+
+
+async def probe(client: ControlClient, url: str) -> Finding:
+    """Ask `/health` once."""
+    try:
+        answer = await client.get(url, "/health", within=PROBE_TIMEOUT)
+    except Unreachable as error:
+        kind = Probe.REFUSED if error.refused else Probe.FAILED
+        return Finding(kind, str(error), slow=error.timed_out)
+    return judge(answer)
+
+
+def judge(answer: Answer) -> Finding:
+    """What an answer of `/health` means (worker contract, "Seen on a real worker")."""
+    if answer.status == 200:
+        return Finding(Probe.OK)
+    if answer.status == 503 and not answer.body.strip():
+        return Finding(Probe.WARMING, "it is warming up")
+    content = answer.json()
+    if answer.status == 503 and isinstance(content, dict) and content.get("status") == "unhealthy":
+        why = content.get("error") or "no reason given"
+        return Finding(Probe.BACKEND_DEAD, f"its backend died: {why}")
+    return Finding(Probe.FAILED, f"GET /health answered {answer.status}")
+
+
+class NotRead(Exception):
+    """The capabilities could not be read; `finding` says what that means for health."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.reason)
+        self.finding = finding
+
+
+async def read_capabilities(client: ControlClient, url: str) -> Capabilities:
+    """What the worker says it can do. Raises NotRead.
+
+    A worker that answers 404 or 405 to one of the three simply does not have it.
+    """
+    models = await _read(client, url, "/v1/models")
+    server = await _read(client, url, "/server_info")
+    info = await _read(client, url, "/model_info")
+    return structure(models, server, info)
+
+
+async def _read(client: ControlClient, url: str, path: str) -> Any:
+    try:
+        answer = await client.get(url, path, within=PROBE_TIMEOUT)
+    except Unreachable as error:
+        if error.timed_out and path == "/v1/models":
+            # It hangs until warm-up ends.
+            raise NotRead(Finding(Probe.WARMING, "it is warming up (/v1/models hangs)")) from error
+        kind = Probe.REFUSED if error.refused else Probe.FAILED
+        raise NotRead(Finding(kind, str(error), slow=error.timed_out)) from error
+    if answer.status in (404, 405):
+        return None
+    content = answer.json()
+    if answer.status != 200 or not isinstance(content, dict):
+        reason = f"GET {path} answered {answer.status} and no JSON object"
+        if answer.status != 200:
+            reason = f"GET {path} answered {answer.status}"
+        raise NotRead(Finding(Probe.FAILED, reason))
+    return content
+
+
+def structure(models: Any, server: Any, info: Any) -> Capabilities:
+    """Capabilities from the three answers; whatever is missing or of a wrong type is left out."""
+    models, server, info = (x if isinstance(x, dict) else {} for x in (models, server, info))
+    cards = models.get("data")
+    cards = [c for c in cards if isinstance(c, dict)] if isinstance(cards, list) else []
+    names = [*(card.get("id") for card in cards), server.get("served_model_name")]
+    kinds: list[object] = []
+    for source in (*cards, info):
+        listed = source.get("supported_task_types")
+        kinds += listed if isinstance(listed, list) else []
+        kinds.append(source.get("task_type"))
+    outputs = info.get("output_types")
+    copies = server.get("dp_size")
+    return Capabilities(
+        models=_words(names),
+        task_types=_words(kinds),
+        output_types=_words(outputs if isinstance(outputs, list) else []),
+        dp_size=copies if type(copies) is int and copies > 0 else 1,
+        model_path=_word(server.get("model_path")) or _word(info.get("model_path")),
+        version=_word(server.get("version")),
+    )
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _words(values: list[object]) -> tuple[str, ...]:
+    """The distinct non-empty strings, in order."""
+    return tuple(dict.fromkeys(v for v in values if isinstance(v, str) and v))

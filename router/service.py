@@ -1,0 +1,158 @@
+"""The composition root: builds the parts and owns the top nursery.
+
+A crash of any part is fatal and loud: it ends the process with a traceback rather than leaving
+a router that answers without one of its parts.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from functools import partial
+from typing import cast
+
+import trio
+from attrs import frozen
+
+from .control.client import ControlClient
+from .control.retire import Retirer
+from .control.watch import Watchman
+from .dispatch import Dispatcher
+from .observe import logs
+from .pool import ids, policies
+from .pool.registry import Registry
+from .pool.worker import Origin
+from .relay.asgi import App, Relay
+from .relay.forward import Forwarder, Limits
+from .relay.upstream import Upstream
+from .server import ServerLimits, open_listeners
+from .server import serve as serve_http
+from .settings import RouterSettings
+from .web.app import create_app
+from .web.parts import Parts
+
+logger = logging.getLogger("router.service")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@frozen
+class Running:
+    """A router that accepts connections."""
+
+    port: int
+    parts: Parts
+    upstream: Upstream
+
+
+def run(settings: RouterSettings) -> int:
+    """Serve until a signal says stop; the exit status. Raises StartError if it cannot start."""
+    logs.configure(settings.effective_log_level)
+    raise_open_files_limit()
+    listeners = open_listeners(settings.host, settings.port)
+    return trio.run(_until_signalled, settings, listeners, strict_exception_groups=True)
+
+
+async def _until_signalled(settings: RouterSettings, listeners: list[socket.socket]) -> int:
+    stop = trio.Event()
+    status = 0
+    async with trio.open_nursery() as nursery:
+
+        async def obey_signals(task_status: trio.TaskStatus[None]) -> None:
+            nonlocal status
+            with trio.open_signal_receiver(*_SIGNALS) as signals:
+                task_status.started()
+                number = await anext(signals)
+                logger.info(
+                    "%s: finishing what is in flight, for at most %g s; once more ends at once",
+                    signal.Signals(number).name,
+                    settings.shutdown_timeout,
+                )
+                stop.set()
+                number = await anext(signals)
+                logger.warning("%s again: ending at once", signal.Signals(number).name)
+                status = 128 + number
+                nursery.cancel_scope.cancel()
+
+        # Before the port answers: whoever sees it may send a signal.
+        await nursery.start(obey_signals)
+        for listener in listeners:
+            logger.info("listening on %s", address_of(listener))
+        await serve(settings, listeners, stop)
+        nursery.cancel_scope.cancel()
+    logger.info("stopped")
+    return status
+
+
+async def serve(
+    settings: RouterSettings,
+    listeners: list[socket.socket],
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a router on these listeners until `stop` is set and what was in flight has ended."""
+    registry = Registry(failure_threshold=settings.health_check_failure_threshold)
+    registry.subscribe(logs.log_event)
+    dispatcher = Dispatcher(
+        registry,
+        policies.make(settings.routing_algorithm),
+        failure_threshold=settings.health_check_failure_threshold,
+    )
+    upstream = Upstream(settings.connect_timeout, settings.max_connections)
+    forwarder = Forwarder(
+        registry,
+        dispatcher,
+        upstream,
+        Limits(
+            response=settings.timeout,
+            idle=settings.idle_timeout,
+            peek=settings.peek_limit,
+            request_bytes=settings.max_request_bytes,
+            retries=settings.retries,
+        ),
+    )
+    limits = ServerLimits(
+        body=settings.idle_timeout,
+        shutdown=settings.shutdown_timeout,
+        websocket_message=settings.websocket_max_message,
+    )
+    async with ControlClient() as client:
+        watchman = Watchman(registry, client, settings.health_check_interval)
+        retirer = Retirer(registry, dispatcher)
+        parts = Parts(registry, dispatcher, watchman, retirer)
+        app = Relay(cast(App, create_app(parts)), forwarder)
+        for url in settings.worker_urls:
+            registry.add(ids.normalise_url(url), Origin.STATIC)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upstream.run)
+            await nursery.start(watchman.run)
+            await nursery.start(retirer.run)
+            serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
+            async with trio.open_nursery() as front:
+                port = listeners[0].getsockname()[1]
+                await front.start(serving)
+                task_status.started(Running(port, parts, upstream))
+            nursery.cancel_scope.cancel()
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def raise_open_files_limit() -> None:
+    """Allow as many open files as the system lets us: every exchange takes two."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError) as error:  # macOS has a lower limit that it does not tell
+            logger.warning("the open-files limit stays at %d: %s", soft, error)

@@ -1,0 +1,1 @@
+"""The router's own endpoints: parse, call one part, answer."""

@@ -1,0 +1,41 @@
+"""The Quart app: everything that the router answers itself."""
+
+from __future__ import annotations
+
+import quart
+from quart import g, request
+from quart_trio import QuartTrio
+
+from . import errors, ops, workers
+from .parts import Parts
+
+# The largest body of the router's own endpoints; none of them needs more than a few lines.
+_MAX_BODY = 1024 * 1024
+
+
+def create_app(parts: Parts) -> QuartTrio:
+    """The app over these parts. It serves HTTP only; WebSockets belong to the relay."""
+    app = QuartTrio("router", static_folder=None, template_folder=None)
+    # Quart's own deadlines cut an answer silently; ours are kept by the server shell.
+    app.config["RESPONSE_TIMEOUT"] = None
+    app.config["BODY_TIMEOUT"] = None
+    app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY
+    # Worker ids are URLs: `//` in a path is meant, not a slip.
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
+    parts.attach(app.extensions)
+    app.before_request(_name_request)
+    app.after_request(_return_name)
+    errors.install(app)
+    app.register_blueprint(workers.blueprint)
+    app.register_blueprint(ops.blueprint)
+    return app
+
+
+async def _name_request() -> None:
+    g.request_id = request.scope["extensions"]["router.request_id"]
+
+
+async def _return_name(response: quart.wrappers.Response) -> quart.wrappers.Response:
+    response.headers["X-Request-Id"] = g.request_id
+    return response

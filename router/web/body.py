@@ -1,0 +1,64 @@
+"""Reading the small JSON bodies of the router's own endpoints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from quart import request
+
+from ..errors import BadRequest
+
+
+async def json_object() -> dict[str, Any]:
+    """The request's body as a JSON object, empty if there is no body. Raises BadRequest."""
+    data = await request.get_data()
+    if not data.strip():
+        return {}
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"Invalid JSON body: {error}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise BadRequest("Request body must be a JSON object", code="invalid_json")
+    return content
+
+
+def flag(content: dict[str, Any], name: str) -> bool | None:
+    """A boolean field, None if it is absent. Raises BadRequest."""
+    value = content.get(name)
+    if name in content and not isinstance(value, bool):
+        raise BadRequest(f"{name} must be a boolean", code="invalid_field")
+    return value
+
+
+def concurrency(content: dict[str, Any]) -> int | None:
+    """The field `max_concurrency`: a whole number from 1, or null. Raises BadRequest."""
+    value = content.get("max_concurrency")
+    if value is not None and (type(value) is not int or not 1 <= value <= 10_000):
+        raise BadRequest(
+            "max_concurrency must be a whole number from 1 to 10000, or null",
+            code="invalid_field",
+        )
+    return value
+
+
+def only(content: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    """Refuse fields that are not known: a mistyped one must not look obeyed."""
+    unknown = sorted(set(content) - set(allowed))
+    if unknown:
+        raise BadRequest(
+            f"Unsupported fields: {', '.join(unknown)}",
+            code="unsupported_fields",
+            details={"supported_fields": sorted(allowed)},
+        )
+
+
+def query_flag(name: str) -> bool:
+    """A boolean of the query string: absent is false. Raises BadRequest."""
+    value = request.args.get(name)
+    if value is None or value.lower() in ("false", "0", "no"):
+        return False
+    if value.lower() in ("", "true", "1", "yes"):
+        return True
+    raise BadRequest(f"?{name}= must be true or false, not {value!r}", code="invalid_field")

@@ -1,0 +1,33 @@
+"""`/health`, `/live`, `/ready`: for load balancers and people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Blueprint
+
+from ..pool.registry import census
+from .parts import parts
+
+blueprint = Blueprint("ops", __name__)
+
+
+@blueprint.get("/live")
+async def live() -> dict[str, Any]:
+    """200 while the process runs."""
+    return {"status": "ok"}
+
+
+@blueprint.get("/health")
+@blueprint.get("/ready")
+async def health() -> tuple[dict[str, Any], int]:
+    """200 while a request would be served, 503 while it would be refused at once."""
+    count = census(parts().registry)
+    serving = parts().dispatcher.serves()
+    return {
+        "status": "healthy" if serving else "unhealthy",
+        "healthy_workers": count.routable,
+        "total_workers": count.total,
+        "dead_workers": count.dead,
+        "sleeping_workers": count.sleeping,
+    }, 200 if serving else 503

@@ -1,0 +1,34 @@
+"""What the endpoints are given to work with."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from attrs import frozen
+from quart import current_app
+
+from ..control.retire import Retirer
+from ..control.watch import Watchman
+from ..dispatch import Dispatcher
+from ..pool.registry import Registry
+
+_KEY = "router"
+
+
+@frozen
+class Parts:
+    """The parts of the running router that endpoints call."""
+
+    registry: Registry
+    dispatcher: Dispatcher
+    watchman: Watchman
+    retirer: Retirer
+
+    def attach(self, extensions: dict[str, object]) -> None:
+        """Make the parts found by `parts()` within the app of these extensions."""
+        extensions[_KEY] = self
+
+
+def parts() -> Parts:
+    """The parts of the app that handles the current request."""
+    return cast(Parts, current_app.extensions[_KEY])

@@ -1,0 +1,38 @@
+"""How workers look on the wire. Fields are added here, never renamed or removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..pool.lifecycle import reasons, routable
+from ..pool.worker import Task, Worker
+
+
+def worker_payload(worker: Worker) -> dict[str, Any]:
+    """The JSON of one worker. DESIGN section 9."""
+    can = worker.capabilities
+    return {
+        "worker_id": worker.worker_id,
+        "display_id": worker.display_id,
+        "url": worker.url,
+        "active_requests": worker.active_requests,
+        "is_dead": worker.is_dead,
+        "is_sleeping": worker.is_sleeping,
+        "consecutive_failures": worker.consecutive_failures,
+        "video_support": can.can(Task.VIDEO) if can else None,
+        "routable": routable(worker),
+        "reasons": reasons(worker),
+        "health": worker.health,
+        "health_reason": worker.health_reason,
+        "admin": worker.admin,
+        "memory": worker.memory,
+        "weights": worker.weights,
+        "origin": worker.origin,
+        "incarnation": worker.incarnation,
+        "suspicion": worker.suspicion,
+        "models": list(can.models) if can else None,
+        "model_path": can.model_path if can else None,
+        "task_types": list(can.task_types) if can else None,
+        "output_types": list(can.output_types) if can else None,
+        "max_concurrency": worker.max_concurrency,
+    }

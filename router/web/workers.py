@@ -1,0 +1,121 @@
+"""`/workers`: registering, looking at, changing and removing workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Blueprint, request
+
+from ..errors import BadRequest
+from ..pool.ids import normalise_url
+from ..pool.lifecycle import AdminEvent
+from ..pool.worker import Health, Origin, Worker
+from . import body
+from .parts import parts
+from .payload import worker_payload
+
+blueprint = Blueprint("workers", __name__)
+
+FIRST_CONTACT = 3.0  # seconds that POST /workers waits for the first probe
+_PUT_FIELDS = ("is_dead", "refresh_video_support", "max_concurrency", "draining")
+
+
+@blueprint.post("/workers")
+async def add_worker() -> dict[str, Any]:
+    """Register a worker; a known one is left as it is. Says what first contact found."""
+    content = await body.json_object()
+    body.only(content, ("url", "worker_url", "max_concurrency"))
+    limit = body.concurrency(content)
+    url = normalise_url(_url_of(content))
+    registry, watchman = parts().registry, parts().watchman
+    known = registry.find(url) is not None
+    worker = registry.add(url, Origin.REGISTERED, concurrency=limit)
+    if known:
+        watchman.nudge(worker)
+    await watchman.first_contact(worker, within=FIRST_CONTACT)
+    return {"status": "success", "worker": worker_payload(worker), "message": _finding(worker)}
+
+
+@blueprint.get("/workers")
+async def list_workers() -> dict[str, Any]:
+    """All workers, in order of registration."""
+    workers = [worker_payload(worker) for worker in parts().registry]
+    return {"workers": workers, "total": len(workers)}
+
+
+@blueprint.get("/workers/<path:worker_id>")
+async def get_worker(worker_id: str) -> dict[str, Any]:
+    """One worker."""
+    return {"worker": worker_payload(parts().registry.get(worker_id))}
+
+
+@blueprint.put("/workers/<path:worker_id>")
+async def update_worker(worker_id: str) -> dict[str, Any]:
+    """Quarantine or forgive a worker, drain it, set its slots, read its capabilities again."""
+    worker = parts().registry.get(worker_id)
+    content = await body.json_object()
+    body.only(content, _PUT_FIELDS)
+    if not content:
+        raise BadRequest(
+            f"At least one field is required: {', '.join(_PUT_FIELDS)}", code="missing_field"
+        )
+    is_dead = body.flag(content, "is_dead")
+    draining = body.flag(content, "draining")
+    refresh = body.flag(content, "refresh_video_support")
+    limit = body.concurrency(content)
+    if is_dead and draining is not None:
+        raise BadRequest(
+            "is_dead and draining cannot be set at once: a dead worker has nothing to drain",
+            code="invalid_field",
+        )
+
+    registry, watchman = parts().registry, parts().watchman
+    if is_dead is True:
+        registry.administer(worker, AdminEvent.QUARANTINE, "by request")
+    elif is_dead is False:
+        registry.forgive(worker)
+    if draining is not None:
+        registry.administer(
+            worker, AdminEvent.DRAIN if draining else AdminEvent.UNDRAIN, "by request"
+        )
+    if "max_concurrency" in content:
+        registry.set_concurrency(worker, limit)
+    if refresh or is_dead is False:
+        await watchman.look_again(worker, within=FIRST_CONTACT)
+    return {"status": "success", "worker": worker_payload(worker)}
+
+
+@blueprint.delete("/workers/<path:worker_id>")
+async def delete_worker(worker_id: str) -> dict[str, Any]:
+    """Forget a worker; with `?drain=true` after what is in flight there has ended."""
+    worker = parts().registry.get(worker_id)
+    if body.query_flag("drain"):
+        await parts().retirer.drain_and_remove(worker)
+    else:
+        parts().retirer.remove(worker)
+    return {"status": "success", "worker_id": worker.worker_id}
+
+
+def _url_of(content: dict[str, Any]) -> str:
+    """The worker's URL from query or body. Raises BadRequest if it is missing or ambiguous."""
+    given = [request.args.get(name) for name in ("url", "worker_url")]
+    given += [content.get(name) for name in ("url", "worker_url")]
+    found = [value for value in given if value is not None]
+    if not found:
+        raise BadRequest(
+            "worker_url is required (use query ?url=... or JSON body)", code="missing_field"
+        )
+    if not all(isinstance(value, str) for value in found):
+        raise BadRequest("url must be a string", code="invalid_field")
+    if len(set(found)) > 1:
+        raise BadRequest("Two different worker URLs were given", code="invalid_field")
+    return str(found[0])
+
+
+def _finding(worker: Worker) -> str:
+    """What is known of the worker now, in one sentence."""
+    if worker.health is Health.HEALTHY:
+        return "The worker is healthy"
+    if worker.health is Health.UNKNOWN and worker.health_reason is None:
+        return f"The worker has not answered within {FIRST_CONTACT:g} s; it is probed further"
+    return f"The worker does not serve yet: {worker.health_reason}; it is probed further"
