@@ -1,0 +1,1 @@
+"""Starting workers, watching their processes and ending them."""
