@@ -24,9 +24,12 @@ from .observe import logs
 from .pool import ids, policies
 from .pool.registry import Registry
 from .pool.worker import Origin
-from .relay.asgi import App, Relay
+from .relay.asgi import Relay
+from .relay.attempts import Attempts
+from .relay.client import App
 from .relay.forward import Forwarder, Limits
 from .relay.upstream import Upstream
+from .relay.websocket import WebSocketRelay
 from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
 from .settings import RouterSettings
@@ -35,6 +38,7 @@ from .web.parts import Parts
 
 logger = logging.getLogger("router.service")
 
+_SESSION_GRACE = 10.0  # seconds that open WebSocket sessions get at a stop
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -102,18 +106,19 @@ async def serve(
         failure_threshold=settings.health_check_failure_threshold,
     )
     upstream = Upstream(settings.connect_timeout, settings.max_connections)
+    attempts = Attempts(registry, dispatcher, settings.retries)
     forwarder = Forwarder(
-        registry,
-        dispatcher,
+        attempts,
         upstream,
         Limits(
             response=settings.timeout,
             idle=settings.idle_timeout,
             peek=settings.peek_limit,
             request_bytes=settings.max_request_bytes,
-            retries=settings.retries,
         ),
     )
+    restarting = trio.Event()
+    websockets = WebSocketRelay(attempts, upstream, settings.websocket_max_message, restarting)
     limits = ServerLimits(
         body=settings.idle_timeout,
         shutdown=settings.shutdown_timeout,
@@ -123,11 +128,12 @@ async def serve(
         watchman = Watchman(registry, client, settings.health_check_interval)
         retirer = Retirer(registry, dispatcher)
         parts = Parts(registry, dispatcher, watchman, retirer)
-        app = Relay(cast(App, create_app(parts)), forwarder)
+        app = Relay(cast(App, create_app(parts)), forwarder, websockets)
         for url in settings.worker_urls:
             registry.add(ids.normalise_url(url), Origin.STATIC)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upstream.run)
+            nursery.start_soon(_end_sessions, stop, restarting, settings.shutdown_timeout)
             await nursery.start(watchman.run)
             await nursery.start(retirer.run)
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
@@ -136,6 +142,13 @@ async def serve(
                 await front.start(serving)
                 task_status.started(Running(port, parts, upstream))
             nursery.cancel_scope.cancel()
+
+
+async def _end_sessions(stop: trio.Event, restarting: trio.Event, patience: float) -> None:
+    """WebSocket sessions have no end of their own: give them a moment, then close them."""
+    await stop.wait()
+    await trio.sleep(min(_SESSION_GRACE, patience / 2))
+    restarting.set()
 
 
 def address_of(listener: socket.socket) -> str:

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import trio
 from attrs import define
 
 from ..errors import RouterError
 from . import headers as heads
+from .client import App, Receive, Scope, Send, error_answer, link_of, request_id, target_of
 from .exchange import ClientGone
 from .forward import CutOff, Forwarder
 from .routes import How, Route, find
+from .websocket import WebSocketRelay
 
 logger = logging.getLogger("router.relay")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-# What clients may call a request; anything else is replaced, so that logs stay readable.
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}\Z")
-
-
-class Link(Protocol):
-    """What our server shell offers beside ASGI, as `extensions["router.client"]`."""
-
-    def on_gone(self, callback: Callable[[], None] | None) -> None: ...
-
-    def abort(self) -> None: ...
 
 
 class AsgiExchange:
@@ -44,7 +25,7 @@ class AsgiExchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._receive = receive
         self._send = send
-        self._link: Link = scope["extensions"]["router.client"]
+        self._link = link_of(scope)
         self._framed = True
         self._read_all = False
         self.method: str = scope["method"]
@@ -55,8 +36,7 @@ class AsgiExchange:
         self.peer: str | None = scope["client"][0] if scope["client"] else None
         self.request_id = request_id
         self.responded = False
-        query: bytes = scope["query_string"]
-        self.target: bytes = (scope["raw_path"] or b"/") + (b"?" + query if query else b"")
+        self.target = target_of(scope)
 
     async def read(self) -> bytes:
         while not self._read_all:
@@ -95,10 +75,11 @@ class Relay:
 
     app: App
     forwarder: Forwarder
+    websockets: WebSocketRelay
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self.websockets(scope, receive, send)
             return
         route = find(scope["method"], scope["path"])
         name = request_id(scope["headers"])
@@ -132,23 +113,9 @@ class Relay:
         if exchange.responded:
             exchange.abort()
             return
-        body = json.dumps(error.body(exchange.request_id)).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", exchange.request_id.encode()),
-            *((name.lower().encode(), content.encode()) for name, content in error.headers),
-        ]
+        headers, body = error_answer(error, exchange.request_id)
         await exchange.respond(error.status, headers)
         await exchange.send(b"" if exchange.method == "HEAD" else body, last=True)
-
-
-def request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """The client's X-Request-Id if it is presentable, else a new one."""
-    given = heads.value(headers, b"x-request-id")
-    if given is not None and _REQUEST_ID.match(given):
-        return given.decode()
-    return uuid.uuid4().hex
 
 
 def not_ready(method: str, path: str) -> RouterError:

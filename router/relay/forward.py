@@ -6,11 +6,10 @@ import h11
 import trio
 from attrs import define, frozen
 
-from ..dispatch import Dispatcher
-from ..errors import BadRequest, PoolUnavailable, RouterError, WorkerFailed, WorkerTimeout
-from ..pool.registry import Registry
-from ..pool.worker import Lease, Worker
+from ..errors import BadRequest, RouterError, WorkerFailed, WorkerTimeout
+from ..pool.worker import Lease
 from . import headers as heads
+from .attempts import Attempts, TryAnother
 from .body import Body, facts_of, peek, too_large
 from .exchange import ClientGone, Exchange
 from .routes import Route
@@ -28,7 +27,6 @@ class Limits:
     idle: float = 300.0  # between two pieces of a body
     peek: int = 1024 * 1024
     request_bytes: int = 1024**3
-    retries: int = 3
 
 
 class CutOff(Exception):
@@ -43,8 +41,7 @@ class CutOff(Exception):
 class Forwarder:
     """Relays exchanges to workers."""
 
-    registry: Registry
-    dispatcher: Dispatcher
+    attempts: Attempts
     upstream: Upstream
     limits: Limits
 
@@ -53,44 +50,24 @@ class Forwarder:
         ClientGone."""
         body = await peek(exchange, limit=self.limits.peek, largest=self.limits.request_bytes)
         facts = facts_of(body, exchange.headers, route.task)
-        tried: list[Worker] = []
-        failure: WorkerFailed | None = None
-        while failure is None or len(tried) <= self.limits.retries:
-            try:
-                lease = await self.dispatcher.lease(facts, tried=tried)
-            except PoolUnavailable:
-                if failure is not None:
-                    break
-                raise
-            with lease:
-                try:
-                    await self._at(lease, exchange, body)
-                    return
-                except _TryAnother as again:
-                    failure = again.failure
-            tried.append(lease.worker)
-            self.registry.trouble(lease.worker, failure.message)
-        raise failure
+
+        async def attempt(lease: Lease) -> None:
+            await self._at(lease, exchange, body)
+
+        await self.attempts.run(facts, attempt)
 
     async def _at(self, lease: Lease, exchange: Exchange, body: Body) -> None:
         attempt = _Attempt(self, exchange, body, lease)
         try:
             await attempt.run()
-        except _TryAnother as again:
-            if not again.stale:
-                raise
+        except _Stale:
             # A kept-alive connection that the worker had closed says nothing against the worker.
             attempt.fresh = True
             await attempt.run()
 
 
-class _TryAnother(Exception):
-    """The worker has not had the whole request, or it may be asked again: another one may."""
-
-    def __init__(self, failure: WorkerFailed, *, stale: bool = False) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-        self.stale = stale  # it failed on a connection that had been kept alive
+class _Stale(TryAnother):
+    """It failed on a connection that had been kept alive."""
 
 
 @define(eq=False)
@@ -117,7 +94,7 @@ class _Attempt:
                 await self._over(connection)
         except (ConnectFailed, ConnectTimeout) as error:
             error.details["worker_url"] = worker.url
-            raise _TryAnother(error) from error
+            raise TryAnother(error) from error
         except Broken as error:
             raise self._broken(error, reused=reused) from error
 
@@ -236,8 +213,8 @@ class _Attempt:
             details={"worker_url": url, "retry_safe": self._repeatable},
         )
         if self._repeatable and not self.consumed:
-            return _TryAnother(failure, stale=reused)
-        self.forwarder.registry.trouble(self.lease.worker, failure.message)
+            return _Stale(failure) if reused else TryAnother(failure)
+        self.forwarder.attempts.registry.trouble(self.lease.worker, failure.message)
         return failure
 
 

@@ -1,0 +1,268 @@
+"""Two-way relay of WebSocket messages between one client and one worker.
+
+Text and binary messages pass unchanged and in order; each side reads only as fast as the other
+takes. Fragments arrive joined and pings are answered on each side by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+from attrs import define
+from wsproto.events import AcceptConnection, Request
+
+from ..errors import RouterError, WorkerFailed, WorkerTimeout
+from ..pool.candidates import Facts
+from ..pool.worker import Lease, Worker
+from . import headers as heads
+from .attempts import Attempts, TryAnother
+from .client import Receive, Scope, Send, error_answer, link_of, request_id, target_of
+from .routes import find
+from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Upstream
+from .worker_socket import (
+    GOING_AWAY,
+    INTERNAL_ERROR,
+    NO_STATUS,
+    NORMAL,
+    RESTARTING,
+    TOO_BIG,
+    Close,
+    Refused,
+    WorkerSocket,
+)
+
+logger = logging.getLogger("router.relay")
+
+_HANDSHAKE = 30.0  # seconds a worker has to accept or refuse
+
+
+class ClientSocket:
+    """The client's side of a session, over an ASGI `websocket` scope of our server shell."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.scope = scope
+        self.link = link_of(scope)
+        self.path: str = scope["path"]
+        self.headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        self.subprotocols: list[str] = list(scope["subprotocols"])
+        self.peer: str | None = scope["client"][0] if scope["client"] else None
+        self.request_id = request_id(self.headers)
+        self.accepted = False
+        self.target = target_of(scope)
+
+    async def connected(self) -> bool:
+        """Wait for the handshake's request; False if the client left before."""
+        message = await self._receive()
+        return bool(message["type"] == "websocket.connect")
+
+    async def accept(self, subprotocol: str | None, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.accepted = True
+        await self._send(
+            {"type": "websocket.accept", "subprotocol": subprotocol, "headers": list(headers)}
+        )
+
+    async def refuse(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> None:
+        """Answer the handshake with an HTTP status instead."""
+        await self._send(
+            {"type": "websocket.http.response.start", "status": status, "headers": list(headers)}
+        )
+        await self._send({"type": "websocket.http.response.body", "body": body})
+
+    async def receive(self) -> str | bytes | Close:
+        """The next message, or how the client ended the session."""
+        message = await self._receive()
+        if message["type"] != "websocket.receive":
+            return Close(message.get("code") or NO_STATUS, message.get("reason"))
+        text: str | None = message.get("text")
+        return text if text is not None else bytes(message["bytes"])
+
+    async def send(self, message: str | bytes) -> None:
+        """Send one message; returns when the client has room for more."""
+        kind = "text" if isinstance(message, str) else "bytes"
+        await self._send({"type": "websocket.send", kind: message})
+
+    async def close(self, close: Close) -> None:
+        await self._send({"type": "websocket.close", "code": close.code, "reason": close.reason})
+
+
+def handshake_request(client: ClientSocket, connection: Connection) -> Request:
+    """The handshake that the worker gets: the client's, without what belongs to its own hop."""
+    own = heads.for_worker(
+        [(n, v) for n, v in client.headers if not n.lower().startswith(b"sec-websocket-")],
+        host=connection.host_header,
+        request_id=client.request_id.encode(),
+        peer=client.peer,
+        scheme=b"https" if client.scope["scheme"] == "wss" else b"http",
+        framing=None,
+    )
+    extra = [(name, value) for name, value in own if name not in (b"host", b"content-length")]
+    return Request(
+        host=connection.host_header.decode(),
+        target=client.target.decode("latin-1"),
+        subprotocols=client.subprotocols,
+        extra_headers=extra,
+    )
+
+
+def response_headers(
+    headers: Sequence[tuple[bytes, bytes]], client: ClientSocket, worker: Worker
+) -> list[tuple[bytes, bytes]]:
+    """What of the worker's handshake headers the client gets."""
+    own = heads.for_client(
+        [(n, v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")],
+        request_id=client.request_id.encode(),
+        worker_id=worker.worker_id.encode(),
+        bodiless=False,
+    )
+    return [(name.lower(), value) for name, value in own]
+
+
+async def shake_hands(
+    client: ClientSocket, connection: Connection, worker: Worker, largest: int
+) -> WorkerSocket | None:
+    """Open the worker's side and accept the client's. None if the worker refused, and the client
+    was told so. Raises Broken or WorkerTimeout before the client is answered."""
+    socket = WorkerSocket(connection, largest)
+    accepted: AcceptConnection | None = None
+    try:
+        with trio.move_on_after(_HANDSHAKE):
+            accepted = await socket.open(handshake_request(client, connection))
+    except Refused as refusal:
+        headers = response_headers(refusal.headers, client, worker)
+        headers = [(n, v) for n, v in headers if n != b"content-length"]
+        headers.append((b"content-length", b"%d" % len(refusal.body)))
+        await client.refuse(refusal.status, headers, refusal.body)
+        return None
+    if accepted is None:
+        raise WorkerTimeout(
+            f"Worker {worker.url} did not answer the WebSocket handshake within {_HANDSHAKE:g} s",
+            code="response_timeout",
+            details={"worker_url": worker.url, "retry_safe": True},
+        )
+    await client.accept(
+        accepted.subprotocol, response_headers(accepted.extra_headers, client, worker)
+    )
+    return socket
+
+
+async def converse(client: ClientSocket, worker: WorkerSocket, restarting: trio.Event) -> None:
+    """Pass messages both ways until one side ends the session, or the router does.
+
+    When cancelled (the client's connection broke), the worker is still told.
+    """
+    farewell = Close(GOING_AWAY)  # for the worker
+
+    async def upwards(scope: trio.CancelScope) -> None:
+        nonlocal farewell
+        while True:
+            message = await client.receive()
+            if isinstance(message, Close):
+                farewell = message.to_worker()
+                break
+            try:
+                await worker.send(message)
+            except Broken:
+                # Why it broke is heard on the other way, which is still being read.
+                await trio.sleep_forever()
+        scope.cancel()
+
+    async def downwards(scope: trio.CancelScope) -> None:
+        nonlocal farewell
+        while True:
+            try:
+                message = await worker.receive()
+            except Broken as error:
+                message = Close(INTERNAL_ERROR, str(error)[:100])
+            if isinstance(message, Close):
+                farewell = Close(message.code) if message.code == TOO_BIG else Close(NORMAL)
+                await client.close(message.to_client())
+                break
+            await client.send(message)
+        scope.cancel()
+
+    async def restart(scope: trio.CancelScope) -> None:
+        await restarting.wait()
+        await client.close(Close(RESTARTING, "the router is restarting"))
+        scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for way in (upwards, downwards, restart):
+                nursery.start_soon(way, nursery.cancel_scope)
+    finally:
+        await worker.close(farewell)
+
+
+@define(eq=False)
+class WebSocketRelay:
+    """Relays WebSocket sessions. `largest` bounds a message, in bytes; when `restarting` is set
+    the sessions that are still open are closed with 1012."""
+
+    attempts: Attempts
+    upstream: Upstream
+    largest: int
+    restarting: trio.Event
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = ClientSocket(scope, receive, send)
+        if not await client.connected():
+            return
+        with trio.CancelScope() as leaving:
+            client.link.on_gone(leaving.cancel)
+            try:
+                facts = Facts(task=find("GET", client.path).task)
+                await self.attempts.run(facts, partial(self._session, client))
+            except RouterError as error:
+                _log(client, error.code, f"{error.status}: {error.message}")
+                await _refuse(client, error)
+            finally:
+                client.link.on_gone(None)
+        if leaving.cancelled_caught:
+            _log(client, "client_gone", "the client's connection broke")
+
+    async def _session(self, client: ClientSocket, lease: Lease) -> None:
+        worker = lease.worker
+        try:
+            async with self.upstream.connection(worker.url, fresh=True) as connection:
+                socket = await shake_hands(client, connection, worker, self.largest)
+                if socket is not None:
+                    await converse(client, socket, self.restarting)
+        except (ConnectFailed, ConnectTimeout) as error:
+            error.details["worker_url"] = worker.url
+            raise TryAnother(error) from error
+        except Broken as error:
+            raise TryAnother(_broken(worker, error)) from error
+
+
+async def _refuse(client: ClientSocket, error: RouterError) -> None:
+    """Tell the client of an error: as an HTTP answer, or by closing if it was accepted before."""
+    if client.accepted:
+        await client.close(Close(INTERNAL_ERROR, error.code))
+        return
+    headers, body = error_answer(error, client.request_id)
+    await client.refuse(error.status, headers, body)
+
+
+def _broken(worker: Worker, error: Broken) -> WorkerFailed:
+    """A worker that broke off before the session began."""
+    return WorkerFailed(
+        f"Worker {worker.url} failed before the WebSocket was open: {error}",
+        code="worker_disconnected",
+        details={"worker_url": worker.url, "retry_safe": True},
+    )
+
+
+def _log(client: ClientSocket, code: str, sentence: str) -> None:
+    logger.warning(
+        "WebSocket %s: %s",
+        client.path,
+        sentence,
+        extra={"request_id": client.request_id, "code": code},
+    )
