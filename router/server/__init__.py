@@ -1,0 +1,232 @@
+"""The router's server: HTTP/1.1 and WebSockets for an ASGI app, on hypercorn's protocol code.
+
+Connections are ours (hypercorn's `TCPServer` spends a task per idle wait and shields sends without
+a deadline): one task that reads, bounded in what it holds, and one deadline for all waiting. The
+app is not asked for lifespan messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, cast
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper
+
+from router.errors import StartError
+from router.server.connection import Connection
+from router.server.link import (
+    ASGIApp,
+    ClientLink,
+    Message,
+    Reason,
+    Receive,
+    Scope,
+    Send,
+    ServerLimits,
+    log,
+)
+
+__all__ = [
+    "ASGIApp",
+    "ClientLink",
+    "Message",
+    "Reason",
+    "Receive",
+    "Scope",
+    "Send",
+    "ServerLimits",
+    "open_listeners",
+    "serve",
+]
+
+UNSENT = 128 * 1024  # bytes that the kernel takes beyond what is on its way: progress is visible
+
+
+def open_listeners(host: str, port: int, backlog: int = 2048) -> list[socket.socket]:
+    """Listen on `host` (a name may have several addresses) and `port` (0: any free one).
+
+    `::` also takes IPv4 connections. Raises StartError with a sentence for the user.
+    """
+    host = host.removeprefix("[").removesuffix("]")
+    if not 0 <= port <= 65535:
+        raise StartError(f"Port {port} is not between 0 and 65535.")
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        raise StartError(f"Cannot listen on {host!r}: no address of that name is known.") from error
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    for attempt in range(10):
+        try:
+            return _listen_all(addresses, port, backlog)
+        except OSError as error:
+            # With port 0 the second address may find the port taken that the first was given.
+            if port or len(addresses) == 1 or error.errno != errno.EADDRINUSE or attempt == 9:
+                raise StartError(_why_not(host, port, error)) from error
+    raise AssertionError
+
+
+def _listen_all(
+    addresses: Sequence[tuple[int, tuple[Any, ...]]], port: int, backlog: int
+) -> list[socket.socket]:
+    with contextlib.ExitStack() as opened:
+        listeners: list[socket.socket] = []
+        missing: OSError | None = None
+        for family, address in addresses:
+            try:
+                listener = _listen(family, (address[0], port, *address[2:]), backlog)
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error  # `localhost` on a machine without IPv6
+            else:
+                listeners.append(opened.enter_context(listener))
+                port = port or listener.getsockname()[1]
+        if missing is not None and not listeners:
+            raise missing
+        opened.pop_all()
+        return listeners
+
+
+def _listen(family: int, address: tuple[Any, ...], backlog: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        listener.bind(address)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} on {host} is already in use by another process."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"No permission to listen on port {port} of {host}; ports below 1024 are privileged."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"Cannot listen on {host}: it is not an address of this machine."
+    return f"Cannot listen on {host} port {port}: {error.strerror}."
+
+
+def _tune(listener: socket.socket, limits: ServerLimits) -> None:
+    """Options that accepted sockets inherit; each where the platform has it."""
+    tcp = socket.IPPROTO_TCP
+    options = [
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (tcp, "TCP_KEEPIDLE", 60),
+        (tcp, "TCP_KEEPINTVL", 15),
+        (tcp, "TCP_KEEPCNT", 4),
+        (tcp, "TCP_NODELAY", 1),
+        (tcp, "TCP_NOTSENT_LOWAT", UNSENT),
+        (tcp, "TCP_USER_TIMEOUT", int((limits.send + 5) * 1000)),  # our own deadline comes first
+    ]
+    for level, name, value in options:
+        option = getattr(socket, name, None)
+        if option is not None:
+            with contextlib.suppress(OSError):  # a socket that is not TCP
+                listener.setsockopt(level, option, value)
+
+
+async def serve(
+    app: ASGIApp,
+    listeners: list[socket.socket],
+    *,
+    limits: ServerLimits,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` until `stop` is set and what was in flight has ended; closes the listeners.
+
+    After `stop` idle connections are closed at once; exchanges may finish within
+    `limits.shutdown`, then they are cancelled and their connections reset. Errors of the server
+    itself propagate; a crash of the app in one exchange is logged and ends only that.
+    """
+    try:
+        async with trio.open_nursery() as watch:
+            async with trio.open_nursery() as nursery:
+                server = _Server(app, limits, nursery)
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        _tune(listener, limits)
+                        accepting.start_soon(server.accept, listener)
+                    task_status.started()
+                    await stop.wait()
+                    accepting.cancel_scope.cancel()
+                for listener in listeners:
+                    listener.close()
+                server.stop()
+                watch.start_soon(server.give_up)
+            watch.cancel_scope.cancel()
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+class _Server:
+    """What the connections share."""
+
+    def __init__(self, app: ASGIApp, limits: ServerLimits, nursery: trio.Nursery) -> None:
+        self.app = cast(AppWrapper, ASGIWrapper(cast(Any, app)))
+        self.limits = limits
+        self.config = Config()
+        self.config.accesslog = None
+        self.config.errorlog = log
+        self.config.include_date_header = False
+        self.config.include_server_header = False
+        self.config.h11_max_incomplete_size = limits.max_head
+        self.config.websocket_max_message_size = limits.websocket_message
+        self.context = WorkerContext(None)
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self.nursery = nursery
+
+    def stop(self) -> None:
+        self.stopping = True
+        for connection in list(self.connections):
+            connection.stop()
+
+    async def give_up(self) -> None:
+        """Reset what has not ended within `limits.shutdown`; first the connections, so that no
+        cancelled app can still answer."""
+        await trio.sleep(self.limits.shutdown)
+        if self.connections:
+            log.warning("%d connections are reset by the stop", len(self.connections))
+        for connection in list(self.connections):
+            connection.abort("shutdown")
+        self.nursery.cancel_scope.cancel()
+
+    async def accept(self, listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                accepted, _ = listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    log.error("cannot accept a connection: %s", error.strerror)
+                    await trio.sleep(0.1)
+                elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+                    raise
+                continue  # any other concerns that one connection, which is gone
+            accepted.setblocking(False)
+            try:
+                connection = Connection(self, accepted)
+            except OSError:  # reset before it was accepted
+                accepted.close()
+                continue
+            self.connections.add(connection)
+            self.nursery.start_soon(connection.run)

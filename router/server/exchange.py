@@ -1,0 +1,224 @@
+"""One HTTP request and its response: the ASGI `receive` and `send` of one call of the app.
+
+Request header names reach the app lower-cased (ASGI), in their order, duplicates kept; response
+names keep their case.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import h11
+import trio
+
+from router.server.link import LINK, READ_AHEAD, ClientLink, Message, Reason, Scope, log
+
+if TYPE_CHECKING:
+    from router.server.http1 import Http1Protocol
+
+COALESCE = 16 * 1024  # smaller pieces are joined, lest one-byte chunks cost an object each
+
+
+class HttpExchange(ClientLink):
+    """One request and its response: the ASGI `receive` and `send` of one call of the app.
+
+    Extension: `"router.more": True` in `http.response.start` promises that a body message follows
+    at once, so that head and body leave in one segment.
+    """
+
+    def __init__(self, protocol: Http1Protocol, request: h11.Request, target: bytes) -> None:
+        transport = protocol.transport
+        super().__init__(transport)
+        path, _, query = target.partition(b"?")
+        self.scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": request.http_version.decode("ascii"),
+            "method": request.method.decode("ascii").upper(),
+            "scheme": "http",
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": list(request.headers),
+            "client": transport.peer,
+            "server": transport.local,
+            "state": {},
+            "extensions": {LINK: self},
+        }
+        self.request_done = False
+        self._protocol = protocol
+        self._body: deque[bytes | bytearray] | None = deque()  # None: its end was given to the app
+        self._size = 0  # sum of the lengths in _body
+        self._news: trio.Event | None = None
+        self._started = False
+        self._mute = False  # the server has answered in the app's place
+        self._held: list[bytes] = []  # the head, while "router.more" promises a body
+        self._no_body = False
+        self._cut_by_reset = False
+
+    # The request side.
+
+    @property
+    def full(self) -> bool:
+        return self._size >= READ_AHEAD
+
+    def feed(self, data: bytes | bytearray) -> None:
+        if self._body is None or self.gone:
+            return
+        last = self._body[-1] if self._body else b""
+        if isinstance(last, bytearray) and len(last) < COALESCE:
+            last += data
+        else:
+            self._body.append(bytearray(data) if len(data) < COALESCE else data)
+        self._size += len(data)
+        self._wake()
+
+    def feed_end(self) -> None:
+        self.request_done = True
+        self._wake()
+
+    def lose(self, reason: Reason) -> None:
+        super().lose(reason)
+        self._mute = self._mute or reason == "protocol_error"
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    async def receive(self) -> Message:
+        """The next piece of the body, or `http.disconnect` as soon as the client is gone."""
+        if self._body is not None:
+            # Only now: an early refusal must not invite the body.
+            await self._protocol.invite_body()
+        while True:
+            if self.gone or self._over:
+                return {"type": "http.disconnect"}
+            if self._body:
+                was_full = self.full
+                piece = self._body.popleft()
+                self._size -= len(piece)
+                more = bool(self._body) or not self.request_done
+                if not more:
+                    self._body = None
+                elif was_full and not self.full:
+                    self._transport.resume()
+                return {"type": "http.request", "body": bytes(piece), "more_body": more}
+            if self._body is not None and self.request_done:
+                self._body = None
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await self._wait_for_news()
+
+    async def _wait_for_news(self) -> None:
+        if self._news is None:
+            self._news = trio.Event()
+        news = self._news
+        if self.request_done:
+            await news.wait()
+            return
+        with trio.move_on_after(self._transport.limits.body) as scope:
+            await news.wait()
+        if scope.cancelled_caught:
+            self.close_after()
+            self.lose("body_timeout")
+
+    # The response side.
+
+    async def send(self, message: Message | None) -> None:
+        """ASGI `send`; hypercorn calls it with None when the app has returned or crashed.
+
+        Raises h11.LocalProtocolError if the body does not fit the Content-Length, RuntimeError for
+        messages out of order.
+        """
+        if message is None:
+            await self._finish()
+        elif self._mute or not self._transport.usable:
+            await trio.lowlevel.checkpoint()  # a loop of sends to a dead client must yield
+        elif message["type"] == "http.response.start" and not self._started:
+            self._held = self._head(message)
+            self._started = True
+            if not message.get("router.more", False):
+                await self._flush([])
+        elif message["type"] == "http.response.body" and self._started and not self._over:
+            await self._send_body(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"{message['type']} is out of order")
+
+    async def _send_body(self, body: bytes, more: bool) -> None:
+        connection = self._protocol.h11
+        parts: list[bytes] = []
+        if body and not self._no_body:
+            parts += connection.send_with_data_passthrough(h11.Data(data=body)) or ()
+        if more:
+            await self._flush(parts)
+            await trio.lowlevel.checkpoint()
+        else:
+            parts += connection.send_with_data_passthrough(h11.EndOfMessage()) or ()
+            await self._flush(parts)
+            await self._complete()
+
+    async def _flush(self, parts: list[bytes]) -> None:
+        if self._held:
+            parts = self._held + parts
+            self._held = []
+        if parts:
+            await self._transport.write(parts)
+
+    def _head(self, message: Message) -> list[bytes]:
+        status = int(message["status"])
+        headers = [
+            (bytes(name).strip(), bytes(value).strip())
+            for name, value in message.get("headers", ())
+        ]
+        try:
+            response = h11.Response(status_code=status, headers=headers, reason=phrase(status))
+        except h11.LocalProtocolError as error:
+            # What a worker sent must not end in a traceback, nor reach the client half checked.
+            log.warning("%s: response refused: %s", self.scope["path"], error)
+            self._no_body = True
+            status, headers = 500, [(b"content-length", b"0")]
+            response = h11.Response(status_code=status, headers=headers, reason=phrase(status))
+        if self._close_after or self._transport.stopping or self._protocol.body_uninvited:
+            headers.append((b"connection", b"close"))
+            response = h11.Response(status_code=status, headers=headers, reason=phrase(status))
+        if self.scope["method"] == "HEAD" or status in (204, 304):
+            self._no_body = True
+        elif self.scope["http_version"] < "1.1":
+            self._cut_by_reset = all(name.lower() != b"content-length" for name, _ in headers)
+        return [self._protocol.h11.send(response)]
+
+    async def _complete(self) -> None:
+        if not self._over:
+            self._over = True
+            self._wake()
+            await self._protocol.response_complete()
+
+    async def _finish(self) -> None:
+        if self._over:
+            return
+        if self._started and self._transport.usable:
+            # A cut-off: whatever was promised, the client must not see a clean end.
+            await self._flush([])
+            self._over = True
+            if self._cut_by_reset:
+                self._transport.abort()
+        elif self._transport.usable and (not self.gone or self.reason == "body_timeout"):
+            status = 408 if self.gone else 500
+            self._close_after = True
+            self._held = self._head({"status": status, "headers": [(b"content-length", b"0")]})
+            await self._send_body(b"", False)
+        self._over = True
+        self._protocol.end()
+
+
+_PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+
+
+def phrase(status: int) -> bytes:
+    """The reason phrase of a status; empty if it has none."""
+    return _PHRASES.get(status, b"")

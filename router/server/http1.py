@@ -1,0 +1,266 @@
+"""HTTP/1.1 on one connection: exchanges of our own inside hypercorn's `H11Protocol`.
+
+No sockets here: `Transport` is what the connection gives.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+import h11
+from hypercorn.config import Config
+from hypercorn.events import Event as WireEvent
+from hypercorn.events import RawData
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response, StreamClosed
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import _handle as run_app
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, TaskGroup
+
+from router.server.exchange import HttpExchange, phrase
+from router.server.link import Reason, Transport
+from router.server.websocket import WebsocketStream
+
+PIPELINED = 64 * 1024  # bytes of the next requests held while one is answered
+STOPPING = 1.0  # seconds that a begun request head has once the server is stopping
+
+
+class Http1Protocol(H11Protocol):
+    """HTTP/1.1 only: neither prior knowledge of HTTP/2 nor an offer of h2c leaves it.
+
+    Reading never waits for the end of an exchange, so that a leaving client is noticed even if it
+    has pipelined the next request.
+    """
+
+    def __init__(self, transport: Transport, config: Config, context: WorkerContext) -> None:
+        super().__init__(
+            transport.app, config, context, cast(TaskGroup, None),
+            ConnectionState({}), False, transport.peer, transport.local, self._wire_send,
+        )  # fmt: skip
+        assert isinstance(self.connection, h11.Connection)
+        self.h11 = self.connection
+        self.transport = transport
+        self.exchange: HttpExchange | None = None
+        self.websocket: WebsocketStream | None = None
+        self._ahead = 0  # bytes received beyond the present request
+        self._drained: int | None = None  # bytes of an upload read after its answer
+        self.head_begun = False  # a part of a request head was read
+        self._lost = False  # nobody reads from the client any more
+
+    @property
+    def idle(self) -> bool:
+        """Neither an exchange nor a begun request head."""
+        return (
+            self.exchange is None
+            and self.websocket is None
+            and self._drained is None
+            and not self.head_begun
+        )
+
+    @property
+    def _awaits_head(self) -> bool:
+        return self.h11.their_state is h11.IDLE
+
+    @property
+    def busy(self) -> bool:
+        """An app is at work for this connection."""
+        return self.exchange is not None or self.websocket is not None
+
+    @property
+    def full(self) -> bool:
+        """Nothing more should be read until `Transport.resume`."""
+        exchange = self.exchange
+        return exchange is not None and (exchange.full or self._ahead >= PIPELINED)
+
+    @property
+    def body_uninvited(self) -> bool:
+        """The client waits for 100 Continue: no one knows whether it will still send its body."""
+        return self.h11.they_are_waiting_for_100_continue
+
+    async def feed(self, data: bytes) -> None:
+        """What was read from the client (not empty)."""
+        if self.websocket is not None:
+            await self.websocket.feed(data)
+            return
+        if self._awaits_head and not self.head_begun and data[0] in b"\r\n":
+            data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2: empty lines before a request line
+            if not data:
+                return
+        self.h11.receive_data(data)
+        if self.exchange is not None and self.exchange.request_done:
+            self._ahead += len(data)
+        else:
+            await self._parse()
+
+    async def _parse(self) -> None:
+        while True:
+            try:
+                event = self.h11.next_event()
+            except h11.RemoteProtocolError as error:
+                await self.refuse(error.error_status_hint, str(error))
+                return
+            if isinstance(event, h11.Data):
+                if self.exchange is not None:
+                    self.exchange.feed(event.data)
+                elif not self._drain(len(event.data)):
+                    return
+            elif isinstance(event, h11.EndOfMessage):
+                if self.exchange is not None:
+                    self.exchange.feed_end()
+                    self._ahead = len(self.h11.trailing_data[0])
+                    return
+                if not self._next_cycle():
+                    return
+            elif isinstance(event, h11.Request):
+                if not await self._begin(event):
+                    return
+            else:
+                break
+        if self._awaits_head and not self.head_begun and self.h11.trailing_data[0]:
+            self.head_begun = True
+            limit = self.transport.limits.head
+            self.transport.expire_after(STOPPING if self.transport.stopping else limit)
+
+    async def _begin(self, request: h11.Request) -> bool:
+        self.head_begun = False
+        self.transport.expire_after(None)
+        if request.http_version not in (b"1.1", b"1.0"):
+            await self.refuse(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here")
+            return False
+        if request.method == b"CONNECT":
+            await self.refuse(405, "CONNECT is not supported")
+            return False
+        target = _origin_form(request.target)
+        if _offers_websocket(request):
+            self.websocket = WebsocketStream(self)
+            await self.websocket.begin(request, target)
+            return False
+        exchange = self.exchange = HttpExchange(self, request, target)
+        self.transport.spawn(
+            run_app, self.app, self.config, exchange.scope,
+            exchange.receive, exchange.send, None, None,
+        )  # fmt: skip
+        return True
+
+    async def invite_body(self) -> None:
+        if self.h11.they_are_waiting_for_100_continue:
+            response = h11.InformationalResponse(status_code=100, headers=[])
+            await self.transport.write([self.h11.send(response)])
+
+    async def response_complete(self) -> None:
+        """The last byte of a response is written: what becomes of the connection?"""
+        self.exchange = None
+        ours, theirs = self.h11.our_state, self.h11.their_state
+        if self._lost or self.transport.stopping or ours is not h11.DONE:
+            self.transport.close()
+        elif theirs is h11.DONE:
+            if self._next_cycle() and self._ahead:
+                self._ahead = 0
+                await self._parse()
+            self.transport.resume()
+        elif theirs is h11.SEND_BODY:
+            # Answered early. Closing now would reset the connection and lose the answer.
+            self._drained = 0
+            self.transport.expire_after(self.transport.limits.linger_time)
+            self.transport.resume()
+        else:
+            self.transport.close()
+
+    def _drain(self, count: int) -> bool:
+        self._drained = (self._drained or 0) + count
+        if self._drained <= self.transport.limits.linger_bytes:
+            return True
+        self.transport.close(linger=False)
+        return False
+
+    def _next_cycle(self) -> bool:
+        self._drained = None
+        if self.transport.stopping:
+            self.transport.close()
+            return False
+        self.h11.start_next_cycle()
+        self.transport.expire_after(self.transport.limits.keep_alive)
+        return True
+
+    def end(self) -> None:
+        """The app has returned, and the connection ends with it."""
+        self.exchange = self.websocket = None
+        self.transport.close()
+
+    async def refuse(self, status: int, sentence: str) -> None:
+        """Answer a request that no app shall see, and close."""
+        if self.h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps({"error": sentence, "code": "bad_request", "request_id": None})
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            parts = [
+                self.h11.send(
+                    h11.Response(status_code=status, headers=headers, reason=phrase(status))
+                ),
+                self.h11.send(h11.Data(data=body.encode())),
+            ]
+            await self.transport.write(parts)
+        self.lose("protocol_error")
+        self.transport.close()
+
+    async def expired(self) -> None:
+        """A deadline of `Transport.expire_after` has passed."""
+        if self.head_begun:
+            await self.refuse(408, "The request head took too long")
+
+    def lose(self, reason: Reason) -> None:
+        """The client is gone."""
+        self._lost = True
+        if self.exchange is not None:
+            self.exchange.lose(reason)
+        elif self.websocket is not None:
+            self.websocket.lose(reason)
+
+    # What WSStream calls.
+
+    async def _wire_send(self, event: WireEvent) -> None:
+        if isinstance(event, RawData):
+            await self.transport.write([event.data])
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, StreamClosed):
+            if self.websocket is not None:
+                await self.websocket.ended()
+            return
+        if isinstance(event, Response) and event.status_code >= 200:
+            close = (b"connection", b"close")
+            headers = [*(pair for pair in event.headers if pair != close), close]
+            event = Response(event.stream_id, headers, event.status_code)
+        await super().stream_send(event)
+
+
+def _origin_form(target: bytes) -> bytes:
+    """The path and query of a request target, without scheme and authority (RFC 9112 3.2.2)."""
+    if target[:1] == b"/" or b"://" not in target:
+        return target
+    rest = target.partition(b"://")[2]
+    for position, byte in enumerate(rest):
+        if byte == 0x2F:  # /
+            return rest[position:]
+        if byte in b"?#":
+            return b"/" + rest[position:]
+    return b"/"
+
+
+def _offers_websocket(request: h11.Request) -> bool:
+    upgrade = connection = b""
+    for name, value in request.headers:
+        if name == b"upgrade":
+            upgrade = value
+        elif name == b"connection":
+            connection = value
+    return (
+        upgrade.strip().lower() == b"websocket"
+        and request.method == b"GET"
+        and b"upgrade" in [token.strip() for token in connection.lower().split(b",")]
+    )

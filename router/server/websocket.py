@@ -1,0 +1,170 @@
+"""WebSockets: hypercorn's `WSStream`, with a bounded inbox and the client's close code kept."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.protocol.events import Data, Request
+from hypercorn.protocol.h11 import STREAM_ID
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.trio.task_group import _handle as run_app
+from hypercorn.typing import AppWrapper, TaskGroup
+from wsproto.connection import Connection as FrameConnection
+from wsproto.connection import ConnectionState as FrameState
+from wsproto.events import CloseConnection
+from wsproto.events import Event as FrameEvent
+from wsproto.frame_protocol import CloseReason
+
+from router.server.link import LINK, READ_AHEAD, ClientLink, Message, Reason
+
+if TYPE_CHECKING:
+    from router.server.http1 import Http1Protocol
+
+
+class WebsocketStream(WSStream):
+    """One WebSocket: hypercorn's stream, with a bounded inbox and the client's close code kept.
+
+    It is its own task group for hypercorn: `spawn_app` is what `WSStream` calls to start the app.
+    """
+
+    def __init__(self, protocol: Http1Protocol) -> None:
+        transport = protocol.transport
+        super().__init__(
+            transport.app, protocol.config, protocol.context, cast(TaskGroup, self),
+            False, transport.peer, transport.local, protocol.stream_send, STREAM_ID,
+        )  # fmt: skip
+        self.link = ClientLink(transport)
+        self._protocol = protocol
+        self._inbox: deque[Message] = deque()
+        self._size = 0  # sum of the message sizes in _inbox
+        self._news: trio.Event | None = None
+        self._room: trio.Event | None = None
+
+    async def begin(self, request: h11.Request, target: bytes) -> None:
+        await self.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode("ascii"),
+                method="GET",
+                raw_path=target,
+                state=self._protocol.connection_state,
+            )
+        )
+        if self.closed:  # the handshake was not valid and is answered
+            self._protocol.end()
+        elif ahead := self._protocol.h11.trailing_data[0]:
+            await self.feed(ahead)
+
+    async def feed(self, data: bytes) -> None:
+        """What was read from the client. Waits while the app does not read its messages."""
+        if self.handshake.accepted and not isinstance(self.connection, CloseTap):
+            self.connection = CloseTap(self.connection, self.link)  # type: ignore[assignment]
+        await self.handle(Data(stream_id=STREAM_ID, data=data))
+        if self.handshake.accepted:
+            if (
+                self.state is ASGIWebsocketState.CONNECTED
+                and self.connection.state is FrameState.LOCAL_CLOSING
+            ):
+                # A message was too big and is refused; hypercorn would go on collecting it.
+                self.link.close_code = CloseReason.MESSAGE_TOO_BIG.value
+                await self.ended()
+        elif self.closed:  # data before the handshake: answered with 400
+            self.lose("protocol_error")
+            self._protocol.transport.close()
+
+    async def spawn_app(
+        self, app: AppWrapper, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Any], Awaitable[None]]:
+        scope["extensions"][LINK] = self.link
+        self._protocol.transport.spawn(run_app, app, config, scope, self.receive, send, None, None)
+        return self.put
+
+    async def put(self, message: Message) -> None:
+        self._push(message)
+        while self._size >= READ_AHEAD and not self.closed:
+            self._room = trio.Event()
+            await self._room.wait()
+
+    def _push(self, message: Message) -> None:
+        if message["type"] == "websocket.disconnect" and self.link.close_code is not None:
+            message["code"], message["reason"] = self.link.close_code, self.link.close_reason
+        self._inbox.append(message)
+        self._size += _message_size(message)
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    async def receive(self) -> Message:
+        """ASGI `receive`: the messages in order, then `websocket.disconnect` for ever."""
+        while not self._inbox:
+            if self._news is None:
+                self._news = trio.Event()
+            await self._news.wait()
+        message = self._inbox[0]
+        if message["type"] != "websocket.disconnect":
+            self._inbox.popleft()
+            self._size -= _message_size(message)
+            if self._room is not None and self._size < READ_AHEAD:
+                self._room.set()
+                self._room = None
+        return message
+
+    async def app_send(self, message: Any) -> None:
+        if message is None:
+            self.link._over = True
+            await super().app_send(None)
+            self._protocol.end()
+            return
+        if not self.closed:
+            await super().app_send(message)
+        await trio.lowlevel.checkpoint()  # writes yield only when the kernel's buffer is full
+
+    async def ended(self) -> None:
+        """The client has ended the WebSocket, or the app has returned."""
+        if self.handshake.accepted and self.connection.state is FrameState.OPEN:
+            # What the client sent could not be parsed: tell it so.
+            code = self.link.close_code or CloseReason.PROTOCOL_ERROR.value
+            await self._send_wsproto_event(CloseConnection(code=code))
+        self.lose("eof")
+        self._protocol.transport.close()
+
+    def lose(self, reason: Reason) -> None:
+        """The client is gone."""
+        if not self.closed or not self.link.gone:
+            self.closed = True
+            self._push({"type": "websocket.disconnect", "code": 1006})
+            if self._room is not None:
+                self._room.set()
+                self._room = None
+            self.link.lose(reason)
+
+
+class CloseTap:
+    """A wsproto connection that notes the code and reason of the client's close frame."""
+
+    def __init__(self, connection: FrameConnection, link: ClientLink) -> None:
+        self._connection = connection
+        self._link = link
+        self.receive_data = connection.receive_data
+        self.send = connection.send
+
+    @property
+    def state(self) -> FrameState:
+        return self._connection.state
+
+    def events(self) -> Iterator[FrameEvent]:
+        for event in self._connection.events():
+            if isinstance(event, CloseConnection):
+                self._link.close_code = int(event.code)
+                self._link.close_reason = event.reason or None
+            yield event
+
+
+def _message_size(message: Message) -> int:
+    return len(message.get("bytes") or message.get("text") or b"")
