@@ -1,0 +1,8 @@
+"""`python -m simulated_worker`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

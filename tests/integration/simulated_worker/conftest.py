@@ -1,0 +1,39 @@
+"""Runs a test against one worker in this process, with time made short."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from simulated_worker import SimulatedWorker, WorkerConfig, serve
+
+Body = Callable[[SimulatedWorker, httpx.AsyncClient], Awaitable[None]]
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def run_worker() -> Run:
+    """`run_worker(test, **settings)`: `test` gets the worker and a client of it."""
+
+    def run(test: Body, **settings: Any) -> None:
+        quick: dict[str, Any] = {"time_scale": 0.02, "warmup_seconds": 0.0, "load_seconds": 0.5}
+        config = WorkerConfig(**{**quick, **settings})
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                worker = await nursery.start(serve, config)
+                timeout = httpx.Timeout(30)
+                with trio.fail_after(30):
+                    async with httpx.AsyncClient(
+                        base_url=worker.url, trust_env=False, timeout=timeout
+                    ) as client:
+                        await test(worker, client)
+                worker.kill()
+
+        trio.run(main)
+
+    return run
