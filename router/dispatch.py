@@ -12,7 +12,7 @@ import trio
 
 from .errors import PoolUnavailable
 from .pool import events
-from .pool.candidates import Facts, fitting
+from .pool.candidates import Facts, fitting, group
 from .pool.lifecycle import routable
 from .pool.policies import Policy
 from .pool.registry import Registry
@@ -41,10 +41,16 @@ class Dispatcher:
             await changed.wait()
 
     def _observe(self, event: events.Event) -> None:
-        if isinstance(event, events.LeaseEnded) and not event.lease.worker.leases:
-            waiting = self._drained.pop(event.lease.worker, None)
-            if waiting is not None:
-                waiting.set()
+        match event:
+            case events.LeaseEnded(lease) if not lease.worker.leases:
+                worker = lease.worker
+            case events.Reincarnated(worker):  # its leases went with the old process
+                pass
+            case _:
+                return
+        waiting = self._drained.pop(worker, None)
+        if waiting is not None:
+            waiting.set()
 
     async def lease(self, facts: Facts, *, tried: Collection[Worker] = ()) -> Lease:
         """A lease on a fitting worker that was not tried yet.
@@ -58,7 +64,7 @@ class Dispatcher:
         fresh = [worker for worker in able if worker not in tried]
         if not fresh:
             raise self._refusal(facts, candidates)
-        return self._registry.lease(self._policy.choose(fresh, (facts.model, facts.task)))
+        return self._registry.lease(self._policy.choose(fresh, group(self._registry, facts)))
 
     def _worth_a_try(self, worker: Worker) -> bool:
         """Optimistic first contact (DESIGN section 7): the 502 it may get is the truth."""

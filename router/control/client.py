@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import trio
 from attrs import frozen
 
 from ..errors import describe, is_refusal
@@ -14,15 +16,20 @@ from ..errors import describe, is_refusal
 # Workers close idle connections after 5 s (worker contract).
 _KEEPALIVE = 3.0
 _MAX_ANSWER = 8 * 1024 * 1024
+_CONNECT = 5.0
 
 
 class Unreachable(Exception):
-    """No answer came. `refused`: nobody listens there; `timed_out`: it took too long."""
+    """No answer came. `refused`: nobody listens there; `timed_out`: it took too long; `sent`: the
+    worker may have acted on the call."""
 
-    def __init__(self, message: str, *, refused: bool = False, timed_out: bool = False) -> None:
+    def __init__(
+        self, message: str, *, refused: bool = False, timed_out: bool = False, sent: bool = True
+    ) -> None:
         super().__init__(message)
         self.refused = refused
         self.timed_out = timed_out
+        self.sent = sent
 
 
 @frozen
@@ -67,20 +74,64 @@ class ControlClient:
         await self._client.__aexit__(kind, error, trace)
 
     async def get(self, url: str, path: str, *, within: float) -> Answer:
-        """GET a path of a worker within so many seconds. Raises Unreachable."""
+        """GET a path of a worker within so many seconds in all. Raises Unreachable."""
+        # httpx's own timeouts are for each read: an answer that drips would never end.
+        with trio.move_on_after(within):
+            return await self.call("GET", url, path, within=within)
+        raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
+
+    async def status(self, url: str, path: str, *, within: float) -> int:
+        """The status of a GET of a file, without fetching more of it than a byte. Raises
+        Unreachable."""
+        headers = [("range", "bytes=0-0")]
+        with trio.move_on_after(within):
+            answer = await self.call("GET", url, path, within=within, headers=headers, whole=False)
+            return answer.status
+        raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        *,
+        within: float,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes | AsyncIterable[bytes] | None = None,
+        whole: bool = True,
+    ) -> Answer:
+        """One call to a worker, whose answer begins within `within` seconds of the last byte sent.
+
+        `whole`: read the body of the answer too. Raises Unreachable.
+        """
+        # Connecting is quick or hopeless; the answer may wait behind a generation.
+        patience = httpx.Timeout(within, connect=min(within, _CONNECT))
         try:
-            async with self._client.stream("GET", url + path, timeout=within) as response:
-                body = bytearray()
-                async for piece in response.aiter_bytes():
-                    body += piece
-                    if len(body) > _MAX_ANSWER:
-                        raise Unreachable(f"GET {path} answered more than {_MAX_ANSWER} bytes")
-                return Answer(response.status_code, bytes(body))
+            async with self._client.stream(
+                method, url + path, headers=list(headers), content=body, timeout=patience
+            ) as response:
+                data = await _read(response, f"{method} {path}") if whole else b""
+                return Answer(response.status_code, data)
         except httpx.TimeoutException as error:
             raise Unreachable(
-                f"GET {path} had no answer within {within:g} s", timed_out=True
+                f"{method} {path} had no answer within {within:g} s",
+                timed_out=True,
+                sent=not isinstance(error, httpx.ConnectTimeout),
             ) from error
-        except httpx.HTTPError as error:
+        # Beside its own errors httpx lets out those of reading host names, be they the worker's
+        # or those in a redirect.
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise Unreachable(
-                f"GET {path} failed: {describe(error)}", refused=is_refusal(error)
+                f"{method} {path} failed: {describe(error)}",
+                refused=is_refusal(error),
+                sent=not isinstance(error, httpx.ConnectError),
             ) from error
+
+
+async def _read(response: httpx.Response, what: str) -> bytes:
+    data = bytearray()
+    async for piece in response.aiter_bytes():
+        data += piece
+        if len(data) > _MAX_ANSWER:
+            raise Unreachable(f"{what} answered more than {_MAX_ANSWER} bytes")
+    return bytes(data)

@@ -11,15 +11,15 @@ from ..pool.worker import Capabilities
 from .client import Answer, ControlClient, Unreachable
 
 PROBE_TIMEOUT = 5.0  # seconds
+_LONGEST_REASON = 300  # characters of a worker's own words
 
 
 @frozen
 class Finding:
-    """What a probe found. `slow`: it only was not answered in time."""
+    """What a probe found."""
 
     probe: Probe
     reason: str | None = None
-    slow: bool = False
 
 
 async def probe(client: ControlClient, url: str) -> Finding:
@@ -27,8 +27,7 @@ async def probe(client: ControlClient, url: str) -> Finding:
     try:
         answer = await client.get(url, "/health", within=PROBE_TIMEOUT)
     except Unreachable as error:
-        kind = Probe.REFUSED if error.refused else Probe.FAILED
-        return Finding(kind, str(error), slow=error.timed_out)
+        return Finding(Probe.REFUSED if error.refused else Probe.FAILED, str(error))
     return judge(answer)
 
 
@@ -41,7 +40,7 @@ def judge(answer: Answer) -> Finding:
     content = answer.json()
     if answer.status == 503 and isinstance(content, dict) and content.get("status") == "unhealthy":
         why = content.get("error") or "no reason given"
-        return Finding(Probe.BACKEND_DEAD, f"its backend died: {why}")
+        return Finding(Probe.BACKEND_DEAD, f"its backend died: {str(why)[:_LONGEST_REASON]}")
     return Finding(Probe.FAILED, f"GET /health answered {answer.status}")
 
 
@@ -72,7 +71,7 @@ async def _read(client: ControlClient, url: str, path: str) -> Any:
             # It hangs until warm-up ends.
             raise NotRead(Finding(Probe.WARMING, "it is warming up (/v1/models hangs)")) from error
         kind = Probe.REFUSED if error.refused else Probe.FAILED
-        raise NotRead(Finding(kind, str(error), slow=error.timed_out)) from error
+        raise NotRead(Finding(kind, str(error))) from error
     if answer.status in (404, 405):
         return None
     content = answer.json()

@@ -20,6 +20,10 @@ _RETRY_FIRST, _RETRY_MOST = 1.0, 10.0
 # With a generation in flight, silence counts only after so long (seconds).
 PATIENCE_WHILE_BUSY = 60.0
 _JITTER = 0.1
+# An idle connection that ends sooner says little (seconds). One such end may be a process that
+# dies young; after a few in a row it is something in between that accepts and hangs up.
+_BRIEF = 1.0
+_MOST_BRIEF = 3
 
 
 @define(eq=False)
@@ -35,7 +39,8 @@ class _Watch:
     over: int = 0
     refresh: bool = False
     idle: trio.abc.Stream | None = None
-    last_answer: float = field(factory=trio.current_time)
+    brief: int = 0  # idle connections in a row that ended at once
+    silent_since: float | None = None  # when the first probe began that was not answered well
     retry: float = _RETRY_FIRST
 
 
@@ -78,7 +83,7 @@ class Watchman:
             return False
         with trio.move_on_after(within):
             await watch.contacted.wait()
-        return watch.contacted.is_set()
+        return watch.contacted.is_set() and not worker.removed
 
     async def look_again(self, worker: Worker, *, within: float) -> None:
         """Probe the worker now, read its capabilities again, and wait until that is over, at
@@ -89,7 +94,7 @@ class Watchman:
         self.nudge(worker, refresh=True)
         wanted = watch.begun + 1
         with trio.move_on_after(within):
-            while watch.over < wanted:
+            while watch.over < wanted and not worker.removed:
                 await watch.looked.wait()
 
     def _observe(self, event: events.Event) -> None:
@@ -100,6 +105,8 @@ class Watchman:
                 watch = self._watches.pop(worker, None)
                 if watch is not None:
                     watch.scope.cancel()
+                    watch.contacted.set()  # nobody need wait for it any longer
+                    watch.looked.set()
             case events.Trouble(worker, _):
                 self.nudge(worker)
 
@@ -142,15 +149,18 @@ class Watchman:
             if stream is not None:
                 watch.idle = stream
                 nursery.start_soon(self._hold, watch, stream)
+        asked = trio.current_time()
         finding = await probe(self.client, worker.url)
         if finding.probe is Probe.OK:
             finding = await self._well(watch)
-        if not finding.slow:
-            watch.last_answer = trio.current_time()
-        elif worker.active_requests and (
-            trio.current_time() - watch.last_answer < PATIENCE_WHILE_BUSY
-        ):
-            return  # busy, not dead
+        if finding.probe is not Probe.FAILED:
+            watch.silent_since = None
+        else:
+            if watch.silent_since is None:
+                watch.silent_since = asked
+            silence = trio.current_time() - watch.silent_since
+            if worker.active_requests and silence < PATIENCE_WHILE_BUSY:
+                return  # busy, not dead
         self.registry.probed(worker, finding.probe, finding.reason)
         watch.contacted.set()
 
@@ -160,11 +170,13 @@ class Watchman:
         replaced = worker.suspicion if worker.met else None
         back = worker.met and worker.health is Health.UNHEALTHY
         if worker.capabilities is None or replaced or back or watch.refresh:
+            # Before reading: a wish that comes while we read is for another look.
+            watch.refresh, wished = False, watch.refresh
             try:
                 capabilities = await read_capabilities(self.client, worker.url)
             except NotRead as error:
+                watch.refresh = watch.refresh or wished
                 return error.finding
-            watch.refresh = False
             if replaced:
                 # No witness is kept yet, so a suspect that is back is another process.
                 self.registry.reincarnate(worker, replaced)
@@ -174,8 +186,11 @@ class Watchman:
         return Finding(Probe.OK)
 
     async def _hold(self, watch: _Watch, stream: trio.abc.Stream) -> None:
+        opened = trio.current_time()
         reason = await wait_closed(stream)
         watch.idle = None
-        if watch.worker.met:
+        watch.brief = watch.brief + 1 if trio.current_time() - opened < _BRIEF else 0
+        if watch.worker.met and watch.brief <= _MOST_BRIEF:
             self.registry.suspect(watch.worker, reason)
-        watch.wake.set()
+        if watch.brief <= 1:  # else we would look without a pause
+            watch.wake.set()

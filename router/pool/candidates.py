@@ -26,8 +26,7 @@ def fitting(workers: Iterable[Worker], facts: Facts) -> list[Worker]:
     """
     pool = list(workers)
     if facts.model is not None:
-        advertising = [w for w in pool if w.capabilities and facts.model in w.capabilities.models]
-        pool = advertising or pool
+        pool = [worker for worker in pool if _advertises(worker, facts.model)] or pool
     if facts.task is not None:
         able = [w for w in pool if w.capabilities and w.capabilities.can(facts.task)]
         if able or facts.task in (Task.VIDEO, Task.MESH):
@@ -36,3 +35,18 @@ def fitting(workers: Iterable[Worker], facts: Facts) -> list[Worker]:
         unsure = [w for w in pool if not w.capabilities or w.capabilities.can(facts.task) is None]
         return unsure or pool
     return pool
+
+
+def group(workers: Iterable[Worker], facts: Facts) -> tuple[str | None, Task | None]:
+    """Names the set of workers that fit: the same for all requests that have the same one.
+
+    A model that nobody advertises binds nothing, so its name, of the client's choice, is no part.
+    """
+    model = facts.model
+    if model is not None and not any(_advertises(worker, model) for worker in workers):
+        model = None
+    return model, facts.task
+
+
+def _advertises(worker: Worker, model: str) -> bool:
+    return worker.capabilities is not None and model in worker.capabilities.models

@@ -8,6 +8,7 @@ and cloud metadata addresses are refused in every spelling that a resolver would
 from __future__ import annotations
 
 import re
+import unicodedata
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network
 from urllib.parse import quote, unquote, urlsplit
 
@@ -43,7 +44,14 @@ _METADATA_ADDRESSES_6 = frozenset(
     }
 )
 # IPv6 ranges that carry an IPv4 address in their last 32 bits.
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))
+_NAT64 = (
+    IPv6Network("64:ff9b::/96"),
+    IPv6Network("64:ff9b:1::/48"),
+    IPv6Network("::/96"),
+    IPv6Network("::ffff:0:0:0/96"),
+)
+
+_LONGEST = 1024  # characters of a URL; a name has at most 253
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
 _IPV4_PART = re.compile(r"(0x[0-9a-f]*|[0-9]+)\Z")
@@ -65,10 +73,13 @@ def normalise_url(text: str) -> str:
     url = text.strip()
     if not url:
         raise BadWorkerURL("The worker URL is empty; expected something like http://host:port")
+    # Before any message that would repeat the password, or a megabyte.
+    if "@" in unicodedata.normalize("NFKC", unquote(url)):
+        raise BadWorkerURL("A worker URL must not contain credentials ('@')")
+    if len(text) > _LONGEST:
+        raise BadWorkerURL(f"The worker URL is longer than {_LONGEST} characters")
     if any(ord(c) <= 32 or ord(c) == 127 for c in url) or "\\" in url:
         raise BadWorkerURL(f"Worker URL {text!r} contains white space, a control character or '\\'")
-    if "@" in url:  # before any message that would repeat the password
-        raise BadWorkerURL("A worker URL must not contain credentials ('@')")
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise BadWorkerURL(f"Worker URL {text!r} has no scheme; did you mean http://{url}?")

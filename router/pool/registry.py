@@ -139,6 +139,7 @@ class Registry:
         self.administer(worker, AdminEvent.CLEAR)
         if worker.health is Health.UNHEALTHY:
             worker.consecutive_failures = worker.consecutive_successes = 0
+            worker.health_reason = None
             self._health(worker, HealthEvent.FORGET, "cleared by an operator")
 
     def remember(self, worker: Worker, event: MemoryEvent, reason: str | None = None) -> None:

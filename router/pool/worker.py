@@ -75,6 +75,8 @@ _TASKS_OF_TYPE: dict[str, frozenset[Task]] = {
     "T2V": frozenset({Task.VIDEO}),
     "I2V": frozenset({Task.VIDEO}),
     "TI2V": frozenset({Task.VIDEO}),
+    "V2V": frozenset({Task.VIDEO}),
+    "F2V": frozenset({Task.VIDEO}),
     "I2M": frozenset({Task.MESH}),
 }
 _TASKS_OF_OUTPUT: dict[str, frozenset[Task]] = {

@@ -19,6 +19,11 @@ class Policy(Protocol):
     def choose(self, candidates: Sequence[Worker], group: Hashable) -> Worker: ...
 
 
+# What is remembered at most, that neither names of models nor of workers pile up.
+_MOST_GROUPS = 256
+_MOST_WORKERS = 1024  # or twice the candidates, where there are more
+
+
 class Turns:
     """Remembers per group whose turn was longest ago.
 
@@ -31,11 +36,14 @@ class Turns:
         self._count = 0
 
     def next(self, candidates: Sequence[Worker], group: Hashable) -> Worker:
-        last = self._last.setdefault(group, {})
+        last = self._last[group] = self._last.pop(group, {})  # the freshest group stands last
+        if len(self._last) > _MOST_GROUPS:
+            del self._last[next(iter(self._last))]
         chosen = min(candidates, key=lambda worker: last.get(worker.url, 0))
         self._count += 1
         last[chosen.url] = self._count
-        if len(last) > 2 * len(candidates) + 64:  # forget workers that left long ago
-            keep = sorted(last.items(), key=lambda item: -item[1])[: 2 * len(candidates)]
+        most = max(_MOST_WORKERS, 2 * len(candidates))
+        if len(last) > most:  # forget workers that left long ago
+            keep = sorted(last.items(), key=lambda item: -item[1])[: most // 2]
             self._last[group] = dict(keep)
         return chosen

@@ -1,0 +1,89 @@
+"""Which workers fit a request, and what workers say they can do."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.pool.candidates import Facts, fitting, group
+from router.pool.worker import Capabilities, Origin, Task, Worker
+
+
+def worker(name: str, *tasks: str, model: str | None = None, outputs: str = "") -> Worker:
+    can = Capabilities(
+        models=(model,) if model else (), task_types=tasks, output_types=tuple(outputs.split())
+    )
+    return Worker(url=f"http://{name}", origin=Origin.STATIC, capabilities=can)
+
+
+def unknown(name: str) -> Worker:
+    return Worker(url=f"http://{name}", origin=Origin.STATIC)
+
+
+def names(workers: list[Worker]) -> str:
+    return " ".join(worker.url.removeprefix("http://") for worker in workers)
+
+
+def test_the_model_binds_if_somebody_advertises_it() -> None:
+    pool = [worker("a", model="x"), worker("b", model="y"), worker("c", model="x"), unknown("d")]
+    assert names(fitting(pool, Facts(model="x"))) == "a c"
+    assert names(fitting(pool, Facts(model="z"))) == "a b c d"
+    assert names(fitting(pool, Facts())) == "a b c d"
+    assert fitting([], Facts(model="x", task=Task.IMAGE)) == []
+
+
+@pytest.mark.parametrize("task", [Task.VIDEO, Task.MESH])
+def test_videos_and_meshes_go_only_where_they_can_be_made(task: Task) -> None:
+    pool = [worker("i", "T2I"), worker("v", "TI2V"), worker("m", "I2M"), unknown("u")]
+    assert names(fitting(pool, Facts(task=task))) == {Task.VIDEO: "v", Task.MESH: "m"}[task]
+    assert fitting([pool[0], pool[3]], Facts(task=task)) == []
+
+
+def test_images_prefer_those_that_make_them_then_those_that_might() -> None:
+    image, video, mute, new = worker("i", "T2I"), worker("v", "T2V"), worker("m"), unknown("u")
+    ask = Facts(task=Task.IMAGE)
+    assert names(fitting([video, image, mute, new], ask)) == "i"
+    assert names(fitting([video, mute, new], ask)) == "m u"
+    assert names(fitting([video], ask)) == "v"
+
+
+def test_model_and_task_bind_together() -> None:
+    pool = [worker("a", "T2V", model="x"), worker("b", "T2I", model="y")]
+    # Only the worker of the model can be meant, though another makes images.
+    assert names(fitting(pool, Facts(model="x", task=Task.IMAGE))) == "a"
+    assert fitting(pool, Facts(model="y", task=Task.VIDEO)) == []
+
+
+@pytest.mark.parametrize(
+    ("types", "outputs", "tasks"),
+    [
+        (["T2I"], "", {Task.IMAGE}),
+        (["t2i"], "", {Task.IMAGE}),
+        (["I2I"], "", {Task.EDIT}),
+        (["TI2I"], "", {Task.IMAGE, Task.EDIT}),
+        (["T2V"], "", {Task.VIDEO}),
+        (["I2V"], "", {Task.VIDEO}),
+        (["TI2V"], "", {Task.VIDEO}),
+        (["V2V"], "", {Task.VIDEO}),
+        (["F2V"], "", {Task.VIDEO}),
+        (["I2M"], "", {Task.MESH}),
+        (["T2I", "T2V", "NEW"], "", {Task.IMAGE, Task.VIDEO}),
+        (["NEW"], "image", {Task.IMAGE, Task.EDIT}),
+        (["NEW"], "VIDEO MESH", {Task.VIDEO, Task.MESH}),
+        (["T2I"], "VIDEO", {Task.IMAGE}),  # the task types are the more precise word
+        (["VLA_ACTION"], "ACTION", None),
+        ([], "", None),
+    ],
+)
+def test_what_the_workers_words_mean(types: list[str], outputs: str, tasks: set[Task] | None) -> None:
+    can = worker("w", *types, outputs=outputs).capabilities
+    assert can is not None
+    assert can.tasks == tasks
+    for task in Task:
+        assert can.can(task) is (None if tasks is None else task in tasks)
+
+
+def test_a_model_that_nobody_has_makes_no_group_of_its_own() -> None:
+    pool = [worker("a", model="x"), unknown("b")]
+    assert group(pool, Facts(model="x")) == ("x", None)
+    assert group(pool, Facts(model="made-up", task=Task.IMAGE)) == (None, Task.IMAGE)
+    assert group(pool, Facts(task=Task.IMAGE)) == (None, Task.IMAGE)
