@@ -11,19 +11,28 @@ import signal
 import socket
 import sys
 from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
 from typing import cast
 
 import trio
 from attrs import frozen
 
 from .control.client import ControlClient
+from .control.errands import Errands
+from .control.jobs import JobControl
+from .control.memory import MemoryControl
+from .control.refit import WeightControl
 from .control.retire import Retirer
 from .control.watch import Watchman
 from .dispatch import Dispatcher
+from .errors import StartError, describe
 from .observe import logs
 from .pool import ids, policies
+from .pool.assets import AssetMap
 from .pool.registry import Registry
 from .pool.worker import Origin
+from .relay.access import AdminKey
 from .relay.asgi import Relay
 from .relay.attempts import Attempts
 from .relay.client import App
@@ -34,7 +43,7 @@ from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
 from .settings import RouterSettings
 from .web.app import create_app
-from .web.parts import Parts
+from .web.parts import CallLimits, Parts
 
 logger = logging.getLogger("router.service")
 
@@ -127,8 +136,31 @@ async def serve(
     async with ControlClient() as client:
         watchman = Watchman(registry, client, settings.health_check_interval)
         retirer = Retirer(registry, dispatcher)
-        parts = Parts(registry, dispatcher, watchman, retirer)
-        app = Relay(cast(App, create_app(parts)), forwarder, websockets)
+        errands = Errands()
+        assets = AssetMap(settings.max_assets)
+        jobs = JobControl(registry, assets, client)
+        parts = Parts(
+            registry=registry,
+            dispatcher=dispatcher,
+            watchman=watchman,
+            retirer=retirer,
+            client=client,
+            jobs=jobs,
+            weights=WeightControl(client),
+            memory=MemoryControl(registry, client),
+            errands=errands,
+            limits=CallLimits(refit=settings.refit_timeout, idle=settings.idle_timeout),
+        )
+        app: App = Relay(cast(App, create_app(parts)), forwarder, websockets, assets, jobs.owner)
+        key = admin_key(settings)
+        if key is not None:
+            app = AdminKey(app, key.encode())
+        elif not is_loopback(settings.host):
+            logger.warning(
+                "NO ADMIN KEY: everybody who reaches %s may change workers and weights; "
+                "set --admin-api-key-file",
+                settings.host,
+            )
         for url in settings.worker_urls:
             registry.add(ids.normalise_url(url), Origin.STATIC)
         async with trio.open_nursery() as nursery:
@@ -136,6 +168,7 @@ async def serve(
             nursery.start_soon(_end_sessions, stop, restarting, settings.shutdown_timeout)
             await nursery.start(watchman.run)
             await nursery.start(retirer.run)
+            await nursery.start(errands.run)
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
@@ -155,6 +188,28 @@ def address_of(listener: socket.socket) -> str:
     """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def admin_key(settings: RouterSettings) -> str | None:
+    """The admin key, from the settings or the file that they name. Raises StartError."""
+    path = settings.admin_api_key_file
+    if path is None:
+        return settings.admin_api_key
+    try:
+        key = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"The admin key file {path} cannot be read: {describe(error)}") from error
+    if not key:
+        raise StartError(f"The admin key file {path} is empty")
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def raise_open_files_limit() -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import parse_qsl, quote
 
 import trio
 from attrs import define
 
 from ..errors import RouterError
+from ..pool.assets import AssetKind, AssetMap
+from ..pool.worker import Worker
 from . import headers as heads
 from .client import App, Receive, Scope, Send, error_answer, link_of, request_id, target_of
-from .exchange import ClientGone
+from .exchange import ClientGone, ClientStalled
 from .forward import CutOff, Forwarder
+from .learning import watcher
 from .routes import How, Route, find
 from .websocket import WebSocketRelay
 
 logger = logging.getLogger("router.relay")
+
+_APP = (How.OWN, How.CHANGE, How.GATHER, How.MERGED)  # answered by the router's own app
 
 
 class AsgiExchange:
@@ -42,6 +48,8 @@ class AsgiExchange:
         while not self._read_all:
             message = await self._receive()
             if message["type"] != "http.request":
+                if self._stalled:
+                    raise ClientStalled("The request body stopped arriving half-way")
                 raise ClientGone
             self._read_all = not message.get("more_body", False)
             piece: bytes = message.get("body", b"")
@@ -49,12 +57,21 @@ class AsgiExchange:
                 return piece
         return b""
 
-    async def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    async def respond(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], *, more: bool = False
+    ) -> None:
         self.responded = True
         self._framed = (
             self.http_version != "1.0" or heads.value(headers, b"content-length") is not None
         )
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": headers,
+                "router.more": more,
+            }
+        )
 
     async def send(self, piece: bytes, *, last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
@@ -66,7 +83,20 @@ class AsgiExchange:
             self._link.abort()
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
-        self._link.on_gone(callback)
+        if callback is None:
+            self._link.on_gone(None)
+            return
+
+        def gone() -> None:
+            # Whoever waits for the body of a client that has only stalled is told by `read`.
+            if not self._stalled or self.responded:
+                callback()
+
+        self._link.on_gone(gone)
+
+    @property
+    def _stalled(self) -> bool:
+        return self._link.reason == "body_timeout"
 
 
 @define(eq=False)
@@ -76,6 +106,9 @@ class Relay:
     app: App
     forwarder: Forwarder
     websockets: WebSocketRelay
+    assets: AssetMap
+    # Finds the owner of an asset, asking around if need be; raises RouterError if there is none.
+    find_owner: Callable[[str, AssetKind], Awaitable[Worker]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -83,19 +116,28 @@ class Relay:
             return
         route = find(scope["method"], scope["path"])
         name = request_id(scope["headers"])
-        if route.how is How.OWN:
+        exchange = AsgiExchange(scope, receive, send, name)
+        if route.how is How.MERGED and (asset_id := _asked_for(scope["query_string"])):
+            # `GET /v1/videos?id=ID` is another way to write `GET /v1/videos/ID`.
+            exchange.path = f"{route.path}/{asset_id}"
+            exchange.target = quote(exchange.path).encode()
+            route = find("GET", exchange.path)
+        if route.how in _APP:
             scope["extensions"]["router.request_id"] = name
             await self.app(scope, receive, send)
             return
-        await self._relay(AsgiExchange(scope, receive, send, name), route)
+        await self._relay(exchange, route)
 
     async def _relay(self, exchange: AsgiExchange, route: Route) -> None:
         with trio.CancelScope() as scope:
             exchange.on_gone(scope.cancel)
             try:
-                if not route.ready:
-                    raise not_ready(exchange.method, exchange.path)
-                await self.forwarder.run(exchange, route)
+                owner: Worker | None = None
+                if route.how is How.OWNER and route.asset is not None:
+                    asset_id = route.parameter(exchange.path)
+                    owner = await self.find_owner(asset_id, route.asset)
+                watching = watcher(self.assets, route, exchange.method, exchange.path)
+                await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
             except RouterError as error:
                 await self._refuse(exchange, error)
             except CutOff as cut:
@@ -114,16 +156,16 @@ class Relay:
             exchange.abort()
             return
         headers, body = error_answer(error, exchange.request_id)
-        await exchange.respond(error.status, headers)
+        await exchange.respond(error.status, headers, more=True)
         await exchange.send(b"" if exchange.method == "HEAD" else body, last=True)
 
 
-def not_ready(method: str, path: str) -> RouterError:
-    return RouterError(
-        f"{method} {path} is not supported by this version of the router",
-        status=501,
-        code="not_implemented",
-    )
+def _asked_for(query: bytes) -> str | None:
+    """The job that the query of a list names, if it names one."""
+    for name, value in parse_qsl(query.decode("latin-1")):
+        if name in ("video_id", "mesh_id", "id") and value:
+            return value
+    return None
 
 
 def log(exchange: AsgiExchange, code: str, sentence: str) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
 from ..errors import RequestTooLarge
 from ..pool.candidates import Facts
 from ..pool.worker import Task
+from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange
 
@@ -19,12 +18,14 @@ from .exchange import Exchange
 class Body:
     """A request body: what of it is held, and whether that is all.
 
-    `length` is what the client announced, None if it did not (chunked).
+    `length` is what the client announced, None if it did not (chunked). `fields` are those of
+    `facts.WANTED` that were found.
     """
 
     length: int | None
     held: bytearray = field(factory=bytearray, repr=False)
     complete: bool = False
+    fields: Mapping[str, reading.Scalar] = field(factory=dict)
 
 
 def announced_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
@@ -36,9 +37,14 @@ def announced_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
 
 
 async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
-    """Read up to `limit` bytes of the body: all of it, if it is no longer than that.
+    """Read the body as far as it is worth to hold it, at most `limit` bytes and the rest of a
+    piece.
 
-    Raises RequestTooLarge if more than `largest` bytes are announced, ClientGone.
+    Held as a whole, so that it can be read and sent again: all of up to `limit` bytes, but not a
+    form. Of others only as much as it takes to find the wanted fields: nothing, if they have none.
+
+    Raises RequestTooLarge if more than `largest` bytes are announced or were read, ClientGone,
+    ClientStalled.
     """
     body = Body(announced_length(exchange.headers))
     if body.length is not None and largest is not None and body.length > largest:
@@ -46,14 +52,27 @@ async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
     if body.length == 0:
         body.complete = True
         return body
+    is_json, is_form = reading.is_json(exchange.headers), reading.is_form(exchange.headers)
+    whole = is_json if body.length is None else body.length <= limit and not is_form
+    reader = None if whole else reading.reader(exchange.headers, body.held)
+    if not whole and reader is None:
+        return body
     while len(body.held) < limit or body.length == len(body.held):
         piece = await exchange.read()
         if not piece:
             body.complete = True
             break
         body.held += piece
+        # What has come whole is taken whole, though its fields may be known before its end.
+        if not whole and body.length != len(body.held) and reader is not None and reader.done():
+            break
     if largest is not None and len(body.held) > largest:
         raise too_large(largest)
+    if body.complete and is_json:
+        body.fields = reading.from_json(body.held)
+    elif reader := reader or reading.reader(exchange.headers, body.held):
+        reader.done()
+        body.fields = reader.fields
     return body
 
 
@@ -64,16 +83,7 @@ def too_large(largest: int) -> RequestTooLarge:
     )
 
 
-def facts_of(body: Body, headers: Sequence[tuple[bytes, bytes]], task: Task | None) -> Facts:
-    """What the held part of the body says to routing. A body that cannot be read says nothing:
-    judging it is the worker's business."""
-    kind = (heads.value(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
-    model: Any = None
-    if body.held and body.complete and kind in (b"application/json", b""):
-        try:
-            content = json.loads(body.held)
-        except (ValueError, RecursionError):
-            content = None
-        if isinstance(content, dict):
-            model = content.get("model")
+def facts_of(body: Body, task: Task | None) -> Facts:
+    """What the fields of the body say to routing."""
+    model = body.fields.get("model")
     return Facts(model=model if isinstance(model, str) and model else None, task=task)

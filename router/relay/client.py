@@ -25,6 +25,8 @@ _REQUEST_ID = re.compile(rb"[!-~]{1,128}\Z")
 class Link(Protocol):
     """What our server shell offers beside ASGI, as `extensions["router.client"]`."""
 
+    reason: str | None  # why the client is gone
+
     def on_gone(self, callback: Callable[[], None] | None) -> None: ...
 
     def abort(self) -> None: ...

@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..errors import BadRequest
+
 
 class ClientGone(Exception):
-    """The client left, or stalled beyond its deadline; nothing can be answered any more."""
+    """The client left; nothing can be answered any more."""
+
+
+class ClientStalled(BadRequest):
+    """The client stopped half-way in its request; it can still be told."""
+
+    default_status = 408
+    default_code = "client_timeout"
 
 
 class Exchange(Protocol):
@@ -29,12 +38,14 @@ class Exchange(Protocol):
     async def read(self) -> bytes:
         """The next piece of the request body, never empty; b"" at its end.
 
-        Raises ClientGone.
+        Raises ClientGone or ClientStalled.
         """
         ...
 
-    async def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Send the head of the answer."""
+    async def respond(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], *, more: bool = False
+    ) -> None:
+        """Send the head of the answer. `more`: `send` follows at once, and may go along with it."""
         ...
 
     async def send(self, piece: bytes, *, last: bool = False) -> None:
@@ -49,5 +60,5 @@ class Exchange(Protocol):
         ...
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
-        """Call back, synchronously, as soon as the client is known to have left."""
+        """Call back, synchronously, as soon as nothing can be done for the client any more."""
         ...

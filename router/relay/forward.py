@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import h11
 import trio
-from attrs import define, frozen
+from attrs import define, field, frozen
 
-from ..errors import BadRequest, RouterError, WorkerFailed, WorkerTimeout
-from ..pool.worker import Lease
+from ..errors import BadRequest, PoolUnavailable, RouterError, WorkerFailed, WorkerTimeout
+from ..pool.worker import Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .body import Body, facts_of, peek, too_large
@@ -17,6 +19,9 @@ from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Head, U
 
 # How long a worker that closed its side of an upload may still be heard, in seconds.
 _LAST_WORDS = 2.0
+# A held body up to this size is written before the answer is awaited. It fits what the kernel
+# takes of it, so that a worker which answers without reading holds nobody.
+_AT_ONCE = 64 * 1024
 
 
 @frozen
@@ -27,6 +32,43 @@ class Limits:
     idle: float = 300.0  # between two pieces of a body
     peek: int = 1024 * 1024
     request_bytes: int = 1024**3
+
+
+class Watcher(Protocol):
+    """Looks at the answer to one exchange as it passes.
+
+    `holds`: bytes of the body that are held back from the client until `over` was called.
+    """
+
+    holds: int
+
+    def begin(self, worker: Worker, status: int) -> None:
+        """The head of the answer has come."""
+        ...
+
+    def saw(self, piece: bytes) -> None:
+        """A piece of the body has come."""
+        ...
+
+    def over(self) -> None:
+        """The whole body has come, or as much as was to be held."""
+        ...
+
+
+class _Nobody:
+    holds = 0
+
+    def begin(self, worker: Worker, status: int) -> None:
+        pass
+
+    def saw(self, piece: bytes) -> None:
+        pass
+
+    def over(self) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
 
 
 class CutOff(Exception):
@@ -45,19 +87,42 @@ class Forwarder:
     upstream: Upstream
     limits: Limits
 
-    async def run(self, exchange: Exchange, route: Route) -> None:
-        """Relay one exchange. Raises RouterError before the answer's head, CutOff after it,
-        ClientGone."""
+    async def run(
+        self,
+        exchange: Exchange,
+        route: Route,
+        *,
+        owner: Worker | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        """Relay one exchange: to its owner, whatever state that is in, or to a fitting worker.
+
+        Raises RouterError before the answer's head, CutOff after it, ClientGone.
+        """
         body = await peek(exchange, limit=self.limits.peek, largest=self.limits.request_bytes)
-        facts = facts_of(body, exchange.headers, route.task)
+        facts = facts_of(body, route.task)
 
         async def attempt(lease: Lease) -> None:
-            await self._at(lease, exchange, body)
+            await self._at(lease, exchange, body, watcher)
 
-        await self.attempts.run(facts, attempt)
+        if owner is None:
+            await self.attempts.run(facts, attempt)
+            return
+        with self.attempts.registry.lease(owner) as lease:
+            try:
+                await attempt(lease)
+            except TryAnother as failed:
+                self.attempts.registry.trouble(owner, failed.failure.message)
+                raise PoolUnavailable(
+                    f"The worker that owns this does not answer: {failed.failure.message}",
+                    code="owner_unavailable",
+                    details={"worker_url": owner.url},
+                ) from failed
 
-    async def _at(self, lease: Lease, exchange: Exchange, body: Body) -> None:
-        attempt = _Attempt(self, exchange, body, lease)
+    async def _at(
+        self, lease: Lease, exchange: Exchange, body: Body, watcher: Watcher | None
+    ) -> None:
+        attempt = _Attempt(self, exchange, body, lease, watcher)
         try:
             await attempt.run()
         except _Stale:
@@ -72,16 +137,17 @@ class _Stale(TryAnother):
 
 @define(eq=False)
 class _Attempt:
-    """One try of an exchange at one worker."""
+    """One exchange at one worker; tried twice if a kept-alive connection was stale."""
 
     forwarder: Forwarder
     exchange: Exchange
     body: Body
     lease: Lease
+    watcher: Watcher | None = None
     fresh: bool = False  # on a new connection, not a kept-alive one
     # Pieces beyond the held ones were taken from the client: they cannot be sent again.
     consumed: bool = False
-    # The last byte of the request was written: the worker may have acted on it.
+    # The last byte of the request may be with the worker, which then acts on it.
     delivered: bool = False
 
     async def run(self) -> None:
@@ -93,20 +159,20 @@ class _Attempt:
                 reused = connection.reused
                 await self._over(connection)
         except (ConnectFailed, ConnectTimeout) as error:
-            error.details["worker_url"] = worker.url
+            error.details |= {"worker_url": worker.url, "retry_safe": True}
             raise TryAnother(error) from error
+        except WorkerTimeout as error:
+            self.forwarder.attempts.registry.trouble(worker, error.message)
+            raise
         except Broken as error:
             raise self._broken(error, reused=reused) from error
 
     async def _over(self, connection: Connection) -> None:
         head_bytes = self._request_head(connection)
-        if not self.body.complete:
+        if not self.body.complete or len(self.body.held) > _AT_ONCE:
             await self._stream(connection, head_bytes)
             return
-        held = bytes(self.body.held)
-        data = head_bytes + (connection.body(held) if held else b"") + connection.end()
-        await self._send(connection, data)
-        self.delivered = True
+        await self.send(connection, head_bytes + self.held(connection), last=True)
         head: Head | None = None
         with trio.move_on_after(self.forwarder.limits.response):
             head = await connection.head(bodiless=self.exchange.method == "HEAD")
@@ -139,27 +205,41 @@ class _Attempt:
         worker may answer, or refuse, before it has read all."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            waiting = trio.CancelScope()  # for the head of the answer
-            upload = _Upload(self, connection, waiting)
+            upload = _Upload(self, connection, both=nursery.cancel_scope)
             nursery.start_soon(upload.run, head_bytes)
             try:
-                with waiting:
+                with upload.waiting:
                     head = await connection.head(bodiless=self.exchange.method == "HEAD")
-                if waiting.cancelled_caught:
-                    failure = upload.failure or self._late()
+                if upload.waiting.cancelled_caught:
+                    failure = upload.broken or self._late()
                 else:
                     await self._answer(connection, head)
-            except (Broken, CutOff, ClientGone, RouterError) as error:
-                failure = upload.failure if isinstance(error, Broken) else None
-                failure = failure or error
+            except (Broken, CutOff, RouterError) as error:
+                failure = error
             nursery.cancel_scope.cancel()
-        if failure is not None:
+        if failure := upload.refusal or failure:
             raise failure
 
-    async def _send(self, connection: Connection, data: bytes) -> None:
+    def held(self, connection: Connection) -> bytes:
+        """What is held of the request's body, as it goes over the connection."""
+        held = bytes(self.body.held)
+        data = connection.body(held) if held else b""
+        return data + connection.end() if self.body.complete else data
+
+    async def send(self, connection: Connection, data: bytes, *, last: bool) -> None:
+        """Send bytes of the request, the `last` ones or others. Raises Broken or WorkerTimeout."""
+        # Before and not after: an answer to them, or the end of the worker, may be seen first.
+        self.delivered = last
         with trio.move_on_after(self.forwarder.limits.idle):
-            await connection.send(data)
+            try:
+                await connection.send(data)
+            except Broken:
+                self.delivered = False
+                raise
+            if self.consumed or not self._repeatable:
+                self.body.held.clear()  # it cannot be sent a second time; answers can take long
             return
+        self.delivered = False
         raise WorkerTimeout(
             f"Worker {self.lease.worker.url} took no byte of the request for "
             f"{self.forwarder.limits.idle:g} s",
@@ -175,16 +255,48 @@ class _Attempt:
             worker_id=worker.worker_id.encode(),
             bodiless=head.status == 204,
         )
-        await exchange.respond(head.status, headers)
+        watcher = self.watcher or _NOBODY
+        watcher.begin(worker, head.status)
+        held = await self._hold(connection, watcher) if watcher.holds else b""
+        await exchange.respond(head.status, headers, more=connection.ahead or bool(held))
         try:
-            over = False
+            over = bool(held) and connection.at_end
+            if held:
+                await exchange.send(held, last=over)
             while not over:
                 piece = b"" if connection.at_end else await self._piece(connection)
+                watcher.saw(piece)
+                if connection.at_end:
+                    watcher.over()
                 # The end goes along with the last bytes: a client that has them all may leave.
                 over = connection.at_end
                 await exchange.send(piece, last=over)
         except Broken as error:
+            self.forwarder.attempts.registry.trouble(worker, str(error))
             raise CutOff("worker_cut_off", f"{worker.url}: {error}") from error
+
+    async def _hold(self, connection: Connection, watcher: Watcher) -> bytes:
+        """The beginning of the answer, as much as the watcher wants to see before the client."""
+        held = bytearray()
+        while not connection.at_end and len(held) < watcher.holds:
+            try:
+                piece = await self._piece(connection)
+            except CutOff as late:
+                raise self._lost_answer(str(late)) from late
+            except Broken as error:
+                self.forwarder.attempts.registry.trouble(self.lease.worker, str(error))
+                raise self._lost_answer(str(error)) from error
+            watcher.saw(piece)
+            held += piece
+        watcher.over()
+        return bytes(held)
+
+    def _lost_answer(self, why: str) -> WorkerFailed:
+        return WorkerFailed(
+            f"Worker {self.lease.worker.url} took the job but its answer broke off: {why}",
+            code="worker_cut_off",
+            details={"worker_url": self.lease.worker.url, "retry_safe": False},
+        )
 
     async def _piece(self, connection: Connection) -> bytes:
         idle = self.forwarder.limits.idle
@@ -209,7 +321,7 @@ class _Attempt:
         url = self.lease.worker.url
         failure = WorkerFailed(
             f"Worker {url} failed before it answered: {error}",
-            code="worker_disconnected",
+            code=error.code,
             details={"worker_url": url, "retry_safe": self._repeatable},
         )
         if self._repeatable and not self.consumed:
@@ -220,38 +332,47 @@ class _Attempt:
 
 @define(eq=False)
 class _Upload:
-    """Sends a body that is not held, piece by piece. Never raises: `failure` tells."""
+    """Sends a body while its answer is awaited. Never raises: `broken` and `refusal` tell.
+
+    `both` is the scope of sending and answering.
+    """
 
     attempt: _Attempt
     connection: Connection
-    waiting: trio.CancelScope
-    failure: Exception | None = None
+    both: trio.CancelScope
+    # For the head of the answer: without a deadline as long as the upload goes on.
+    waiting: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+    # The worker took no more.
+    broken: Broken | None = field(init=False, default=None)
+    # Why the whole exchange is over.
+    refusal: RouterError | ClientGone | None = field(init=False, default=None)
 
     async def run(self, head_bytes: bytes) -> None:
-        attempt = self.attempt
-        limits = attempt.forwarder.limits
+        limits = self.attempt.forwarder.limits
         try:
             await self._pieces(head_bytes, limits.request_bytes)
         except Broken as error:
             # It may have refused the rest and said why: its answer can still be on the way.
-            self.failure = error
+            self.broken = error
             self.waiting.deadline = trio.current_time() + _LAST_WORDS
         except (RouterError, ClientGone) as error:
-            self.failure = error
-            self.waiting.cancel()
+            self.refusal = error
+            self.both.cancel()
         else:
-            attempt.delivered = True
             self.waiting.deadline = trio.current_time() + limits.response
 
     async def _pieces(self, head_bytes: bytes, largest: int) -> None:
-        attempt, connection = self.attempt, self.connection
-        held = bytes(attempt.body.held)
-        await attempt._send(connection, head_bytes + (connection.body(held) if held else b""))
-        total = len(held)
+        attempt, connection, body = self.attempt, self.connection, self.attempt.body
+        total = len(body.held)
+        await attempt.send(connection, head_bytes + attempt.held(connection), last=body.complete)
+        if body.complete:
+            return
         while piece := await attempt.exchange.read():
             attempt.consumed = True
             total += len(piece)
             if total > largest:
                 raise too_large(largest)
-            await attempt._send(connection, connection.body(piece))
-        await attempt._send(connection, connection.end())
+            await attempt.send(connection, connection.body(piece), last=total == body.length)
+        end = connection.end()
+        if end:
+            await attempt.send(connection, end, last=True)

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from attrs import field, frozen
 
+from ..pool.assets import AssetKind
 from ..pool.worker import Task
 
 
@@ -34,9 +35,6 @@ class Route:
     path: str
     how: How
     task: Task | None = None
-    # False: the row is reserved; the router answers 501 rather than let one worker of many
-    # take what is meant for all of them, or for the owner alone.
-    ready: bool = True
     _pattern: re.Pattern[str] = field(init=False, repr=False, eq=False)
 
     @_pattern.default
@@ -45,7 +43,8 @@ class Route:
         regex = "".join(
             re.escape(part) if not part.startswith("{") else _group(part) for part in parts
         )
-        return re.compile(regex + r"/?\Z")
+        # A line break in a path (%0A) is a character like any other.
+        return re.compile(regex + r"/?\Z", re.DOTALL)
 
     def matches(self, method: str | None, path: str) -> bool:
         """Whether the row is for this request; no method: for this path."""
@@ -53,9 +52,21 @@ class Route:
             return False
         return self._pattern.match(path) is not None
 
+    @property
+    def asset(self) -> AssetKind | None:
+        """What kind of asset the row is about."""
+        word = self.path.split("/")[2] if self.path.startswith("/v1/") else ""
+        return AssetKind(word) if word in tuple(AssetKind) else None
+
+    def parameter(self, path: str) -> str:
+        """What stands in `path` for the row's `{name}`."""
+        match = self._pattern.match(path)
+        assert match is not None
+        return match[1]
+
 
 def _group(part: str) -> str:
-    return r".+" if part.startswith("{+") else r"[^/]+"
+    return r"(.+)" if part.startswith("{+") else r"([^/]+)"
 
 
 _G, _P, _D = ("GET",), ("POST",), ("DELETE",)
@@ -64,6 +75,11 @@ ROUTES: tuple[Route, ...] = (
     # The router's own.
     Route(("GET", "POST"), "/workers", How.OWN),
     Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),
+    Route(_P, "/add_worker", How.OWN),
+    Route(_P, "/remove_worker", How.OWN),
+    Route(_G, "/list_workers", How.OWN),
+    Route(_G, "/v1/models", How.OWN),
+    Route(_G, "/v1/models/{+model}", How.OWN),
     Route(("GET", "HEAD"), "/health", How.OWN),
     Route(("GET", "HEAD"), "/live", How.OWN),
     Route(("GET", "HEAD"), "/ready", How.OWN),
@@ -74,26 +90,27 @@ ROUTES: tuple[Route, ...] = (
     Route(_P, "/v1/diffusion/generate", How.GENERATE),
     Route(_P, "/v1/actions/generations", How.GENERATE),
     Route(_P, "/vertex_generate", How.GENERATE),
-    Route(_G, "/v1/images/{id}/content", How.OWNER, ready=False),
+    Route(_G, "/v1/images/{id}/content", How.OWNER),
     # Jobs.
-    Route(_P, "/v1/videos", How.SUBMIT, Task.VIDEO, ready=False),
-    Route(_G, "/v1/videos", How.MERGED, Task.VIDEO, ready=False),
-    Route(_G + _D, "/v1/videos/{id}", How.OWNER, Task.VIDEO, ready=False),
-    Route(_G, "/v1/videos/{id}/content", How.OWNER, Task.VIDEO, ready=False),
-    Route(_P, "/v1/meshes", How.SUBMIT, Task.MESH, ready=False),
-    Route(_G, "/v1/meshes", How.MERGED, Task.MESH, ready=False),
-    Route(_G + _D, "/v1/meshes/{id}", How.OWNER, Task.MESH, ready=False),
-    Route(_G, "/v1/meshes/{id}/content", How.OWNER, Task.MESH, ready=False),
+    Route(_P, "/v1/videos", How.SUBMIT, Task.VIDEO),
+    Route(_G, "/v1/videos", How.MERGED, Task.VIDEO),
+    Route(_G + _D, "/v1/videos/{id}", How.OWNER, Task.VIDEO),
+    Route(_G, "/v1/videos/{id}/content", How.OWNER, Task.VIDEO),
+    Route(_P, "/v1/meshes", How.SUBMIT, Task.MESH),
+    Route(_G, "/v1/meshes", How.MERGED, Task.MESH),
+    Route(_G + _D, "/v1/meshes/{id}", How.OWNER, Task.MESH),
+    Route(_G, "/v1/meshes/{id}/content", How.OWNER, Task.MESH),
     # Weights, LoRA, memory.
-    Route(_P, "/update_weights_from_disk", How.CHANGE, ready=False),
-    Route(_P, "/update_weights_from_tensor", How.CHANGE, ready=False),
-    Route(_P, "/v1/set_lora", How.CHANGE, ready=False),
-    Route(_P, "/v1/merge_lora_weights", How.CHANGE, ready=False),
-    Route(_P, "/v1/unmerge_lora_weights", How.CHANGE, ready=False),
-    Route(_P, "/release_memory_occupation", How.CHANGE, ready=False),
-    Route(_P, "/resume_memory_occupation", How.CHANGE, ready=False),
-    Route(_P, "/get_weights_checksum", How.GATHER, ready=False),
-    Route(_P, "/update_weights_from_tensor_checker", How.GATHER, ready=False),
+    Route(_P, "/update_weights_from_disk", How.CHANGE),
+    Route(_P, "/update_weights_from_tensor", How.CHANGE),
+    Route(_P, "/v1/set_lora", How.CHANGE),
+    Route(_P, "/v1/merge_lora_weights", How.CHANGE),
+    Route(_P, "/v1/unmerge_lora_weights", How.CHANGE),
+    Route(_P, "/release_memory_occupation", How.CHANGE),
+    Route(_P, "/resume_memory_occupation", How.CHANGE),
+    Route(_P, "/get_weights_checksum", How.GATHER),
+    Route(_P, "/update_weights_from_tensor_checker", How.GATHER),
+    Route(_G, "/v1/list_loras", How.GATHER),
     # Anything else, so that the router hides nothing that a worker offers.
     Route(("*",), "/{+path}", How.ANY),
     Route(("*",), "/", How.ANY),

@@ -7,6 +7,7 @@ health probes use connections of their own.
 
 from __future__ import annotations
 
+import math
 import select
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -39,6 +40,14 @@ class ConnectTimeout(WorkerTimeout):
 
 class Broken(Exception):
     """The connection ended or misbehaved. The message says how, for logs and people."""
+
+    code = "worker_disconnected"
+
+
+class Invalid(Broken):
+    """What came is not the answer that HTTP allows."""
+
+    code = "worker_invalid_answer"
 
 
 @frozen
@@ -81,6 +90,8 @@ class Connection:
     _left: int | None = field(init=False, default=None)
     # Bytes of the body that came along with the head.
     _early: bytes = field(init=False, default=b"", repr=False)
+    # What is wrong with the answer, while what came before that is passed on.
+    _wrong: Broken | None = field(init=False, default=None)
     _keep: bool = field(init=False, default=False)
     _sending: bool = field(init=False, default=False)
 
@@ -116,15 +127,10 @@ class Connection:
 
         `bodiless`: the answer to a HEAD, which has no body whatever it announces.
         """
-        while True:
-            event = await self._next()
-            if isinstance(event, h11.InformationalResponse):
-                if event.status_code == 101:
-                    raise Broken("it switched protocols though nobody asked it to")
-                continue
-            if isinstance(event, h11.Response):
-                break
-            raise Broken("it closed the connection without an answer")
+        while not isinstance(event := await self._next(), h11.Response):
+            # h11 lets nothing but 1xx come before a response.
+            if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
+                raise Invalid("it switched protocols though nobody asked it to")
         head = Head(event.status_code, event.headers.raw_items(), event.http_version)
         self._keep = _keeps_alive(event)
         length = _content_length(event)
@@ -142,6 +148,11 @@ class Connection:
     def at_end(self) -> bool:
         """Whether the whole body of the answer has been taken."""
         return self._left == 0
+
+    @property
+    def ahead(self) -> bool:
+        """Whether `piece` has something to give, or the end, without waiting for it."""
+        return self.at_end or bool(self._early)
 
     async def piece(self) -> bytes:
         """The next piece of the answer's body, as it comes; b"" only at its end.
@@ -166,13 +177,16 @@ class Connection:
     async def _framed_piece(self) -> bytes:
         """A piece of a body that is chunked, or ends with the connection: all that is here."""
         pieces: list[bytes] = []
+        if self._wrong is not None:
+            raise self._wrong
         event = await self._next()
         while isinstance(event, h11.Data):
             pieces.append(bytes(event.data))
             try:
-                event = self._h11.next_event()
-            except h11.RemoteProtocolError:
-                break  # raised again at the next call, after what is whole was passed on
+                event = self._parse()
+            except Broken as error:
+                self._wrong = error
+                break
             if event is h11.NEED_DATA:
                 break
         if isinstance(event, h11.EndOfMessage):
@@ -196,21 +210,32 @@ class Connection:
 
     def quiet(self) -> bool:
         """Whether nothing has arrived while it was idle: neither an end of file nor stray bytes."""
-        return not _readable(self.socket.fileno())
+        decrypted = self.stream.pending() if isinstance(self.stream, trio.SSLStream) else 0
+        return not decrypted and not _readable(self.socket.fileno())
 
-    async def close(self) -> None:
-        """Close at once, whatever is under way; never blocks."""
-        await trio.aclose_forcefully(self.stream)
+    def close(self) -> None:
+        """Close at once, whatever is under way."""
+        self.socket.close()
 
     async def _next(self) -> object:
         while True:
-            try:
-                event = self._h11.next_event()
-            except h11.RemoteProtocolError as error:
-                raise Broken(f"its answer is not valid HTTP: {error}") from error
+            event = self._parse()
             if event is not h11.NEED_DATA:
                 return event
-            self._h11.receive_data(await self._receive(_READ_SIZE))
+            data = await self._receive(_READ_SIZE)
+            if not data and self._h11.their_state is not h11.SEND_BODY:
+                begun = bool(self._h11.trailing_data[0])
+                where = "within the head of its answer" if begun else "without an answer"
+                raise Broken(f"it closed the connection {where}")
+            self._h11.receive_data(data)
+
+    def _parse(self) -> object:
+        try:
+            return self._h11.next_event()
+        except h11.RemoteProtocolError as error:
+            if self._h11.trailing_data[1]:
+                raise Broken("it closed the connection within its answer") from error
+            raise Invalid(f"its answer is not valid HTTP: {error}") from error
 
     async def _receive(self, size: int) -> bytes:
         try:
@@ -229,6 +254,21 @@ class _Pool:
     users: int = 0  # exchanges under way or waiting for a connection
     limit: trio.Semaphore | None = None
 
+    def reuse(self) -> Connection | None:
+        """The connection that was used last, if it is good."""
+        while self.idle:
+            connection = self.idle.pop()
+            young = trio.current_time() - connection.idle_since < IDLE_LIMIT
+            if young and connection.quiet():
+                return connection
+            connection.close()
+        return None
+
+    def make_room(self) -> None:
+        """Before one more is opened: idle ones count among those that a worker may have."""
+        while self.limit is not None and len(self.idle) > self.limit.value:
+            self.idle.pop(0).close()
+
 
 @define(eq=False)
 class Upstream:
@@ -244,17 +284,21 @@ class Upstream:
     _tls: ssl.SSLContext | None = field(init=False, default=None)
 
     async def run(self) -> None:
-        """Close connections that have been idle for too long; never returns."""
-        while True:
-            await trio.sleep(_REAP_INTERVAL)
-            limit = trio.current_time() - IDLE_LIMIT
-            for pool in list(self._pools.values()):
-                stale = [c for c in pool.idle if c.idle_since < limit]
-                pool.idle = [c for c in pool.idle if c.idle_since >= limit]
-                for connection in stale:
-                    await connection.close()
-                if not pool.idle and not pool.users:
-                    self._pools.pop(pool.origin.url, None)
+        """Close connections that have been idle for too long, and all idle ones at the end;
+        never returns."""
+        try:
+            while True:
+                await trio.sleep(_REAP_INTERVAL)
+                self._reap(trio.current_time() - IDLE_LIMIT)
+        finally:
+            self._reap(math.inf)
+
+    def _reap(self, limit: float) -> None:
+        for url, pool in list(self._pools.items()):
+            while pool.idle and pool.idle[0].idle_since < limit:  # the oldest come first
+                pool.idle.pop(0).close()
+            if not pool.idle and not pool.users:
+                del self._pools[url]
 
     @asynccontextmanager
     async def connection(self, url: str, *, fresh: bool = False) -> AsyncIterator[Connection]:
@@ -271,17 +315,19 @@ class Upstream:
         pool.users += 1
         try:
             async with pool.limit or _UNLIMITED:
-                connection = None if fresh else await self._reuse(pool)
-                connection = connection or await self._open(pool.origin)
+                connection = None if fresh else pool.reuse()
+                if connection is None:
+                    pool.make_room()
+                    connection = await self._open(pool.origin)
                 try:
                     yield connection
                 except BaseException:
-                    await connection.close()
+                    connection.close()
                     raise
                 if connection.settle(trio.current_time()):
                     pool.idle.append(connection)
                 else:
-                    await connection.close()
+                    connection.close()
         finally:
             pool.users -= 1
 
@@ -289,15 +335,6 @@ class Upstream:
         """How many idle connections to the worker are kept."""
         pool = self._pools.get(url)
         return len(pool.idle) if pool else 0
-
-    async def _reuse(self, pool: _Pool) -> Connection | None:
-        while pool.idle:
-            connection = pool.idle.pop()
-            fresh = trio.current_time() - connection.idle_since < IDLE_LIMIT
-            if fresh and connection.quiet():
-                return connection
-            await connection.close()
-        return None
 
     async def _open(self, origin: Origin) -> Connection:
         where = f"{origin.host}:{origin.port}"
@@ -307,7 +344,7 @@ class Upstream:
                 try:
                     return await self._secure(stream, origin)
                 except BaseException:
-                    await trio.aclose_forcefully(stream)
+                    stream.socket.close()
                     raise
         except trio.TooSlowError:
             raise ConnectTimeout(
@@ -321,7 +358,9 @@ class Upstream:
             return Connection(stream, stream.socket, origin.host_header)
         if self._tls is None:
             self._tls = ssl.create_default_context()
-        tls = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
+        # Not `https_compatible`: an answer that ends with the connection is whole only if TLS was
+        # closed in order (RFC 9112 section 9.8).
+        tls = trio.SSLStream(stream, self._tls, server_hostname=origin.host)
         await tls.do_handshake()
         return Connection(tls, stream.socket, origin.host_header)
 

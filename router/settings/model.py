@@ -139,6 +139,35 @@ class RouterSettings:
         group="Limits",
         help="largest WebSocket message, either way",
     )
+    refit_timeout: float = setting(
+        1800.0,
+        Duration(_SHORTEST),
+        group="Limits",
+        help="longest wait for a worker's answer to a weight, LoRA or memory call",
+    )
+    max_assets: int = setting(
+        1_000_000,
+        WholeNumber(1),
+        group="Limits",
+        help="videos, meshes and images whose worker is remembered; the oldest finished go first",
+    )
+    admin_api_key: str | None = setting(
+        None,
+        Text(optional=True),
+        metavar="KEY",
+        default_text="none",
+        group="Access",
+        help="key that changes of workers, weights and memory need; generation stays open."
+        " Other users of the machine see it among the running programs: better use a file",
+    )
+    admin_api_key_file: str | None = setting(
+        None,
+        Text(optional=True),
+        metavar="FILE",
+        default_text="none",
+        group="Access",
+        help="file that holds the admin key",
+    )
     log_level: LogLevel = setting(  # noqa: RUF009 - makes an attrs field
         LogLevel.INFO,
         Choice(LogLevel),
@@ -160,6 +189,8 @@ class RouterSettings:
 
     def problems(self) -> Iterator[Problem]:
         """What no single field can tell. The one place for such checks; paths are field names."""
+        if self.admin_api_key is not None and self.admin_api_key_file is not None:
+            yield Problem("admin_api_key_file", "cannot be given beside admin_api_key")
         if self.launcher_config is not None:
             yield Problem("launcher_config", "is not yet supported in this version")
 

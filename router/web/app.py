@@ -6,7 +6,7 @@ import quart
 from quart import g, request
 from quart_trio import QuartTrio
 
-from . import errors, ops, workers
+from . import control, errors, jobs, models, ops, workers
 from .parts import Parts
 
 # The largest body of the router's own endpoints; none of them needs more than a few lines.
@@ -27,8 +27,8 @@ def create_app(parts: Parts) -> QuartTrio:
     app.before_request(_name_request)
     app.after_request(_return_name)
     errors.install(app)
-    app.register_blueprint(workers.blueprint)
-    app.register_blueprint(ops.blueprint)
+    for room in (workers, models, jobs, control, ops):
+        app.register_blueprint(room.blueprint)
     return app
 
 

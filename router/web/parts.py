@@ -7,12 +7,25 @@ from typing import cast
 from attrs import frozen
 from quart import current_app
 
+from ..control.client import ControlClient
+from ..control.errands import Errands
+from ..control.jobs import JobControl
+from ..control.memory import MemoryControl
+from ..control.refit import WeightControl
 from ..control.retire import Retirer
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..pool.registry import Registry
 
 _KEY = "router"
+
+
+@frozen
+class CallLimits:
+    """How long workers may take over weight and memory calls, in seconds."""
+
+    refit: float  # from the last byte of the call to its answer
+    idle: float  # without taking a byte of a streamed body
 
 
 @frozen
@@ -23,6 +36,12 @@ class Parts:
     dispatcher: Dispatcher
     watchman: Watchman
     retirer: Retirer
+    client: ControlClient
+    jobs: JobControl
+    weights: WeightControl
+    memory: MemoryControl
+    errands: Errands
+    limits: CallLimits
 
     def attach(self, extensions: dict[str, object]) -> None:
         """Make the parts found by `parts()` within the app of these extensions."""

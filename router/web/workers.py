@@ -31,6 +31,7 @@ async def add_worker() -> dict[str, Any]:
     known = registry.find(url) is not None
     worker = registry.add(url, Origin.REGISTERED, concurrency=limit)
     if known:
+        parts().retirer.keep(worker)
         watchman.nudge(worker)
     await watchman.first_contact(worker, within=FIRST_CONTACT)
     return {"status": "success", "worker": worker_payload(worker), "message": _finding(worker)}
@@ -52,8 +53,8 @@ async def get_worker(worker_id: str) -> dict[str, Any]:
 @blueprint.put("/workers/<path:worker_id>")
 async def update_worker(worker_id: str) -> dict[str, Any]:
     """Quarantine or forgive a worker, drain it, set its slots, read its capabilities again."""
-    worker = parts().registry.get(worker_id)
     content = await body.json_object()
+    worker = parts().registry.get(worker_id)  # after all waiting: it may be removed meanwhile
     body.only(content, _PUT_FIELDS)
     if not content:
         raise BadRequest(
@@ -96,11 +97,31 @@ async def delete_worker(worker_id: str) -> dict[str, Any]:
     return {"status": "success", "worker_id": worker.worker_id}
 
 
+@blueprint.post("/add_worker")
+async def add_worker_as_before() -> dict[str, Any]:
+    """`POST /workers`, as older trainers call it."""
+    return await add_worker()
+
+
+@blueprint.post("/remove_worker")
+async def remove_worker_as_before() -> dict[str, Any]:
+    """`DELETE /workers/{worker_id}`, as older trainers call it."""
+    worker = parts().registry.get(normalise_url(_url_of(await body.json_object())))
+    parts().retirer.remove(worker)
+    return {"status": "success", "worker_id": worker.worker_id, "url": worker.url}
+
+
+@blueprint.get("/list_workers")
+async def list_workers_as_before() -> dict[str, Any]:
+    """The URLs of all workers, as older trainers want them."""
+    return {"urls": [worker.url for worker in parts().registry]}
+
+
 def _url_of(content: dict[str, Any]) -> str:
     """The worker's URL from query or body. Raises BadRequest if it is missing or ambiguous."""
-    given = [request.args.get(name) for name in ("url", "worker_url")]
-    given += [content.get(name) for name in ("url", "worker_url")]
-    found = [value for value in given if value is not None]
+    names = ("url", "worker_url")
+    found: list[object] = [value for name in names for value in request.args.getlist(name)]
+    found += [content[name] for name in names if content.get(name) is not None]
     if not found:
         raise BadRequest(
             "worker_url is required (use query ?url=... or JSON body)", code="missing_field"
@@ -114,6 +135,8 @@ def _url_of(content: dict[str, Any]) -> str:
 
 def _finding(worker: Worker) -> str:
     """What is known of the worker now, in one sentence."""
+    if worker.removed:
+        return "The worker was removed meanwhile"
     if worker.health is Health.HEALTHY:
         return "The worker is healthy"
     if worker.health is Health.UNKNOWN and worker.health_reason is None:

@@ -1,0 +1,95 @@
+"""The admin key: who may change workers, weights and memory. In front of relay and app alike."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from ..errors import RouterError
+from .client import App, Receive, Scope, Send, error_answer, request_id
+from .routes import How, Route, find
+
+logger = logging.getLogger("router.relay")
+
+_READS = ("GET", "HEAD", "OPTIONS")
+
+
+class KeyMissing(RouterError):
+    default_status = 401
+    default_code = "admin_key_missing"
+
+
+class KeyWrong(RouterError):
+    default_status = 403
+    default_code = "admin_key_wrong"
+
+
+def needs_key(route: Route, method: str) -> bool:
+    """Whether a request changes workers, weights or memory.
+
+    So may one to a path that the table does not name, unless it only reads: what it does is known
+    to the worker alone.
+    """
+    if route.how is How.CHANGE:
+        return True
+    return route.how in (How.OWN, How.ANY) and method not in _READS
+
+
+@define(eq=False)
+class AdminKey:
+    """ASGI middleware: asks for the key where one is needed, and lets no worker see it."""
+
+    app: App
+    _key: bytes = field(alias="key", repr=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        given = [(name, _credential(name, value)) for name, value in headers]
+        right = [key is not None and hmac.compare_digest(key, self._key) for _, key in given]
+        scope["headers"] = [
+            header for header, matches in zip(headers, right, strict=True) if not matches
+        ]
+        if scope["type"] == "http":
+            method, path = scope["method"], scope["path"]
+            if needs_key(find(method, path), method) and not any(right):
+                await _refuse(scope, send, offered=any(key is not None for _, key in given))
+                return
+        await self.app(scope, receive, send)
+
+
+def _credential(name: bytes, value: bytes) -> bytes | None:
+    """The key that a header offers, if it offers one."""
+    match name.lower():
+        case b"x-api-key":
+            return value.strip()
+        case b"authorization":
+            scheme, _, key = value.strip().partition(b" ")
+            return key.strip() if scheme.lower() == b"bearer" else None
+        case _:
+            return None
+
+
+async def _refuse(scope: Scope, send: Send, *, offered: bool) -> None:
+    what = f"{scope['method']} {scope['path']}"
+    error: RouterError
+    if offered:
+        error = KeyWrong(f"{what}: the admin key is wrong")
+    else:
+        error = KeyMissing(
+            f"{what} needs the admin key: Authorization: Bearer KEY, or X-API-Key: KEY",
+            headers=[("WWW-Authenticate", 'Bearer realm="sglang-d-router"')],
+        )
+    name = request_id(scope["headers"])
+    logger.warning("%s: %s", error.status, error.message, extra={
+        "request_id": name, "code": error.code,
+    })  # fmt: skip
+    headers, body = error_answer(error, name)
+    start = {"type": "http.response.start", "status": error.status, "headers": headers}
+    await send({**start, "router.more": True})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

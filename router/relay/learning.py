@@ -1,0 +1,120 @@
+"""What passing answers teach: ids of new jobs and images, and the ends of jobs."""
+
+from __future__ import annotations
+
+import json
+
+from attrs import define, field
+
+from ..pool.assets import AssetKind, AssetMap
+from ..pool.catalog import TERMINAL
+from ..pool.worker import Worker
+from .facts import leading_fields
+from .forward import Watcher
+from .routes import How, Route
+
+# An answer about a job is held up to this size, so that its id is known before the client has it.
+_MOST_HELD = 1024 * 1024
+# The id of an image is looked for in the beginning of its answer; megabytes of pixels follow.
+_LEADING = 16 * 1024
+
+
+@define(eq=False)
+class _Submission:
+    """A new job: its id is entered before the client sees it."""
+
+    assets: AssetMap
+    kind: AssetKind
+    holds: int = _MOST_HELD
+    _worker: Worker | None = field(init=False, default=None)
+    _body: bytearray = field(init=False, factory=bytearray)
+
+    def begin(self, worker: Worker, status: int) -> None:
+        self._worker = worker if 200 <= status < 300 else None
+        if self._worker is None:
+            self.holds = 0
+
+    def saw(self, piece: bytes) -> None:
+        if self._worker is not None:
+            self._body += piece
+
+    def over(self) -> None:
+        job = _object(self._body)
+        job_id = job.get("id")
+        if self._worker is not None and isinstance(job_id, str):
+            done = job.get("status") in TERMINAL
+            self.assets.learn(job_id, self._worker, self.kind, finished=done)
+        self._worker = None
+
+
+@define(eq=False)
+class _Pictures:
+    """New images: the id stands at the beginning of the answer."""
+
+    assets: AssetMap
+    holds: int = 0
+    _worker: Worker | None = field(init=False, default=None)
+    _begun: bytearray = field(init=False, factory=bytearray)
+
+    def begin(self, worker: Worker, status: int) -> None:
+        self._worker = worker if status == 200 else None
+
+    def saw(self, piece: bytes) -> None:
+        if self._worker is None:
+            return
+        self._begun += piece[: _LEADING - len(self._begun)]
+        image_id = leading_fields(self._begun, frozenset({"id"})).get("id")
+        if isinstance(image_id, str):
+            self.assets.learn(image_id, self._worker, AssetKind.IMAGE)
+        if isinstance(image_id, str) or len(self._begun) >= _LEADING:
+            self._worker = None
+
+    def over(self) -> None:
+        self._worker = None
+
+
+@define(eq=False)
+class _Reading:
+    """A look at a job, or its deletion."""
+
+    assets: AssetMap
+    asset_id: str
+    deletes: bool
+    holds: int = 0
+    _watching: bool = field(init=False, default=False)
+    _body: bytearray = field(init=False, factory=bytearray)
+
+    def begin(self, worker: Worker, status: int) -> None:
+        self._watching = status == 200
+        if status == 404 or (status == 200 and self.deletes):
+            self.assets.forget(self.asset_id)
+
+    def saw(self, piece: bytes) -> None:
+        if self._watching:
+            self._body += piece
+            self._watching = len(self._body) <= _MOST_HELD
+
+    def over(self) -> None:
+        if self._watching and _object(self._body).get("status") in TERMINAL:
+            self.assets.finish(self.asset_id)
+
+
+def watcher(assets: AssetMap, route: Route, method: str, path: str) -> Watcher | None:
+    """Who looks at the answer to a request; None if there is nothing to learn from it."""
+    if route.how is How.SUBMIT and route.asset is not None:
+        return _Submission(assets, route.asset)
+    if route.path in ("/v1/images/generations", "/v1/images/edits"):
+        return _Pictures(assets)
+    if route.how is How.OWNER and route.asset is not AssetKind.IMAGE:
+        asset_id = route.parameter(path)
+        if not path.rstrip("/").endswith("/content"):
+            return _Reading(assets, asset_id, deletes=method == "DELETE")
+    return None
+
+
+def _object(data: bytes | bytearray) -> dict[str, object]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

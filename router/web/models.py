@@ -1,0 +1,74 @@
+"""`/v1/models`: what the pool serves, as one list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from quart import Blueprint
+
+from ..control.client import Unreachable
+from ..errors import WorkerFailed
+from ..pool.catalog import merge_models
+from ..pool.targets import healthy_targets, no_workers
+from ..pool.worker import Worker
+from .parts import parts
+
+blueprint = Blueprint("models", __name__)
+
+_PATIENCE = 5.0  # seconds for a worker's answer
+
+
+@blueprint.get("/v1/models")
+async def list_models() -> dict[str, Any]:
+    """Every model that a healthy worker serves, each once."""
+    return {"object": "list", "data": await _cards()}
+
+
+@blueprint.get("/v1/models/<path:model>")
+async def get_model(model: str) -> tuple[dict[str, Any], int]:
+    """One model's card; 404 in OpenAI's shape, as the workers answer it."""
+    for card in await _cards():
+        if card.get("id") == model:
+            return card, 200
+    error = {
+        "message": f"The model '{model}' does not exist",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+    return {"error": error}, 404
+
+
+async def _cards() -> list[dict[str, Any]]:
+    """The merged cards. Raises PoolUnavailable without workers, WorkerFailed if none answers."""
+    targets = healthy_targets(parts().registry)
+    if not targets.eligible:
+        raise no_workers()
+    lists: dict[str, list[Any]] = {}
+    failures: dict[str, str] = {}
+    client = parts().client
+
+    async def ask(worker: Worker) -> None:
+        try:
+            answer = await client.get(worker.url, "/v1/models", within=_PATIENCE)
+        except Unreachable as error:
+            failures[worker.url] = str(error)
+            return
+        content = answer.json()
+        data = content.get("data") if isinstance(content, dict) else None
+        if answer.status != 200 or not isinstance(data, list):
+            failures[worker.url] = f"GET /v1/models answered {answer.status}"
+        else:
+            lists[worker.url] = data
+
+    async with trio.open_nursery() as nursery:
+        for worker in targets.eligible:
+            nursery.start_soon(ask, worker)
+    if not lists:
+        raise WorkerFailed(
+            "Failed to fetch models from workers",
+            code="models_unavailable",
+            details={"details": failures},
+        )
+    return merge_models(lists[w.url] for w in targets.eligible if w.url in lists)
