@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import struct
@@ -13,7 +12,16 @@ from attrs import frozen
 
 from .cost import Shape
 from .exchange import Exchange
-from .messages import Response, detail, json_response, response, server_error, wall_seconds
+from .messages import (
+    NotJson,
+    Response,
+    detail,
+    from_json,
+    json_response,
+    response,
+    server_error,
+    wall_seconds,
+)
 from .msgpack import MsgpackError, decode, encode
 from .multipart import read_form
 from .record import now
@@ -54,8 +62,8 @@ class ActionsApi:
                 raise server_error() from None
         else:
             try:
-                payload = json.loads(await exchange.body())
-            except ValueError as error:
+                payload = from_json(await exchange.body())
+            except NotJson as error:
                 raise detail(400, str(error)) from None
         if not isinstance(payload, dict):
             raise server_error()
@@ -111,7 +119,7 @@ class ActionsApi:
         await work.finished.wait()
         if work.error is not None:
             raise SchedulerError(str(work.error))
-        dice = random.Random(f"{work.entry.weights} {encode(payload)!r}")
+        dice = random.Random(f"{work.entry.weights} {payload!r}")
         turns = [dice.uniform(0.1, 1) for _ in range(_DIMENSIONS)]
         return [[round(math.sin(t * turn), 6) for turn in turns] for t in range(_HORIZON)]
 
@@ -119,7 +127,7 @@ class ActionsApi:
         self, rows: list[list[float]], payload: dict[str, Any], *, packed: bool
     ) -> dict[str, Any]:
         return {
-            "id": payload.get("request_id") or f"act_{uuid.uuid4().hex}",
+            "id": str(payload.get("request_id") or f"act_{uuid.uuid4().hex}"),
             "object": "action.generation",
             "created": wall_seconds(),
             "model": self.state.config.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from .fields import Field, as_validation_text, check
 from .generation import Plan, plan, submit
 from .jobs import Job
 from .meshes import render_mesh
-from .messages import Response, detail, json_response, unprocessable
+from .messages import NotJson, Response, detail, from_json, json_response, unprocessable
 from .multipart import read_form
 from .routing import Route
 from .scheduler import Work
@@ -122,8 +121,8 @@ class MeshesApi:
 
 def _from_json(body: bytes) -> tuple[dict[str, Any], str]:
     try:
-        payload = json.loads(body)
-    except ValueError:
+        payload = from_json(body)
+    except NotJson:
         payload = {}
     if not isinstance(payload, dict):
         payload = {}

@@ -18,6 +18,7 @@ from .exchange import Exchange
 from .fields import Field, check
 from .generation import Plan, plan, submit
 from .messages import Refusal, Response, detail, server_error, unprocessable
+from .msgpack import MsgpackError
 from .msgpack import plan as plan_msgpack
 from .routing import Route
 from .scheduler import Work
@@ -66,10 +67,11 @@ class RolloutApi:
 
     async def generate(self, exchange: Exchange) -> Response:
         body = await exchange.model()
-        values, errors = check(body, _FIELDS, shown=body)
+        extra = body.get("extra_sampling_params")
+        merged = {**body, **extra} if isinstance(extra, dict) else body
+        values, errors = check(merged, _FIELDS, shown=body)
         if errors:
             raise unprocessable(errors)
-        values.update(values.pop("extra_sampling_params") or {})
         seed = values["seed"]
         values["num_inference_steps"] = values["num_inference_steps"] or _STEPS
         output = output_type(self.state.config.task)
@@ -85,7 +87,10 @@ class RolloutApi:
         if seed is None:
             raise server_error()
         samples = [self._sample(made, work, values, i) for i in range(made.outputs)]
-        encoded = plan_msgpack(samples)
+        try:
+            encoded = plan_msgpack(samples)
+        except MsgpackError:
+            raise server_error() from None
         headers = [
             (b"content-length", str(encoded.size).encode()),
             (b"content-type", b"application/msgpack"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from attrs import frozen
 
 from .exchange import Exchange
 from .faults import CATALOGUE, FaultError
-from .messages import Response, detail, json_response
+from .messages import NotJson, Response, detail, from_json, json_response
 from .routing import Route
 from .state import State
 
@@ -49,12 +48,12 @@ class SimulateApi:
 
     async def add(self, exchange: Exchange) -> Response:
         try:
-            body: Any = json.loads(await exchange.body())
-        except ValueError as error:
+            body: Any = from_json(await exchange.body())
+        except NotJson as error:
             raise detail(400, f"not JSON: {error}") from None
         if not isinstance(body, dict) or not isinstance(body.get("fault"), str):
             raise detail(400, 'expected {"fault": "...", ...}; GET /simulate lists the faults')
-        settings = {key: value for key, value in body.items() if key not in ("fault", "kind")}
+        settings = {key: value for key, value in body.items() if key != "fault"}
         try:
             self.state.faults.add(body["fault"], **settings)
         except FaultError as error:

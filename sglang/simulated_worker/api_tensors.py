@@ -10,14 +10,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from typing import Any
 
 from attrs import frozen
 
-from .api_weights import change, json_object, refuse_asleep
+from .api_weights import change, json_object, names_in, refuse_asleep
 from .exchange import Exchange
-from .messages import Response, server_error, unsuccessful
+from .messages import NotJson, Response, from_json, server_error, unsuccessful
 from .routing import Route
 from .skim import SkimError, Skimmer
 from .state import State
@@ -51,7 +50,10 @@ class TensorsApi:
         if not body.get("serialized_named_tensors"):
             raise unsuccessful(400, "serialized_named_tensors is required")
         scheduler = self.state.scheduler
-        targets: list[str] | None = body.get("target_modules")
+        targets = names_in(body, "target_modules")
+        alpha = body.get("lora_alpha")
+        if not isinstance(alpha, int | float | None):
+            raise unsuccessful(500, "lora_alpha: expected a number")
         as_lora = body.get("weight_update_mode") == "lora_merge"
 
         def act() -> str:
@@ -63,7 +65,7 @@ class TensorsApi:
             if target != "transformer":
                 raise WeightsError(f"No DiT module found for LoRA IPC target {target!r}")
             mark = digest(*(f"{name}={value}" for name, value in sorted(tensors.items())))
-            scheduler.loras.push(mark, body.get("lora_alpha"))
+            scheduler.loras.push(mark, alpha)
             return (
                 f"Updated {len(tensors)} LoRA layers in {target} from IPC tensors "
                 "(skipped 0 unknown layers)."
@@ -109,6 +111,8 @@ class TensorsApi:
         if not isinstance(payloads, list):
             raise WeightsError("serialized_named_tensors must be a list")
         gpus = self.state.config.num_gpus
+        if labels is not None and not isinstance(labels, list):
+            raise WeightsError("payload_gpu_uuids must be a list")
         if labels is not None and len(labels) != len(payloads):
             raise WeightsError(
                 f"payload_gpu_uuids needs one entry per payload, got {len(labels)} for "
@@ -130,13 +134,13 @@ def _read(payload: str) -> dict[str, str]:
         return {"*": payload}
     try:
         data = base64.b64decode(payload, validate=True)
-    except binascii.Error:
+    except (binascii.Error, ValueError):
         raise WeightsError(
             "Failed to deserialize serialized_named_tensors: Non-base64 digit found"
         ) from None
     try:
-        named = json.loads(data)
-    except ValueError:
+        named = from_json(data)
+    except NotJson:
         named = None
     if isinstance(named, dict) and named:
         return {str(name): str(value) for name, value in named.items()}

@@ -10,9 +10,9 @@ from attrs import frozen
 
 from .config import output_type
 from .exchange import Exchange
-from .fields import Field, check
+from .fields import Field, as_validation_text, check
 from .generation import Plan, plan, submit
-from .messages import Response, json_response, unprocessable
+from .messages import Response, detail, json_response, unprocessable
 from .movies import render_movie
 from .routing import Route
 from .scheduler import Work
@@ -21,6 +21,10 @@ from .state import State
 _FIELDS = (
     Field("instances", "list", required=True, nullable=False),
     Field("parameters", "object"),
+)
+_PARAMETERS = tuple(
+    Field(name, "int")
+    for name in ("num_frames", "fps", "width", "height", "num_inference_steps", "seed")
 )
 _FPS = 24
 
@@ -40,7 +44,9 @@ class VertexApi:
         if errors:
             raise unprocessable(errors)
         output = output_type(self.state.config.task)
-        parameters = values["parameters"] or {}
+        parameters, errors = check(values["parameters"] or {}, _PARAMETERS, "parameters")
+        if errors:
+            raise detail(400, as_validation_text("parameters", errors, values["parameters"]))
         plans = [self._plan(output, parameters, item) for item in values["instances"]]
         works = [submit(self.state, output.lower(), made, exchange) for made in plans]
         return json_response(
@@ -57,7 +63,8 @@ class VertexApi:
         prompt = fields.get("prompt") or fields.get("text")
         image = fields.get("image") or fields.get("image_url") or ""
         frames = (parameters.get("num_frames") or 81) if output == "VIDEO" else 1
-        values = {**parameters, "prompt": prompt}
+        values = {**parameters, "prompt": str(prompt or ""), "size": None, "n": 1}
+        values["num_outputs_per_prompt"] = 1
         return plan(self.state, values, output, frames=frames, inputs=str(image), checked=False)
 
     async def _prediction(self, made: Plan, work: Work) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from .exchange import Exchange
 from .fields import Field, as_validation_text, check, from_form
 from .generation import Plan, plan, submit
 from .jobs import Job, Jobs
-from .messages import Response, detail, json_response, unprocessable
+from .messages import NotJson, Response, detail, from_json, json_response, unprocessable
 from .movies import render_movie
 from .multipart import Form, read_form
 from .pictures import Recipe
@@ -83,6 +82,8 @@ class VideosApi:
             values, inputs = _from_json(await exchange.body())
         fps = _FPS if values["fps"] is None else values["fps"]
         seconds = 4 if values["seconds"] is None else values["seconds"]
+        if fps <= 0:
+            raise detail(400, "fps must be positive")
         frames = fps * seconds if values["num_frames"] is None else values["num_frames"]
         made = plan(self.state, values, "VIDEO", frames=frames, inputs=inputs)
         work = submit(self.state, "video", made, exchange)
@@ -178,8 +179,8 @@ def _render(made: Plan, work: Work, fps: int, index: int) -> bytes:
 def _from_json(body: bytes) -> tuple[dict[str, Any], str]:
     """Anything that is no JSON counts as an empty object, which then lacks a prompt: 400."""
     try:
-        payload = json.loads(body)
-    except ValueError:
+        payload = from_json(body)
+    except NotJson:
         payload = {}
     if not isinstance(payload, dict):
         payload = {}
@@ -197,18 +198,19 @@ def _from_json(body: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _from_form(form: Form) -> tuple[dict[str, Any], str]:
-    values, errors = check(form.fields, _FORM)
-    if errors:
-        raise unprocessable(errors)
-    if not values["prompt"]:
-        raise detail(400, "prompt is required")
-    values["seconds"] = values["seconds"] or 4
+    given: dict[str, Any] = dict(form.fields)
     for name in ("extra_body", "extra_params"):
         if name in form.fields:
             extra = from_form(form.fields[name])
             if not isinstance(extra, dict):
                 raise detail(400, f"{name} is not valid JSON")
-            values.update({k: v for k, v in extra.items() if k not in form.fields})
+            given = {**extra, **given}
+    values, errors = check(given, _FORM)
+    if errors:
+        raise unprocessable(errors)
+    if not values["prompt"]:
+        raise detail(400, "prompt is required")
+    values["seconds"] = values["seconds"] or 4
     uploads = [f.sha256 for f in form.files if f.name in ("input_reference", "video_reference")]
     addresses = [values[n] for n in ("reference_url", "video_path", "video_url") if values[n]]
     return values, " ".join([*uploads, *addresses])

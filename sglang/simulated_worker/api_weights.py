@@ -41,7 +41,7 @@ class WeightsApi:
         path = body.get("model_path")
         if not path:
             raise unsuccessful(400, "model_path is required")
-        scheduler, targets = self.state.scheduler, body.get("target_modules")
+        scheduler, targets = self.state.scheduler, names_in(body, "target_modules")
 
         facts: dict[str, Any] = {"model_path": str(path), "target_modules": targets}
 
@@ -62,12 +62,14 @@ class WeightsApi:
 
     async def checksum(self, exchange: Exchange) -> Response:
         body = await json_object(exchange)
-        names = body.get("module_names")
+        names = names_in(body, "module_names")
         scheduler = self.state.scheduler
 
         def act() -> dict[str, str]:
             modules = scheduler.weights.modules
-            return {name: checksum(scheduler, name) for name in (names or modules)}
+            return {
+                name: checksum(scheduler, name) for name in (modules if names is None else names)
+            }
 
         try:
             sums = await scheduler.control(
@@ -120,6 +122,16 @@ async def json_object(exchange: Exchange) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise server_error()
     return body
+
+
+def names_in(body: dict[str, Any], key: str) -> list[str] | None:
+    """A list of names, or None. Raises a 500 `Refusal` for anything else."""
+    names = body.get(key)
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise unsuccessful(500, f"{key}: expected a list of names")
+    return names
 
 
 def refuse_asleep(scheduler: Scheduler) -> None:

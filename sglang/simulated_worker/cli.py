@@ -22,6 +22,11 @@ from .worker import SimulatedWorker
 _CRASHED = 70
 
 _EPILOG = """\
+Models: what it makes follows from the path (wan, video: videos; hunyuan3d, mesh: meshes; edit:
+edits; else images), and so do its weights. A path that begins with /nonexistent or bad/ cannot be
+found, an existing directory needs *.safetensors, a part named corrupt breaks a later update; every
+other path loads and need not exist.
+
 Faults: POST /simulate {"fault": "...", ...} on the port, or on port + 1 when the port refuses.
 GET /simulate lists them, GET /simulate/log tells what the worker did.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
@@ -11,7 +10,7 @@ from urllib.parse import parse_qs, unquote
 import trio
 from attrs import define, field, frozen
 
-from .messages import Headers, server_error, unprocessable
+from .messages import Headers, NotJson, from_json, server_error, unprocessable
 from .record import RequestEntry
 
 if TYPE_CHECKING:
@@ -88,8 +87,8 @@ class Exchange:
     async def json(self) -> Any:
         """The body as JSON, whatever its content type. Malformed: the plain-text 500."""
         try:
-            return json.loads(await self.body())
-        except ValueError:
+            return from_json(await self.body())
+        except NotJson:
             raise server_error() from None
 
     async def model(self, *, optional: bool = False) -> Any:
@@ -102,22 +101,18 @@ class Exchange:
         value: Any = None
         if kind == "application/json" or (kind.startswith("application/") and "+json" in kind):
             try:
-                value = json.loads(body) if body else None
-            except json.JSONDecodeError as error:
+                value = from_json(body) if body else None
+            except NotJson as error:
                 raise unprocessable(
                     [
                         {
                             "type": "json_invalid",
-                            "loc": ["body", error.pos],
+                            "loc": ["body", error.place],
                             "msg": "JSON decode error",
                             "input": {},
-                            "ctx": {"error": error.msg},
+                            "ctx": {"error": str(error)},
                         }
                     ]
-                ) from None
-            except UnicodeDecodeError:
-                raise unprocessable(
-                    [{"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error"}]
                 ) from None
         elif body:
             value = body.decode("utf-8", "replace")

@@ -120,7 +120,7 @@ class Faults:
     _active: list[_Active] = field(factory=list)
     _cleared: trio.Event = field(factory=trio.Event)
 
-    def add(self, kind: Kind | str, **settings: Any) -> Fault:
+    def add(self, kind: Kind | str, /, **settings: Any) -> Fault:
         """Raises `FaultError` if there is no such fault or a number is none."""
         if kind not in CATALOGUE:
             raise FaultError(f"unknown fault {kind!r}; known: {', '.join(CATALOGUE)}")
@@ -130,6 +130,8 @@ class Faults:
                 isinstance(value, bool) or not isinstance(value, int | float)
             ):
                 raise FaultError(f"{name}: expected a number, got {value!r}")
+        if not 200 <= settings.get("status", 200) < 600:
+            raise FaultError(f"status: expected 200 to 599, got {settings['status']}")
         seconds = settings.get("seconds")
         fault = Fault(
             kind,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
+
+from .messages import NotJson, from_json
 
 _INT = "Input should be a valid integer, unable to parse string as an integer"
 _FLOAT = "Input should be a valid number, unable to parse string as a number"
@@ -42,11 +43,11 @@ def check(
     where: str = "body",
     shown: Any = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The values (defaults filled in, unknown fields kept) and the errors, in order of fields.
+    """The values (defaults filled in, unknown fields left out) and the errors, in order of fields.
 
     `shown` is what an error about a missing field gives as its `input`.
     """
-    values: dict[str, Any] = dict(body)
+    values: dict[str, Any] = {}
     errors: list[dict[str, Any]] = []
     for field in fields:
         if field.name not in body:
@@ -55,7 +56,9 @@ def check(
             values[field.name] = field.default
             continue
         value = body[field.name]
+        values[field.name] = field.default
         if value is None and field.nullable:
+            values[field.name] = None
             continue
         try:
             values[field.name] = _coerce(field.kind, value)
@@ -89,8 +92,8 @@ def as_validation_text(model: str, errors: list[dict[str, Any]], body: Any) -> s
 def from_form(value: str) -> Any:
     """A form field that may hold JSON."""
     try:
-        return json.loads(value)
-    except ValueError:
+        return from_json(value)
+    except NotJson:
         return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import uuid
@@ -18,6 +19,8 @@ from .scheduler import Work
 from .state import State
 
 MOST_OUTPUTS = 10
+LARGEST_SIDE = 8192
+MOST_FRAMES = 20_000
 _LOGGED_PROMPT = 200
 _DEFAULT_SIZE = {"IMAGE": (1024, 1024), "VIDEO": (832, 480), "MESH": (512, 512)}
 _DEFAULT_STEPS = {"IMAGE": 28, "VIDEO": 50, "MESH": 50, "ACTION": 10}
@@ -66,14 +69,16 @@ def plan(
     width, height = size_of(values, output)
     steps = values.get("num_inference_steps")
     outputs = values.get("num_outputs_per_prompt") or values.get("n") or 1
-    for name, value in (
-        ("width", width),
-        ("height", height),
-        ("num_frames", frames),
-        ("num_inference_steps", steps),
+    for name, value, most in (
+        ("width", width, LARGEST_SIDE),
+        ("height", height, LARGEST_SIDE),
+        ("num_frames", frames, MOST_FRAMES),
+        ("num_inference_steps", steps, math.inf),
     ):
         if value is not None and value <= 0:
             raise detail(400, f"{name} must be positive")
+        if value is not None and value > most:
+            raise detail(400, f"{name} must be at most {most}, as a simulation draws no more")
     outputs = max(1, min(int(outputs), MOST_OUTPUTS))
     return Plan(
         str(uuid.uuid4()),

@@ -89,7 +89,7 @@ class Loras:
                 applied.nicknames, applied.paths, strengths, merged, "merged" if merged else "none"
             )
 
-    def push(self, tensors: str, alpha: int | None) -> None:
+    def push(self, tensors: str, alpha: float | None) -> None:
         """An adapter that arrived as tensors and not from a path."""
         self.wrapped = True
         strength = 1.0 if alpha is None else float(alpha)

@@ -69,6 +69,24 @@ def to_json(value: Any) -> bytes:
     )
 
 
+class NotJson(ValueError):
+    """Bytes that are no JSON; `place` is where they stop being it."""
+
+    def __init__(self, message: str, place: int = 0) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def from_json(data: bytes | str) -> Any:
+    """Raises `NotJson` for whatever the parser does not take, nesting without end included."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        raise NotJson(error.msg, error.pos) from None
+    except (ValueError, RecursionError) as error:
+        raise NotJson(str(error)) from None
+
+
 def json_response(value: Any, status: int = 200, *extra: tuple[bytes, bytes]) -> Response:
     return response(to_json(value), "application/json", status, *extra)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from typing import Any
 
 from attrs import define, field
+
+from .messages import NotJson, from_json
 
 LONGEST = 4096
 """Strings of more bytes than this become `sha256:<digest>:<bytes>`."""
@@ -43,8 +44,8 @@ class Skimmer:
         if self._inside:
             raise SkimError("a string without end")
         try:
-            return json.loads(bytes(self._rest))
-        except ValueError as error:
+            return from_json(bytes(self._rest))
+        except NotJson as error:
             raise SkimError(str(error)) from None
 
     def _between(self, data: bytes, at: int) -> int:

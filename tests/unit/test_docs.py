@@ -127,14 +127,11 @@ CHOSEN = {How.GENERATE, How.SUBMIT, How.ANY}  # where the task says which worker
 
 
 def test_the_routing_table_in_the_api() -> None:
-    body = [
-        [
-            "any" if route.methods == ("*",) else ", ".join(route.methods),
-            f"`{route.path}`",
-            HOW[route.how] + (f", able to do `{route.task}`" if route.task and route.how in CHOSEN else ""),
-        ]
-        for route in ROUTES
-    ]
+    body = []
+    for route in ROUTES:
+        methods = "any" if route.methods == ("*",) else ", ".join(route.methods)
+        able = f", able to do `{route.task}`" if route.task and route.how in CHOSEN else ""
+        body.append([methods, f"`{route.path}`", HOW[route.how] + able])
     demand(table(["Method", "Path", "Goes to"], body), of="docs/api.md")
 
 
@@ -155,7 +152,7 @@ def codes_in_the_code() -> tuple[set[str], set[str]]:
             match node:
                 case ast.keyword(arg="code", value=ast.Constant(str(code))):
                     codes.add(code)
-                case ast.Assign([ast.Name("default_code")], ast.Constant(str(code))):
+                case ast.Assign([ast.Name("default_code" | "code")], ast.Constant(str(code))):
                     codes.add(code)
                 case ast.AnnAssign(ast.Name("default_code"), _, ast.Constant(str(code))):
                     codes.add(code)
