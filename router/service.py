@@ -20,16 +20,18 @@ from attrs import frozen
 
 from .control.client import ControlClient
 from .control.errands import Errands
+from .control.follow import Follower
 from .control.jobs import JobControl
 from .control.memory import MemoryControl
 from .control.refit import WeightControl
 from .control.retire import Retirer
 from .control.watch import Watchman
-from .dispatch import Dispatcher
+from .dispatch import Dispatcher, QueueLimits
 from .errors import StartError, describe
 from .observe import logs
 from .pool import ids, policies
 from .pool.assets import AssetMap
+from .pool.cost import Speeds
 from .pool.registry import Registry
 from .pool.worker import Origin
 from .relay.access import AdminKey
@@ -41,7 +43,7 @@ from .relay.upstream import Upstream
 from .relay.websocket import WebSocketRelay
 from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
-from .settings import RouterSettings
+from .settings import QueueOrder, RouterSettings
 from .web.app import create_app
 from .web.parts import CallLimits, Parts
 
@@ -107,11 +109,23 @@ async def serve(
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a router on these listeners until `stop` is set and what was in flight has ended."""
-    registry = Registry(failure_threshold=settings.health_check_failure_threshold)
+    registry = Registry(
+        failure_threshold=settings.health_check_failure_threshold,
+        concurrency=settings.worker_concurrency,
+    )
     registry.subscribe(logs.log_event)
+    speeds = Speeds()
+    patience = settings.queue_timeout
     dispatcher = Dispatcher(
         registry,
-        policies.make(settings.routing_algorithm),
+        policies.make(settings.routing_algorithm, speeds),
+        limits=QueueLimits(
+            size=settings.queue_size,
+            patience=settings.timeout if patience is None else patience,
+            longest_first=settings.queue_order is QueueOrder.LONGEST_FIRST,
+            jobs_per_worker=settings.max_jobs_per_worker,
+        ),
+        speeds=speeds,
         failure_threshold=settings.health_check_failure_threshold,
     )
     upstream = Upstream(settings.connect_timeout, settings.max_connections)
@@ -138,6 +152,7 @@ async def serve(
         retirer = Retirer(registry, dispatcher)
         errands = Errands()
         assets = AssetMap(settings.max_assets)
+        follower = Follower(registry, dispatcher, assets, client)
         jobs = JobControl(registry, assets, client)
         parts = Parts(
             registry=registry,
@@ -169,6 +184,7 @@ async def serve(
             await nursery.start(watchman.run)
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
+            await nursery.start(follower.run)
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from .worker import Lease, Worker
+from .worker import Hold, Lease, Worker
 
 
 @frozen
@@ -67,6 +67,25 @@ class LeaseEnded:
     lease: Lease
 
 
+@frozen
+class Held:
+    """A slot outlives its lease: a job that runs on, or a ghost."""
+
+    hold: Hold
+
+
+@frozen
+class SlotFreed:
+    hold: Hold
+
+
+@frozen
+class SlotsChanged:
+    """The worker has another number of slots."""
+
+    worker: Worker
+
+
 Event = (
     WorkerAdded
     | WorkerRemoved
@@ -77,4 +96,7 @@ Event = (
     | Trouble
     | LeaseGranted
     | LeaseEnded
+    | Held
+    | SlotFreed
+    | SlotsChanged
 )

@@ -207,3 +207,16 @@ def routable(worker: Worker) -> bool:
         and worker.weights is Weights.CURRENT
         and not worker.removed
     )
+
+
+def hopeful(worker: Worker) -> bool:
+    """Whether it is routable, or may become so without anyone acting (DESIGN section 5)."""
+    if worker.removed or worker.admin is not Admin.ENABLED:
+        return False
+    if worker.memory not in (Memory.AWAKE, Memory.WAKING):
+        return False
+    if worker.weights is Weights.FAILED:
+        return False
+    if worker.health is Health.UNKNOWN:
+        return worker.consecutive_failures == 0  # its first probe is outstanding
+    return worker.health is not Health.UNHEALTHY

@@ -22,7 +22,7 @@ from .lifecycle import (
     routable,
     step,
 )
-from .worker import Capabilities, Health, Lease, Origin, Worker
+from .worker import Capabilities, Health, Hold, HoldKind, Lease, Origin, Worker
 
 Observer = Callable[[events.Event], None]
 
@@ -38,10 +38,11 @@ class Registry:
     returns. Reports about a worker that was removed meanwhile change nothing.
     """
 
-    def __init__(self, *, failure_threshold: int = 3) -> None:
+    def __init__(self, *, failure_threshold: int = 3, concurrency: int | None = None) -> None:
         self._workers: dict[str, Worker] = {}
         self._observers: list[Observer] = []
         self._failure_threshold = failure_threshold
+        self._concurrency = concurrency  # of workers for which nothing else was set
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -70,9 +71,10 @@ class Registry:
         known = self._workers.get(url)
         if known is not None:
             if concurrency is not None:
-                known.concurrency_limit = concurrency
+                self.set_concurrency(known, concurrency)
             return known
-        worker = Worker(url=url, origin=origin, concurrency_limit=concurrency)
+        limit = self._concurrency if concurrency is None else concurrency
+        worker = Worker(url=url, origin=origin, concurrency_limit=limit)
         self._workers[url] = worker
         self._tell(events.WorkerAdded(worker))
         return worker
@@ -85,16 +87,56 @@ class Registry:
         worker.removed = True
         self._tell(events.WorkerRemoved(worker))
 
-    def lease(self, worker: Worker) -> Lease:
-        """Take a lease on the worker. Whether it may be sent work is the caller's decision."""
-        lease = Lease(worker, worker.incarnation, self._end)
+    def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
+        """Take a lease on the worker, and with `hold` a slot. Whether it may be sent work is the
+        caller's decision."""
+        lease = Lease(worker, worker.incarnation, self._end, hold)
         worker.leases.add(lease)
+        if hold is not None:
+            worker.holds.add(hold)
         self._tell(events.LeaseGranted(lease))
         return lease
+
+    def free(self, lease: Lease) -> None:
+        """Give back the lease's slot while its exchange goes on: the GPU is free."""
+        hold, lease.hold = lease.hold, None
+        if hold is not None:
+            self.drop(hold)
+
+    def keep(self, lease: Lease, kind: HoldKind) -> Hold | None:
+        """Let the lease's slot outlive it, as a job or a ghost. None if it has no slot (any more).
+
+        Whoever takes it drops it in the end.
+        """
+        hold, lease.hold = lease.hold, None
+        if hold is None or hold not in hold.worker.holds:
+            return None
+        hold.kind = kind
+        self._tell(events.Held(hold))
+        return hold
+
+    def haunt(self, hold: Hold) -> None:
+        """A job nobody asks for any more goes on: its slot stays taken by a ghost."""
+        if hold in hold.worker.holds:
+            hold.kind = HoldKind.GHOST
+            self._tell(events.Held(hold))
+
+    def hold(self, hold: Hold) -> None:
+        """Occupy a slot without a lease: a job that was found on the worker."""
+        if hold.incarnation == hold.worker.incarnation and not hold.worker.removed:
+            hold.worker.holds.add(hold)
+            self._tell(events.Held(hold))
+
+    def drop(self, hold: Hold) -> None:
+        """Free a slot. One of an earlier incarnation is gone already."""
+        if hold in hold.worker.holds:
+            hold.worker.holds.discard(hold)
+            self._tell(events.SlotFreed(hold))
 
     def set_concurrency(self, worker: Worker, limit: int | None) -> None:
         """Set the worker's slots; None returns to what it can do by itself."""
         worker.concurrency_limit = limit
+        self._tell(events.SlotsChanged(worker))
 
     def probed(self, worker: Worker, probe: Probe, reason: str | None = None) -> None:
         """Record what a health probe found, and what follows from it."""
@@ -182,9 +224,11 @@ class Registry:
         worker.capabilities = None
         worker.met = False
         worker.leases = set()
+        worker.holds = set()
         self._tell(events.Reincarnated(worker, reason))
 
     def _end(self, lease: Lease) -> None:
+        self.free(lease)
         lease.worker.leases.discard(lease)
         self._tell(events.LeaseEnded(lease))
 

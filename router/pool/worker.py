@@ -141,6 +141,9 @@ class Worker:
     concurrency_limit: int | None = None
     removed: bool = False
     leases: set[Lease] = field(factory=set, repr=False)
+    # What occupies its slots: generations until the head of their answer, jobs until they end,
+    # sessions, and ghosts. Jobs may make it more than `max_concurrency`.
+    holds: set[Hold] = field(factory=set, repr=False)
 
     @property
     def worker_id(self) -> str:
@@ -163,6 +166,27 @@ class Worker:
         return len(self.leases)
 
     @property
+    def free_slots(self) -> int:
+        """Generations that it could begin now; negative where jobs exceed its slots."""
+        return self.max_concurrency - len(self.holds)
+
+    @property
+    def load(self) -> float:
+        """Exchanges, jobs and ghosts, per slot."""
+        beyond = sum(hold.kind in (HoldKind.JOB, HoldKind.GHOST) for hold in self.holds)
+        return (len(self.leases) + beyond) / self.max_concurrency
+
+    @property
+    def jobs(self) -> int:
+        """Video and mesh jobs that have not ended."""
+        return sum(hold.kind is HoldKind.JOB for hold in self.holds)
+
+    @property
+    def ghosts(self) -> int:
+        """Generations that go on though their client has left."""
+        return sum(hold.kind is HoldKind.GHOST for hold in self.holds)
+
+    @property
     def is_dead(self) -> bool:
         return self.admin is Admin.QUARANTINED or self.health is Health.UNHEALTHY
 
@@ -172,17 +196,42 @@ class Worker:
         return self.memory is not Memory.AWAKE
 
 
+class HoldKind(StrEnum):
+    """Why a slot is occupied."""
+
+    GENERATION = "generation"
+    JOB = "job"
+    SESSION = "session"
+    GHOST = "ghost"
+
+
+@define(eq=False)
+class Hold:
+    """One occupied slot of one incarnation of a worker."""
+
+    worker: Worker
+    incarnation: int
+    kind: HoldKind
+    endpoint: str = ""  # the kind of endpoint, as speeds are learnt
+    work: float = 0.0  # units of work (pool.cost)
+    since: float = 0.0  # when it began, on the dispatcher's clock
+    # The id of the job, once it is known.
+    job_id: str | None = None
+
+
 @define(eq=False)
 class Lease:
     """The right to send one exchange to one worker. Ends exactly once, on every path.
 
     It belongs to one incarnation of the worker: its end after the process was replaced
-    changes nothing there.
+    changes nothing there. `hold` is the slot it occupies, None once that was given back or
+    where none is needed.
     """
 
     worker: Worker
     incarnation: int
     _on_end: Callable[[Lease], None] = field(alias="on_end", repr=False)
+    hold: Hold | None = None
     ended: bool = False
 
     def release(self) -> None:

@@ -136,7 +136,9 @@ class Relay:
                 if route.how is How.OWNER and route.asset is not None:
                     asset_id = route.parameter(exchange.path)
                     owner = await self.find_owner(asset_id, route.asset)
-                watching = watcher(self.assets, route, exchange.method, exchange.path)
+                dispatcher = self.forwarder.attempts.dispatcher
+                method, path = exchange.method, exchange.path
+                watching = watcher(self.assets, dispatcher, route, method, path)
                 await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
             except RouterError as error:
                 await self._refuse(exchange, error)

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from attrs import define, field
 
 from ..errors import RequestTooLarge
-from ..pool.candidates import Facts
-from ..pool.worker import Task
+from ..pool.candidates import Facts, Need
+from ..pool.cost import Costs
 from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange
+from .routes import Route
+
+_LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
 
 
 @define(eq=False)
@@ -83,7 +86,17 @@ def too_large(largest: int) -> RequestTooLarge:
     )
 
 
-def facts_of(body: Body, task: Task | None) -> Facts:
-    """What the fields of the body say to routing."""
-    model = body.fields.get("model")
-    return Facts(model=model if isinstance(model, str) and model else None, task=task)
+def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Facts:
+    """What the fields of the body, the headers and the route say to routing."""
+    named = body.fields.get("model")
+    model = named if isinstance(named, str) and named else None
+    client = heads.value(exchange.headers, b"x-client-id") or b""
+    needs_slot = route.need is not Need.NOTHING
+    return Facts(
+        model=model,
+        task=route.task,
+        need=route.need,
+        client=client[:_LONGEST_CLIENT].decode("latin-1"),
+        work=costs.work(model, route.kind, body.fields) if needs_slot else 0.0,
+        kind=route.kind,
+    )

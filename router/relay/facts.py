@@ -12,13 +12,14 @@ from typing import TypeAlias, TypeGuard
 
 from attrs import define, field
 
+from ..pool.cost import FIELDS
 from . import headers as heads
 
 Scalar: TypeAlias = str | int | float | bool | None
 
 # The fields that routing reads, by their names in JSON objects and in forms alike. In a form
 # every value is text.
-WANTED = frozenset({"model"})
+WANTED = FIELDS | {"model"}
 
 # A scan gives up after so many tokens and brackets: it must stay short whatever is sent.
 _MOST_MARKS = 20_000

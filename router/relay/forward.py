@@ -42,7 +42,7 @@ class Watcher(Protocol):
 
     holds: int
 
-    def begin(self, worker: Worker, status: int) -> None:
+    def begin(self, lease: Lease, status: int) -> None:
         """The head of the answer has come."""
         ...
 
@@ -58,7 +58,7 @@ class Watcher(Protocol):
 class _Nobody:
     holds = 0
 
-    def begin(self, worker: Worker, status: int) -> None:
+    def begin(self, lease: Lease, status: int) -> None:
         pass
 
     def saw(self, piece: bytes) -> None:
@@ -100,7 +100,7 @@ class Forwarder:
         Raises RouterError before the answer's head, CutOff after it, ClientGone.
         """
         body = await peek(exchange, limit=self.limits.peek, largest=self.limits.request_bytes)
-        facts = facts_of(body, route.task)
+        facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
 
         async def attempt(lease: Lease) -> None:
             await self._at(lease, exchange, body, watcher)
@@ -149,6 +149,8 @@ class _Attempt:
     consumed: bool = False
     # The last byte of the request may be with the worker, which then acts on it.
     delivered: bool = False
+    # The head of the answer has come.
+    answered: bool = False
 
     async def run(self) -> None:
         worker, reused = self.lease.worker, False
@@ -166,6 +168,10 @@ class _Attempt:
             raise
         except Broken as error:
             raise self._broken(error, reused=reused) from error
+        finally:
+            if self.delivered and not self.answered:
+                # The client has left, or the time is up; the worker cannot be stopped.
+                self.forwarder.attempts.dispatcher.abandon(self.lease)
 
     async def _over(self, connection: Connection) -> None:
         head_bytes = self._request_head(connection)
@@ -256,7 +262,9 @@ class _Attempt:
             bodiless=head.status == 204,
         )
         watcher = self.watcher or _NOBODY
-        watcher.begin(worker, head.status)
+        self.forwarder.attempts.dispatcher.answered(self.lease, ok=200 <= head.status < 300)
+        self.answered = True
+        watcher.begin(self.lease, head.status)
         held = await self._hold(connection, watcher) if watcher.holds else b""
         await exchange.respond(head.status, headers, more=connection.ahead or bool(held))
         try:

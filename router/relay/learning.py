@@ -6,9 +6,10 @@ import json
 
 from attrs import define, field
 
+from ..dispatch import Dispatcher
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import TERMINAL
-from ..pool.worker import Worker
+from ..pool.worker import Lease
 from .facts import leading_fields
 from .forward import Watcher
 from .routes import How, Route
@@ -24,27 +25,30 @@ class _Submission:
     """A new job: its id is entered before the client sees it."""
 
     assets: AssetMap
+    dispatcher: Dispatcher
     kind: AssetKind
     holds: int = _MOST_HELD
-    _worker: Worker | None = field(init=False, default=None)
+    _lease: Lease | None = field(init=False, default=None)
     _body: bytearray = field(init=False, factory=bytearray)
 
-    def begin(self, worker: Worker, status: int) -> None:
-        self._worker = worker if 200 <= status < 300 else None
-        if self._worker is None:
+    def begin(self, lease: Lease, status: int) -> None:
+        self._lease = lease if 200 <= status < 300 else None
+        if self._lease is None:
             self.holds = 0
 
     def saw(self, piece: bytes) -> None:
-        if self._worker is not None:
+        if self._lease is not None:
             self._body += piece
 
     def over(self) -> None:
         job = _object(self._body)
         job_id = job.get("id")
-        if self._worker is not None and isinstance(job_id, str):
+        if self._lease is not None and isinstance(job_id, str):
             done = job.get("status") in TERMINAL
-            self.assets.learn(job_id, self._worker, self.kind, finished=done)
-        self._worker = None
+            self.assets.learn(job_id, self._lease.worker, self.kind, finished=done)
+            if not done:
+                self.dispatcher.job_began(self._lease, job_id)
+        self._lease = None
 
 
 @define(eq=False)
@@ -53,24 +57,24 @@ class _Pictures:
 
     assets: AssetMap
     holds: int = 0
-    _worker: Worker | None = field(init=False, default=None)
+    _lease: Lease | None = field(init=False, default=None)
     _begun: bytearray = field(init=False, factory=bytearray)
 
-    def begin(self, worker: Worker, status: int) -> None:
-        self._worker = worker if status == 200 else None
+    def begin(self, lease: Lease, status: int) -> None:
+        self._lease = lease if status == 200 else None
 
     def saw(self, piece: bytes) -> None:
-        if self._worker is None:
+        if self._lease is None:
             return
         self._begun += piece[: _LEADING - len(self._begun)]
         image_id = leading_fields(self._begun, frozenset({"id"})).get("id")
         if isinstance(image_id, str):
-            self.assets.learn(image_id, self._worker, AssetKind.IMAGE)
+            self.assets.learn(image_id, self._lease.worker, AssetKind.IMAGE)
         if isinstance(image_id, str) or len(self._begun) >= _LEADING:
-            self._worker = None
+            self._lease = None
 
     def over(self) -> None:
-        self._worker = None
+        self._lease = None
 
 
 @define(eq=False)
@@ -78,16 +82,21 @@ class _Reading:
     """A look at a job, or its deletion."""
 
     assets: AssetMap
+    dispatcher: Dispatcher
     asset_id: str
     deletes: bool
     holds: int = 0
     _watching: bool = field(init=False, default=False)
     _body: bytearray = field(init=False, factory=bytearray)
 
-    def begin(self, worker: Worker, status: int) -> None:
+    def begin(self, lease: Lease, status: int) -> None:
         self._watching = status == 200
         if status == 404 or (status == 200 and self.deletes):
             self.assets.forget(self.asset_id)
+        if status == 404:
+            self.dispatcher.job_ended(self.asset_id, ok=False)
+        elif status == 200 and self.deletes:
+            self.dispatcher.job_deleted(self.asset_id)
 
     def saw(self, piece: bytes) -> None:
         if self._watching:
@@ -95,20 +104,26 @@ class _Reading:
             self._watching = len(self._body) <= _MOST_HELD
 
     def over(self) -> None:
-        if self._watching and _object(self._body).get("status") in TERMINAL:
+        if not self._watching:
+            return
+        status = _object(self._body).get("status")
+        if status in TERMINAL and not self.deletes:
             self.assets.finish(self.asset_id)
+            self.dispatcher.job_ended(self.asset_id, ok=status == "completed")
 
 
-def watcher(assets: AssetMap, route: Route, method: str, path: str) -> Watcher | None:
+def watcher(
+    assets: AssetMap, dispatcher: Dispatcher, route: Route, method: str, path: str
+) -> Watcher | None:
     """Who looks at the answer to a request; None if there is nothing to learn from it."""
     if route.how is How.SUBMIT and route.asset is not None:
-        return _Submission(assets, route.asset)
+        return _Submission(assets, dispatcher, route.asset)
     if route.path in ("/v1/images/generations", "/v1/images/edits"):
         return _Pictures(assets)
     if route.how is How.OWNER and route.asset is not AssetKind.IMAGE:
         asset_id = route.parameter(path)
         if not path.rstrip("/").endswith("/content"):
-            return _Reading(assets, asset_id, deletes=method == "DELETE")
+            return _Reading(assets, dispatcher, asset_id, deletes=method == "DELETE")
     return None
 
 

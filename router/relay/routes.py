@@ -11,6 +11,7 @@ from enum import StrEnum
 from attrs import field, frozen
 
 from ..pool.assets import AssetKind
+from ..pool.candidates import Need
 from ..pool.worker import Task
 
 
@@ -53,6 +54,16 @@ class Route:
         return self._pattern.match(path) is not None
 
     @property
+    def need(self) -> Need:
+        """What a request of this row needs of its worker."""
+        return {How.GENERATE: Need.SLOT, How.SUBMIT: Need.JOB}.get(self.how, Need.NOTHING)
+
+    @property
+    def kind(self) -> str:
+        """The kind of endpoint, as speeds are learnt."""
+        return self.task.value if self.how is How.SUBMIT and self.task else self.path
+
+    @property
     def asset(self) -> AssetKind | None:
         """What kind of asset the row is about."""
         word = self.path.split("/")[2] if self.path.startswith("/v1/") else ""
@@ -78,6 +89,7 @@ ROUTES: tuple[Route, ...] = (
     Route(_P, "/add_worker", How.OWN),
     Route(_P, "/remove_worker", How.OWN),
     Route(_G, "/list_workers", How.OWN),
+    Route(_G, "/queue", How.OWN),
     Route(_G, "/v1/models", How.OWN),
     Route(_G, "/v1/models/{+model}", How.OWN),
     Route(("GET", "HEAD"), "/health", How.OWN),

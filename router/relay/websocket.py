@@ -15,12 +15,11 @@ from attrs import define
 from wsproto.events import AcceptConnection, Request
 
 from ..errors import RouterError, WorkerFailed, WorkerTimeout
-from ..pool.candidates import Facts
-from ..pool.worker import Lease, Worker
+from ..pool.candidates import Facts, Need
+from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .client import Receive, Scope, Send, error_answer, link_of, request_id, target_of
-from .routes import find
 from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Upstream
 from .worker_socket import (
     GOING_AWAY,
@@ -217,7 +216,8 @@ class WebSocketRelay:
         with trio.CancelScope() as leaving:
             client.link.on_gone(leaving.cancel)
             try:
-                facts = Facts(task=find("GET", client.path).task)
+                task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
+                facts = Facts(task=task, need=Need.SESSION, kind="session")
                 await self.attempts.run(facts, partial(self._session, client))
             except RouterError as error:
                 _log(client, error.code, f"{error.status}: {error.message}")

@@ -10,7 +10,16 @@ from .fields import FlagRow, describe, markdown_table
 from .flags import Flags, split_flags
 from .helptext import entry, flag_help
 from .load import load
-from .model import GIB, KIB, MIB, DemoSettings, LogLevel, RouterSettings, RoutingAlgorithm
+from .model import (
+    GIB,
+    KIB,
+    MIB,
+    DemoSettings,
+    LogLevel,
+    QueueOrder,
+    RouterSettings,
+    RoutingAlgorithm,
+)
 from .structure import structure
 from .yamlfile import read_yaml
 
@@ -22,6 +31,7 @@ __all__ = [
     "FlagRow",
     "Flags",
     "LogLevel",
+    "QueueOrder",
     "RouterSettings",
     "RoutingAlgorithm",
     "describe",

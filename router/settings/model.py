@@ -24,6 +24,15 @@ class RoutingAlgorithm(StrEnum):
     LEAST_REQUEST = "least-request"
     ROUND_ROBIN = "round-robin"
     RANDOM = "random"
+    POWER_OF_TWO = "power-of-two"
+    LEAST_WORK = "least-work"
+
+
+class QueueOrder(StrEnum):
+    """Which waiting request of a client is served first."""
+
+    FIFO = "fifo"
+    LONGEST_FIRST = "longest-first"
 
 
 class LogLevel(StrEnum):
@@ -90,6 +99,38 @@ class RouterSettings:
         WholeNumber(0, 100),
         group="Routing",
         help="how many more workers to try when one fails before it had the whole request",
+    )
+    queue_size: int = setting(
+        10_000,
+        WholeNumber(0),
+        group="Routing",
+        help="requests that may wait for a worker; more are refused with 503",
+    )
+    queue_timeout: float | None = setting(
+        None,
+        Duration(_SHORTEST, none=True),
+        default_text="that of --timeout",
+        group="Routing",
+        help="longest wait for a worker, then 503",
+    )
+    queue_order: QueueOrder = setting(  # noqa: RUF009 - makes an attrs field
+        QueueOrder.FIFO,
+        Choice(QueueOrder),
+        group="Routing",
+        help="which waiting request of a client goes first; longest-first ends a burst soonest",
+    )
+    worker_concurrency: int | None = setting(
+        None,
+        WholeNumber(1, 10_000, none=True),
+        default_text="what the worker says (its data-parallel size)",
+        group="Routing",
+        help="generations that a worker gets at a time",
+    )
+    max_jobs_per_worker: int = setting(
+        100,
+        WholeNumber(1),
+        group="Routing",
+        help="unfinished video and mesh jobs of one worker; more are refused with 503",
     )
     health_check_interval: float = setting(
         10.0,

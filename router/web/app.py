@@ -6,7 +6,7 @@ import quart
 from quart import g, request
 from quart_trio import QuartTrio
 
-from . import control, errors, jobs, models, ops, workers
+from . import control, errors, jobs, models, ops, queue, workers
 from .parts import Parts
 
 # The largest body of the router's own endpoints; none of them needs more than a few lines.
@@ -27,7 +27,7 @@ def create_app(parts: Parts) -> QuartTrio:
     app.before_request(_name_request)
     app.after_request(_return_name)
     errors.install(app)
-    for room in (workers, models, jobs, control, ops):
+    for room in (workers, models, jobs, control, queue, ops):
         app.register_blueprint(room.blueprint)
     return app
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..pool.cost import Speeds
 from ..pool.lifecycle import reasons, routable
 from ..pool.worker import Task, Worker
 
 
-def worker_payload(worker: Worker) -> dict[str, Any]:
+def worker_payload(worker: Worker, speeds: Speeds) -> dict[str, Any]:
     """The JSON of one worker. DESIGN section 9."""
     can = worker.capabilities
     return {
@@ -35,4 +36,9 @@ def worker_payload(worker: Worker) -> dict[str, Any]:
         "task_types": list(can.task_types) if can else None,
         "output_types": list(can.output_types) if can else None,
         "max_concurrency": worker.max_concurrency,
+        "slots_in_use": len(worker.holds),
+        "jobs": worker.jobs,
+        "ghosts": worker.ghosts,
+        "outstanding_seconds": round(speeds.outstanding(worker), 3),
+        "seconds_per_unit_of_work": speeds.of(worker.url),
     }

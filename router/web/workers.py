@@ -34,20 +34,20 @@ async def add_worker() -> dict[str, Any]:
         parts().retirer.keep(worker)
         watchman.nudge(worker)
     await watchman.first_contact(worker, within=FIRST_CONTACT)
-    return {"status": "success", "worker": worker_payload(worker), "message": _finding(worker)}
+    return {"status": "success", "worker": _payload(worker), "message": _finding(worker)}
 
 
 @blueprint.get("/workers")
 async def list_workers() -> dict[str, Any]:
     """All workers, in order of registration."""
-    workers = [worker_payload(worker) for worker in parts().registry]
+    workers = [_payload(worker) for worker in parts().registry]
     return {"workers": workers, "total": len(workers)}
 
 
 @blueprint.get("/workers/<path:worker_id>")
 async def get_worker(worker_id: str) -> dict[str, Any]:
     """One worker."""
-    return {"worker": worker_payload(parts().registry.get(worker_id))}
+    return {"worker": _payload(parts().registry.get(worker_id))}
 
 
 @blueprint.put("/workers/<path:worker_id>")
@@ -83,7 +83,7 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
         registry.set_concurrency(worker, limit)
     if refresh or is_dead is False:
         await watchman.look_again(worker, within=FIRST_CONTACT)
-    return {"status": "success", "worker": worker_payload(worker)}
+    return {"status": "success", "worker": _payload(worker)}
 
 
 @blueprint.delete("/workers/<path:worker_id>")
@@ -131,6 +131,10 @@ def _url_of(content: dict[str, Any]) -> str:
     if len(set(found)) > 1:
         raise BadRequest("Two different worker URLs were given", code="invalid_field")
     return str(found[0])
+
+
+def _payload(worker: Worker) -> dict[str, Any]:
+    return worker_payload(worker, parts().dispatcher.speeds)
 
 
 def _finding(worker: Worker) -> str:

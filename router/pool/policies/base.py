@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
+from ..candidates import Facts
 from ..worker import Worker
 
 
@@ -16,7 +17,7 @@ class Policy(Protocol):
     one model does not disturb the rotation of another.
     """
 
-    def choose(self, candidates: Sequence[Worker], group: Hashable) -> Worker: ...
+    def choose(self, candidates: Sequence[Worker], group: Hashable, facts: Facts) -> Worker: ...
 
 
 # What is remembered at most, that neither names of models nor of workers pile up.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from ..candidates import Facts
 from ..worker import Worker
 from .base import Turns
 
@@ -12,10 +13,6 @@ class LeastRequest:
     def __init__(self) -> None:
         self._turns = Turns()
 
-    def choose(self, candidates: Sequence[Worker], group: Hashable) -> Worker:
-        least = min(map(_load, candidates))
-        return self._turns.next([w for w in candidates if _load(w) == least], group)
-
-
-def _load(worker: Worker) -> float:
-    return worker.active_requests / worker.max_concurrency
+    def choose(self, candidates: Sequence[Worker], group: Hashable, facts: Facts) -> Worker:
+        least = min(worker.load for worker in candidates)
+        return self._turns.next([w for w in candidates if w.load == least], group)

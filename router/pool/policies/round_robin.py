@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from ..candidates import Facts
 from ..worker import Worker
 from .base import Turns
 
@@ -12,5 +13,5 @@ class RoundRobin:
     def __init__(self) -> None:
         self._turns = Turns()
 
-    def choose(self, candidates: Sequence[Worker], group: Hashable) -> Worker:
+    def choose(self, candidates: Sequence[Worker], group: Hashable, facts: Facts) -> Worker:
         return self._turns.next(candidates, group)
