@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 import trio
 from attrs import define, field, frozen
 
-from .errors import BadRequest, PoolUnavailable
+from .errors import PoolUnavailable, RouterError
 from .pool import events
-from .pool.candidates import Facts, Need, fitting
-from .pool.cost import Costs, Speeds
+from .pool.candidates import Facts, Need
+from .pool.cost import Costs, Rate, Speeds
 from .pool.lifecycle import hopeful, routable
+from .pool.lines import Waiting
 from .pool.policies import Policy
 from .pool.policies.least_work import LeastWork
-from .pool.queue import Effect, Grant, Queue, Refusal, Waiting
+from .pool.queue import Effect, Grant, Queue, Refusal
+from .pool.refusal import refusal
 from .pool.registry import Registry
 from .pool.worker import Admin, Health, Hold, HoldKind, Lease, Memory, Weights, Worker
 
 # Where the longest goes first, a second of waiting outweighs so many seconds of expected work.
 _AGEING = 0.2
-_JOB_ENDPOINTS = ("video", "mesh")
-_RATE_WINDOW = 60.0  # seconds over which the drain rate is measured
 _SESSION_PATIENCE = 5.0  # seconds that a WebSocket waits for a slot
+_SLOWEST_RETRY, _UNMEASURED_RETRY = 300, 30  # seconds in Retry-After
 
 
 @frozen
@@ -43,11 +45,15 @@ class QueueLimits:
 
 @define(eq=False)
 class _Parked:
-    """A task that waits for a worker."""
+    """A task that waits for a worker, and what became of it: a lease or an error."""
 
     decided: trio.Event = field(factory=trio.Event)
     lease: Lease | None = None
-    error: PoolUnavailable | None = None
+    error: RouterError | None = None
+
+    def refuse(self, error: RouterError) -> None:
+        self.error = error
+        self.decided.set()
 
 
 class Dispatcher:
@@ -63,16 +69,24 @@ class Dispatcher:
         failure_threshold: int = 3,
     ) -> None:
         self.limits = limits or QueueLimits()
-        self.speeds = speeds or Speeds()
+        self.speeds = speeds or Speeds(trio.current_time)
         self.costs = Costs()
         self._registry = registry
         self._failure_threshold = failure_threshold
-        self._queue = Queue(policy, LeastWork(self.speeds), lambda: list(registry), self._take)
+        self._queue = Queue(
+            policy,
+            LeastWork(self.speeds),
+            lambda: registry,
+            self._take,
+            most_jobs=self.limits.jobs_per_worker,
+        )
         self._parked: dict[Waiting, _Parked] = {}
+        self._undecided: deque[Callable[[], list[Effect]]] = deque()
+        self._deciding = False
+        self._closed = False
         self._drained: dict[Worker, trio.Event] = {}
-        self._grants: deque[float] = deque()
+        self._rate = Rate()
         self._jobs: dict[str, Hold] = {}
-        self._job_ends: dict[Worker, float] = {}
         registry.subscribe(self._observe)
 
     @property
@@ -85,69 +99,71 @@ class Dispatcher:
         return any(map(hopeful, self._registry))
 
     def drain_rate(self) -> float:
-        """Requests that were given a worker, per second, over the last minute."""
-        now = trio.current_time()
-        while self._grants and self._grants[0] < now - _RATE_WINDOW:
-            self._grants.popleft()
-        if not self._grants:
-            return 0.0
-        return len(self._grants) / max(1.0, min(_RATE_WINDOW, now - self._grants[0]))
-
-    def oldest_wait(self) -> float:
-        """Seconds that the longest waiting request has waited."""
-        waiting = [w.since for w, parked in self._parked.items() if not parked.decided.is_set()]
-        return trio.current_time() - min(waiting) if waiting else 0.0
+        """Generations that were given a worker, per second, over the last minute."""
+        return self._rate.per_second(trio.current_time())
 
     async def lease(self, facts: Facts, *, tried: Collection[Worker] = ()) -> Lease:
         """A lease on a fitting worker that was not tried yet, once one has room.
 
         Waits only if one may become able without anyone acting. Raises PoolUnavailable
         (`no_workers`, `pool_asleep`, `no_routable_worker`, `weights_unavailable`, `queue_full`,
-        `queue_timeout`, `too_many_jobs`), or BadRequest where no registered worker can do a job.
-        The caller releases the lease.
+        `queue_timeout`, `too_many_jobs`, `shutting_down`), or BadRequest where no registered
+        worker can do a job. The caller releases the lease.
         """
+        if self._closed:
+            raise _closing()
         now = trio.current_time()
-        optimistic = self._first_contact(facts, tried)
-        if optimistic is not None:
-            return self._registry.lease(optimistic, self._new_hold(facts, optimistic))
-        if facts.need is Need.JOB:
-            self._check_job(facts)
         waiting = Waiting(facts, self._rank(facts, now), now, frozenset(tried))
         parked = self._parked[waiting] = _Parked()
         try:
-            self._apply(self._queue.add(waiting))
+            ahead = self._queue.waiting
+            self._decide(partial(self._queue.add, waiting))
             if not parked.decided.is_set():
-                if self._queue.waiting > self.limits.size:
-                    raise self._crowded("queue_full", f"{self.limits.size} requests wait already")
-                session = facts.need is Need.SESSION
-                patience = _SESSION_PATIENCE if session else self.limits.patience
+                # One that was tried elsewhere had its place already.
+                if ahead >= self.limits.size and not tried:
+                    raise self._crowded("queue_full", f"{ahead} requests wait already")
+                patience = self.limits.patience
+                if facts.need is Need.SESSION:
+                    patience = min(patience, _SESSION_PATIENCE)
                 with trio.move_on_after(patience):
                     await parked.decided.wait()
                 if not parked.decided.is_set():
                     why = f"no worker was free within {patience:g} s"
                     raise self._crowded("queue_timeout", why)
         except BaseException:
+            # Cancelled in the moment in which it was given one.
             if parked.lease is not None:
                 parked.lease.release()
             raise
         finally:
             self._queue.drop(waiting)
             del self._parked[waiting]
-        if parked.error is not None:
+        if parked.lease is None:
+            assert parked.error is not None
             raise parked.error
-        assert parked.lease is not None
         return parked.lease
 
+    def close(self) -> None:
+        """Refuse what waits, and whatever comes: the router is stopping. Leases go on."""
+        self._closed = True
+        for waiting in self._queue.all():
+            self._queue.drop(waiting)
+            self._parked[waiting].refuse(_closing())
+
+    def delivered(self, lease: Lease) -> None:
+        """The worker has the whole request: it begins now."""
+        if lease.hold is not None and lease.hold.begun is not None:
+            lease.hold.begun = trio.current_time()
+
     def answered(self, lease: Lease, *, ok: bool) -> None:
-        """The head of the answer has come: the GPU is free, whatever the transfer still takes."""
+        """The head of the answer has come: the GPU is free, whatever the transfer still takes.
+        Not so where it is `ok` for a job, which begins then."""
         hold = lease.hold
         if hold is None or hold.kind is not HoldKind.GENERATION:
             return
-        # With more than it has slots for, it waited behind others.
-        if ok and lease.worker.free_slots >= 0:
-            seconds = trio.current_time() - hold.since
-            self.speeds.learn(lease.worker.url, hold.endpoint, hold.work, seconds)
-        if hold.job_id is None and hold.endpoint not in _JOB_ENDPOINTS:
+        if not hold.job or not ok:
+            if ok:
+                self._learn(hold)
             self._registry.free(lease)
 
     def abandon(self, lease: Lease) -> None:
@@ -157,6 +173,7 @@ class Dispatcher:
 
     def job_began(self, lease: Lease, job_id: str) -> None:
         """The worker took a job: it holds its slot until it has ended."""
+        self.job_ended(job_id, ok=False)  # if the worker gave the id before
         if lease.hold is not None:
             lease.hold.job_id = job_id
         hold = self._registry.keep(lease, HoldKind.JOB)
@@ -166,14 +183,10 @@ class Dispatcher:
     def job_ended(self, job_id: str, *, ok: bool) -> None:
         """The job has ended, or its worker no longer knows it."""
         hold = self._jobs.pop(job_id, None)
-        if hold is None:
-            return
-        now = trio.current_time()
-        begun = max(hold.since, self._job_ends.get(hold.worker, 0.0))
-        self._job_ends[hold.worker] = now
-        if ok:
-            self.speeds.learn(hold.worker.url, hold.endpoint, hold.work, now - begun)
-        self._registry.drop(hold)
+        if hold is not None:
+            if ok:
+                self._learn(hold)
+            self._registry.drop(hold)
 
     def job_deleted(self, job_id: str) -> None:
         """The job was deleted; if it was running, the worker goes on with it."""
@@ -182,39 +195,95 @@ class Dispatcher:
             self._registry.haunt(hold)
 
     async def drain(self, worker: Worker) -> None:
-        """Wait until neither an exchange nor a job is under way at the worker. Whoever wants it
-        to stay so has made it unroutable before."""
-        while worker.leases or worker.jobs:
+        """Wait until neither an exchange nor anything that holds a slot is under way at the
+        worker. Whoever wants it to stay so has made it unroutable before."""
+        while worker.leases or worker.holds:
             changed = self._drained.setdefault(worker, trio.Event())
             await changed.wait()
 
+    def _learn(self, hold: Hold) -> None:
+        # What waited on the worker behind others counts from when they had ended.
+        if hold.begun is not None:
+            seconds = trio.current_time() - hold.begun
+            self.speeds.learn(hold.worker.url, hold.endpoint, hold.work, seconds)
+
     def _observe(self, event: events.Event) -> None:
         match event:
+            case events.SlotFreed(hold):
+                self._registry.begin(hold.worker, trio.current_time())
+                self._wake_drains(hold.worker)
+            case events.SlotsChanged(worker) | events.CapabilitiesLearned(worker):
+                self._registry.begin(worker, trio.current_time())
             case events.LeaseEnded(lease):
                 self._wake_drains(lease.worker)
-            case events.SlotFreed(hold):
-                self._wake_drains(hold.worker)
-                self._apply(self._queue.touched(hold.worker))
-            case events.SlotsChanged(worker):
-                self._apply(self._queue.touched(worker))
-            case events.FacetChanged(worker):
-                # What is not known of it yet decides where requests for unknown models go.
-                unread = worker.capabilities is None
-                self._apply(self._queue.rebuilt() if unread else self._queue.touched(worker))
             case events.Reincarnated(worker):
-                self._wake_drains(worker)
                 self._forget_jobs(worker)
-                self._apply(self._queue.rebuilt())
+                self._wake_drains(worker)
             case events.WorkerRemoved(worker):
                 self._forget_jobs(worker)
                 self.speeds.forget(worker.url)
-                self._job_ends.pop(worker, None)
-                self._apply(self._queue.rebuilt())
-            case events.WorkerAdded() | events.CapabilitiesLearned():
-                self._apply(self._queue.rebuilt())
+        self._decide(partial(self._queue.told, event))
+
+    def _decide(self, change: Callable[[], list[Effect]]) -> None:
+        """Let the queue decide on a change. One that comes of a decision waits until that has
+        been carried out: the queue is never entered twice."""
+        self._undecided.append(change)
+        if self._deciding:
+            return
+        self._deciding = True
+        try:
+            while self._undecided:
+                for effect in self._undecided.popleft()():
+                    if isinstance(effect, Refusal):
+                        self._refuse(effect)
+        finally:
+            self._deciding = False
+
+    def _take(self, grant: Grant) -> None:
+        facts = grant.waiting.facts
+        self._give(grant.waiting, grant.worker)
+        if facts.need in (Need.SLOT, Need.SESSION):
+            self._rate.count(trio.current_time())
+
+    def _give(self, waiting: Waiting, worker: Worker) -> None:
+        parked = self._parked[waiting]
+        parked.lease = self._registry.lease(worker, _new_hold(waiting.facts, worker))
+        parked.decided.set()
+
+    def _refuse(self, effect: Refusal) -> None:
+        waiting = effect.waiting
+        parked, facts = self._parked[waiting], waiting.facts
+        if effect.full:
+            most = self.limits.jobs_per_worker
+            parked.refuse(self._crowded("too_many_jobs", f"each worker has {most} unfinished jobs"))
+            return
+        worker = self._first_contact(waiting)
+        if worker is not None:
+            self._give(waiting, worker)
+        else:
+            pool = list(self._registry)
+            parked.refuse(refusal(pool, self._queue.fitting(facts), facts))
+
+    def _first_contact(self, waiting: Waiting) -> Worker | None:
+        """Optimistic first contact (DESIGN section 7): the 502 it may get is the truth."""
+        if any(map(routable, self._registry)):
+            return None
+        for worker in self._queue.fitting(waiting.facts):
+            if (
+                worker not in waiting.tried
+                and worker.health is Health.UNKNOWN
+                and not worker.met
+                and worker.admin is Admin.ENABLED
+                and worker.memory is Memory.AWAKE
+                and worker.weights is Weights.CURRENT
+                and worker.consecutive_failures < self._failure_threshold
+                and (worker.free_slots > 0 or waiting.eager)
+            ):
+                return worker
+        return None
 
     def _wake_drains(self, worker: Worker) -> None:
-        if not worker.leases and not worker.jobs:
+        if not worker.leases and not worker.holds:
             waiting = self._drained.pop(worker, None)
             if waiting is not None:
                 waiting.set()
@@ -223,87 +292,34 @@ class Dispatcher:
         for job_id in [j for j, hold in self._jobs.items() if hold.worker is worker]:
             del self._jobs[job_id]
 
-    def _take(self, grant: Grant) -> None:
-        facts, worker = grant.waiting.facts, grant.worker
-        parked = self._parked[grant.waiting]
-        parked.lease = self._registry.lease(worker, self._new_hold(facts, worker))
-        parked.decided.set()
-        self._grants.append(trio.current_time())
-
-    def _new_hold(self, facts: Facts, worker: Worker) -> Hold | None:
-        if facts.need is Need.NOTHING:
-            return None
-        kind = HoldKind.SESSION if facts.need is Need.SESSION else HoldKind.GENERATION
-        now = trio.current_time()
-        return Hold(worker, worker.incarnation, kind, facts.kind, facts.work, now)
-
-    def _apply(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Refusal):
-                parked = self._parked[effect.waiting]
-                facts = effect.waiting.facts
-                parked.error = self._refusal(facts, fitting(self._registry, facts))
-                parked.decided.set()
-
     def _rank(self, facts: Facts, now: float) -> float:
         if not self.limits.longest_first:
             return now
         # All age alike, so the order among them never changes while they wait.
-        return now * _AGEING - self.speeds.expected("", facts.kind, facts.work)
+        return now * _AGEING - self.speeds.typical(facts.kind, facts.work)
 
     def _crowded(self, code: str, why: str) -> PoolUnavailable:
         rate = self.drain_rate()
-        seconds = self._queue.waiting / rate if rate else 30.0
-        after = str(max(1, min(300, math.ceil(seconds))))
+        seconds = self._queue.waiting / rate if rate else _UNMEASURED_RETRY
+        after = str(max(1, min(_SLOWEST_RETRY, math.ceil(seconds))))
         return PoolUnavailable(
             f"The pool is busy: {why}", code=code, headers=[("Retry-After", after)]
         )
 
-    def _check_job(self, facts: Facts) -> None:
-        """Refuse a job that no registered worker can do, or that none has room for."""
-        able = fitting(self._registry, facts)
-        if not able and len(self._registry) and facts.task is not None:
-            raise BadRequest(
-                f"No {facts.task}-capable workers available in current worker pool.",
-                code="no_capable_worker",
-            )
-        open_to = [worker for worker in able if routable(worker)]
-        if open_to and all(w.jobs >= self.limits.jobs_per_worker for w in open_to):
-            raise self._crowded(
-                "too_many_jobs", f"every worker has {self.limits.jobs_per_worker} unfinished jobs"
-            )
 
-    def _first_contact(self, facts: Facts, tried: Collection[Worker]) -> Worker | None:
-        """Optimistic first contact (DESIGN section 7): the 502 it may get is the truth."""
-        if any(map(routable, self._registry)):
-            return None
-        for worker in fitting(self._registry, facts):
-            if (
-                worker not in tried
-                and worker.health is Health.UNKNOWN
-                and not worker.met
-                and worker.admin is Admin.ENABLED
-                and worker.memory is Memory.AWAKE
-                and 0 < worker.consecutive_failures < self._failure_threshold
-            ):
-                return worker
+def _new_hold(facts: Facts, worker: Worker) -> Hold | None:
+    if facts.need is Need.NOTHING:
         return None
+    return Hold(
+        worker,
+        worker.incarnation,
+        HoldKind.SESSION if facts.need is Need.SESSION else HoldKind.GENERATION,
+        facts.kind,
+        facts.work,
+        since=trio.current_time(),
+        job=facts.need is Need.JOB,
+    )
 
-    def _refusal(self, facts: Facts, candidates: list[Worker]) -> PoolUnavailable:
-        if not len(self._registry):
-            return PoolUnavailable("No workers are registered", code="no_workers")
-        if not candidates:
-            return PoolUnavailable(
-                f"No registered worker can do this ({facts.task or facts.model})",
-                code="no_routable_worker",
-            )
-        if all(worker.weights is Weights.FAILED for worker in candidates):
-            return PoolUnavailable(
-                "No fitting worker has the weights it needs", code="weights_unavailable"
-            )
-        awake = [w for w in candidates if not w.is_dead and not w.is_sleeping]
-        if not awake and any(w.is_sleeping and not w.is_dead for w in candidates):
-            return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")
-        return PoolUnavailable(
-            "No fitting worker is routable at present", code="no_routable_worker"
-        )
+
+def _closing() -> PoolUnavailable:
+    return PoolUnavailable("The router is stopping", code="shutting_down")

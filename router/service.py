@@ -114,7 +114,7 @@ async def serve(
         concurrency=settings.worker_concurrency,
     )
     registry.subscribe(logs.log_event)
-    speeds = Speeds()
+    speeds = Speeds(trio.current_time)
     patience = settings.queue_timeout
     dispatcher = Dispatcher(
         registry,
@@ -180,7 +180,7 @@ async def serve(
             registry.add(ids.normalise_url(url), Origin.STATIC)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upstream.run)
-            nursery.start_soon(_end_sessions, stop, restarting, settings.shutdown_timeout)
+            nursery.start_soon(_wind_down, stop, dispatcher, restarting, settings.shutdown_timeout)
             await nursery.start(watchman.run)
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
@@ -193,9 +193,13 @@ async def serve(
             nursery.cancel_scope.cancel()
 
 
-async def _end_sessions(stop: trio.Event, restarting: trio.Event, patience: float) -> None:
-    """WebSocket sessions have no end of their own: give them a moment, then close them."""
+async def _wind_down(
+    stop: trio.Event, dispatcher: Dispatcher, restarting: trio.Event, patience: float
+) -> None:
+    """At the stop, refuse what waits for a worker. What has one may finish; but WebSocket sessions
+    have no end of their own: give them a moment, then close them."""
     await stop.wait()
+    dispatcher.close()
     await trio.sleep(min(_SESSION_GRACE, patience / 2))
     restarting.set()
 

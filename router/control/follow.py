@@ -8,6 +8,7 @@ has come back.
 from __future__ import annotations
 
 import random
+from urllib.parse import quote
 
 import trio
 from attrs import define, field
@@ -21,11 +22,14 @@ from ..pool.worker import Hold, HoldKind
 from .client import ControlClient, Unreachable
 
 _KINDS = {"video": AssetKind.VIDEO, "mesh": AssetKind.MESH}
-_SOONEST, _LATEST = 0.5, 15.0  # seconds between two looks at a job
+# Seconds between two looks at a job: a share of what is expected to be left, within bounds; and a
+# share of how late it is, so that one that takes long is not asked without end.
+_SOONEST, _LATEST = 0.1, 15.0
+_OF_LEFT, _OF_LATE, _OF_UNKNOWN = 0.25, 0.5, 0.05
 _PATIENCE = 5.0  # seconds for an answer to a look
 _AT_ONCE = 32  # looks side by side
 _BARRIER = 1800.0  # seconds that a ghost's barrier may take
-_UNKNOWN_COST = 30.0  # seconds that a ghost is given where no barrier exists and nothing is known
+_AGAIN = 1.0  # seconds until a barrier that broke is tried again
 
 
 @define(eq=False)
@@ -55,43 +59,67 @@ class Follower:
     async def _job(self, hold: Hold) -> None:
         """Look at the job until it has ended; passing polls may tell us first."""
         kind = _KINDS[hold.endpoint]
-        speeds = self.dispatcher.speeds
-        while _occupies(hold, HoldKind.JOB) and hold.job_id is not None:
-            left = speeds.expected(hold.worker.url, hold.endpoint, hold.work) - (
-                trio.current_time() - hold.since
-            )
-            pause = min(_LATEST, max(_SOONEST, left / 4))
-            await trio.sleep(pause * self.rng.uniform(0.8, 1.2))
-            if not _occupies(hold, HoldKind.JOB):
-                return
-            try:
-                async with self._looks:
-                    path = f"/v1/{kind}/{hold.job_id}"
+        assert hold.job_id is not None
+        path = f"/v1/{kind}/{quote(hold.job_id, safe='')}"
+        while _occupies(hold, HoldKind.JOB):
+            await trio.sleep(self._pause(hold) * self.rng.uniform(0.8, 1.2))
+            async with self._looks:
+                if not _occupies(hold, HoldKind.JOB):
+                    return
+                try:
                     answer = await self.client.get(hold.worker.url, path, within=_PATIENCE)
-            except Unreachable:
-                continue  # its health is judged elsewhere; a new process ends the hold
+                except Unreachable:
+                    continue  # its health is judged elsewhere; a new process ends the hold
             job = answer.json()
             status = job.get("status") if isinstance(job, dict) else None
-            if answer.status == 404 or status in TERMINAL:
-                if answer.status == 200:
-                    self.assets.finish(hold.job_id)
+            # It may have been deleted while we looked: then a ghost has taken its place.
+            over = answer.status == 404 or (answer.status == 200 and status in TERMINAL)
+            if over and _occupies(hold, HoldKind.JOB):
+                self.assets.finish(hold.job_id)
                 self.dispatcher.job_ended(hold.job_id, ok=status == "completed")
+
+    def _pause(self, hold: Hold) -> float:
+        """Seconds until the next look at a job."""
+        now, speeds, worker = trio.current_time(), self.dispatcher.speeds, hold.worker
+        if speeds.per_unit(worker.url, hold.endpoint) is None:
+            pause = (now - hold.since) * _OF_UNKNOWN
+        elif hold.begun is None:
+            ahead = 0.0
+            for other in worker.holds:
+                ahead += speeds.left(other)
+                if other is hold:
+                    break
+            pause = ahead / worker.max_concurrency * _OF_LEFT
+        else:
+            expected = speeds.expected(worker.url, hold.endpoint, hold.work)
+            left = expected - (now - hold.begun)
+            pause = left * _OF_LEFT if left > 0 else -left * _OF_LATE
+        return min(_LATEST, max(_SOONEST, pause))
 
     async def _ghost(self, hold: Hold) -> None:
         """Free the slot once the worker has done what it was doing."""
+        with trio.move_on_after(_BARRIER):
+            while _occupies(hold, HoldKind.GHOST):
+                if await self._barrier(hold):
+                    break
+                await trio.sleep(_AGAIN)
+        self.registry.drop(hold)
+
+    async def _barrier(self, hold: Hold) -> bool:
+        """Wait until the worker has nothing to do any more that came before; False if that cannot
+        be told yet."""
         url = hold.worker.url
         try:
-            path = "/v1/list_loras"
-            status = (await self.client.call("GET", url, path, within=_BARRIER)).status
-        except Unreachable:
-            status = 0  # gone, or not answering for longer than anything may take
-        if status in (404, 405):
+            answer = await self.client.call("GET", url, "/v1/list_loras", within=_BARRIER)
+        except Unreachable as error:
+            return error.refused  # what it did ended with it
+        if answer.status in (404, 405):
             speeds = self.dispatcher.speeds
-            known = speeds.per_unit(url, hold.endpoint)
-            expected = known * hold.work if known is not None else _UNKNOWN_COST
-            await trio.sleep(max(0.0, hold.since + expected - trio.current_time()))
-        self.registry.drop(hold)
+            expected = speeds.expected(url, hold.endpoint, hold.work)
+            begun = hold.since if hold.begun is None else hold.begun
+            await trio.sleep(max(0.0, begun + expected - trio.current_time()))
+        return True
 
 
 def _occupies(hold: Hold, kind: HoldKind) -> bool:
-    return hold in hold.worker.holds and hold.kind is kind
+    return hold in hold.worker.holds and hold.kind is kind and not hold.worker.removed

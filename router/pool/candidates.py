@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import TypeAlias
 
 from attrs import frozen
 
@@ -31,48 +32,79 @@ class Facts:
     work: float = 1.0  # units of work (pool.cost)
     kind: str = ""  # the kind of endpoint, as speeds are learnt
 
+    @property
+    def wants(self) -> Wants:
+        """All of it that says which workers fit."""
+        return self.model, self.task, self.need is Need.JOB
+
+
+# Model, task, and whether a worker that cannot do the task is no use: that of a job.
+Wants: TypeAlias = tuple[str | None, Task | None, bool]
+
+
+class Candidates:
+    """Which of these workers fit a request, as they are now.
+
+    What it finds is kept: make a new one when a worker joins, leaves, or tells what it can do,
+    and when one that has not told that yet gains or loses hope.
+    """
+
+    def __init__(self, workers: Iterable[Worker]) -> None:
+        self._workers = tuple(workers)
+        self._unread = tuple(w for w in self._workers if w.capabilities is None and hopeful(w))
+        self._by_model: dict[str, list[Worker]] = {}
+        for worker in self._workers:
+            for model in worker.capabilities.models if worker.capabilities else ():
+                self._by_model.setdefault(model, []).append(worker)
+        self._found: dict[tuple[Wants, bool], tuple[Worker, ...]] = {}
+
+    def common(self, wants: Wants) -> Wants:
+        """The same for all that are served alike: a model that nobody advertises, of the client's
+        own choice, binds nothing."""
+        model, task, strict = wants
+        return (model if model in self._by_model else None), task, strict
+
+    def awaited(self, wants: Wants) -> bool:
+        """Whether a worker that may turn out to advertise the model is still starting."""
+        model = wants[0]
+        return model is not None and model not in self._by_model and bool(self._unread)
+
+    def fitting(self, wants: Wants) -> tuple[Worker, ...]:
+        """The workers that are meant, routable or not, in order of registration.
+
+        The model binds only if some worker advertises it: workers never check it themselves, and
+        clients of a one-model pool often send another name. Images prefer workers that make images
+        and go to others only if there are none.
+        """
+        key = self.common(wants), self.awaited(wants)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._fitting(*key)
+        return found
+
+    def _fitting(self, wants: Wants, awaited: bool) -> tuple[Worker, ...]:
+        model, task, strict = wants
+        pool = self._workers
+        if model is not None:
+            pool = tuple(self._by_model[model])
+        elif awaited:
+            pool = self._unread
+        if task is None:
+            return pool
+        able = tuple(w for w in pool if w.capabilities and w.capabilities.can(task))
+        if able:
+            return able
+        if strict:
+            # One that has told nothing yet may be what is wanted.
+            return tuple(w for w in pool if not w.capabilities)
+        # Of no known type, or about to tell: better than one that is known to do other things.
+        unread = set(self._unread)
+        unsure = tuple(
+            w for w in pool if (w.capabilities.can(task) is None if w.capabilities else w in unread)
+        )
+        return unsure or pool
+
 
 def fitting(workers: Iterable[Worker], facts: Facts) -> list[Worker]:
-    """The workers that a request with these facts is meant for, routable or not.
-
-    The model binds only if some worker advertises it: workers never check it themselves, and
-    clients of a one-model pool often send another name. Images prefer workers that make images
-    and go to others only if there are none.
-    """
-    pool = list(workers)
-    if facts.model is not None:
-        advertising = [worker for worker in pool if _advertises(worker, facts.model)]
-        pool = advertising or [worker for worker in pool if _unread(worker)] or pool
-    if facts.task is not None:
-        able = [w for w in pool if w.capabilities and w.capabilities.can(facts.task)]
-        if able or facts.task in (Task.VIDEO, Task.MESH):
-            return able
-        # Not known yet, or of no known type: better than one that is known to do other things.
-        unsure = [w for w in pool if not w.capabilities or w.capabilities.can(facts.task) is None]
-        return unsure or pool
-    return pool
-
-
-def group_key(workers: Iterable[Worker], facts: Facts) -> tuple[str | None, Task | None, bool]:
-    """Names the set of workers that fit: the same for all requests that have the same one.
-
-    A model that nobody advertises binds nothing, so its name, of the client's choice, is no part;
-    but while a worker that may advertise it is still starting, the request waits for that.
-    """
-    model = facts.model
-    awaited = False
-    if model is not None:
-        pool = list(workers)
-        if not any(_advertises(worker, model) for worker in pool):
-            awaited = any(map(_unread, pool))
-            model = model if awaited else None
-    return model, facts.task, awaited
-
-
-def _unread(worker: Worker) -> bool:
-    """Whether what it serves is not known yet, but will be without anyone acting."""
-    return worker.capabilities is None and hopeful(worker)
-
-
-def _advertises(worker: Worker, model: str) -> bool:
-    return worker.capabilities is not None and model in worker.capabilities.models
+    """The workers that a request with these facts is meant for, routable or not."""
+    return list(Candidates(workers).fitting(facts.wants))

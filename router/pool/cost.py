@@ -8,12 +8,12 @@ kind of endpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from statistics import median
+from collections import deque
+from collections.abc import Callable, Mapping
 
 from attrs import define, field, frozen
 
-from .worker import Worker
+from .worker import Hold, Worker
 
 Value = str | int | float | bool | None
 
@@ -34,10 +34,6 @@ FIELDS = frozenset(
 
 _SIZE = re.compile(r"(\d{1,5})\s*[xX*]\s*(\d{1,5})\Z")
 _MOST_MODELS = 1024
-# A new measurement counts so much, and is believed only within a factor of the estimate: one
-# request that waited behind something else must not turn the picture.
-_WEIGHT, _BELIEF = 0.25, 4.0
-_MOST_SPEEDS = 100_000
 
 
 @frozen
@@ -82,57 +78,83 @@ class Costs:
         return shape.work
 
 
+# Measurements that count, of one worker and of all. The median of few is not moved by outliers
+# (the first generation of a process compiles), and follows a change within half of them.
+_OWN, _ALL = 9, 31
+# Before anything was measured, in seconds per unit: about an image model on one GPU.
+_UNKNOWN = 0.3
+# A worker that takes longer than expected has this share of the work left, however long it takes.
+_LEFT = 0.1
+
+
+@define(eq=False)
+class _Track:
+    """The median of the last measurements."""
+
+    recent: deque[float]
+    value: float = 0.0
+
+    def add(self, measured: float) -> None:
+        self.recent.append(measured)
+        self.value = sorted(self.recent)[(len(self.recent) - 1) // 2]
+
+
 @define(eq=False)
 class Speeds:
     """Learns seconds per unit of work, per worker and kind of endpoint.
 
-    Robust to outliers, and forgets: the estimate follows the last dozen of generations.
+    `clock`: the seconds on which holds are stamped.
     """
 
-    _seconds: dict[tuple[str, str], float] = field(init=False, factory=dict)
+    clock: Callable[[], float] = lambda: 0.0
+    _own: dict[str, dict[str, _Track]] = field(init=False, factory=dict)
+    _all: dict[str, _Track] = field(init=False, factory=dict)
 
     def learn(self, url: str, kind: str, work: float, seconds: float) -> None:
         """A generation of this much work took so many seconds on the worker."""
         if work <= 0 or seconds <= 0:
             return
-        measured = seconds / work
-        known = self._seconds.get((url, kind))
-        if known is None:
-            if len(self._seconds) >= _MOST_SPEEDS:
-                self._seconds.clear()
-            self._seconds[url, kind] = measured
-            return
-        believed = min(max(measured, known / _BELIEF), known * _BELIEF)
-        self._seconds[url, kind] = known + _WEIGHT * (believed - known)
+        own = self._own.setdefault(url, {}).setdefault(kind, _Track(deque(maxlen=_OWN)))
+        pool = self._all.setdefault(kind, _Track(deque(maxlen=_ALL)))
+        for track in (own, pool):
+            track.add(seconds / work)
 
     def per_unit(self, url: str, kind: str) -> float | None:
         """Seconds per unit of work on that worker; None if nothing was learnt yet."""
-        return self._seconds.get((url, kind))
+        track = self._own.get(url, {}).get(kind)
+        return None if track is None else track.value
+
+    def typical(self, kind: str, work: float) -> float:
+        """Seconds that so much work takes on the workers that do such work."""
+        track = self._all.get(kind)
+        return (_UNKNOWN if track is None else track.value) * work
 
     def expected(self, url: str, kind: str, work: float) -> float:
         """Seconds that so much work is expected to take on the worker.
 
-        One that has not done such work yet is taken for an average one of the pool.
+        One that has not done such work yet is taken for a typical one of the pool.
         """
-        known = self._seconds.get((url, kind))
-        if known is None:
-            others = [s for (_, k), s in self._seconds.items() if k == kind]
-            known = median(others) if others else 1.0
-        return known * work
+        known = self.per_unit(url, kind)
+        return self.typical(kind, work) if known is None else known * work
+
+    def left(self, hold: Hold) -> float:
+        """Seconds of work that are left of what occupies a slot; always more than none."""
+        expected = self.expected(hold.worker.url, hold.endpoint, hold.work)
+        if hold.begun is None:
+            return expected
+        return max(expected - (self.clock() - hold.begun), expected * _LEFT)
 
     def outstanding(self, worker: Worker) -> float:
         """Seconds of work that the worker has been given and not finished."""
-        holds = worker.holds
-        return sum(self.expected(worker.url, hold.endpoint, hold.work) for hold in holds)
+        return sum(map(self.left, worker.holds))
 
     def forget(self, url: str) -> None:
         """Forget a worker that was removed."""
-        for key in [key for key in self._seconds if key[0] == url]:
-            del self._seconds[key]
+        self._own.pop(url, None)
 
     def of(self, url: str) -> dict[str, float]:
         """What was learnt of a worker: seconds per unit, by kind."""
-        return {kind: s for (u, kind), s in self._seconds.items() if u == url}
+        return {kind: track.value for kind, track in self._own.get(url, {}).items()}
 
 
 def _pixels(fields: Mapping[str, Value]) -> float | None:
@@ -157,6 +179,37 @@ def _number(value: Value) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if 0 < number < 1e9 else None
+
+
+# Seconds over which a rate is measured.
+_WINDOW = 60
+
+
+@define(eq=False)
+class Rate:
+    """How often something happens, over the last minute."""
+
+    _seconds: deque[list[float]] = field(init=False, factory=deque)  # second, events in it
+
+    def count(self, now: float) -> None:
+        """It has happened."""
+        second = float(int(now))
+        if self._seconds and self._seconds[-1][0] == second:
+            self._seconds[-1][1] += 1
+        else:
+            self._seconds.append([second, 1])
+            self._forget(now)
+
+    def per_second(self, now: float) -> float:
+        """How often it happened per second, 0 if not within the last minute."""
+        self._forget(now)
+        if not self._seconds:
+            return 0.0
+        return sum(count for _, count in self._seconds) / max(1.0, now - self._seconds[0][0])
+
+    def _forget(self, now: float) -> None:
+        while self._seconds and self._seconds[0][0] < now - _WINDOW:
+            self._seconds.popleft()

@@ -29,6 +29,14 @@ class FacetChanged:
 
 
 @frozen
+class ProspectsChanged:
+    """What may be expected of the worker has changed, perhaps without a change of a facet: its
+    first probe has failed, or trouble with it is over."""
+
+    worker: Worker
+
+
+@frozen
 class CapabilitiesLearned:
     worker: Worker
 
@@ -90,6 +98,7 @@ Event = (
     WorkerAdded
     | WorkerRemoved
     | FacetChanged
+    | ProspectsChanged
     | CapabilitiesLearned
     | Suspected
     | Reincarnated

@@ -2,40 +2,27 @@
 
 Late binding: a request is given a worker when a slot is free, never before. The queue takes what
 happened (a request came or left, a worker changed) and returns what follows: grants and refusals.
-Nothing here waits or knows a clock.
+Nothing here waits or knows a clock, and nothing looks at the whole queue for one request.
 
-Requests that fit the same workers form a group, so that none blocks another that it does not
-compete with. Within a group clients take turns; within a client the order is that of arrival, or
-the longest first with ageing. Where a worker serves several groups, it takes the head that comes
-first by that order.
+Two things always hold. No request waits in a line that has a usable member: so one that comes is
+served at once or has nobody to overtake. And no request waits without hope.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeAlias
 
 from attrs import define, field, frozen
 
-from .candidates import Facts, Need, fitting, group_key
+from . import events
+from .candidates import Candidates, Facts, Need, Wants
 from .lifecycle import hopeful, routable
+from .lines import Line, Shares, Waiting
 from .policies.base import Policy
 from .worker import Worker
 
-GroupKey: TypeAlias = tuple[object, ...]
-
-
-@define(eq=False)
-class Waiting:
-    """One request that has no worker yet. `rank`: smaller is served first."""
-
-    facts: Facts
-    rank: float
-    since: float
-    tried: frozenset[Worker] = frozenset()
-    group: Group | None = field(default=None, repr=False)
-    over: bool = False  # granted, refused, or its client left
+_MOST_IDLE_LINES = 256  # kept though nothing waits in them: policies know them by name
 
 
 @frozen
@@ -48,203 +35,259 @@ class Grant:
 
 @frozen
 class Refusal:
-    """Nobody may become able to serve the request without somebody acting."""
+    """Nobody may become able to serve the request without somebody acting; or, `full`, those who
+    could have as many unfinished jobs as they may."""
 
     waiting: Waiting
+    full: bool = False
 
 
 Effect: TypeAlias = Grant | Refusal
-
-
-@define(eq=False)
-class Group:
-    """The requests that fit the same workers."""
-
-    key: GroupKey
-    members: list[Worker]
-    # Routable members with a free slot.
-    free: dict[Worker, None] = field(factory=dict)
-    # Clients with waiting requests, the next one first; each with a heap by rank.
-    clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
-    # Requests that need no free slot, only a routable worker; and those that may not go
-    # everywhere. Both are few.
-    eager: list[Waiting] = field(factory=list)
-    picky: list[Waiting] = field(factory=list)
-
-    def head(self) -> Waiting | None:
-        """The request whose turn it is."""
-        while self.clients:
-            client, heap = next(iter(self.clients.items()))
-            while heap and heap[0][2].over:
-                heapq.heappop(heap)
-            if heap:
-                return heap[0][2]
-            del self.clients[client]
-        return None
-
-    def pop(self) -> None:
-        """Take the head away; its client goes to the end of the line."""
-        client, heap = next(iter(self.clients.items()))
-        heapq.heappop(heap)
-        del self.clients[client]
-        if heap:
-            self.clients[client] = heap
-
-    def all(self) -> list[Waiting]:
-        """Everything that waits here, in no order."""
-        heaps = [entry[2] for heap in self.clients.values() for entry in heap]
-        return [w for w in (*self.eager, *self.picky, *heaps) if not w.over]
-
-
 Take: TypeAlias = Callable[[Grant], None]
 
 
 @define(eq=False)
 class Queue:
-    """Waiting requests of all groups.
+    """Waiting requests of all lines.
 
-    `workers` gives the registered workers in order; `take` occupies the slot of a grant, at once.
+    `workers` gives the registered workers in order; `take` occupies the slot of a grant, at once,
+    and does not call back. `most_jobs`: unfinished jobs of one worker.
     """
 
     policy: Policy
     job_policy: Policy
     workers: Callable[[], Iterable[Worker]]
     take: Take
+    most_jobs: int = 100
     waiting: int = field(init=False, default=0)
-    _groups: dict[GroupKey, Group] = field(init=False, factory=dict)
-    _of_worker: dict[Worker, list[Group]] = field(init=False, factory=dict)
+    _candidates: Candidates = field(init=False)
+    _lines: dict[tuple[Worker, ...], Line] = field(init=False, factory=dict)
+    _of_wants: dict[tuple[Wants, bool], Line] = field(init=False, factory=dict)
+    _of_worker: dict[Worker, Shares] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._candidates = Candidates(self.workers())
 
     def add(self, waiting: Waiting) -> list[Effect]:
         """A request has come."""
-        group = self._group(waiting.facts)
+        self._count += 1
+        waiting.number = self._count
         self.waiting += 1
-        self._enter(waiting, group)
-        return self._serve(group)
+        line = self._line(waiting.facts.wants)
+        line.enter(waiting)
+        if waiting.tried or waiting.eager:
+            effects = self._place(line, waiting)
+        else:
+            effects = self._serve_heads(line)
+        if not waiting.over and not _has_hope(waiting):
+            effects.append(self._refuse(waiting))
+        return effects
 
     def drop(self, waiting: Waiting) -> None:
         """The request's client has left, or it has waited too long."""
-        if waiting.over:
+        if not waiting.over:
+            self._leave(waiting)
+
+    def told(self, event: events.Event) -> list[Effect]:
+        """Something has happened in the registry."""
+        match event:
+            case (
+                events.WorkerAdded(worker)
+                | events.WorkerRemoved(worker)
+                | events.Reincarnated(worker)
+                | events.CapabilitiesLearned(worker)
+            ):
+                return self._changed(worker)
+            case events.FacetChanged(worker) | events.ProspectsChanged(worker):
+                # While it has not told what it can do, its hope decides what awaits it.
+                unread = worker.capabilities is None
+                return self._changed(worker) if unread else self._touched(worker)
+            case events.SlotsChanged(worker) | events.Trouble(worker):
+                return self._touched(worker)
+            case events.SlotFreed(hold):
+                return self._touched(hold.worker)
+        return []
+
+    def lines(self) -> list[Line]:
+        """The lines in which something waits."""
+        return [line for line in self._lines.values() if line.wants]
+
+    def all(self) -> list[Waiting]:
+        """Everything that waits."""
+        return [waiting for line in self.lines() for waiting in line.all()]
+
+    def fitting(self, facts: Facts) -> tuple[Worker, ...]:
+        """The workers that a request with these facts is meant for, routable or not."""
+        return self._candidates.fitting(facts.wants)
+
+    # What has changed.
+
+    def _touched(self, worker: Worker) -> list[Effect]:
+        """The worker's slots or its prospects have changed."""
+        shares = self._of_worker.get(worker)
+        if shares is None:
+            return []
+        lines = list(shares.due)
+        for line in lines:
+            line.note(worker)
+        effects: list[Effect] = []
+        for line in lines:
+            effects += self._serve_special(line)
+        effects += self._share_out(worker, shares)
+        for line in lines:
+            if not line.sound and line.wants:  # then those with trouble may do, or nobody
+                effects += self._serve_heads(line)
+        if not routable(worker):
+            for line in lines:
+                effects += self._refuse_hopeless(line)
+        return effects
+
+    def _changed(self, worker: Worker) -> list[Effect]:
+        """What the worker can do, or whether it is there, has changed: find anew who fits what."""
+        self._candidates = Candidates(self.workers())
+        self._of_wants.clear()
+        for waiting in self._regroup():
+            self._line(waiting.facts.wants).enter(waiting)
+        effects = self._touched(worker)
+        for line in list(self._lines.values()):
+            if line.wants:
+                effects += self._serve_special(line)
+                effects += self._serve_heads(line)
+                effects += self._refuse_hopeless(line)
+        return effects
+
+    # Lines.
+
+    def _line(self, wants: Wants) -> Line:
+        # The awaited ones of all models stand together, as they fit the same workers.
+        key = self._candidates.common(wants), self._candidates.awaited(wants)
+        line = self._of_wants.get(key)
+        if line is None:
+            members = self._candidates.fitting(wants)
+            line = self._lines.get(members)
+            if line is None:
+                line = self._lines[members] = Line(key[0])
+                self._settle(line, members)
+            self._of_wants[key] = line
+        return line
+
+    def _settle(self, line: Line, members: tuple[Worker, ...]) -> None:
+        """Give a line its members."""
+        if line.members == members:
             return
-        self._leave(waiting)
-        group = waiting.group
-        if group is not None:
-            for some in (group.eager, group.picky):
-                if waiting in some:
-                    some.remove(waiting)
+        old, new = set(line.members), set(members)
+        line.members = members
+        for worker in old - new:
+            self._part(line, worker)
+        for worker in members:
+            if worker not in old:
+                self._of_worker.setdefault(worker, Shares()).due[line] = 0.0
+                line.note(worker)
 
-    def touched(self, worker: Worker) -> list[Effect]:
-        """The worker's slots or its routability have changed."""
-        groups = self._of_worker.get(worker, [])
-        able = routable(worker)
-        for group in groups:
-            if able and worker.free_slots > 0:
-                group.free[worker] = None
-            else:
-                group.free.pop(worker, None)
+    def _part(self, line: Line, worker: Worker) -> None:
+        line.expel(worker)
+        shares = self._of_worker[worker]
+        del shares.due[line]
+        if not shares.due:
+            del self._of_worker[worker]
+
+    def _regroup(self) -> list[Waiting]:
+        """Give the lines the members that they have by now; returns, out of any line and in the
+        order of their turns, the requests that do not belong together any more."""
+        homeless: list[Waiting] = []
+        before, self._lines = self._lines, {}
+        for line in before.values():
+            members = self._candidates.fitting(line.key)
+            surplus = not line.wants and len(self._lines) >= _MOST_IDLE_LINES
+            if members in self._lines or surplus:
+                homeless += line.extract(set(line.wants))
+                for worker in line.members:
+                    self._part(line, worker)
+                continue
+            self._lines[members] = line
+            self._settle(line, members)
+            strangers = {w for w in line.wants if self._candidates.fitting(w) != members}
+            if strangers:
+                homeless += line.extract(strangers)
+        return homeless
+
+    # Serving.
+
+    def _share_out(self, worker: Worker, shares: Shares) -> list[Effect]:
+        """Give the worker's free slots to the lines that it serves."""
+        effects: list[Effect] = []
+        while worker.free_slots > 0 and (line := shares.next(worker)):
+            effects.append(self._grant_head(line, worker))
+        return effects
+
+    def _serve_heads(self, line: Line) -> list[Effect]:
+        effects: list[Effect] = []
+        while line.usable and (head := line.head()):
+            worker = self.policy.choose(list(line.usable), line.key, head.facts)
+            line.note(worker)
+            if worker in line.usable:  # else it has changed, and we are about to be told
+                effects.append(self._grant_head(line, worker))
+        return effects
+
+    def _serve_special(self, line: Line) -> list[Effect]:
+        """Those that do not wait for a turn of their client."""
+        effects: list[Effect] = []
+        for waiting in list(line.picky):
+            effects += self._place(line, waiting)
+        if line.eager and _ready(line):
+            for waiting in list(line.eager):
+                effects += self._place(line, waiting)
+        return effects
+
+    def _place(self, line: Line, waiting: Waiting) -> list[Effect]:
+        """Give a request that is not in a heap its worker, if there is one for it now."""
+        pool = _ready(line) if waiting.eager else line.usable
+        able = [worker for worker in pool if worker not in waiting.tried]
+        policy = self.policy
+        if waiting.facts.need is Need.JOB and able:
+            policy, most = self.job_policy, self.most_jobs
+            able = [worker for worker in able if len(worker.holds) < most or worker.jobs < most]
+            if not able:
+                return [self._refuse(waiting, full=True)]
         if not able:
-            return [effect for group in groups for effect in self._refuse_hopeless(group)]
-        effects: list[Effect] = []
-        for group in groups:
-            if group.eager or group.picky:
-                effects += self._serve_special(group)
-        while worker.free_slots > 0:
-            ready = [(head.rank, i) for i, g in enumerate(groups) if (head := g.head())]
-            if not ready:
-                break
-            effects.append(self._grant_head(groups[min(ready)[1]], worker))
-        return effects
+            return []
+        return [self._grant(waiting, policy.choose(able, line.key, waiting.facts))]
 
-    def rebuilt(self) -> list[Effect]:
-        """Workers joined, left or learnt what they can do: sort everything anew."""
-        before = [w for group in self._groups.values() for w in group.all()]
-        before.sort(key=lambda waiting: waiting.rank)
-        self._groups.clear()
-        self._of_worker.clear()
-        for waiting in before:
-            self._enter(waiting, self._group(waiting.facts))
-        effects: list[Effect] = []
-        for group in list(self._groups.values()):
-            effects += self._serve(group)
-        return effects
-
-    def groups(self) -> list[Group]:
-        """The groups in which something waits."""
-        return [group for group in self._groups.values() if group.all()]
-
-    def _group(self, facts: Facts) -> Group:
-        pool = self.workers()
-        key = group_key(pool, facts)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(key, fitting(pool, facts))
-            for worker in group.members:
-                self._of_worker.setdefault(worker, []).append(group)
-                if routable(worker) and worker.free_slots > 0:
-                    group.free[worker] = None
-        return group
-
-    def _enter(self, waiting: Waiting, group: Group) -> None:
-        waiting.group = group
-        self._count += 1
-        if waiting.facts.need in (Need.JOB, Need.NOTHING):
-            group.eager.append(waiting)
-        elif waiting.tried:
-            group.picky.append(waiting)
-        else:
-            heap = group.clients.setdefault(waiting.facts.client, [])
-            heapq.heappush(heap, (waiting.rank, self._count, waiting))
-
-    def _serve(self, group: Group) -> list[Effect]:
-        effects = self._serve_special(group)
-        while group.free and (head := group.head()):
-            worker = self.policy.choose(list(group.free), group.key, head.facts)
-            effects.append(self._grant_head(group, worker))
-        return effects + self._refuse_hopeless(group)
-
-    def _serve_special(self, group: Group) -> list[Effect]:
-        effects: list[Effect] = []
-        for waiting in [*group.eager]:
-            able = [w for w in group.members if routable(w) and w not in waiting.tried]
-            if able:
-                group.eager.remove(waiting)
-                job = waiting.facts.need is Need.JOB
-                policy = self.job_policy if job else self.policy
-                worker = policy.choose(able, group.key, waiting.facts)
-                effects.append(self._grant(waiting, worker))
-        for waiting in [*group.picky]:
-            able = [worker for worker in group.free if worker not in waiting.tried]
-            if able:
-                group.picky.remove(waiting)
-                worker = self.policy.choose(able, group.key, waiting.facts)
-                effects.append(self._grant(waiting, worker))
-        return effects
-
-    def _grant_head(self, group: Group, worker: Worker) -> Grant:
-        head = group.head()
-        assert head is not None
-        group.pop()
-        return self._grant(head, worker)
+    def _grant_head(self, line: Line, worker: Worker) -> Grant:
+        return self._grant(line.pop(), worker)
 
     def _grant(self, waiting: Waiting, worker: Worker) -> Grant:
         self._leave(waiting)
         grant = Grant(waiting, worker)
         self.take(grant)
-        if worker.free_slots <= 0:
-            for group in self._of_worker.get(worker, []):
-                group.free.pop(worker, None)
+        for line in self._of_worker[worker].due:
+            line.note(worker)
         return grant
 
-    def _refuse_hopeless(self, group: Group) -> list[Effect]:
-        effects: list[Effect] = []
-        hope = [worker for worker in group.members if hopeful(worker)]
-        candidates = group.all() if not hope else [*group.eager, *group.picky]
-        for waiting in candidates:
-            if not any(worker not in waiting.tried for worker in hope):
-                self.drop(waiting)
-                effects.append(Refusal(waiting))
-        return effects
+    def _refuse_hopeless(self, line: Line) -> list[Effect]:
+        if any(map(hopeful, line.members)):
+            some = [waiting for waiting in line.picky if not _has_hope(waiting)]
+        else:
+            some = list(line.all())
+        return [self._refuse(waiting) for waiting in some]
+
+    def _refuse(self, waiting: Waiting, *, full: bool = False) -> Refusal:
+        self._leave(waiting)
+        return Refusal(waiting, full)
 
     def _leave(self, waiting: Waiting) -> None:
-        waiting.over = True
+        assert waiting.line is not None
+        waiting.line.leave(waiting)
         self.waiting -= 1
+
+
+def _ready(line: Line) -> Collection[Worker]:
+    """The members for requests that need no slot."""
+    return line.sound or [worker for worker in line.members if routable(worker)]
+
+
+def _has_hope(waiting: Waiting) -> bool:
+    """Whether a worker that was not tried may serve it without somebody acting."""
+    assert waiting.line is not None
+    return any(hopeful(w) and w not in waiting.tried for w in waiting.line.members)

@@ -18,6 +18,7 @@ from .lifecycle import (
     MemoryEvent,
     Probe,
     WeightsEvent,
+    hopeful,
     judge,
     routable,
     step,
@@ -93,7 +94,8 @@ class Registry:
         lease = Lease(worker, worker.incarnation, self._end, hold)
         worker.leases.add(lease)
         if hold is not None:
-            worker.holds.add(hold)
+            hold.begun = hold.since if worker.free_slots > 0 else None
+            worker.holds[hold] = None
         self._tell(events.LeaseGranted(lease))
         return lease
 
@@ -121,17 +123,21 @@ class Registry:
             hold.kind = HoldKind.GHOST
             self._tell(events.Held(hold))
 
-    def hold(self, hold: Hold) -> None:
-        """Occupy a slot without a lease: a job that was found on the worker."""
-        if hold.incarnation == hold.worker.incarnation and not hold.worker.removed:
-            hold.worker.holds.add(hold)
-            self._tell(events.Held(hold))
-
     def drop(self, hold: Hold) -> None:
         """Free a slot. One of an earlier incarnation is gone already."""
         if hold in hold.worker.holds:
-            hold.worker.holds.discard(hold)
+            del hold.worker.holds[hold]
             self._tell(events.SlotFreed(hold))
+
+    def begin(self, worker: Worker, now: float) -> None:
+        """Note that what waits on the worker behind others has begun, as far as there are slots."""
+        room = worker.max_concurrency
+        for hold in worker.holds:
+            if room <= 0:
+                break
+            room -= 1
+            if hold.begun is None:
+                hold.begun = now
 
     def set_concurrency(self, worker: Worker, limit: int | None) -> None:
         """Set the worker's slots; None returns to what it can do by itself."""
@@ -142,7 +148,9 @@ class Registry:
         """Record what a health probe found, and what follows from it."""
         if worker.removed:
             return
+        before = hopeful(worker), worker.troubled
         if probe is Probe.OK:
+            worker.troubled = False
             worker.consecutive_failures = 0
             worker.consecutive_successes += 1
         else:
@@ -162,6 +170,8 @@ class Registry:
         if worker.health is Health.HEALTHY:
             worker.health_reason = None
             worker.met = True
+        if (hopeful(worker), worker.troubled) != before:
+            self._tell(events.ProspectsChanged(worker))
 
     def learned(self, worker: Worker, capabilities: Capabilities) -> None:
         """Record what the worker says it can do."""
@@ -204,8 +214,10 @@ class Registry:
         self._tell(events.Suspected(worker, reason))
 
     def trouble(self, worker: Worker, reason: str) -> None:
-        """The relay could not talk to the worker: not judged here, but worth a probe at once."""
+        """The relay could not talk to the worker: its health is not judged here, but it is worth
+        a probe at once, and until a good one the others are better."""
         if not worker.removed:
+            worker.troubled = True
             self._tell(events.Trouble(worker, reason))
 
     def absolve(self, worker: Worker) -> None:
@@ -223,8 +235,9 @@ class Registry:
         worker.incarnation += 1
         worker.capabilities = None
         worker.met = False
+        worker.troubled = False
         worker.leases = set()
-        worker.holds = set()
+        worker.holds = {}
         self._tell(events.Reincarnated(worker, reason))
 
     def _end(self, lease: Lease) -> None:

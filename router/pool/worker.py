@@ -96,10 +96,11 @@ class Capabilities:
     dp_size: int = 1
     model_path: str | None = None
     version: str | None = None
+    # What it can make; None if it named nothing that is understood.
+    tasks: frozenset[Task] | None = field(init=False, repr=False, eq=False)
 
-    @property
-    def tasks(self) -> frozenset[Task] | None:
-        """What it can make; None if it named nothing that is understood."""
+    @tasks.default
+    def _understood(self) -> frozenset[Task] | None:
         found: set[Task] = set()
         for word in self.task_types:
             found |= _TASKS_OF_TYPE.get(word.upper(), frozenset())
@@ -110,8 +111,7 @@ class Capabilities:
 
     def can(self, task: Task) -> bool | None:
         """Whether it can do the task; None if that is not known."""
-        tasks = self.tasks
-        return None if tasks is None else task in tasks
+        return None if self.tasks is None else task in self.tasks
 
 
 @define(eq=False)
@@ -135,15 +135,17 @@ class Worker:
     met: bool = False
     # Counts the processes seen behind the URL, from 1.
     incarnation: int = 1
+    # The relay could not talk to it since the last good probe.
+    troubled: bool = False
     # Set while it is doubtful whether the process is still the one that was probed.
     suspicion: str | None = None
     # What the operator set; None: as many as the worker can (see `max_concurrency`).
     concurrency_limit: int | None = None
     removed: bool = False
     leases: set[Lease] = field(factory=set, repr=False)
-    # What occupies its slots: generations until the head of their answer, jobs until they end,
-    # sessions, and ghosts. Jobs may make it more than `max_concurrency`.
-    holds: set[Hold] = field(factory=set, repr=False)
+    # What occupies its slots, the oldest first: generations until the head of their answer, jobs
+    # until they end, sessions, and ghosts. Jobs may make it more than `max_concurrency`.
+    holds: dict[Hold, None] = field(factory=dict, repr=False)
 
     @property
     def worker_id(self) -> str:
@@ -173,13 +175,13 @@ class Worker:
     @property
     def load(self) -> float:
         """Exchanges, jobs and ghosts, per slot."""
-        beyond = sum(hold.kind in (HoldKind.JOB, HoldKind.GHOST) for hold in self.holds)
-        return (len(self.leases) + beyond) / self.max_concurrency
+        beyond = [h for h in self.holds if h.kind is HoldKind.JOB or h.kind is HoldKind.GHOST]
+        return (len(self.leases) + len(beyond)) / self.max_concurrency
 
     @property
     def jobs(self) -> int:
-        """Video and mesh jobs that have not ended."""
-        return sum(hold.kind is HoldKind.JOB for hold in self.holds)
+        """Video and mesh jobs that were submitted and have not ended."""
+        return sum(hold.job and hold.kind is not HoldKind.GHOST for hold in self.holds)
 
     @property
     def ghosts(self) -> int:
@@ -214,8 +216,11 @@ class Hold:
     kind: HoldKind
     endpoint: str = ""  # the kind of endpoint, as speeds are learnt
     work: float = 0.0  # units of work (pool.cost)
-    since: float = 0.0  # when it began, on the dispatcher's clock
-    # The id of the job, once it is known.
+    since: float = 0.0  # when the slot was taken, on the dispatcher's clock
+    # When the worker can have begun with it: jobs beyond its slots wait behind others there.
+    begun: float | None = None
+    # For a job, from its submission on; and its id, once it is known.
+    job: bool = False
     job_id: str | None = None
 
 

@@ -90,13 +90,18 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
     """What the fields of the body, the headers and the route say to routing."""
     named = body.fields.get("model")
     model = named if isinstance(named, str) and named else None
-    client = heads.value(exchange.headers, b"x-client-id") or b""
     needs_slot = route.need is not Need.NOTHING
     return Facts(
         model=model,
         task=route.task,
         need=route.need,
-        client=client[:_LONGEST_CLIENT].decode("latin-1"),
+        client=client_id(exchange.headers),
         work=costs.work(model, route.kind, body.fields) if needs_slot else 0.0,
         kind=route.kind,
     )
+
+
+def client_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """Who shares the slots with others in turn: `X-Client-Id`, or one class for all without."""
+    named = heads.value(headers, b"x-client-id") or b""
+    return named[:_LONGEST_CLIENT].decode("latin-1")

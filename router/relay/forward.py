@@ -149,8 +149,8 @@ class _Attempt:
     consumed: bool = False
     # The last byte of the request may be with the worker, which then acts on it.
     delivered: bool = False
-    # The head of the answer has come.
-    answered: bool = False
+    # The whole answer has come.
+    finished: bool = False
 
     async def run(self) -> None:
         worker, reused = self.lease.worker, False
@@ -169,8 +169,9 @@ class _Attempt:
         except Broken as error:
             raise self._broken(error, reused=reused) from error
         finally:
-            if self.delivered and not self.answered:
-                # The client has left, or the time is up; the worker cannot be stopped.
+            if self.delivered and not self.finished:
+                # The client has left, or the time is up; the worker cannot be stopped. Where the
+                # head of its answer has come it generates no more: then this does nothing.
                 self.forwarder.attempts.dispatcher.abandon(self.lease)
 
     async def _over(self, connection: Connection) -> None:
@@ -242,6 +243,8 @@ class _Attempt:
             except Broken:
                 self.delivered = False
                 raise
+            if last:
+                self.forwarder.attempts.dispatcher.delivered(self.lease)
             if self.consumed or not self._repeatable:
                 self.body.held.clear()  # it cannot be sent a second time; answers can take long
             return
@@ -263,12 +266,11 @@ class _Attempt:
         )
         watcher = self.watcher or _NOBODY
         self.forwarder.attempts.dispatcher.answered(self.lease, ok=200 <= head.status < 300)
-        self.answered = True
         watcher.begin(self.lease, head.status)
         held = await self._hold(connection, watcher) if watcher.holds else b""
         await exchange.respond(head.status, headers, more=connection.ahead or bool(held))
         try:
-            over = bool(held) and connection.at_end
+            over = self.finished = bool(held) and connection.at_end
             if held:
                 await exchange.send(held, last=over)
             while not over:
@@ -278,6 +280,7 @@ class _Attempt:
                     watcher.over()
                 # The end goes along with the last bytes: a client that has them all may leave.
                 over = connection.at_end
+                self.finished = over
                 await exchange.send(piece, last=over)
         except Broken as error:
             self.forwarder.attempts.registry.trouble(worker, str(error))

@@ -19,6 +19,7 @@ from ..pool.candidates import Facts, Need
 from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
+from .body import client_id
 from .client import Receive, Scope, Send, error_answer, link_of, request_id, target_of
 from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Upstream
 from .worker_socket import (
@@ -217,7 +218,12 @@ class WebSocketRelay:
             client.link.on_gone(leaving.cancel)
             try:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
-                facts = Facts(task=task, need=Need.SESSION, kind="session")
+                facts = Facts(
+                    task=task,
+                    need=Need.SESSION,
+                    client=client_id(client.headers),
+                    kind="session",
+                )
                 await self.attempts.run(facts, partial(self._session, client))
             except RouterError as error:
                 _log(client, error.code, f"{error.status}: {error.message}")

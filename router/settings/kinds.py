@@ -68,11 +68,12 @@ class Kind:
 
 @frozen
 class Bounded(Kind):
-    """A number with inclusive bounds; with `none` also the word for no number at all."""
+    """A number with inclusive bounds; with `none` also the `word` for no number at all."""
 
     minimum: float | None = None
     maximum: float | None = None
     none: bool = field(default=False, kw_only=True)
+    word: str = field(default="none", kw_only=True)
 
     noun: ClassVar[str]
     examples: ClassVar[str] = ""
@@ -84,13 +85,13 @@ class Bounded(Kind):
     @property
     def expected(self) -> str:
         bounds = f" {self._bounds('from ', 'of at least ')}" if self._bounds() else ""
-        word = " or 'none'" if self.none else ""
+        word = f" or {self.word!r}" if self.none else ""
         examples = f" ({self.examples})" if self.examples else ""
         return f"{self.noun}{bounds}{word}{examples}"
 
     @property
     def range(self) -> str:
-        parts = [self._bounds("", "at least "), "none" if self.none else ""]
+        parts = [self._bounds("", "at least "), self.word if self.none else ""]
         return ", or ".join(filter(None, parts))
 
     def _bounds(self, between: str = "", above: str = "") -> str:
@@ -101,7 +102,7 @@ class Bounded(Kind):
         return f"{between}{self.show(self.minimum)} to {self.show(self.maximum)}"
 
     def parse(self, value: object) -> object:
-        if self.none and (value is None or value == "none"):
+        if self.none and (value is None or value == self.word):
             return None
         number = self.read(value)
         if number is None or not math.isfinite(number):

@@ -121,10 +121,10 @@ class RouterSettings:
     )
     worker_concurrency: int | None = setting(
         None,
-        WholeNumber(1, 10_000, none=True),
-        default_text="what the worker says (its data-parallel size)",
+        WholeNumber(1, 10_000, none=True, word="auto"),
+        default_text="auto",
         group="Routing",
-        help="generations that a worker gets at a time",
+        help="generations that a worker gets at a time; auto: its data-parallel size",
     )
     max_jobs_per_worker: int = setting(
         100,

@@ -33,11 +33,14 @@ def flag(content: dict[str, Any], name: str) -> bool | None:
 
 
 def concurrency(content: dict[str, Any]) -> int | None:
-    """The field `max_concurrency`: a whole number from 1, or null. Raises BadRequest."""
+    """The field `max_concurrency`: a whole number from 1, None for auto or null. Raises
+    BadRequest."""
     value = content.get("max_concurrency")
+    if value == "auto":
+        return None
     if value is not None and (type(value) is not int or not 1 <= value <= 10_000):
         raise BadRequest(
-            "max_concurrency must be a whole number from 1 to 10000, or null",
+            "max_concurrency must be a whole number from 1 to 10000, or auto or null",
             code="invalid_field",
         )
     return value

@@ -30,6 +30,8 @@ async def add_worker() -> dict[str, Any]:
     registry, watchman = parts().registry, parts().watchman
     known = registry.find(url) is not None
     worker = registry.add(url, Origin.REGISTERED, concurrency=limit)
+    if limit is None and "max_concurrency" in content:
+        registry.set_concurrency(worker, None)
     if known:
         parts().retirer.keep(worker)
         watchman.nudge(worker)

@@ -9,6 +9,9 @@ from ..cost import Speeds
 from ..worker import Worker
 from .base import Turns
 
+# Speeds are estimates: what is about the same counts as the same.
+_SAME = 1.02
+
 
 class LeastWork:
     def __init__(self, speeds: Speeds) -> None:
@@ -17,8 +20,7 @@ class LeastWork:
 
     def choose(self, candidates: Sequence[Worker], group: Hashable, facts: Facts) -> Worker:
         seconds = [self._finish(worker, facts) for worker in candidates]
-        # Speeds are estimates: what is about the same counts as the same.
-        limit = min(seconds) * 1.02
+        limit = min(seconds) * _SAME
         soonest = [w for w, s in zip(candidates, seconds, strict=True) if s <= limit]
         return self._turns.next(soonest, group)
 

@@ -1,0 +1,189 @@
+"""Lines of waiting requests: one for each set of workers that fit.
+
+Requests that fit the same workers stand in one line, so that none blocks another that it does not
+compete with. Within a line clients take turns; within a client the smallest rank comes first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Container, Iterator
+
+from attrs import define, field
+
+from .candidates import Facts, Need, Wants
+from .lifecycle import routable
+from .worker import Worker
+
+# A line forgets those that left it before their turn when they are so many, and the most of it.
+_MOST_LEFT = 64
+
+
+@define(eq=False)
+class Waiting:
+    """One request that has no worker yet. `rank`: smaller is served first."""
+
+    facts: Facts
+    rank: float
+    since: float
+    tried: frozenset[Worker] = frozenset()
+    number: int = 0  # in order of arrival
+    line: Line | None = field(default=None, repr=False)
+    over: bool = False  # granted, refused, or its client left
+
+    @property
+    def eager(self) -> bool:
+        """Whether it needs no free slot."""
+        return self.facts.need in (Need.JOB, Need.NOTHING)
+
+
+@define(eq=False)
+class Line:
+    """The requests that fit the same workers."""
+
+    # Names the line to policies, whoever its members are.
+    key: Wants
+    members: tuple[Worker, ...] = ()
+    # Routable members without trouble; those of them with a free slot; and routable ones with
+    # trouble that have a free slot, which serve if there is nobody else.
+    sound: dict[Worker, None] = field(factory=dict)
+    free: dict[Worker, None] = field(factory=dict)
+    shaky: dict[Worker, None] = field(factory=dict)
+    # Clients with waiting requests, the next one first; each with a heap by rank.
+    clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
+    # Those that failed somewhere and may not go there again: few, and before the others. And of
+    # the others those that need no free slot: they wait only while nobody is routable.
+    picky: dict[Waiting, None] = field(factory=dict)
+    eager: dict[Waiting, None] = field(factory=dict)
+    # What those that wait want, as they said it.
+    wants: Counter[Wants] = field(factory=Counter)
+    _left: int = field(init=False, default=0)  # those in heaps that are over
+
+    @property
+    def usable(self) -> dict[Worker, None]:
+        """Members that may be given a generation now."""
+        return self.free if self.sound else self.shaky
+
+    def note(self, worker: Worker) -> None:
+        """Sort a member by what it is now."""
+        able = routable(worker)
+        free = able and worker.free_slots > 0
+        _put(self.sound, worker, able and not worker.troubled)
+        _put(self.free, worker, free and not worker.troubled)
+        _put(self.shaky, worker, free and worker.troubled)
+
+    def expel(self, worker: Worker) -> None:
+        """The worker is no member any more."""
+        for some in (self.sound, self.free, self.shaky):
+            some.pop(worker, None)
+
+    def enter(self, waiting: Waiting) -> None:
+        waiting.line = self
+        self.wants[waiting.facts.wants] += 1
+        if waiting.tried:
+            self.picky[waiting] = None
+        elif waiting.eager:
+            self.eager[waiting] = None
+        else:
+            heap = self.clients.setdefault(waiting.facts.client, [])
+            heapq.heappush(heap, (waiting.rank, waiting.number, waiting))
+
+    def leave(self, waiting: Waiting) -> None:
+        """The request is over. One that stands in a heap is taken out of it later."""
+        waiting.over = True
+        wants = waiting.facts.wants
+        self.wants[wants] -= 1
+        if not self.wants[wants]:
+            del self.wants[wants]
+        if waiting in self.eager or waiting in self.picky:
+            self.eager.pop(waiting, None)
+            self.picky.pop(waiting, None)
+            return
+        self._left += 1
+        if self._left > _MOST_LEFT and self._left > self.wants.total():
+            self._clear()
+
+    def head(self) -> Waiting | None:
+        """The request whose turn it is, of those that may go to any member."""
+        while self.clients:
+            client, heap = next(iter(self.clients.items()))
+            while heap and heap[0][2].over:
+                heapq.heappop(heap)
+                self._left -= 1
+            if heap:
+                return heap[0][2]
+            del self.clients[client]
+        return None
+
+    def pop(self) -> Waiting:
+        """Take out the head, which there must be; its client goes to the end."""
+        client, heap = next(iter(self.clients.items()))
+        _, _, waiting = heapq.heappop(heap)
+        self._left -= 1  # `leave` counts it
+        del self.clients[client]
+        if heap:
+            self.clients[client] = heap
+        return waiting
+
+    def all(self) -> Iterator[Waiting]:
+        """Everything that waits here: first those that are served first, then by clients in the
+        order of their turns."""
+        yield from self.picky
+        yield from self.eager
+        for heap in self.clients.values():
+            yield from (waiting for _, _, waiting in sorted(heap) if not waiting.over)
+
+    def extract(self, wants: Container[Wants]) -> list[Waiting]:
+        """Take out those that want one of these, in the order of `all`."""
+        stay: list[Waiting] = []
+        go: list[Waiting] = []
+        for waiting in self.all():
+            (go if waiting.facts.wants in wants else stay).append(waiting)
+        self.clients, self.eager, self.picky, self._left = {}, {}, {}, 0
+        self.wants.clear()
+        for waiting in stay:
+            self.enter(waiting)
+        return go
+
+    def _clear(self) -> None:
+        for client, heap in list(self.clients.items()):
+            kept = [entry for entry in heap if not entry[2].over]
+            if kept:
+                heapq.heapify(kept)
+                self.clients[client] = kept
+            else:
+                del self.clients[client]
+        self._left = 0
+
+
+def _put(some: dict[Worker, None], worker: Worker, inside: bool) -> None:
+    if inside:
+        some[worker] = None
+    else:
+        some.pop(worker, None)
+
+
+@define(eq=False)
+class Shares:
+    """How one worker shares its slots between the lines that it serves: in proportion to their
+    waiting clients, so that each client gets the same (stride scheduling)."""
+
+    # When each line is due, on a clock that runs with the slots given.
+    due: dict[Line, float] = field(factory=dict)
+    now: float = 0.0
+
+    def next(self, worker: Worker) -> Line | None:
+        """The line whose head the worker is to serve, None if nothing waits for it."""
+        best: tuple[float, float, int] | None = None
+        chosen: Line | None = None
+        for line, due in self.due.items():
+            if worker in line.usable and (head := line.head()):
+                # Who had nothing waiting has no claim on what it missed.
+                turn = max(due, self.now), head.rank, head.number
+                if best is None or turn < best:
+                    best, chosen = turn, line
+        if best is not None and chosen is not None:
+            self.now = best[0]
+            self.due[chosen] = self.now + 1 / len(chosen.clients)
+        return chosen

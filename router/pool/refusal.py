@@ -1,0 +1,29 @@
+"""Why a request is refused that no worker may come to serve. DESIGN section 5, "Wait or refuse"."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ..errors import BadRequest, PoolUnavailable, RouterError
+from .candidates import Facts, Need
+from .worker import Admin, Weights, Worker
+
+
+def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts) -> RouterError:
+    """What to answer to a request that these workers of the pool fit, none of which has hope."""
+    if not pool:
+        return PoolUnavailable("No workers are registered", code="no_workers")
+    if not fitting and facts.need is Need.JOB and facts.task is not None:
+        return BadRequest(
+            f"No {facts.task}-capable workers available in current worker pool.",
+            code="no_capable_worker",
+        )
+    living = [w for w in fitting if not w.is_dead and w.admin is Admin.ENABLED]
+    if living and all(worker.is_sleeping for worker in living):
+        return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")
+    awake = [worker for worker in living if not worker.is_sleeping]
+    if awake and all(worker.weights is Weights.FAILED for worker in awake):
+        return PoolUnavailable(
+            "No fitting worker has the weights it needs", code="weights_unavailable"
+        )
+    return PoolUnavailable("No fitting worker is routable at present", code="no_routable_worker")

@@ -1,0 +1,341 @@
+"""The queue under any order of events, against what its promises say of the whole pool."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+from attrs import define, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from router.pool import events
+from router.pool.candidates import Facts, Need, fitting
+from router.pool.cost import Speeds
+from router.pool.lifecycle import (
+    AdminEvent,
+    IllegalTransition,
+    MemoryEvent,
+    Probe,
+    WeightsEvent,
+    hopeful,
+    routable,
+)
+from router.pool.lines import Waiting
+from router.pool.policies import POLICIES, make
+from router.pool.policies.least_work import LeastWork
+from router.pool.queue import Effect, Grant, Queue, Refusal
+from router.pool.registry import Registry
+from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Worker
+
+MOST_JOBS = 2
+
+FACTS = st.builds(
+    Facts,
+    model=st.sampled_from([None, "x", "y", "z"]),
+    task=st.sampled_from([None, Task.IMAGE, Task.VIDEO]),
+    need=st.sampled_from([Need.SLOT, Need.SLOT, Need.SLOT, Need.SESSION, Need.JOB, Need.NOTHING]),
+    client=st.sampled_from("abc"),
+)
+CAPABILITIES = st.builds(
+    Capabilities,
+    models=st.sampled_from([(), ("x",), ("y",), ("x", "y")]),
+    task_types=st.sampled_from([(), ("T2I",), ("T2V",), ("T2I", "T2V")]),
+    dp_size=st.integers(1, 2),
+)
+INDEX = st.integers(0, 1000)
+
+
+@define(eq=False)
+class Given:
+    """A lease that was granted."""
+
+    lease: Lease
+    waiting: Waiting
+
+
+@define(eq=False)
+class Shell:
+    """Carries out what the queue decides, as the dispatcher does."""
+
+    policy: str
+    registry: Registry = field(factory=lambda: Registry(failure_threshold=2))
+    waiting: dict[Waiting, None] = field(factory=dict)
+    given: list[Given] = field(factory=list)
+    holds: list[Hold] = field(factory=list)  # of jobs and ghosts
+    refused: int = 0
+    # Per set of workers and waiting client: who was served there since it was.
+    overtaken: dict[tuple[tuple[Worker, ...], str], set[str]] = field(factory=dict)
+    queue: Queue = field(init=False)
+    _due: deque[Callable[[], list[Effect]]] = field(factory=deque)
+    _busy: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        speeds = Speeds()
+        policy = make(self.policy, speeds, random.Random(1))
+        self.queue = Queue(
+            policy, LeastWork(speeds), lambda: self.registry, self.take, most_jobs=MOST_JOBS
+        )
+        self.registry.subscribe(self.observe)
+
+    def observe(self, event: events.Event) -> None:
+        if isinstance(
+            event,
+            events.WorkerAdded
+            | events.WorkerRemoved
+            | events.Reincarnated
+            | events.CapabilitiesLearned
+            | events.FacetChanged
+            | events.ProspectsChanged,
+        ):
+            self.overtaken.clear()
+        self.decide(lambda: self.queue.told(event))
+
+    def decide(self, change: Callable[[], list[Effect]]) -> None:
+        self._due.append(change)
+        if self._busy:
+            return
+        self._busy = True
+        while self._due:
+            for effect in self._due.popleft()():
+                if isinstance(effect, Refusal):
+                    self.refuse(effect)
+        self._busy = False
+
+    def fitting(self, waiting: Waiting) -> tuple[Worker, ...]:
+        return tuple(fitting(self.registry, waiting.facts))
+
+    def add(self, waiting: Waiting) -> None:
+        self.waiting[waiting] = None
+        self.decide(lambda: self.queue.add(waiting))
+
+    def cancel(self, waiting: Waiting) -> None:
+        del self.waiting[waiting]
+        self.queue.drop(waiting)
+
+    def take(self, grant: Grant) -> None:
+        waiting, worker = grant.waiting, grant.worker
+        del self.waiting[waiting]  # a KeyError if it ended before
+        assert routable(worker)
+        assert worker in self.fitting(waiting)
+        assert worker not in waiting.tried
+        need = waiting.facts.need
+        hold = None
+        if need is not Need.NOTHING:
+            kind = HoldKind.SESSION if need is Need.SESSION else HoldKind.GENERATION
+            hold = Hold(worker, worker.incarnation, kind, job=need is Need.JOB)
+        if need in (Need.SLOT, Need.SESSION):
+            assert worker.free_slots > 0, "over-committed"
+            if not waiting.tried:
+                self.check_order(waiting)
+        elif need is Need.JOB:
+            assert worker.jobs < MOST_JOBS
+        self.given.append(Given(self.registry.lease(worker, hold), waiting))
+
+    def check_order(self, waiting: Waiting) -> None:
+        """Within a client by rank, then by arrival; and clients take turns."""
+        members, client = self.fitting(waiting), waiting.facts.client
+        rivals = [
+            other
+            for other in self.waiting
+            if not other.eager and not other.tried and self.fitting(other) == members
+        ]
+        mine = [other for other in rivals if other.facts.client == client]
+        place = (waiting.rank, waiting.number)
+        assert all((other.rank, other.number or 1e9) > place for other in mine)
+        self.overtaken.pop((members, client), None)
+        for other in {rival.facts.client for rival in rivals} - {client}:
+            passed = self.overtaken.setdefault((members, other), set())
+            assert client not in passed, f"{client} was served twice while {other} waited"
+            passed.add(client)
+
+    def refuse(self, effect: Refusal) -> None:
+        waiting = effect.waiting
+        del self.waiting[waiting]
+        self.refused += 1
+        fit = [worker for worker in self.fitting(waiting) if worker not in waiting.tried]
+        if effect.full:
+            able = [worker for worker in fit if routable(worker)]
+            assert able
+            assert waiting.facts.need is Need.JOB
+        else:
+            assert not any(map(hopeful, fit)), "refused though there is hope"
+
+
+class QueueMachine(RuleBasedStateMachine):
+    @initialize(policy=st.sampled_from(sorted(POLICIES)))
+    def begin(self, policy: str) -> None:
+        self.shell = Shell(policy)
+        self.registry = self.shell.registry
+        self.asked = 0
+        self.seen: list[Worker] = []
+
+    def worker(self, index: int) -> Worker | None:
+        workers = list(self.registry)
+        return workers[index % len(workers)] if workers else None
+
+    @rule(name=st.sampled_from("abcd"), slots=st.none() | st.integers(1, 3))
+    def join(self, name: str, slots: int | None) -> None:
+        known = self.registry.find(f"http://{name}")
+        worker = self.registry.add(f"http://{name}", Origin.STATIC, concurrency=slots)
+        if known is None:
+            self.seen.append(worker)
+
+    @rule(index=INDEX, capabilities=CAPABILITIES)
+    def well(self, index: int, capabilities: Capabilities) -> None:
+        """A worker tells what it can do, and its probe is good."""
+        if worker := self.worker(index):
+            self.registry.learned(worker, capabilities)
+            self.registry.probed(worker, Probe.OK)
+
+    @rule(index=INDEX, probe=st.sampled_from(Probe))
+    def probe(self, index: int, probe: Probe) -> None:
+        if worker := self.worker(index):
+            self.registry.probed(worker, probe, None if probe is Probe.OK else "why")
+
+    @rule(index=INDEX, event=st.sampled_from([*AdminEvent, *MemoryEvent, *WeightsEvent]))
+    def happen(self, index: int, event: AdminEvent | MemoryEvent | WeightsEvent) -> None:
+        worker = self.worker(index)
+        if worker is None:
+            return
+        try:
+            match event:
+                case AdminEvent():
+                    self.registry.administer(worker, event)
+                case MemoryEvent():
+                    self.registry.remember(worker, event)
+                case WeightsEvent():
+                    self.registry.weigh(worker, event)
+        except IllegalTransition:
+            pass
+
+    @rule(index=INDEX, how=st.sampled_from(["remove", "reincarnate", "trouble", "forgive"]))
+    def upset(self, index: int, how: str) -> None:
+        if worker := self.worker(index):
+            match how:
+                case "remove":
+                    self.registry.remove(worker)
+                case "reincarnate":
+                    self.registry.reincarnate(worker, "why")
+                case "trouble":
+                    self.registry.trouble(worker, "why")
+                case "forgive":
+                    self.registry.forgive(worker)
+
+    @rule(index=INDEX, slots=st.none() | st.integers(1, 3))
+    def resize(self, index: int, slots: int | None) -> None:
+        if worker := self.worker(index):
+            self.registry.set_concurrency(worker, slots)
+
+    @rule(facts=FACTS, rank=st.integers(0, 3), many=st.integers(1, 4))
+    def ask(self, facts: Facts, rank: int, many: int) -> None:
+        for _ in range(many):
+            self.asked += 1
+            self.shell.add(Waiting(facts, rank, 0.0))
+
+    @precondition(lambda self: self.shell.waiting)
+    @rule(index=INDEX)
+    def leave(self, index: int) -> None:
+        waiting = list(self.shell.waiting)
+        self.shell.cancel(waiting[index % len(waiting)])
+
+    def pick(self, index: int) -> Given:
+        return self.shell.given.pop(index % len(self.shell.given))
+
+    @precondition(lambda self: self.shell.given)
+    @rule(index=INDEX, head_first=st.booleans())
+    def finish(self, index: int, head_first: bool) -> None:
+        given = self.pick(index)
+        if head_first:
+            self.registry.free(given.lease)
+        given.lease.release()
+
+    @precondition(lambda self: self.shell.given)
+    @rule(index=INDEX, kind=st.sampled_from([HoldKind.JOB, HoldKind.GHOST]))
+    def linger(self, index: int, kind: HoldKind) -> None:
+        given = self.pick(index)
+        hold = self.registry.keep(given.lease, kind)
+        given.lease.release()
+        if hold is not None:
+            self.shell.holds.append(hold)
+
+    @precondition(lambda self: self.shell.holds)
+    @rule(index=INDEX, haunts=st.booleans())
+    def end(self, index: int, haunts: bool) -> None:
+        hold = self.shell.holds[index % len(self.shell.holds)]
+        if haunts:
+            self.registry.haunt(hold)
+        else:
+            self.shell.holds.remove(hold)
+            self.registry.drop(hold)
+
+    @precondition(lambda self: self.shell.given)
+    @rule(index=INDEX, trouble=st.booleans())
+    def retry(self, index: int, trouble: bool) -> None:
+        given = self.pick(index)
+        if trouble:
+            self.registry.trouble(given.lease.worker, "refused")
+        given.lease.release()
+        tried = given.waiting.tried | {given.lease.worker}
+        self.asked += 1
+        self.shell.add(Waiting(given.waiting.facts, 0, 0.0, tried))
+
+    @invariant()
+    def nobody_waits_who_could_be_served(self) -> None:
+        for waiting in self.shell.waiting:
+            members = self.shell.fitting(waiting)
+            able = [w for w in members if routable(w)]
+            if not waiting.eager:
+                # Those with trouble serve if there is nobody else.
+                sound = [worker for worker in able if not worker.troubled]
+                able = [worker for worker in sound or able if worker.free_slots > 0]
+            assert not [worker for worker in able if worker not in waiting.tried]
+
+    @invariant()
+    def nobody_waits_without_hope(self) -> None:
+        for waiting in self.shell.waiting:
+            members = set(self.shell.fitting(waiting)) - waiting.tried
+            assert any(map(hopeful, members))
+
+    @invariant()
+    def all_that_wait_are_known(self) -> None:
+        queue = self.shell.queue
+        assert queue.waiting == len(self.shell.waiting)
+        assert set(queue.all()) == set(self.shell.waiting)
+        assert not any(waiting.over for waiting in self.shell.waiting)
+
+    @invariant()
+    def slots_are_held_by_what_runs(self) -> None:
+        leased = {given.lease.hold for given in self.shell.given} - {None}
+        for worker in self.seen:
+            for hold in worker.holds:
+                assert hold in leased or hold in self.shell.holds
+                assert hold.incarnation == worker.incarnation
+            for hold in leased | set(self.shell.holds):
+                current = hold.worker is worker and hold.incarnation == worker.incarnation
+                assert (hold in worker.holds) == current
+
+    def teardown(self) -> None:
+        if not hasattr(self, "shell"):
+            return
+        while self.shell.given:
+            self.shell.given.pop().lease.release()
+        while self.shell.holds:
+            self.registry.drop(self.shell.holds.pop())
+        for waiting in list(self.shell.waiting):
+            if waiting in self.shell.waiting:
+                self.shell.cancel(waiting)
+        while self.shell.given:
+            self.shell.given.pop().lease.release()
+        assert self.shell.queue.waiting == 0
+        for worker in self.seen:
+            assert not worker.leases
+            assert not worker.holds
+
+
+QueueMachine.TestCase.settings = settings(
+    settings.get_profile("router"), max_examples=80, stateful_step_count=50
+)
+TestQueue = QueueMachine.TestCase
