@@ -23,9 +23,11 @@ from .pool.lines import Waiting
 from .pool.policies import Policy
 from .pool.policies.least_work import LeastWork
 from .pool.queue import Effect, Grant, Queue, Refusal
-from .pool.refusal import refusal
+from .pool.refusal import NoCapableWorker, refusal
 from .pool.registry import Registry
 from .pool.worker import Admin, Health, Hold, HoldKind, Lease, Memory, Weights, Worker
+
+__all__ = ["Dispatcher", "NoCapableWorker", "QueueLimits"]
 
 # Where the longest goes first, a second of waiting outweighs so many seconds of expected work.
 _AGEING = 0.2
@@ -107,7 +109,7 @@ class Dispatcher:
 
         Waits only if one may become able without anyone acting. Raises PoolUnavailable
         (`no_workers`, `pool_asleep`, `no_routable_worker`, `weights_unavailable`, `queue_full`,
-        `queue_timeout`, `too_many_jobs`, `shutting_down`), or BadRequest where no registered
+        `queue_timeout`, `too_many_jobs`, `shutting_down`), or NoCapableWorker where no registered
         worker can do a job. The caller releases the lease.
         """
         if self._closed:
@@ -121,6 +123,7 @@ class Dispatcher:
             if not parked.decided.is_set():
                 # One that was tried elsewhere had its place already.
                 if ahead >= self.limits.size and not tried:
+                    self._queue.drop(waiting)
                     raise self._crowded("queue_full", f"{ahead} requests wait already")
                 patience = self.limits.patience
                 if facts.need is Need.SESSION:
@@ -128,6 +131,7 @@ class Dispatcher:
                 with trio.move_on_after(patience):
                     await parked.decided.wait()
                 if not parked.decided.is_set():
+                    self._queue.drop(waiting)
                     why = f"no worker was free within {patience:g} s"
                     raise self._crowded("queue_timeout", why)
         except BaseException:

@@ -9,15 +9,18 @@ from .candidates import Facts, Need
 from .worker import Admin, Weights, Worker
 
 
+class NoCapableWorker(BadRequest):
+    """No registered worker can do the task, whatever state it comes to be in."""
+
+    default_code = "no_capable_worker"
+
+
 def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts) -> RouterError:
     """What to answer to a request that these workers of the pool fit, none of which has hope."""
     if not pool:
         return PoolUnavailable("No workers are registered", code="no_workers")
     if not fitting and facts.need is Need.JOB and facts.task is not None:
-        return BadRequest(
-            f"No {facts.task}-capable workers available in current worker pool.",
-            code="no_capable_worker",
-        )
+        return NoCapableWorker(f"No {facts.task}-capable workers available in current worker pool.")
     living = [w for w in fitting if not w.is_dead and w.admin is Admin.ENABLED]
     if living and all(worker.is_sleeping for worker in living):
         return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")

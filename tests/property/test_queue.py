@@ -285,12 +285,11 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_who_could_be_served(self) -> None:
         for waiting in self.shell.waiting:
-            members = self.shell.fitting(waiting)
-            able = [w for w in members if routable(w)]
+            able = [worker for worker in self.shell.fitting(waiting) if routable(worker)]
+            # Those with trouble serve if there is nobody else.
+            able = [worker for worker in able if not worker.troubled] or able
             if not waiting.eager:
-                # Those with trouble serve if there is nobody else.
-                sound = [worker for worker in able if not worker.troubled]
-                able = [worker for worker in sound or able if worker.free_slots > 0]
+                able = [worker for worker in able if worker.free_slots > 0]
             assert not [worker for worker in able if worker not in waiting.tried]
 
     @invariant()
@@ -336,6 +335,6 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 QueueMachine.TestCase.settings = settings(
-    settings.get_profile("router"), max_examples=80, stateful_step_count=50
+    settings.get_profile("router"), max_examples=120, stateful_step_count=50
 )
 TestQueue = QueueMachine.TestCase

@@ -50,6 +50,11 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "max_connections": None,
         "launcher_config": None,
         "routing_algorithm": RoutingAlgorithm.LEAST_REQUEST,
+        "queue_size": 10_000,
+        "queue_timeout": None,
+        "queue_order": "fifo",
+        "worker_concurrency": None,
+        "max_jobs_per_worker": 100,
         "retries": 3,
         "health_check_interval": 10.0,
         "health_check_failure_threshold": 3,
@@ -59,6 +64,10 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "peek_limit": MIB,
         "max_request_bytes": GIB,
         "websocket_max_message": 64 * MIB,
+        "refit_timeout": 1800.0,
+        "max_assets": 1_000_000,
+        "admin_api_key": None,
+        "admin_api_key_file": None,
         "log_level": LogLevel.INFO,
         "verbose": False,
     }
@@ -164,6 +173,10 @@ def test_no_number_at_all_only_where_that_means_something() -> None:
         "expected a whole number of at least 1 or 'none', got 0"
     )
     assert refusal(WholeNumber(1), "none").endswith("got 'none'")
+    auto = WholeNumber(1, none=True, word="auto")
+    assert auto.parse("auto") is None
+    assert auto.parse(None) is None
+    assert refusal(auto, "none").endswith("of at least 1 or 'auto', got 'none'")
 
 
 def test_switches_choices_and_texts() -> None:
@@ -173,8 +186,8 @@ def test_switches_choices_and_texts() -> None:
     algorithm = Choice(RoutingAlgorithm)
     assert algorithm.parse("random") is RoutingAlgorithm.RANDOM
     assert refusal(algorithm, "round_robin") == (
-        "expected least-request, round-robin or random, got 'round_robin'"
-        " (did you mean round-robin?)"
+        "expected least-request, round-robin, random, power-of-two or least-work,"
+        " got 'round_robin' (did you mean round-robin?)"
     )
     assert refusal(algorithm, []).endswith("got a list")
     assert Text(optional=True).parse(None) is None

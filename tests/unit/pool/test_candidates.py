@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from router.pool.candidates import Facts, fitting, group
+from router.pool.candidates import Candidates, Facts, Need, fitting
+from router.pool.lifecycle import Probe
+from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin, Task, Worker
 
 
@@ -26,16 +28,34 @@ def names(workers: list[Worker]) -> str:
 def test_the_model_binds_if_somebody_advertises_it() -> None:
     pool = [worker("a", model="x"), worker("b", model="y"), worker("c", model="x"), unknown("d")]
     assert names(fitting(pool, Facts(model="x"))) == "a c"
-    assert names(fitting(pool, Facts(model="z"))) == "a b c d"
+    assert names(fitting(pool[:3], Facts(model="z"))) == "a b c"
     assert names(fitting(pool, Facts())) == "a b c d"
     assert fitting([], Facts(model="x", task=Task.IMAGE)) == []
 
 
+def dead(name: str) -> Worker:
+    """One that never told what it can do, and is not expected to."""
+    registry = Registry(failure_threshold=1)
+    made = registry.add(f"http://{name}", Origin.STATIC)
+    registry.probed(made, Probe.REFUSED)
+    return made
+
+
 @pytest.mark.parametrize("task", [Task.VIDEO, Task.MESH])
-def test_videos_and_meshes_go_only_where_they_can_be_made(task: Task) -> None:
+def test_jobs_go_only_where_they_can_be_made(task: Task) -> None:
     pool = [worker("i", "T2I"), worker("v", "TI2V"), worker("m", "I2M"), unknown("u")]
-    assert names(fitting(pool, Facts(task=task))) == {Task.VIDEO: "v", Task.MESH: "m"}[task]
-    assert fitting([pool[0], pool[3]], Facts(task=task)) == []
+    ask = Facts(task=task, need=Need.JOB)
+    assert names(fitting(pool, ask)) == {Task.VIDEO: "v", Task.MESH: "m"}[task]
+    assert fitting(pool[:1], ask) == []
+    # Of one that was not read yet nobody can say that it cannot.
+    assert names(fitting([pool[0], pool[3], dead("d")], ask)) == "u d"
+
+
+def test_sessions_prefer_those_that_can_and_take_any() -> None:
+    pool = [worker("i", "T2I"), worker("v", "T2V")]
+    ask = Facts(task=Task.VIDEO, need=Need.SESSION)
+    assert names(fitting(pool, ask)) == "v"
+    assert names(fitting(pool[:1], ask)) == "i"
 
 
 def test_images_prefer_those_that_make_them_then_those_that_might() -> None:
@@ -44,13 +64,15 @@ def test_images_prefer_those_that_make_them_then_those_that_might() -> None:
     assert names(fitting([video, image, mute, new], ask)) == "i"
     assert names(fitting([video, mute, new], ask)) == "m u"
     assert names(fitting([video], ask)) == "v"
+    # One that never told anything and will not is no reason to refuse the others.
+    assert names(fitting([video, dead("d")], ask)) == "v d"
 
 
 def test_model_and_task_bind_together() -> None:
     pool = [worker("a", "T2V", model="x"), worker("b", "T2I", model="y")]
     # Only the worker of the model can be meant, though another makes images.
     assert names(fitting(pool, Facts(model="x", task=Task.IMAGE))) == "a"
-    assert fitting(pool, Facts(model="y", task=Task.VIDEO)) == []
+    assert fitting(pool, Facts(model="y", task=Task.VIDEO, need=Need.JOB)) == []
 
 
 @pytest.mark.parametrize(
@@ -74,7 +96,9 @@ def test_model_and_task_bind_together() -> None:
         ([], "", None),
     ],
 )
-def test_what_the_workers_words_mean(types: list[str], outputs: str, tasks: set[Task] | None) -> None:
+def test_what_the_workers_words_mean(
+    types: list[str], outputs: str, tasks: set[Task] | None
+) -> None:
     can = worker("w", *types, outputs=outputs).capabilities
     assert can is not None
     assert can.tasks == tasks
@@ -82,8 +106,15 @@ def test_what_the_workers_words_mean(types: list[str], outputs: str, tasks: set[
         assert can.can(task) is (None if tasks is None else task in tasks)
 
 
-def test_a_model_that_nobody_has_makes_no_group_of_its_own() -> None:
-    pool = [worker("a", model="x"), unknown("b")]
-    assert group(pool, Facts(model="x")) == ("x", None)
-    assert group(pool, Facts(model="made-up", task=Task.IMAGE)) == (None, Task.IMAGE)
-    assert group(pool, Facts(task=Task.IMAGE)) == (None, Task.IMAGE)
+def test_a_model_that_nobody_has_waits_for_those_that_may_turn_out_to_have_it() -> None:
+    pool = [worker("a", model="x"), unknown("b"), dead("c")]
+    assert names(fitting(pool, Facts(model="new"))) == "b"
+    assert names(fitting(pool, Facts(model="x"))) == "a"
+    assert names(fitting([pool[0], pool[2]], Facts(model="new"))) == "a c"
+
+
+def test_a_model_that_nobody_has_is_served_as_none() -> None:
+    candidates = Candidates([worker("a", model="x")])
+    assert candidates.common(Facts(model="x").wants) == ("x", None, False)
+    assert candidates.common(Facts(model="made-up").wants) == Facts().wants
+    assert candidates.fitting(Facts(model="made-up").wants) is candidates.fitting(Facts().wants)

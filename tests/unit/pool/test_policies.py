@@ -8,10 +8,19 @@ from collections import Counter
 
 import pytest
 
-from router.pool.policies import POLICIES, Policy, make
+from router.pool import policies
+from router.pool.candidates import Facts
+from router.pool.cost import Speeds
+from router.pool.policies import POLICIES, Policy
 from router.pool.registry import Registry
-from router.pool.worker import Origin, Worker
+from router.pool.worker import Hold, HoldKind, Origin, Worker
 from router.settings import RoutingAlgorithm
+
+ANY = Facts(kind="/images", work=1.0)
+
+
+def make(name: str, rng: random.Random | None = None, speeds: Speeds | None = None) -> Policy:
+    return policies.make(name, speeds or Speeds(), rng)
 
 
 def pool(*names: str) -> list[Worker]:
@@ -23,12 +32,22 @@ def busy(worker: Worker, requests: int, slots: int = 1) -> Worker:
     registry = Registry()
     registry.set_concurrency(worker, slots)
     for _ in range(requests):
-        registry.lease(worker)
+        hold = Hold(worker, worker.incarnation, HoldKind.GENERATION, "/images", 1.0)
+        registry.lease(worker, hold)
+    return worker
+
+
+def holding(worker: Worker, kind: HoldKind, work: float = 1.0) -> Worker:
+    """The worker, with a job or ghost that no exchange waits for."""
+    registry = Registry()
+    lease = registry.lease(worker, Hold(worker, worker.incarnation, kind, "/images", work))
+    registry.keep(lease, kind)
+    lease.release()
     return worker
 
 
 def picks(policy: Policy, workers: list[Worker], times: int, group: object = None) -> list[str]:
-    return [policy.choose(workers, group).url.removeprefix("http://") for _ in range(times)]
+    return [policy.choose(workers, group, ANY).url.removeprefix("http://") for _ in range(times)]
 
 
 def test_every_algorithm_that_can_be_set_exists() -> None:
@@ -53,7 +72,7 @@ def test_the_choice_is_among_the_candidates(policy: Policy) -> None:
     for _ in range(500):
         candidates = rng.sample(workers, rng.randint(1, 10))
         before = list(candidates)
-        assert policy.choose(candidates, rng.choice("xyz")) in candidates
+        assert policy.choose(candidates, rng.choice("xyz"), ANY) in candidates
         assert candidates == before
         busy(rng.choice(workers), rng.randint(0, 2), slots=rng.randint(1, 4))
 
@@ -67,8 +86,8 @@ def test_what_is_remembered_stays_bounded(policy: Policy) -> None:
 
     def churn(base: int) -> None:
         for number in range(base, base + 4000):
-            policy.choose(pool(f"w:{number}", f"v:{number}"), "same")
-            policy.choose(pool("a", "b"), ("model", number))
+            policy.choose(pool(f"w:{number}", f"v:{number}"), "same", ANY)
+            policy.choose(pool("a", "b"), ("model", number), ANY)
 
     churn(0)
     tracemalloc.start()
@@ -101,7 +120,7 @@ def test_round_robin_is_fair_while_each_is_away_for_a_while() -> None:
     rng, counts = random.Random(3), Counter[str]()
     for _ in range(4000):
         away = rng.choice(workers)
-        counts[policy.choose([w for w in workers if w is not away], None).url] += 1
+        counts[policy.choose([w for w in workers if w is not away], None, ANY).url] += 1
     assert max(counts.values()) - min(counts.values()) <= 0.1 * 4000 / 8
 
 
@@ -146,3 +165,44 @@ def test_random_gives_each_the_same_chance_and_repeats_with_its_seed() -> None:
     assert min(counts.values()) > 850
     twice = [picks(make("random", random.Random(5)), workers, 20) for _ in range(2)]
     assert twice[0] == twice[1]
+
+
+@pytest.mark.parametrize("name", ["least-request", "power-of-two", "least-work"])
+@pytest.mark.parametrize("kind", [HoldKind.JOB, HoldKind.GHOST])
+def test_jobs_and_ghosts_are_load(name: str, kind: HoldKind) -> None:
+    a, b = pool("a", "b")
+    holding(a, kind)
+    assert picks(make(name, random.Random(6)), [a, b], 4) == list("bbbb")
+
+
+def test_power_of_two_takes_the_less_loaded_of_two() -> None:
+    workers = pool(*"abcd")
+    busy(workers[3], 3)
+    counts = Counter(picks(make("power-of-two", random.Random(7)), workers, 3000))
+    assert counts["d"] == 0  # whoever it is drawn with is emptier
+    busy(workers[2], 2)
+    counts = Counter(picks(make("power-of-two", random.Random(7)), workers, 3000))
+    assert counts["d"] == 0
+    assert 0.1 < counts["c"] / 3000 < 0.23  # only when it is drawn with d: one pair of six
+
+
+def test_least_work_takes_whoever_would_have_done_it_first() -> None:
+    speeds = Speeds()
+    fast, slow = pool("fast", "slow")
+    speeds.learn(fast.url, "/images", 1, 1.0)
+    speeds.learn(slow.url, "/images", 1, 2.5)
+    policy = make("least-work", speeds=speeds)
+    assert picks(policy, [slow, fast], 3) == ["fast"] * 3
+    busy(fast, 1)
+    assert picks(policy, [slow, fast], 1) == ["fast"]  # after 2 s rather than 2.5
+    busy(fast, 1)
+    assert picks(policy, [slow, fast], 1) == ["slow"]
+
+
+def test_least_work_shares_out_by_slots_and_rotates_between_equals() -> None:
+    a, b = pool("a", "b")
+    busy(a, 2, slots=4)
+    busy(b, 1, slots=1)
+    policy = make("least-work")
+    assert picks(policy, [a, b], 1) == ["a"]
+    assert picks(policy, pool("c", "d"), 4) == list("cdcd")

@@ -1,0 +1,198 @@
+"""Single promises of the queue; tests/property/test_queue.py tries everything at once."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from router.pool import events
+from router.pool.candidates import Facts, Need
+from router.pool.cost import Speeds
+from router.pool.lifecycle import AdminEvent, Probe
+from router.pool.lines import Waiting
+from router.pool.policies import make
+from router.pool.queue import Grant, Queue, Refusal
+from router.pool.registry import Registry
+from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Worker
+
+ROLLOUT = Facts(kind="rollout")
+IMAGE = Facts(task=Task.IMAGE, kind="image")
+
+
+class Pool:
+    """A registry and its queue. `grants` tells who got what, in order."""
+
+    def __init__(self, most_jobs: int = 100) -> None:
+        self.registry = Registry()
+        self.grants: list[Waiting] = []
+        self.running: dict[Worker, list[Lease]] = {}
+        self.refused: list[Refusal] = []
+        policy = make("least-request", Speeds(), random.Random(1))
+        self.queue = Queue(policy, policy, lambda: self.registry, self.take, most_jobs)
+        self.registry.subscribe(self.observe)
+
+    def observe(self, event: events.Event) -> None:
+        self.refused += [e for e in self.queue.told(event) if isinstance(e, Refusal)]
+
+    def take(self, grant: Grant) -> None:
+        self.grants.append(grant.waiting)
+        need, worker = grant.waiting.facts.need, grant.worker
+        hold = Hold(worker, worker.incarnation, HoldKind.GENERATION, job=need is Need.JOB)
+        lease = self.registry.lease(worker, hold if need is not Need.NOTHING else None)
+        self.running.setdefault(worker, []).append(lease)
+
+    def worker(self, name: str, *tasks: str, model: str = "m", slots: int = 1) -> Worker:
+        worker = self.registry.add(f"http://{name}", Origin.STATIC, concurrency=slots)
+        can = Capabilities(models=(model,), task_types=tasks or ("T2I",))
+        self.registry.learned(worker, can)
+        self.registry.probed(worker, Probe.OK)
+        return worker
+
+    def ask(self, facts: Facts, client: str = "", rank: float = 0, *tried: Worker) -> Waiting:
+        facts = Facts(facts.model, facts.task, facts.need, client, facts.work, facts.kind)
+        waiting = Waiting(facts, rank, 0.0, frozenset(tried))
+        self.refused += [e for e in self.queue.add(waiting) if isinstance(e, Refusal)]
+        return waiting
+
+    def end(self, worker: Worker) -> Waiting | None:
+        """End what has run longest there; what was served thereupon."""
+        before = len(self.grants)
+        self.running[worker].pop(0).release()
+        return self.grants[before] if len(self.grants) > before else None
+
+
+def test_a_burst_does_not_starve_the_single_request_of_another() -> None:
+    pool = Pool()
+    a, b = pool.worker("a"), pool.worker("b")
+    for _ in range(768):
+        pool.ask(ROLLOUT, "burst")
+    single = pool.ask(IMAGE, "single")  # the same workers, another endpoint
+    again = pool.ask(ROLLOUT, "single")
+    served = [pool.end(worker) for worker in (a, b, a, b)]
+    assert served.index(single) <= 1
+    assert served.index(again) <= 3
+
+
+def test_clients_that_compete_for_some_workers_only_share_these() -> None:
+    pool = Pool()
+    both = pool.worker("both", "T2I", "T2V")
+    pool.worker("video", "T2V")
+    for _ in range(300):
+        pool.ask(ROLLOUT, "a")  # fits both workers
+        pool.ask(IMAGE, "b")  # fits only the first
+        pool.ask(IMAGE, "c")
+    served = Counter(w.facts.client for _ in range(90) if (w := pool.end(both)))
+    # A third each for three clients, though two of them stand in one line.
+    assert all(28 <= count <= 32 for count in served.values()), served
+
+
+def test_who_comes_late_has_no_claim_on_what_was_before() -> None:
+    pool = Pool()
+    both = pool.worker("both", "T2I", "T2V")
+    pool.worker("video", "T2V")
+    for _ in range(300):
+        pool.ask(ROLLOUT, "a")
+    for _ in range(100):
+        pool.end(both)
+    for _ in range(100):
+        pool.ask(IMAGE, "b")
+    served = "".join(w.facts.client for _ in range(8) if (w := pool.end(both)))
+    assert served in ("abababab", "babababa")
+
+
+def test_nobody_is_blocked_by_those_who_wait_for_others() -> None:
+    pool = Pool()
+    pool.worker("x", model="x")
+    y = pool.worker("y", model="y")
+    for _ in range(5):
+        pool.ask(Facts(model="x"))
+    waiting = pool.ask(Facts(model="y"))
+    assert waiting in pool.grants
+    assert y.free_slots == 0
+
+
+def test_turns_are_kept_when_workers_join_and_leave() -> None:
+    pool = Pool()
+    worker = pool.worker("a")
+    asked = {client: [pool.ask(ROLLOUT, client) for _ in range(3)] for client in "pqr"}
+    pool.end(worker)
+    pool.end(worker)
+    other = pool.worker("b", "T2V")
+    pool.registry.remove(other)
+    for _ in range(6):
+        pool.end(worker)
+    assert "".join(waiting.facts.client for waiting in pool.grants) == "ppqrpqrqr"
+    for client in "pqr":
+        mine = [waiting for waiting in pool.grants if waiting.facts.client == client]
+        assert mine == asked[client]
+
+
+def test_a_model_that_turns_up_takes_over_its_requests() -> None:
+    pool = Pool()
+    old = pool.worker("old", model="old")
+    first = pool.ask(Facts(model="old"))
+    named = pool.ask(Facts(model="new"))  # nobody advertises it: anybody will do
+    assert pool.grants == [first]
+    new = pool.worker("new", model="new")
+    assert pool.grants == [first, named]
+    assert new.free_slots == 0
+    waiting = pool.ask(Facts(model="new"))
+    assert pool.end(old) is None
+    assert pool.end(new) is waiting
+
+
+def test_a_worker_with_trouble_gets_nothing_while_there_are_others() -> None:
+    pool = Pool()
+    a, b = pool.worker("a"), pool.worker("b", slots=2)
+    pool.registry.trouble(a, "refused")
+    waiting = [pool.ask(ROLLOUT) for _ in range(4)]
+    assert pool.grants == waiting[:2]
+    assert a.free_slots == 1
+    pool.registry.probed(a, Probe.OK)
+    assert pool.grants == waiting[:3]
+    assert a.free_slots == 0
+    # If all have trouble, or are not routable, it is better than nobody.
+    pool.end(a)
+    assert pool.grants == waiting
+    last = pool.ask(ROLLOUT)
+    pool.registry.trouble(a, "refused")
+    pool.end(a)
+    assert last not in pool.grants
+    pool.registry.administer(b, AdminEvent.DRAIN)
+    assert last in pool.grants
+
+
+def test_jobs_go_where_there_is_room_for_them() -> None:
+    pool = Pool(most_jobs=2)
+    a, b = pool.worker("a", "T2V"), pool.worker("b", "T2V")
+    ask = Facts(task=Task.VIDEO, need=Need.JOB)
+    for _ in range(4):
+        pool.ask(ask)
+    assert (a.jobs, b.jobs) == (2, 2)
+    fifth = pool.ask(ask)
+    assert pool.refused == [Refusal(fifth, full=True)]
+    pool.end(a)
+    pool.ask(ask)
+    assert (a.jobs, b.jobs) == (2, 2)
+
+
+def test_those_who_left_are_forgotten_though_nothing_moves() -> None:
+    pool = Pool()
+    pool.worker("a")
+    pool.ask(ROLLOUT)
+    pool.ask(ROLLOUT, "patient")
+    for number in range(10_000):
+        pool.queue.drop(pool.ask(ROLLOUT, f"client-{number % 50}"))
+    (line,) = pool.queue.lines()
+    assert sum(map(len, line.clients.values())) < 200
+    assert pool.queue.waiting == 1
+
+
+def test_what_was_never_asked_for_again_is_forgotten() -> None:
+    pool = Pool()
+    for number in range(600):
+        worker = pool.worker(f"w{number}", model=f"m{number}")
+        pool.ask(Facts(model=f"m{number}"))
+        pool.end(worker)
+    assert len(pool.queue._lines) <= 300
+    assert pool.queue.waiting == 0
