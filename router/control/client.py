@@ -53,6 +53,7 @@ class ControlClient:
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(
             trust_env=False,
+            headers={"accept-encoding": "identity"},  # bodies are taken as they come
             limits=httpx.Limits(
                 max_connections=None,
                 max_keepalive_connections=None,
@@ -96,16 +97,18 @@ class ControlClient:
         path: str,
         *,
         within: float,
+        stall: float | None = None,
         headers: Sequence[tuple[str, str]] = (),
         body: bytes | AsyncIterable[bytes] | None = None,
         whole: bool = True,
     ) -> Answer:
         """One call to a worker, whose answer begins within `within` seconds of the last byte sent.
 
-        `whole`: read the body of the answer too. Raises Unreachable.
+        `stall`: seconds that it may take for one piece of the body. `whole`: read the body of the
+        answer too. Raises Unreachable.
         """
         # Connecting is quick or hopeless; the answer may wait behind a generation.
-        patience = httpx.Timeout(within, connect=min(within, _CONNECT))
+        patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=stall or within)
         try:
             async with self._client.stream(
                 method, url + path, headers=list(headers), content=body, timeout=patience
@@ -113,8 +116,11 @@ class ControlClient:
                 data = await _read(response, f"{method} {path}") if whole else b""
                 return Answer(response.status_code, data)
         except httpx.TimeoutException as error:
+            what = f"had no answer within {within:g} s"
+            if isinstance(error, httpx.WriteTimeout):
+                what = f"was not taken: no byte in {patience.write:g} s"
             raise Unreachable(
-                f"{method} {path} had no answer within {within:g} s",
+                f"{method} {path} {what}",
                 timed_out=True,
                 sent=not isinstance(error, httpx.ConnectTimeout),
             ) from error
@@ -130,8 +136,12 @@ class ControlClient:
 
 async def _read(response: httpx.Response, what: str) -> bytes:
     data = bytearray()
-    async for piece in response.aiter_bytes():
-        data += piece
-        if len(data) > _MAX_ANSWER:
-            raise Unreachable(f"{what} answered more than {_MAX_ANSWER} bytes")
+    # Cancelled, not left: httpx's generators end properly only at a failed or finished read.
+    with trio.CancelScope() as scope:
+        async for piece in response.aiter_raw():
+            data += piece
+            if len(data) > _MAX_ANSWER:
+                scope.cancel()
+    if scope.cancel_called:
+        raise Unreachable(f"{what} answered more than {_MAX_ANSWER} bytes")
     return bytes(data)

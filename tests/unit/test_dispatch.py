@@ -8,13 +8,15 @@ import pytest
 import trio
 import trio.testing
 
-from router.dispatch import Dispatcher
+from router.dispatch import Dispatcher, NoCapableWorker
 from router.errors import PoolUnavailable
 from router.pool import policies
 from router.pool.candidates import Facts
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin, Task, Worker
+
+ANYTHING = Facts()
 
 
 class Pool:
@@ -38,11 +40,11 @@ class Pool:
     def sleep(self, worker: Worker) -> None:
         self.registry.remember(worker, MemoryEvent.SLEEP)
 
-    async def chosen(self, facts: Facts = Facts(), *tried: Worker) -> Worker:
+    async def chosen(self, facts: Facts = ANYTHING, *tried: Worker) -> Worker:
         with await self.dispatcher.lease(facts, tried=tried) as lease:
             return lease.worker
 
-    async def refusal(self, facts: Facts = Facts(), *tried: Worker) -> PoolUnavailable:
+    async def refusal(self, facts: Facts = ANYTHING, *tried: Worker) -> PoolUnavailable:
         with pytest.raises(PoolUnavailable) as caught:
             await self.chosen(facts, *tried)
         assert caught.value.status == 503
@@ -106,9 +108,16 @@ def test_a_pool_that_cannot_do_the_task() -> None:
     async def main() -> None:
         pool = Pool()
         pool.add("a", tasks=("T2I",))
-        error = await pool.refusal(Facts(task=Task.VIDEO))
-        assert (error.code, "video" in error.message) == ("no_routable_worker", True)
+        with pytest.raises(NoCapableWorker) as caught:
+            await pool.chosen(Facts(task=Task.VIDEO))
+        assert (caught.value.status, caught.value.message) == (
+            400,
+            "No video-capable workers available in current worker pool.",
+        )
         assert pool.dispatcher.serves()  # other requests are served
+        # Of one that was not read yet nobody can say that it cannot.
+        pool.registry.add("http://new", Origin.REGISTERED)
+        assert (await pool.refusal(Facts(task=Task.VIDEO))).code == "no_routable_worker"
 
     trio.run(main)
 

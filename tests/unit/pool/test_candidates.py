@@ -74,7 +74,9 @@ def test_model_and_task_bind_together() -> None:
         ([], "", None),
     ],
 )
-def test_what_the_workers_words_mean(types: list[str], outputs: str, tasks: set[Task] | None) -> None:
+def test_what_the_workers_words_mean(
+    types: list[str], outputs: str, tasks: set[Task] | None
+) -> None:
     can = worker("w", *types, outputs=outputs).capabilities
     assert can is not None
     assert can.tasks == tasks
