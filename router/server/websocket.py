@@ -167,4 +167,5 @@ class CloseTap:
 
 
 def _message_size(message: Message) -> int:
-    return len(message.get("bytes") or message.get("text") or b"")
+    """Bytes it takes, roughly: a flood of empty messages must fill the inbox too."""
+    return 256 + len(message.get("bytes") or message.get("text") or b"")
