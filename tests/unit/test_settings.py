@@ -59,6 +59,10 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "peek_limit": MIB,
         "max_request_bytes": GIB,
         "websocket_max_message": 64 * MIB,
+        "refit_timeout": 1800.0,
+        "max_assets": 1_000_000,
+        "admin_api_key": None,
+        "admin_api_key_file": None,
         "log_level": LogLevel.INFO,
         "verbose": False,
     }
