@@ -7,7 +7,7 @@ import json
 from attrs import define, field
 
 from ..pool.assets import AssetKind, AssetMap
-from ..pool.catalog import TERMINAL
+from ..pool.catalog import is_over
 from ..pool.worker import Worker
 from .facts import leading_fields
 from .forward import Watcher
@@ -42,8 +42,7 @@ class _Submission:
         job = _object(self._body)
         job_id = job.get("id")
         if self._worker is not None and isinstance(job_id, str):
-            done = job.get("status") in TERMINAL
-            self.assets.learn(job_id, self._worker, self.kind, finished=done)
+            self.assets.learn(job_id, self._worker, self.kind, finished=is_over(job))
         self._worker = None
 
 
@@ -95,7 +94,7 @@ class _Reading:
             self._watching = len(self._body) <= _MOST_HELD
 
     def over(self) -> None:
-        if self._watching and _object(self._body).get("status") in TERMINAL:
+        if self._watching and is_over(_object(self._body)):
             self.assets.finish(self.asset_id)
 
 

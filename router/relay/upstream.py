@@ -90,8 +90,6 @@ class Connection:
     _left: int | None = field(init=False, default=None)
     # Bytes of the body that came along with the head.
     _early: bytes = field(init=False, default=b"", repr=False)
-    # What is wrong with the answer, while what came before that is passed on.
-    _wrong: Broken | None = field(init=False, default=None)
     _keep: bool = field(init=False, default=False)
     _sending: bool = field(init=False, default=False)
 
@@ -111,7 +109,7 @@ class Connection:
         """The bytes that end the request."""
         return self._h11.send(h11.EndOfMessage()) or b""
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | memoryview) -> None:
         """Write; raises Broken if the worker does not take it."""
         self._sending = True  # stays so if we are cancelled half-way
         try:
@@ -131,6 +129,8 @@ class Connection:
             # h11 lets nothing but 1xx come before a response.
             if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 raise Invalid("it switched protocols though nobody asked it to")
+        if not event.http_version.startswith(b"1."):
+            raise Invalid(f"it answered in HTTP/{event.http_version.decode()}")
         head = Head(event.status_code, event.headers.raw_items(), event.http_version)
         self._keep = _keeps_alive(event)
         length = _content_length(event)
@@ -177,16 +177,10 @@ class Connection:
     async def _framed_piece(self) -> bytes:
         """A piece of a body that is chunked, or ends with the connection: all that is here."""
         pieces: list[bytes] = []
-        if self._wrong is not None:
-            raise self._wrong
         event = await self._next()
         while isinstance(event, h11.Data):
             pieces.append(bytes(event.data))
-            try:
-                event = self._parse()
-            except Broken as error:
-                self._wrong = error
-                break
+            event = self._parse()
             if event is h11.NEED_DATA:
                 break
         if isinstance(event, h11.EndOfMessage):
@@ -199,7 +193,8 @@ class Connection:
 
     def settle(self, now: float) -> bool:
         """After an exchange: make it ready for the next one. False if it cannot be used again."""
-        sent = self._h11.our_state is h11.DONE and not self._sending
+        # Whether it may stay open is ours to say: h11 never keeps one to an HTTP/1.0 worker.
+        sent = self._h11.our_state in (h11.DONE, h11.MUST_CLOSE) and not self._sending
         if not (self._keep and self.at_end and sent):
             return False
         self._h11 = _new_h11()
