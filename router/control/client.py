@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Sequence
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -53,6 +54,8 @@ class ControlClient:
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(
             trust_env=False,
+            # The system's certificates, as the relay trusts them; httpx would bring its own.
+            verify=ssl.create_default_context(),
             headers={"accept-encoding": "identity"},  # bodies are taken as they come
             limits=httpx.Limits(
                 max_connections=None,
@@ -110,11 +113,17 @@ class ControlClient:
         # Connecting is quick or hopeless; the answer may wait behind a generation.
         patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=stall or within)
         try:
-            async with self._client.stream(
+            request = self._client.build_request(
                 method, url + path, headers=list(headers), content=body, timeout=patience
-            ) as response:
+            )
+            if body is not None and not isinstance(body, bytes):
+                request.stream = _Pieces(body)
+            response = await self._client.send(request, stream=True)
+            try:
                 data = await _read(response, f"{method} {path}") if whole else b""
-                return Answer(response.status_code, data)
+            finally:
+                await response.aclose()
+            return Answer(response.status_code, data)
         except httpx.TimeoutException as error:
             what = f"had no answer within {within:g} s"
             if isinstance(error, httpx.WriteTimeout):
@@ -132,6 +141,17 @@ class ControlClient:
                 refused=is_refusal(error),
                 sent=not isinstance(error, httpx.ConnectError),
             ) from error
+
+
+class _Pieces(httpx.AsyncByteStream):
+    """A body as it comes. httpx would wrap it into a generator, and leave that behind where the
+    worker breaks off."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._pieces)
 
 
 async def _read(response: httpx.Response, what: str) -> bytes:

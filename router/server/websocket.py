@@ -46,6 +46,7 @@ class WebsocketStream(WSStream):
         self._room: trio.Event | None = None
 
     async def begin(self, request: h11.Request, target: bytes) -> None:
+        self.link.target = target
         await self.handle(
             Request(
                 stream_id=STREAM_ID,
