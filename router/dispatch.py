@@ -10,13 +10,19 @@ from collections.abc import Collection
 
 import trio
 
-from .errors import PoolUnavailable
+from .errors import BadRequest, PoolUnavailable, RouterError
 from .pool import events
 from .pool.candidates import Facts, fitting, group
 from .pool.lifecycle import routable
 from .pool.policies import Policy
 from .pool.registry import Registry
 from .pool.worker import Admin, Health, Lease, Memory, Worker
+
+
+class NoCapableWorker(BadRequest):
+    """No registered worker can do the task, whatever state it comes to be in."""
+
+    default_code = "no_capable_worker"
 
 
 class Dispatcher:
@@ -55,7 +61,8 @@ class Dispatcher:
     async def lease(self, facts: Facts, *, tried: Collection[Worker] = ()) -> Lease:
         """A lease on a fitting worker that was not tried yet.
 
-        Raises PoolUnavailable if no worker may take it. The caller releases the lease.
+        Raises PoolUnavailable if no worker may take it, NoCapableWorker if none ever can. The
+        caller releases the lease.
         """
         candidates = fitting(self._registry, facts)
         able = [worker for worker in candidates if routable(worker)]
@@ -76,10 +83,15 @@ class Dispatcher:
             and worker.consecutive_failures < self._failure_threshold
         )
 
-    def _refusal(self, facts: Facts, candidates: list[Worker]) -> PoolUnavailable:
+    def _refusal(self, facts: Facts, candidates: list[Worker]) -> RouterError:
         if not len(self._registry):
             return PoolUnavailable("No workers are registered", code="no_workers")
         if not candidates:
+            # Of a worker that was not read yet nobody can say that it cannot.
+            if facts.task is not None and all(worker.capabilities for worker in self._registry):
+                return NoCapableWorker(
+                    f"No {facts.task}-capable workers available in current worker pool."
+                )
             return PoolUnavailable(
                 f"No registered worker can do this ({facts.task or facts.model})",
                 code="no_routable_worker",

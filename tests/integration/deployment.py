@@ -67,12 +67,17 @@ class Deployment:
 @asynccontextmanager
 async def deployed(**settings: Any) -> AsyncIterator[Deployment]:
     """A router until the block ends; then it must end by itself, in time."""
-    options = {"health_check_interval": 0.05, "shutdown_timeout": 2.0, **settings}
+    options = {
+        "host": "127.0.0.1",
+        "health_check_interval": 0.05,
+        "shutdown_timeout": 2.0,
+        **settings,
+    }
     stop = trio.Event()
     listeners = open_listeners("127.0.0.1", 0)
     async with trio.open_nursery() as outer, trio.open_nursery() as nursery:
         running = await nursery.start(
-            service.serve, RouterSettings(host="127.0.0.1", port=0, **options), listeners, stop
+            service.serve, RouterSettings(port=0, **options), listeners, stop
         )
         address = f"http://127.0.0.1:{running.port}"
         async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=15) as http:

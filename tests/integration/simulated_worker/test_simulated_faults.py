@@ -51,7 +51,7 @@ def test_refuse_until_cleared_through_the_control_port(run_worker: Run) -> None:
             await other.post("/simulate", json={"fault": "clear"})
         assert (await alone(worker)).status_code == 200
 
-    run_worker(test)
+    run_worker(test, keep_alive=True)
 
 
 def test_refuse_for_a_while(run_worker: Run) -> None:

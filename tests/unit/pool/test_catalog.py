@@ -80,7 +80,15 @@ def test_jobs_without_a_place_come_first_by_time_and_id() -> None:
     jobs = [(place_of(0, job), job) for job in told]
     jobs.append((place_of(1, {}), {"id": "!"}))
     page = Page(None, 9, descending=False)
-    assert [job["id"] for job in page_of_jobs(jobs, page, None)[0]] == "huge x y z a b !".split()
+    assert [job["id"] for job in page_of_jobs(jobs, page, None)[0]] == [
+        "huge",
+        "x",
+        "y",
+        "z",
+        "a",
+        "b",
+        "!",
+    ]
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "deleted"])

@@ -162,7 +162,11 @@ def test_who_is_eligible(
     registry = Registry()
     worker = add(registry, "a", "m")
     state(registry, worker)
-    for split, eligible in ((awake_targets, change), (asleep_targets, wake), (healthy_targets, ask)):
+    for split, eligible in (
+        (awake_targets, change),
+        (asleep_targets, wake),
+        (healthy_targets, ask),
+    ):
         targets = split([worker])
         assert list(targets.eligible) == ([worker] if eligible else [])
         assert list(targets.deferred) == ([worker] if eligible is False else [])
