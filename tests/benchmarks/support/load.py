@@ -62,7 +62,7 @@ def tiny(port: int, *, connections: int, seconds: float, folder: Path) -> Rate:
     )  # fmt: skip
     said = json.loads(done.stderr)
     # Stock hypercorn ends connections after 1,000 requests, which can cost read errors.
-    if said["refused"] or said["broken"] > said["requests"] / 100:
+    if not said["requests"] or said["refused"] or said["broken"] > said["requests"] / 100:
         raise RuntimeError(f"wrk: {said}")
     per_second = said["requests"] / said["us"] * 1e6
     return Rate(said["requests"], per_second, said["p50"] / 1e3, said["p99"] / 1e3)
@@ -124,6 +124,8 @@ def _tiny_by_sockets(port: int, connections: int, seconds: float) -> Rate:
                 if latency is not None:
                     took.append(latency)
                     asker.ask()
+    if not took:
+        raise RuntimeError(f"no answer within {seconds:g} s")
     took.sort()
     p50, p99 = (took[int(len(took) * share)] * 1e3 for share in (0.5, 0.99))
     return Rate(len(took), len(took) / elapsed, p50, p99)
