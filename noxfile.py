@@ -12,6 +12,8 @@ Only when named:
              versions that still fit. `nox -s lock -- --upgrade` takes the newest ones.
     bench    the benchmarks
     flaky    the tests five times over
+    real     the worker contract, and the router, on real SGLang workers on this machine's CPU;
+             installs 1.7 GB of packages the first time (tests/contract/real/README.md)
 """
 
 import os
@@ -94,6 +96,30 @@ def bench(session: nox.Session) -> None:
         session.skip("there are no benchmarks yet")
     for benchmark in benchmarks:
         session.run("python", str(benchmark), *session.posargs)
+
+
+@nox.session(default=False, requires=["build"])
+def real(session: nox.Session) -> None:
+    install(session)
+    folder = Path("tests/contract/real")
+    lists = [folder / "requirements.txt", folder / "requirements-nodeps.txt"]
+    # An environment of its own: what sglang needs and what the router has do not go together.
+    environment = Path(session.virtualenv.location).resolve() / "sglang"
+    python = environment / "bin" / "python"
+    wanted = "".join(path.read_text(encoding="utf-8") for path in lists)
+    stamp = environment / "installed.txt"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
+        session.run(sys.executable, "-m", "virtualenv", "--clear", str(environment), external=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
+        session.run(*pip, "-r", str(lists[0]), external=True)
+        session.run(*pip, "--no-deps", "-r", str(lists[1]), external=True)
+        stamp.write_text(wanted, encoding="utf-8")
+    session.run(
+        *("python", str(folder / "fleet.py"), "--python", str(python)),
+        *("--state", str(environment.parent / "workers"), "--"),
+        *("pytest", "tests/contract", *session.posargs),
+        env={"ROUTER_PYZ": str(PYZ)},
+    )
 
 
 @nox.session(default=False)

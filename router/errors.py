@@ -6,6 +6,8 @@ Errors of workers are not here: they pass through untouched.
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -136,8 +138,15 @@ def describe(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"certificate verification failed: {cause.verify_message}"
         if isinstance(cause, OSError) and cause.strerror:
-            words = cause.strerror.lower()  # the innermost one wins: it is the system's own
+            words = _strerror(cause).lower()  # the innermost one wins: it is the system's own
     return words
+
+
+def _strerror(error: OSError) -> str:
+    # trio puts the address before the words; the numbers of these two are no errno.
+    if error.errno and not isinstance(error, (socket.gaierror, ssl.SSLError)):
+        return os.strerror(error.errno)
+    return error.strerror or ""
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from .control.client import ControlClient
 from .control.errands import Errands
@@ -66,6 +66,8 @@ def run(settings: RouterSettings) -> int:
     """Serve until a signal says stop; the exit status. Raises StartError if it cannot start."""
     logs.configure(settings.effective_log_level)
     raise_open_files_limit()
+    # Before the port answers.
+    settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
     listeners = open_listeners(settings.host, settings.port)
     return trio.run(_until_signalled, settings, listeners, strict_exception_groups=True)
 

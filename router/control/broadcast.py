@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, Sequence
 from typing import Any
 
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
 
+from ..errors import RouterError
 from ..pool.targets import Targets
 from ..pool.worker import Worker
 from .client import ControlClient, Unreachable
-
-_WINDOW = 4  # pieces that a slower target may lag behind
+from .copying import BrokenOff, Copy, copy_out
 
 
 @frozen
@@ -49,10 +49,10 @@ class Call:
 
     path: str
     headers: Sequence[tuple[str, str]]
-    body: bytes | Callable[[], AsyncIterator[bytes]]
+    body: bytes | AsyncIterable[bytes]
     # Seconds from the last byte sent to the answer: it may queue behind a generation.
     within: float
-    # Seconds that a target of a streamed body may take no byte before it is dropped.
+    # Seconds that a target may take no byte of the body before it is dropped.
     idle: float = 300.0
     method: str = "POST"
 
@@ -60,16 +60,25 @@ class Call:
 async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call) -> list[Row]:
     """Send the call to all targets in parallel; their rows, in the order of the targets.
 
-    A body that is a function of an iterator is read once and copied to all, in bounded memory.
+    A body that comes in pieces is read once and copied to all, in bounded memory. Raises what
+    reading it raises; then no target was sent a complete one.
     """
     rows: dict[Worker, Row] = {}
-    if isinstance(call.body, bytes):
-        body = call.body
-        async with trio.open_nursery() as nursery:
+    failure: RouterError | None = None
+    async with trio.open_nursery() as nursery:
+        if isinstance(call.body, bytes):
             for worker in targets:
-                nursery.start_soon(_one, client, worker, call, body, rows)
-    else:
-        await _streamed(client, targets, call, call.body, rows)
+                nursery.start_soon(call_one, client, worker, call, call.body, rows)
+        else:
+            copies = [Copy() for _ in targets]
+            for worker, copied in zip(targets, copies, strict=True):
+                nursery.start_soon(_send_copy, client, worker, call, copied, rows)
+            try:
+                await copy_out(call.body, copies, patience=call.idle)
+            except RouterError as error:  # caught here, lest the nursery wrap and cancel
+                failure = error
+    if failure is not None:
+        raise failure
     return [rows[worker] for worker in targets]
 
 
@@ -86,16 +95,23 @@ def answer(rows: list[Row], targets: Targets) -> tuple[int, dict[str, Any]]:
     return (400 if all(row.refused for row in rows) else 502), body
 
 
-async def _one(
+async def call_one(
     client: ControlClient,
     worker: Worker,
     call: Call,
-    body: bytes | AsyncIterator[bytes],
+    body: bytes | AsyncIterable[bytes],
     rows: dict[Worker, Row],
 ) -> None:
+    """Send the call to one worker; its row is entered when it has answered, or failed."""
     try:
         answer = await client.call(
-            call.method, worker.url, call.path, within=call.within, headers=call.headers, body=body
+            call.method,
+            worker.url,
+            call.path,
+            within=call.within,
+            stall=call.idle,
+            headers=call.headers,
+            body=body,
         )
     except Unreachable as error:
         status, code = (504, "worker_timeout") if error.timed_out else (502, "worker_failed")
@@ -108,88 +124,16 @@ async def _one(
     rows[worker] = Row(worker, answer.status, content)
 
 
-async def _streamed(
-    client: ControlClient,
-    targets: Sequence[Worker],
-    call: Call,
-    source: Callable[[], AsyncIterator[bytes]],
-    rows: dict[Worker, Row],
+async def _send_copy(
+    client: ControlClient, worker: Worker, call: Call, copied: Copy, rows: dict[Worker, Row]
 ) -> None:
-    streams = [_Stream(worker) for worker in targets]
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        for stream in streams:
-            nursery.start_soon(_deliver, client, stream, call, rows)
+    with copied:
         try:
-            async for piece in source():
-                for stream in streams:
-                    await stream.put(piece, call.idle)
-        except Exception as error:  # whatever the client's side raises is the caller's
-            failure = error
-            for stream in streams:
-                stream.broken = True
-        for stream in streams:
-            stream.end()
-    if failure is not None:
-        raise failure
-
-
-class _SourceBroken(Exception):
-    """The body ended before it was whole: a worker must not take it for a complete one."""
-
-
-@define(eq=False)
-class _Stream:
-    """One target's copy of a streamed body, at most a window behind the others."""
-
-    worker: Worker
-    broken: bool = False
-    stalled: bool = False
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    _send: trio.MemorySendChannel[bytes] = field(init=False)
-    _receive: trio.MemoryReceiveChannel[bytes] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[bytes](_WINDOW)
-
-    async def put(self, piece: bytes, patience: float) -> None:
-        with trio.move_on_after(patience) as scope:
-            try:
-                await self._send.send(piece)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # it has answered, or failed: its row says which
-        if scope.cancelled_caught:
-            self.stalled = True
-            self.scope.cancel()
-            self._send.close()
-
-    def end(self) -> None:
-        self._send.close()
-
-    def close(self) -> None:
-        self._receive.close()
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        async for piece in self._receive:
-            yield piece
-        if self.broken:
-            raise _SourceBroken
-
-
-async def _deliver(
-    client: ControlClient, stream: _Stream, call: Call, rows: dict[Worker, Row]
-) -> None:
-    worker = stream.worker
-    said = {"error": "the body broke off", "code": "worker_failed", "success": False}
-    rows[worker] = Row(worker, 502, said)
-    with stream.scope:
-        try:
-            await _one(client, worker, call, stream.pieces(), rows)
-        except _SourceBroken:
-            pass  # the row says so already
-        finally:
-            stream.close()
-    if stream.stalled:
+            await call_one(client, worker, call, copied, rows)
+        except BrokenOff:
+            said = {"error": "the body broke off", "code": "worker_failed", "success": False}
+            rows[worker] = Row(worker, 502, said)
+    if copied.stalled:
         said = {
             "error": f"it took no byte of the body for {call.idle:g} s",
             "code": "worker_timeout",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Sequence
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -53,6 +54,9 @@ class ControlClient:
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(
             trust_env=False,
+            # The system's certificates, as the relay trusts them; httpx would bring its own.
+            verify=ssl.create_default_context(),
+            headers={"accept-encoding": "identity"},  # bodies are taken as they come
             limits=httpx.Limits(
                 max_connections=None,
                 max_keepalive_connections=None,
@@ -96,25 +100,36 @@ class ControlClient:
         path: str,
         *,
         within: float,
+        stall: float | None = None,
         headers: Sequence[tuple[str, str]] = (),
         body: bytes | AsyncIterable[bytes] | None = None,
         whole: bool = True,
     ) -> Answer:
         """One call to a worker, whose answer begins within `within` seconds of the last byte sent.
 
-        `whole`: read the body of the answer too. Raises Unreachable.
+        `stall`: seconds that it may take for one piece of the body. `whole`: read the body of the
+        answer too. Raises Unreachable.
         """
         # Connecting is quick or hopeless; the answer may wait behind a generation.
-        patience = httpx.Timeout(within, connect=min(within, _CONNECT))
+        patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=stall or within)
         try:
-            async with self._client.stream(
+            request = self._client.build_request(
                 method, url + path, headers=list(headers), content=body, timeout=patience
-            ) as response:
+            )
+            if body is not None and not isinstance(body, bytes):
+                request.stream = _Pieces(body)
+            response = await self._client.send(request, stream=True)
+            try:
                 data = await _read(response, f"{method} {path}") if whole else b""
-                return Answer(response.status_code, data)
+            finally:
+                await response.aclose()
+            return Answer(response.status_code, data)
         except httpx.TimeoutException as error:
+            what = f"had no answer within {within:g} s"
+            if isinstance(error, httpx.WriteTimeout):
+                what = f"was not taken: no byte in {patience.write:g} s"
             raise Unreachable(
-                f"{method} {path} had no answer within {within:g} s",
+                f"{method} {path} {what}",
                 timed_out=True,
                 sent=not isinstance(error, httpx.ConnectTimeout),
             ) from error
@@ -128,10 +143,25 @@ class ControlClient:
             ) from error
 
 
+class _Pieces(httpx.AsyncByteStream):
+    """A body as it comes. httpx would wrap it into a generator, and leave that behind where the
+    worker breaks off."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._pieces)
+
+
 async def _read(response: httpx.Response, what: str) -> bytes:
     data = bytearray()
-    async for piece in response.aiter_bytes():
-        data += piece
-        if len(data) > _MAX_ANSWER:
-            raise Unreachable(f"{what} answered more than {_MAX_ANSWER} bytes")
+    # Cancelled, not left: httpx's generators end properly only at a failed or finished read.
+    with trio.CancelScope() as scope:
+        async for piece in response.aiter_raw():
+            data += piece
+            if len(data) > _MAX_ANSWER:
+                scope.cancel()
+    if scope.cancel_called:
+        raise Unreachable(f"{what} answered more than {_MAX_ANSWER} bytes")
     return bytes(data)

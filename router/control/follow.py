@@ -16,7 +16,7 @@ from attrs import define, field
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
-from ..pool.catalog import TERMINAL
+from ..pool.catalog import is_over
 from ..pool.registry import Registry
 from ..pool.worker import Hold, HoldKind
 from .client import ControlClient, Unreachable
@@ -70,13 +70,13 @@ class Follower:
                     answer = await self.client.get(hold.worker.url, path, within=_PATIENCE)
                 except Unreachable:
                     continue  # its health is judged elsewhere; a new process ends the hold
-            job = answer.json()
-            status = job.get("status") if isinstance(job, dict) else None
+            content = answer.json()
+            job = content if isinstance(content, dict) else {}
             # It may have been deleted while we looked: then a ghost has taken its place.
-            over = answer.status == 404 or (answer.status == 200 and status in TERMINAL)
+            over = answer.status == 404 or (answer.status == 200 and is_over(job))
             if over and _occupies(hold, HoldKind.JOB):
                 self.assets.finish(hold.job_id)
-                self.dispatcher.job_ended(hold.job_id, ok=status == "completed")
+                self.dispatcher.job_ended(hold.job_id, ok=job.get("status") == "completed")
 
     def _pause(self, hold: Hold) -> float:
         """Seconds until the next look at a job."""

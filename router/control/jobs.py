@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import trio
 from attrs import define, field, frozen
@@ -11,7 +12,7 @@ from attrs import define, field, frozen
 from ..errors import NotFound, PoolUnavailable
 from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
-from ..pool.catalog import MOST, TERMINAL, Page, page_of_jobs
+from ..pool.catalog import MOST, Page, Place, is_over, page_of_jobs, place_of, told_place
 from ..pool.registry import Registry
 from ..pool.worker import Health, Task, Worker
 from .client import ControlClient, Unreachable
@@ -21,6 +22,7 @@ _AT_ONCE = 64  # workers asked side by side
 _NEGATIVE = 2.0  # seconds that "nobody knows it" holds
 _MOST_NEGATIVE = 10_000
 _MOST_PAGES = 1_000  # of one worker's list
+_RESTARTS = 3  # of reading one, where jobs are deleted meanwhile
 
 _NAMES = {AssetKind.VIDEO: "video_id", AssetKind.MESH: "mesh_id", AssetKind.IMAGE: "image_id"}
 _TASKS = {AssetKind.VIDEO: Task.VIDEO, AssetKind.MESH: Task.MESH}
@@ -37,6 +39,22 @@ class _Listed:
     jobs: Sequence[dict[str, Any]]
 
 
+@frozen
+class _Finding:
+    """What the workers said of an id: who has it, or who did not say."""
+
+    owner: Worker | None
+    silent: Sequence[Worker]
+
+
+@define(eq=False)
+class _Search:
+    """The one search for an id, which all who want it share. No finding: it was broken off."""
+
+    over: trio.Event = field(factory=trio.Event)
+    finding: _Finding | None = None
+
+
 @define(eq=False)
 class JobControl:
     """Asks workers for what they hold, and keeps the asset map up to date with it."""
@@ -45,7 +63,8 @@ class JobControl:
     assets: AssetMap
     client: ControlClient
     _unknown: dict[tuple[AssetKind, str], float] = field(init=False, factory=dict)
-    _asking: dict[tuple[AssetKind, str], trio.Event] = field(init=False, factory=dict)
+    _searches: dict[tuple[AssetKind, str], _Search] = field(init=False, factory=dict)
+    _arrivals: int = field(init=False, default=0)  # workers that joined or returned
 
     def __attrs_post_init__(self) -> None:
         self.registry.subscribe(self._observe)
@@ -61,38 +80,35 @@ class JobControl:
             known = self.assets.owner(asset_id, kind)
             if known is not None:
                 return known.worker
-            if self._unknown.get(key, -1.0) > trio.current_time():
+            # No path can name what browsers and clients take for a step between folders.
+            if self._unknown.get(key, -1.0) > trio.current_time() or asset_id in (".", ".."):
                 raise unknown_asset(asset_id, kind)
-            asking = self._asking.get(key)
-            if asking is None:
-                break
-            await asking.wait()
-        over = self._asking[key] = trio.Event()
-        try:
-            return await self._ask_around(asset_id, kind)
-        finally:
-            del self._asking[key]
-            over.set()
+            search = self._searches.get(key)
+            if search is None:
+                return await self._search(asset_id, kind)
+            await search.over.wait()
+            if search.finding is not None:
+                return _conclude(search.finding, asset_id, kind)
 
     async def page(self, kind: AssetKind, page: Page) -> dict[str, Any]:
         """One page of all workers' jobs, as OpenAI's list. Raises NotFound for a bad cursor."""
         listed, silent = await self._lists(kind)
         jobs: dict[str, dict[str, Any]] = {}
-        fresh: list[tuple[Any, str, Worker]] = []
+        makers: dict[str, Worker] = {}
         for row in listed:
             for job in row.jobs:
-                if job["id"] not in jobs:
-                    jobs[job["id"]] = job
-                    if self.assets.owner(job["id"], kind) is None:
-                        fresh.append((job.get("created_at") or 0, job["id"], row.worker))
-        for _, job_id, worker in sorted(fresh, key=lambda entry: entry[:2]):
-            self.assets.learn(job_id, worker, kind, finished=is_over(jobs[job_id]))
-        after: int | None = None
+                jobs.setdefault(job["id"], job)
+                makers.setdefault(job["id"], row.worker)
+        self._learn(jobs, makers, kind)
+        places = {job_id: place_of(self.assets.order(job_id), job) for job_id, job in jobs.items()}
+        after: Place | None = None
         if page.after is not None:
-            after = self.assets.order(page.after)
-            if not after:
+            # The cursor may have been deleted since: it still has its place.
+            order = self.assets.order(page.after)
+            after = places.get(page.after) or (place_of(order, {}) if order else None)
+            if after is None:
                 raise NotFound(f"No job has the id {page.after!r}", code="unknown_cursor")
-        placed = [(self.assets.order(job_id), job) for job_id, job in jobs.items()]
+        placed = [(places[job_id], job) for job_id, job in jobs.items()]
         data, more = page_of_jobs(placed, page, after)
         return {
             "object": "list",
@@ -103,39 +119,61 @@ class JobControl:
             "unavailable_workers": [worker.url for worker in silent],
         }
 
-    async def _ask_around(self, asset_id: str, kind: AssetKind) -> Worker:
-        found: list[Worker] = []
-        unsure: list[Worker] = []
+    def _learn(
+        self, jobs: Mapping[str, dict[str, Any]], makers: Mapping[str, Worker], kind: AssetKind
+    ) -> None:
+        """Enter what workers list. What is new to the router gets its place now, for good."""
+        fresh = []
+        for job_id, job in jobs.items():
+            if self.assets.owner(job_id, kind) is None:
+                fresh.append(job)
+            elif is_over(job):
+                self.assets.finish(job_id)
+        for job in sorted(fresh, key=told_place):
+            if self.assets.full:
+                return  # a list must not drop what was learned otherwise, nor itself
+            job_id = job["id"]
+            self.assets.learn(job_id, makers[job_id], kind, finished=is_over(job))
+
+    async def _search(self, asset_id: str, kind: AssetKind) -> Worker:
+        key = (kind, asset_id)
+        search = self._searches[key] = _Search()
+        arrivals = self._arrivals
+        try:
+            finding = search.finding = await self._ask_around(asset_id, kind)
+        finally:
+            del self._searches[key]
+            search.over.set()
+        if finding.owner is not None:
+            self.assets.learn(asset_id, finding.owner, kind)
+        elif not finding.silent and arrivals == self._arrivals:
+            self._remember_unknown(key)
+        return _conclude(finding, asset_id, kind)
+
+    async def _ask_around(self, asset_id: str, kind: AssetKind) -> _Finding:
+        owners: list[Worker] = []
+        silent: list[Worker] = []
         limit = trio.CapacityLimiter(_AT_ONCE)
         async with trio.open_nursery() as nursery:
 
             async def ask(worker: Worker) -> None:
                 async with limit:
                     answer = await self._knows(worker, asset_id, kind)
+                if worker.removed:
+                    return
                 if answer is None:
-                    unsure.append(worker)
+                    silent.append(worker)
                 elif answer:
-                    found.append(worker)
+                    owners.append(worker)
                     nursery.cancel_scope.cancel()
 
             for worker in self.registry:
                 nursery.start_soon(ask, worker)
-        if found:
-            self.assets.learn(asset_id, found[0], kind)
-            return found[0]
-        if unsure:
-            raise PoolUnavailable(
-                f"Some workers did not answer whether they know {asset_id}",
-                code="asset_lookup_incomplete",
-                details={"unavailable_workers": [worker.url for worker in unsure]},
-                headers=[("Retry-After", "2")],
-            )
-        self._remember_unknown((kind, asset_id))
-        raise unknown_asset(asset_id, kind)
+        return _Finding(owners[0] if owners else None, silent)
 
     async def _knows(self, worker: Worker, asset_id: str, kind: AssetKind) -> bool | None:
         """Whether the worker knows the asset; None if it did not say."""
-        path = f"/v1/{kind}/{asset_id}"
+        path = f"/v1/{kind}/{quote(asset_id, safe='')}"
         try:
             if kind is AssetKind.IMAGE:
                 status = await self.client.status(worker.url, path + "/content", within=_PATIENCE)
@@ -167,45 +205,70 @@ class JobControl:
             else:
                 listed.append(_Listed(worker, jobs))
 
+        asked = _able(self.registry, kind)
         async with trio.open_nursery() as nursery:
-            for worker in _able(self.registry, kind):
+            for worker in asked:
                 nursery.start_soon(ask, worker)
-        return listed, silent
+        return listed, [worker for worker in asked if worker in silent and not worker.removed]
 
     async def _all_jobs(self, worker: Worker, kind: AssetKind) -> list[dict[str, Any]] | None:
         """All jobs of one worker; None if it did not answer."""
+        for _ in range(_RESTARTS):
+            try:
+                return await self._read_list(worker, kind)
+            except _CursorLost:
+                pass
+        return None
+
+    async def _read_list(self, worker: Worker, kind: AssetKind) -> list[dict[str, Any]] | None:
         jobs: dict[str, dict[str, Any]] = {}
-        path = f"/v1/{kind}?limit={MOST}&order=asc"
+        first = path = f"/v1/{kind}?limit={MOST}&order=asc"
         for _ in range(_MOST_PAGES):
             try:
                 answer = await self.client.get(worker.url, path, within=_PATIENCE)
-            except Unreachable as error:
-                return [] if error.refused and worker.health is Health.UNKNOWN else None
+            except Unreachable:
+                return None
             if answer.status in (404, 405):
                 return []
             content = answer.json()
             data = content.get("data") if isinstance(content, dict) else None
             if answer.status != 200 or not isinstance(data, list):
                 return None
-            fresh = [j for j in data if isinstance(j, dict) and isinstance(j.get("id"), str)]
-            fresh = [job for job in fresh if job["id"] not in jobs]
+            found = [j for j in data if isinstance(j, dict) and isinstance(j.get("id"), str)]
+            if not found and path != first:
+                raise _CursorLost
+            fresh = [job for job in found if job["id"] not in jobs]
             jobs.update((job["id"], job) for job in fresh)
             if not fresh or not content.get("has_more"):
                 break
-            path = f"/v1/{kind}?limit={MOST}&order=asc&after={fresh[-1]['id']}"
+            path = f"{first}&after={quote(fresh[-1]['id'], safe='')}"
         return list(jobs.values())
 
     def _observe(self, event: events.Event) -> None:
         match event:
             case events.WorkerAdded() | events.FacetChanged(facet="health", new=Health.HEALTHY):
                 self._unknown.clear()  # it may know what nobody knew
+                self._arrivals += 1
             case events.WorkerRemoved() | events.Reincarnated():
-                pass  # its entries count as unknown from now on, and go when room is needed
+                self.assets.purge()
 
 
-def is_over(job: dict[str, Any]) -> bool:
-    """Whether a job will not change any more."""
-    return job.get("status") in TERMINAL
+class _CursorLost(Exception):
+    """The job after which the next page begins was deleted: workers then give an empty page."""
+
+
+def _conclude(finding: _Finding, asset_id: str, kind: AssetKind) -> Worker:
+    """The owner. Raises NotFound, or PoolUnavailable if it is not certain that there is none."""
+    if finding.owner is not None:
+        return finding.owner
+    if finding.silent:
+        raise PoolUnavailable(
+            f"Some workers did not answer whether they know {asset_id}",
+            code="asset_lookup_incomplete",
+            details={"unavailable_workers": [worker.url for worker in finding.silent]},
+            headers=[("Retry-After", "2")],
+        )
+    raise unknown_asset(asset_id, kind)
 
 
 def _able(workers: Iterable[Worker], kind: AssetKind) -> list[Worker]:

@@ -7,7 +7,7 @@ from typing import Any
 from attrs import define
 
 from ..errors import BadRequest
-from ..pool.targets import awake_targets, healthy_targets, no_workers
+from ..pool.targets import awake_targets, healthy_targets, model_of, no_workers
 from ..pool.worker import Worker
 from .broadcast import Call, answer, broadcast
 from .client import ControlClient
@@ -29,6 +29,12 @@ def check_body(path: str, content: Any) -> None:
         raise BadRequest(f"The field {needed!r} is required", code="missing_field")
 
 
+def check_beginning(held: bytes) -> None:
+    """Refuse what cannot be a JSON object, by its beginning. Raises BadRequest."""
+    if not held.lstrip().startswith(b"{"):
+        raise BadRequest("Request body must be a JSON object", code="invalid_json")
+
+
 @define(eq=False)
 class WeightControl:
     """Broadcasts changes of weights and LoRA, and questions about them."""
@@ -43,12 +49,15 @@ class WeightControl:
         return answer(await broadcast(self.client, targets.eligible, call), targets)
 
     async def ask(self, chosen: list[Worker], call: Call) -> tuple[int, dict[str, Any]]:
-        """Ask every healthy worker; the answer also says whether they agree."""
+        """Ask every healthy worker; the answer also says whether those of each model agree."""
         targets = healthy_targets(chosen)
         if not targets.eligible:
             raise no_workers()
         rows = await broadcast(self.client, targets.eligible, call)
         status, body = answer(rows, targets)
-        said = [row.body for row in rows]
-        body["consistent"] = body["success"] and all(other == said[0] for other in said)
+        first: dict[str | None, Any] = {}
+        for row in rows:
+            first.setdefault(model_of(row.worker), row.body)
+        agree = all(row.body == first[model_of(row.worker)] for row in rows)
+        body["consistent"] = body["success"] and agree
         return status, body

@@ -59,7 +59,8 @@ async def check(address: str, screen: Screen) -> bool:
                     outcome = "skipped", str(skipped)
                 except StepFailed as failed:
                     outcome = "FAILED", str(failed)
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:
+                    # No answer, or one of another shape than a user would expect.
                     outcome = "FAILED", f"{type(error).__name__}: {error}"
                 failures += outcome[0] == "FAILED"
                 seconds = trio.current_time() - begun
@@ -140,15 +141,20 @@ def _png_size(data: bytes) -> tuple[int, int]:
     """Width and height of a PNG. Raises StepFailed if it is none, or is cut off or damaged."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         raise StepFailed("the answer holds no PNG")
-    at, pixels = 8, b""
-    while at < len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        chunk = data[at + 8 : at + 8 + length]
-        if zlib.crc32(kind + chunk) != struct.unpack_from(">I", data, at + 8 + length)[0]:
-            raise StepFailed("the PNG is damaged")
-        pixels += chunk if kind == b"IDAT" else b""
-        at += 12 + length
-    zlib.decompress(pixels)
+    at, pixels, kind = 8, b"", b""
+    try:
+        while kind != b"IEND":
+            length, kind = struct.unpack_from(">I4s", data, at)
+            chunk = data[at + 8 : at + 8 + length]
+            if zlib.crc32(kind + chunk) != struct.unpack_from(">I", data, at + 8 + length)[0]:
+                raise StepFailed("the PNG is damaged")
+            pixels += chunk if kind == b"IDAT" else b""
+            at += 12 + length
+        zlib.decompress(pixels)
+    except struct.error:
+        raise StepFailed("the PNG is cut off") from None
+    except zlib.error:
+        raise StepFailed("the PNG has damaged pixels") from None
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 from ..pool import events
@@ -12,14 +13,22 @@ logger = logging.getLogger("router.pool")
 _FIELDS = ("request_id", "code")
 
 
-class _LineFormatter(logging.Formatter):
-    """Time, level, message, then the fields that machines look for."""
+# Paths and workers' words may hold these; a line of the log must stay one line.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+
+class _LineFormatter(logging.Formatter):
+    """Time, level, message, then the fields that machines look for; a traceback comes after."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
         named = [(name, getattr(record, name, None)) for name in _FIELDS]
         tail = " ".join(f"{name}={value}" for name, value in named if value)
-        return f"{line} [{tail}]" if tail else line
+        return _CONTROL.sub(_escaped, f"{line} [{tail}]" if tail else line)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def configure(level: str) -> None:

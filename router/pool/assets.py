@@ -17,6 +17,8 @@ from .worker import Worker
 # Entries dropped at once when the map is full: finding the oldest scans over dropped ones.
 _BATCH = 0.01
 _ORDER_BITS = 40
+_ORDER = (1 << _ORDER_BITS) - 1
+_MOST_PLACES = 10_000
 
 
 class AssetKind(StrEnum):
@@ -45,38 +47,46 @@ class Owner:
 class AssetMap:
     """Asset id to owner, at most `limit` of them; the oldest finished go first.
 
-    About 200 bytes an entry: an id maps to one number, in which the owner's index and the order
+    About 160 bytes an entry: an id maps to one number, in which the owner's index and the order
     of creation are packed.
     """
 
     limit: int = 1_000_000
+    # In the order in which they ended, and in that of creation.
     _finished: dict[str, int] = field(init=False, factory=dict, repr=False)
     _running: dict[str, int] = field(init=False, factory=dict, repr=False)
-    _owners: list[Owner] = field(init=False, factory=list)
+    # The places of those that are gone: one may be the cursor of somebody who pages.
+    _places: dict[str, int] = field(init=False, factory=dict, repr=False)
+    # A slot whose owner is gone is None, and used again.
+    _owners: list[Owner | None] = field(init=False, factory=list)
     _index: dict[tuple[Worker, int, AssetKind], int] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
 
     def __len__(self) -> int:
         return len(self._finished) + len(self._running)
 
+    @property
+    def full(self) -> bool:
+        """Whether another entry would drop an old one."""
+        return len(self) >= self.limit
+
     def learn(
         self, asset_id: str, worker: Worker, kind: AssetKind, *, finished: bool = False
     ) -> None:
-        """Enter an asset, or note that a known one has another owner. An image is finished."""
-        packed = self._packed(asset_id)
-        self.forget(asset_id)
-        if packed is None:
+        """Enter an asset, or note that a known one has another owner. An image is finished.
+
+        A known one keeps its place in the order of creation, also if it was forgotten lately.
+        """
+        done = finished or kind is AssetKind.IMAGE or asset_id in self._finished
+        order = self.order(asset_id)
+        if not order:
             self._count += 1
             order = self._count
-        else:
-            order = packed & (1 << _ORDER_BITS) - 1
-        key = (worker, worker.incarnation, kind)
-        index = self._index.get(key)
-        if index is None:
-            index = self._index[key] = len(self._owners)
-            self._owners.append(Owner(*key))
-        done = finished or kind is AssetKind.IMAGE
-        (self._finished if done else self._running)[asset_id] = index << _ORDER_BITS | order
+        packed = self._slot(worker, kind) << _ORDER_BITS | order
+        self._places.pop(asset_id, None)
+        if done:
+            self._running.pop(asset_id, None)
+        (self._finished if done else self._running)[asset_id] = packed
         if len(self) > self.limit:
             self._make_room()
 
@@ -86,14 +96,17 @@ class AssetMap:
         if packed is None:
             return None
         owner = self._owners[packed >> _ORDER_BITS]
-        if owner.gone or owner.kind is not kind:
+        if owner is None or owner.gone or owner.kind is not kind:
             return None
         return owner
 
     def order(self, asset_id: str) -> int:
-        """Its place in the order of creation; 0 if it is not known."""
+        """Its place in the order of creation; 0 if it is not known. That of an asset which is gone
+        is known for a while."""
         packed = self._packed(asset_id)
-        return 0 if packed is None else packed & (1 << _ORDER_BITS) - 1
+        if packed is None:
+            return self._places.get(asset_id, 0)
+        return packed & _ORDER
 
     def finish(self, asset_id: str) -> None:
         """Note that the job has ended: it may be dropped when room is needed."""
@@ -103,24 +116,50 @@ class AssetMap:
 
     def forget(self, asset_id: str) -> None:
         """Drop an asset that was deleted."""
-        self._running.pop(asset_id, None)
-        self._finished.pop(asset_id, None)
+        for pool in (self._finished, self._running):
+            packed = pool.pop(asset_id, None)
+            if packed is not None:
+                self._keep_place(asset_id, packed)
 
     def purge(self) -> None:
         """Drop every asset whose owner is gone."""
-        gone = {index for index, owner in enumerate(self._owners) if owner.gone}
+        gone = {i for i, owner in enumerate(self._owners) if owner is not None and owner.gone}
         if not gone:
             return
-        kept = [i for i in range(len(self._owners)) if i not in gone]
-        moved = {old: new for new, old in enumerate(kept)}
-        self._owners = [self._owners[i] for i in kept]
-        self._index = {(o.worker, o.incarnation, o.kind): i for i, o in enumerate(self._owners)}
-        self._finished = _renumbered(self._finished, moved)
-        self._running = _renumbered(self._running, moved)
+        for pool in (self._finished, self._running):
+            for asset_id in [i for i, packed in pool.items() if packed >> _ORDER_BITS in gone]:
+                self._keep_place(asset_id, pool.pop(asset_id))
+        for index in gone:
+            self._owners[index] = None
+        self._index = {key: i for key, i in self._index.items() if i not in gone}
+
+    def _slot(self, worker: Worker, kind: AssetKind) -> int:
+        """The index of an owner."""
+        key = (worker, worker.incarnation, kind)
+        index = self._index.get(key)
+        if index is None:
+            owner = Owner(*key)
+            if None in self._owners:
+                index = self._owners.index(None)
+                self._owners[index] = owner
+            else:
+                index = len(self._owners)
+                self._owners.append(owner)
+            self._index[key] = index
+        return index
 
     def _packed(self, asset_id: str) -> int | None:
         packed = self._running.get(asset_id)
         return self._finished.get(asset_id) if packed is None else packed
+
+    def _keep_place(self, asset_id: str, packed: int) -> None:
+        owner = self._owners[packed >> _ORDER_BITS]
+        if owner is not None and owner.kind is AssetKind.IMAGE:
+            return  # there is no list of images
+        self._places[asset_id] = packed & _ORDER
+        if len(self._places) > 2 * _MOST_PLACES:
+            for oldest in _first(self._places, _MOST_PLACES):
+                del self._places[oldest]
 
     def _make_room(self) -> None:
         self.purge()
@@ -130,18 +169,9 @@ class AssetMap:
         surplus += int(self.limit * _BATCH)
         for pool in (self._finished, self._running):
             for asset_id in _first(pool, surplus):
-                del pool[asset_id]
+                self._keep_place(asset_id, pool.pop(asset_id))
                 surplus -= 1
 
 
 def _first(ids: Iterable[str], count: int) -> list[str]:
     return [asset_id for _, asset_id in zip(range(count), ids, strict=False)]
-
-
-def _renumbered(packed: dict[str, int], moved: dict[int, int]) -> dict[str, int]:
-    mask = (1 << _ORDER_BITS) - 1
-    return {
-        asset_id: moved[value >> _ORDER_BITS] << _ORDER_BITS | value & mask
-        for asset_id, value in packed.items()
-        if value >> _ORDER_BITS in moved
-    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -12,7 +13,12 @@ from ..errors import BadRequest
 
 MOST, DEFAULT = 100, 20  # jobs on a page
 
-TERMINAL = frozenset({"completed", "failed", "cancelled", "deleted"})
+_TERMINAL = ("completed", "failed", "cancelled", "deleted")
+
+
+def is_over(job: Mapping[str, Any]) -> bool:
+    """Whether a job will not change any more, by its `status`."""
+    return job.get("status") in _TERMINAL
 
 
 def merge_models(lists: Iterable[Iterable[Any]]) -> list[dict[str, Any]]:
@@ -39,7 +45,8 @@ class Page:
     def of(cls, query: Mapping[str, str]) -> Page:
         """From `after`, `limit` (1 to 100) and `order` (asc, desc). Raises BadRequest."""
         limit_text = query.get("limit", str(DEFAULT))
-        limit = int(limit_text) if limit_text.isascii() and limit_text.isdigit() else 0
+        # Only so many digits: Python refuses to read thousands of them.
+        limit = int(limit_text) if re.fullmatch("[0-9]{1,4}", limit_text) else 0
         if not 1 <= limit <= MOST:
             raise BadRequest(
                 f"limit must be a whole number from 1 to {MOST}, not {limit_text!r}",
@@ -51,14 +58,34 @@ class Page:
         return cls(query.get("after") or None, limit, order == "desc")
 
 
+Place = tuple[int, float, str]
+
+
+def place_of(order: int, job: Mapping[str, Any]) -> Place:
+    """Where a job stands: those that are known in their order, after those that are not (the
+    asset map has no room for them) as the workers tell it."""
+    if order:
+        return (1, order, "")
+    return (0, *told_place(job))
+
+
+def told_place(job: Mapping[str, Any]) -> tuple[float, str]:
+    """The place of a job among others as its worker tells it, to the second."""
+    created = job.get("created_at")
+    if not isinstance(created, int | float) or not 0 <= created < 2**63:
+        created = 0
+    return (float(created), str(job.get("id")))
+
+
 def page_of_jobs(
-    jobs: Sequence[tuple[int, dict[str, Any]]], page: Page, after: int | None
+    jobs: Iterable[tuple[Place, dict[str, Any]]], page: Page, after: Place | None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The wanted page of jobs that are given with their place in the order of creation, and
-    whether more follow. `after` is the place of the cursor, None for the first page."""
-    ordered = sorted(jobs, key=lambda job: job[0], reverse=page.descending)
-    if after is not None:
-        ordered = [
-            job for job in ordered if (job[0] < after if page.descending else job[0] > after)
-        ]
-    return [job for _, job in ordered[: page.limit]], len(ordered) > page.limit
+    """The wanted page of jobs that are given with their places, and whether more follow. `after`
+    is the place of the cursor, None for the first page."""
+    wanted = [
+        job
+        for job in jobs
+        if after is None or (job[0] < after if page.descending else job[0] > after)
+    ]
+    wanted.sort(key=lambda job: job[0], reverse=page.descending)
+    return [job for _, job in wanted[: page.limit]], len(wanted) > page.limit

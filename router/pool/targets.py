@@ -28,8 +28,11 @@ class Targets:
         ]
 
 
-def select(registry: Registry, *, model: str | None, workers: str | None) -> list[Worker]:
-    """The workers named by `?model=` or `?workers=ID,ID`; all, if the pool serves one model.
+def select(
+    registry: Registry, *, model: str | None, workers: str | None, mixed: bool = False
+) -> list[Worker]:
+    """The workers named by `?model=` or `?workers=ID,ID`; all, if the pool serves one model, or
+    if they may be `mixed`.
 
     Raises BadRequest (`ambiguous_target`, naming the models, if several are served), NotFound,
     PoolUnavailable if the pool is empty.
@@ -51,7 +54,7 @@ def select(registry: Registry, *, model: str | None, workers: str | None) -> lis
             )
         return chosen
     served = models_of(pool)
-    if len(served) > 1:
+    if len(served) > 1 and not mixed:
         raise BadRequest(
             f"The pool serves several models ({', '.join(served)}): name one with ?model=, or "
             "workers with ?workers=ID,ID",
@@ -85,10 +88,16 @@ def healthy_targets(chosen: Iterable[Worker]) -> Targets:
 def models_of(workers: Iterable[Worker]) -> list[str]:
     """The models that the workers serve, one name for each, in order of appearance.
 
-    A worker may list its model under several names; its first is the one it is served as.
+    A worker may list its model under several names; the first counts.
     """
-    names = [w.capabilities.models[0] for w in workers if w.capabilities and w.capabilities.models]
-    return list(dict.fromkeys(names))
+    names = dict.fromkeys(model_of(worker) for worker in workers)
+    return [name for name in names if name is not None]
+
+
+def model_of(worker: Worker) -> str | None:
+    """The name under which the worker serves its model, if that is known."""
+    can = worker.capabilities
+    return can.models[0] if can and can.models else None
 
 
 def no_workers() -> PoolUnavailable:

@@ -12,7 +12,6 @@ from attrs import define
 from ..errors import RouterError
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
-from . import headers as heads
 from .client import App, Receive, Scope, Send, error_answer, link_of, request_id, target_of
 from .exchange import ClientGone, ClientStalled
 from .forward import CutOff, Forwarder
@@ -32,7 +31,6 @@ class AsgiExchange:
         self._receive = receive
         self._send = send
         self._link = link_of(scope)
-        self._framed = True
         self._read_all = False
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -61,9 +59,6 @@ class AsgiExchange:
         self, status: int, headers: Sequence[tuple[bytes, bytes]], *, more: bool = False
     ) -> None:
         self.responded = True
-        self._framed = (
-            self.http_version != "1.0" or heads.value(headers, b"content-length") is not None
-        )
         await self._send(
             {
                 "type": "http.response.start",
@@ -75,12 +70,6 @@ class AsgiExchange:
 
     async def send(self, piece: bytes, *, last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
-
-    def abort(self) -> None:
-        # Where the answer is framed, our server ends an unfinished one visibly by itself, and
-        # what was sent still arrives; without framing only a reset can tell.
-        if not self._framed:
-            self._link.abort()
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
         if callback is None:
@@ -119,8 +108,8 @@ class Relay:
         exchange = AsgiExchange(scope, receive, send, name)
         if route.how is How.MERGED and (asset_id := _asked_for(scope["query_string"])):
             # `GET /v1/videos?id=ID` is another way to write `GET /v1/videos/ID`.
-            exchange.path = f"{route.path}/{asset_id}"
-            exchange.target = quote(exchange.path).encode()
+            exchange.path = f"{route.path}/{quote(asset_id, safe='')}"
+            exchange.target = exchange.path.encode()
             route = find("GET", exchange.path)
         if route.how in _APP:
             scope["extensions"]["router.request_id"] = name
@@ -143,8 +132,8 @@ class Relay:
             except RouterError as error:
                 await self._refuse(exchange, error)
             except CutOff as cut:
+                # Our server breaks an answer visibly if we return without its end.
                 log(exchange, cut.code, f"the answer was cut off: {cut}")
-                exchange.abort()
             except ClientGone:
                 log(exchange, "client_gone", "the client left while it sent its request")
             finally:
@@ -155,7 +144,6 @@ class Relay:
     async def _refuse(self, exchange: AsgiExchange, error: RouterError) -> None:
         log(exchange, error.code, f"{error.status}: {error.message}")
         if exchange.responded:
-            exchange.abort()
             return
         headers, body = error_answer(error, exchange.request_id)
         await exchange.respond(error.status, headers, more=True)

@@ -26,6 +26,7 @@ class Link(Protocol):
     """What our server shell offers beside ASGI, as `extensions["router.client"]`."""
 
     reason: str | None  # why the client is gone
+    target: bytes  # of the request, in origin form
 
     def on_gone(self, callback: Callable[[], None] | None) -> None: ...
 
@@ -40,8 +41,7 @@ def link_of(scope: Scope) -> Link:
 
 def target_of(scope: Scope) -> bytes:
     """The request target as the client sent it, in origin form."""
-    query: bytes = scope["query_string"]
-    return (scope["raw_path"] or b"/") + (b"?" + query if query else b"")
+    return link_of(scope).target or b"/"
 
 
 def request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:

@@ -51,12 +51,9 @@ class Exchange(Protocol):
     async def send(self, piece: bytes, *, last: bool = False) -> None:
         """Send a piece of the answer's body; returns when the client has room for more.
 
-        `last`: the answer is complete with it. An empty piece is allowed then.
+        `last`: the answer is complete with it. An empty piece is allowed then. An exchange that
+        ends without it must not look complete to the client.
         """
-        ...
-
-    def abort(self) -> None:
-        """Break the transfer so that the client cannot take the answer for a complete one."""
         ...
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:

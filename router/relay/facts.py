@@ -121,7 +121,7 @@ class _JsonObject:
         pending = set(self._wanted)
         mark, at = yield from self._next_mark(0)
         separator = _OPEN
-        while mark == separator and pending:
+        while mark == separator:
             mark, start = yield from self._next_mark(at + 1)
             if mark != _QUOTE:
                 return
@@ -137,6 +137,8 @@ class _JsonObject:
                 value = self._decoded(start, end)
                 if is_scalar(value):
                     self._fields[name] = value
+                if not pending:
+                    return
             mark, at = yield from self._next_mark(end)
             separator = _COMMA
 

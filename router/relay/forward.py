@@ -22,6 +22,7 @@ _LAST_WORDS = 2.0
 # A held body up to this size is written before the answer is awaited. It fits what the kernel
 # takes of it, so that a worker which answers without reading holds nobody.
 _AT_ONCE = 64 * 1024
+_SLICE = 256 * 1024  # of a held body that is larger
 
 
 @frozen
@@ -233,7 +234,7 @@ class _Attempt:
         data = connection.body(held) if held else b""
         return data + connection.end() if self.body.complete else data
 
-    async def send(self, connection: Connection, data: bytes, *, last: bool) -> None:
+    async def send(self, connection: Connection, data: bytes | memoryview, *, last: bool) -> None:
         """Send bytes of the request, the `last` ones or others. Raises Broken or WorkerTimeout."""
         # Before and not after: an answer to them, or the end of the worker, may be seen first.
         self.delivered = last
@@ -375,7 +376,11 @@ class _Upload:
     async def _pieces(self, head_bytes: bytes, largest: int) -> None:
         attempt, connection, body = self.attempt, self.connection, self.attempt.body
         total = len(body.held)
-        await attempt.send(connection, head_bytes + attempt.held(connection), last=body.complete)
+        data = memoryview(head_bytes + attempt.held(connection))
+        for start in range(0, len(data), _SLICE):
+            end = start + _SLICE
+            last = body.complete and end >= len(data)
+            await attempt.send(connection, data[start:end], last=last)
         if body.complete:
             return
         while piece := await attempt.exchange.read():
@@ -384,6 +389,5 @@ class _Upload:
             if total > largest:
                 raise too_large(largest)
             await attempt.send(connection, connection.body(piece), last=total == body.length)
-        end = connection.end()
-        if end:
-            await attempt.send(connection, end, last=True)
+        if last_chunk := connection.end():
+            await attempt.send(connection, last_chunk, last=True)

@@ -8,7 +8,7 @@ from attrs import define, field
 
 from ..dispatch import Dispatcher
 from ..pool.assets import AssetKind, AssetMap
-from ..pool.catalog import TERMINAL
+from ..pool.catalog import is_over
 from ..pool.worker import Lease
 from .facts import leading_fields
 from .forward import Watcher
@@ -44,7 +44,7 @@ class _Submission:
         job = _object(self._body)
         job_id = job.get("id")
         if self._lease is not None and isinstance(job_id, str):
-            done = job.get("status") in TERMINAL
+            done = is_over(job)
             self.assets.learn(job_id, self._lease.worker, self.kind, finished=done)
             if not done:
                 self.dispatcher.job_began(self._lease, job_id)
@@ -106,10 +106,10 @@ class _Reading:
     def over(self) -> None:
         if not self._watching:
             return
-        status = _object(self._body).get("status")
-        if status in TERMINAL and not self.deletes:
+        job = _object(self._body)
+        if is_over(job) and not self.deletes:
             self.assets.finish(self.asset_id)
-            self.dispatcher.job_ended(self.asset_id, ok=status == "completed")
+            self.dispatcher.job_ended(self.asset_id, ok=job.get("status") == "completed")
 
 
 def watcher(

@@ -134,9 +134,10 @@ def find(method: str, path: str) -> Route:
     """The row for a request; there always is one. `path` is percent-decoded.
 
     A path of the router's own stays its own with any method, so that a wrong one is refused here
-    and not by a worker.
+    and not by a worker. So does one that all workers must get: one of them must not get it alone.
     """
     for route in ROUTES:
-        if route.matches(method if route.how is not How.OWN else None, path):
+        ours = route.how in (How.OWN, How.CHANGE, How.GATHER)
+        if route.matches(None if ours else method, path):
             return route
     return ROUTES[-1]

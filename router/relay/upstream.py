@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import select
+import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -90,8 +91,6 @@ class Connection:
     _left: int | None = field(init=False, default=None)
     # Bytes of the body that came along with the head.
     _early: bytes = field(init=False, default=b"", repr=False)
-    # What is wrong with the answer, while what came before that is passed on.
-    _wrong: Broken | None = field(init=False, default=None)
     _keep: bool = field(init=False, default=False)
     _sending: bool = field(init=False, default=False)
 
@@ -111,7 +110,7 @@ class Connection:
         """The bytes that end the request."""
         return self._h11.send(h11.EndOfMessage()) or b""
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | memoryview) -> None:
         """Write; raises Broken if the worker does not take it."""
         self._sending = True  # stays so if we are cancelled half-way
         try:
@@ -131,6 +130,8 @@ class Connection:
             # h11 lets nothing but 1xx come before a response.
             if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 raise Invalid("it switched protocols though nobody asked it to")
+        if not event.http_version.startswith(b"1."):
+            raise Invalid(f"it answered in HTTP/{event.http_version.decode()}")
         head = Head(event.status_code, event.headers.raw_items(), event.http_version)
         self._keep = _keeps_alive(event)
         length = _content_length(event)
@@ -177,16 +178,10 @@ class Connection:
     async def _framed_piece(self) -> bytes:
         """A piece of a body that is chunked, or ends with the connection: all that is here."""
         pieces: list[bytes] = []
-        if self._wrong is not None:
-            raise self._wrong
         event = await self._next()
         while isinstance(event, h11.Data):
             pieces.append(bytes(event.data))
-            try:
-                event = self._parse()
-            except Broken as error:
-                self._wrong = error
-                break
+            event = self._parse()
             if event is h11.NEED_DATA:
                 break
         if isinstance(event, h11.EndOfMessage):
@@ -199,7 +194,8 @@ class Connection:
 
     def settle(self, now: float) -> bool:
         """After an exchange: make it ready for the next one. False if it cannot be used again."""
-        sent = self._h11.our_state is h11.DONE and not self._sending
+        # Whether it may stay open is ours to say: h11 never keeps one to an HTTP/1.0 worker.
+        sent = self._h11.our_state in (h11.DONE, h11.MUST_CLOSE) and not self._sending
         if not (self._keep and self.at_end and sent):
             return False
         self._h11 = _new_h11()
@@ -342,6 +338,7 @@ class Upstream:
             with trio.fail_after(self.connect_timeout):
                 stream = await trio.open_tcp_stream(origin.host, origin.port)
                 try:
+                    _notice_death(stream)
                     return await self._secure(stream, origin)
                 except BaseException:
                     stream.socket.close()
@@ -363,6 +360,14 @@ class Upstream:
         tls = trio.SSLStream(stream, self._tls, server_hostname=origin.host)
         await tls.do_handshake()
         return Connection(tls, stream.socket, origin.host_header)
+
+
+def _notice_death(stream: trio.SocketStream) -> None:
+    """Have a host that vanished noticed within two minutes, not at the end of `--timeout`."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
 def _refuse(where: str, error: Exception) -> NoReturn:

@@ -26,6 +26,7 @@ RECEIVE = 64 * 1024
 BURST = 3  # full receives in a row without asking the event loop: uploads are 40 % faster
 LINGER_PAUSE = 5.0  # seconds without a byte after our FIN: the client has read what it wanted
 LINGER_PAUSE_STOPPING = 1.0
+GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 
 
 class Shared(Protocol):
@@ -67,8 +68,13 @@ class Connection:
         self.expire_after(self.limits.keep_alive)
         reason: Reason = "shutdown"
         try:
-            with self._scope:
-                reason = await self._read()
+            while True:
+                with self._scope:
+                    reason = await self._read()
+                if not self._scope.cancelled_caught or self._closing or not self._protocol.busy:
+                    break
+                # A request came at the very moment at which the idle time was over.
+                self._scope = trio.CancelScope()
             if self._scope.cancelled_caught and not self._closing:
                 await self._protocol.expired()
             self._protocol.lose(reason)
@@ -138,6 +144,8 @@ class Connection:
         if not self.usable:
             return ()
         try:
+            if len(parts) > 1 and not GATHERS:
+                parts = [b"".join(parts)]
             sent = self._sock.send(parts[0]) if len(parts) == 1 else self._sock.sendmsg(parts)
         except (BlockingIOError, InterruptedError):
             return parts

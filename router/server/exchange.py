@@ -32,12 +32,13 @@ class HttpExchange(ClientLink):
     def __init__(self, protocol: Http1Protocol, request: h11.Request, target: bytes) -> None:
         transport = protocol.transport
         super().__init__(transport)
+        self.target = target
         path, _, query = target.partition(b"?")
         self.scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": request.http_version.decode("ascii"),
-            "method": request.method.decode("ascii").upper(),
+            "method": request.method.decode("ascii"),
             "scheme": "http",
             "path": unquote(path.decode("ascii")),
             "raw_path": path,

@@ -67,13 +67,15 @@ class ClientLink:
     """The client of one exchange; found in `scope["extensions"]["router.client"]`.
 
     `gone` says that the client has left, or was given up; `reason` why. After `body_timeout` an
-    answer still reaches it. `close_code` and `close_reason` are those of a WebSocket client's close
-    frame.
+    answer still reaches it. `target` is the request target in origin form, byte for byte: ASGI
+    has no word for an empty query. `close_code` and `close_reason` are those of a WebSocket
+    client's close frame.
     """
 
     def __init__(self, transport: Transport) -> None:
         self.gone = False
         self.reason: Reason | None = None
+        self.target = b""
         self.close_code: int | None = None
         self.close_reason: str | None = None
         self._callback: Callable[[], None] | None = None

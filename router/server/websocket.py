@@ -46,6 +46,7 @@ class WebsocketStream(WSStream):
         self._room: trio.Event | None = None
 
     async def begin(self, request: h11.Request, target: bytes) -> None:
+        self.link.target = target
         await self.handle(
             Request(
                 stream_id=STREAM_ID,
@@ -167,4 +168,5 @@ class CloseTap:
 
 
 def _message_size(message: Message) -> int:
-    return len(message.get("bytes") or message.get("text") or b"")
+    """Bytes it takes, roughly: a flood of empty messages must fill the inbox too."""
+    return 256 + len(message.get("bytes") or message.get("text") or b"")

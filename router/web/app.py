@@ -8,18 +8,17 @@ from quart_trio import QuartTrio
 
 from . import control, errors, jobs, models, ops, queue, workers
 from .parts import Parts
-
-# The largest body of the router's own endpoints; none of them needs more than a few lines.
-_MAX_BODY = 1024 * 1024
+from .uploads import Connection
 
 
 def create_app(parts: Parts) -> QuartTrio:
     """The app over these parts. It serves HTTP only; WebSockets belong to the relay."""
     app = QuartTrio("router", static_folder=None, template_folder=None)
-    # Quart's own deadlines cut an answer silently; ours are kept by the server shell.
+    # Quart's own deadlines cut an answer silently; ours are kept by the server shell and `Upload`.
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = None
-    app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = None
+    app.asgi_http_class = Connection
     # Worker ids are URLs: `//` in a path is meant, not a slip.
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False

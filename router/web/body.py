@@ -8,11 +8,12 @@ from typing import Any
 from quart import request
 
 from ..errors import BadRequest
+from .uploads import upload
 
 
 async def json_object() -> dict[str, Any]:
     """The request's body as a JSON object, empty if there is no body. Raises BadRequest."""
-    data = await request.get_data()
+    data = await upload().whole()
     if not data.strip():
         return {}
     try:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Any
 
 from quart import Blueprint, g, request
 
 from ..control.broadcast import Call
-from ..control.refit import check_body
-from ..errors import BadRequest, RequestTooLarge
+from ..control.handover import Handover, serving
+from ..control.refit import check_beginning, check_body
+from ..errors import BadRequest
 from ..pool.targets import select
 from ..pool.worker import Worker
 from .parts import parts
+from .uploads import HELD, upload
 
 blueprint = Blueprint("control", __name__)
 
@@ -25,72 +27,80 @@ _CHANGES = (
     "/v1/merge_lora_weights",
     "/v1/unmerge_lora_weights",
 )
-# A body up to this size is held, so that it can be checked before a worker sees it.
-_HELD = 1024 * 1024
 # Headers of the client that workers get too.
 _PASSED = ("content-type", "traceparent", "tracestate")
 
 
 async def change_weights() -> Answer:
     """A change on every eligible worker of the chosen model."""
-    body = await _held_body()
-    check_body(request.path, _json(body))
-    call = _call(body)
-    return await _do(lambda: parts().weights.change(_chosen(), call))
+    return await _change(await upload().whole())
 
 
 async def change_weights_from_tensor() -> Answer:
     """The same for tensors, whose gigabytes are copied to all workers as they come."""
-    request.max_content_length = None
-    if request.content_length is not None and request.content_length <= _HELD:
-        return await change_weights()
-    # Read from the client only while this request lives: no errand.
-    return _wire(await parts().weights.change(_chosen(), _call(_pieces)))
+    _chosen()  # or refuse before all of it is sent
+    body = upload()
+    held = await body.begin(HELD)
+    if body.over:
+        return await _change(held)
+    check_beginning(held)
+    rest = Handover(held)
+    async with serving(rest, body):
+        return await _do(lambda: parts().weights.change(_chosen(), _call(rest)))
 
 
 async def ask_weights() -> Answer:
     """A question to every healthy worker, and whether they agree."""
-    return _wire(await parts().weights.ask(_chosen(), _call(await _held_body())))
+    call = _call(await upload().whole())
+    return _wire(await parts().weights.ask(_chosen(mixed=True), call))
 
 
 async def sleep() -> Answer:
     """Every eligible worker gives its GPU memory back."""
-    call = _call(await _held_body())
+    call = _call(await upload().whole())
     return await _do(lambda: parts().memory.sleep(_chosen(), call))
 
 
 async def wake() -> Answer:
     """Every sleeping worker takes its GPU memory again."""
-    call = _call(await _held_body())
+    call = _call(await upload().whole())
     return await _do(lambda: parts().memory.wake(_chosen(), call))
 
 
-for _path in _CHANGES:
-    blueprint.add_url_rule(_path, _path, change_weights, methods=["POST"])
+for _name in _CHANGES:
+    blueprint.add_url_rule(_name, _name, change_weights, methods=["POST"])
 _tensor = "/update_weights_from_tensor"
 blueprint.add_url_rule(_tensor, _tensor, change_weights_from_tensor, methods=["POST"])
-for _path in ("/get_weights_checksum", "/update_weights_from_tensor_checker"):
-    blueprint.add_url_rule(_path, _path, ask_weights, methods=["POST"])
+for _name in ("/get_weights_checksum", "/update_weights_from_tensor_checker"):
+    blueprint.add_url_rule(_name, _name, ask_weights, methods=["POST"])
 blueprint.add_url_rule("/v1/list_loras", "list_loras", ask_weights, methods=["GET"])
 blueprint.add_url_rule("/release_memory_occupation", "sleep", sleep, methods=["POST"])
 blueprint.add_url_rule("/resume_memory_occupation", "wake", wake, methods=["POST"])
 
 
-def _chosen() -> list[Worker]:
+def _chosen(*, mixed: bool = False) -> list[Worker]:
     """The workers that the query names."""
-    query = request.args
-    return select(parts().registry, model=query.get("model"), workers=query.get("workers"))
+    model, workers = request.args.get("model"), request.args.get("workers")
+    return select(parts().registry, model=model, workers=workers, mixed=mixed)
 
 
-def _call(body: bytes | Callable[[], AsyncIterator[bytes]]) -> Call:
+def _path() -> str:
+    return request.path.rstrip("/")
+
+
+async def _change(body: bytes) -> Answer:
+    check_body(_path(), _json(body))
+    call = _call(body)
+    return await _do(lambda: parts().weights.change(_chosen(), call))
+
+
+def _call(body: bytes | AsyncIterable[bytes]) -> Call:
     headers = [(name, request.headers[name]) for name in _PASSED if name in request.headers]
     headers.append(("x-request-id", g.request_id))
     if not isinstance(body, bytes) and request.content_length is not None:
         headers.append(("content-length", str(request.content_length)))
     limits = parts().limits
-    return Call(
-        request.path.rstrip("/"), headers, body, limits.refit, limits.idle, method=request.method
-    )
+    return Call(_path(), headers, body, limits.refit, limits.idle, method=request.method)
 
 
 async def _do(work: Callable[[], Awaitable[tuple[int, dict[str, Any]]]]) -> Answer:
@@ -101,19 +111,6 @@ async def _do(work: Callable[[], Awaitable[tuple[int, dict[str, Any]]]]) -> Answ
 def _wire(answer: tuple[int, dict[str, Any]]) -> Answer:
     status, body = answer
     return body, status
-
-
-async def _held_body() -> bytes:
-    if request.content_length is not None and request.content_length > _HELD:
-        raise RequestTooLarge(f"The body of {request.path} is larger than {_HELD} bytes")
-    data = await request.get_data()
-    assert isinstance(data, bytes)
-    return data
-
-
-async def _pieces() -> AsyncIterator[bytes]:
-    async for piece in request.body:
-        yield bytes(piece)
 
 
 def _json(body: bytes) -> Any:

@@ -22,15 +22,21 @@ _PATIENCE = 5.0  # seconds for a worker's answer
 @blueprint.get("/v1/models")
 async def list_models() -> dict[str, Any]:
     """Every model that a healthy worker serves, each once."""
-    return {"object": "list", "data": await _cards()}
+    cards, failures = await _cards()
+    if failures and not cards:
+        raise _unavailable(failures)
+    return {"object": "list", "data": cards}
 
 
 @blueprint.get("/v1/models/<path:model>")
 async def get_model(model: str) -> tuple[dict[str, Any], int]:
     """One model's card; 404 in OpenAI's shape, as the workers answer it."""
-    for card in await _cards():
+    cards, failures = await _cards()
+    for card in cards:
         if card.get("id") == model:
             return card, 200
+    if failures:  # one of them may serve it
+        raise _unavailable(failures)
     error = {
         "message": f"The model '{model}' does not exist",
         "type": "invalid_request_error",
@@ -40,8 +46,8 @@ async def get_model(model: str) -> tuple[dict[str, Any], int]:
     return {"error": error}, 404
 
 
-async def _cards() -> list[dict[str, Any]]:
-    """The merged cards. Raises PoolUnavailable without workers, WorkerFailed if none answers."""
+async def _cards() -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The merged cards, and why workers did not answer. Raises PoolUnavailable without workers."""
     targets = healthy_targets(parts().registry)
     if not targets.eligible:
         raise no_workers()
@@ -65,10 +71,12 @@ async def _cards() -> list[dict[str, Any]]:
     async with trio.open_nursery() as nursery:
         for worker in targets.eligible:
             nursery.start_soon(ask, worker)
-    if not lists:
-        raise WorkerFailed(
-            "Failed to fetch models from workers",
-            code="models_unavailable",
-            details={"details": failures},
-        )
-    return merge_models(lists[w.url] for w in targets.eligible if w.url in lists)
+    return merge_models(lists[w.url] for w in targets.eligible if w.url in lists), failures
+
+
+def _unavailable(failures: dict[str, str]) -> WorkerFailed:
+    return WorkerFailed(
+        "Failed to fetch models from workers",
+        code="models_unavailable",
+        details={"details": failures},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -37,6 +38,10 @@ class Client:
 
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
+
+    def push(self, data: bytes) -> None:
+        """Send a little without giving the server a chance to run meanwhile."""
+        assert os.write(self.stream.socket.fileno(), data) == len(data)
 
     async def read(self, size: int = 65536) -> bytes:
         """What has come; b"" at a FIN. Raises trio.BrokenResourceError at a reset."""
@@ -156,6 +161,19 @@ def run_by_hand(main: Callable[[trio.testing.MockClock], Awaitable[None]]) -> No
 async def settle() -> None:
     """Wait until every task waits for something, I/O on the loopback included."""
     await trio.testing.wait_all_tasks_blocked(0.02)
+
+
+async def flood(client: Client, data: bytes, limit: int) -> int:
+    """Send until the server stops taking, or `limit` bytes are sent; how many were."""
+    sock = client.stream.socket
+    sent = 0
+    view = memoryview(data)
+    while sent < limit:
+        with trio.move_on_after(0.3) as scope:
+            sent += await sock.send(view[sent:limit])
+        if scope.cancelled_caught:
+            break
+    return sent
 
 
 def link_of(scope: Scope) -> ClientLink:

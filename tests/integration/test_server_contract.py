@@ -23,8 +23,10 @@ from hypercorn.protocol import events, ws_stream
 from hypercorn.protocol import h11 as protocol_h11
 from hypercorn.trio.task_group import _handle
 from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
-from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.connection import Connection, ConnectionType
+from wsproto.connection import ConnectionState as FrameState
 from wsproto.events import CloseConnection, TextMessage
 from wsproto.frame_protocol import CloseReason
 
@@ -57,14 +59,16 @@ def test_the_protocol_is_built_as_we_build_it() -> None:
 
     async def send(event: wire.Event) -> None: ...
 
+    app: Any = object()
+    nothing: Any = None
     made = protocol_h11.H11Protocol(
-        None, config, context, None, {}, False, None, None, send  # type: ignore[arg-type]
-    )  # fmt: skip
+        app, config, context, nothing, ConnectionState({}), False, None, None, send
+    )
     assert isinstance(made.connection, h11.Connection)
     assert made.connection.our_role is h11.SERVER
     assert made.config is config
     assert made.context is context
-    assert made.app is None
+    assert made.app is app
     assert made.send is send
     assert made.connection_state == {}
 
@@ -359,7 +363,7 @@ def test_too_big_a_message_leaves_the_stream_open_but_the_connection_closing() -
         await stream.handle(events.Data(STREAM, client.send(TextMessage(data="1234"))))
         assert stream.closed is False
         assert stream.state is ws_stream.ASGIWebsocketState.CONNECTED
-        assert stream.connection.state is ConnectionState.LOCAL_CLOSING
+        assert stream.connection.state is FrameState.LOCAL_CLOSING
 
     trio.run(main)
 
@@ -408,4 +412,4 @@ def test_wsproto_reports_what_it_cannot_parse_as_a_close_while_open() -> None:
     (event,) = server.events()
     assert isinstance(event, CloseConnection)
     assert event.code == CloseReason.PROTOCOL_ERROR
-    assert server.state is ConnectionState.OPEN
+    assert server.state is FrameState.OPEN

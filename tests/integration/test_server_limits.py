@@ -1,18 +1,15 @@
-"""Clients that leave, stall or overrun, and the graceful stop of our server."""
+"""Clients that stall or send too much: back-pressure, early answers, deadlines."""
 
 from __future__ import annotations
-
-import socket
 
 import pytest
 import trio
 import trio.testing
 
-from router.server import Receive, Scope, Send, ServerLimits, open_listeners, serve
+from router.server import Receive, Scope, Send
 from tests.integration.serving import (
-    Client,
-    Served,
     echo,
+    flood,
     link_of,
     read_body,
     request,
@@ -25,199 +22,6 @@ from tests.integration.serving import (
 )
 
 MIB = 1024 * 1024
-
-
-async def until_gone(scope: Scope) -> str | None:
-    """Wait for the link's callback."""
-    gone = trio.Event()
-    link_of(scope).on_gone(gone.set)
-    await gone.wait()
-    return link_of(scope).reason
-
-
-async def flood(client: Client, data: bytes, limit: int) -> int:
-    """Send until the server stops taking, or `limit` bytes are sent; how many were."""
-    sock = client.stream.socket
-    sent = 0
-    view = memoryview(data)
-    while sent < limit:
-        with trio.move_on_after(0.3) as scope:
-            sent += await sock.send(view[sent:limit])
-        if scope.cancelled_caught:
-            break
-    return sent
-
-
-# A leaving client.
-
-
-@pytest.mark.parametrize("how", ["eof", "reset"])
-@pytest.mark.parametrize(
-    "sent",
-    [
-        request("GET", "/"),
-        request("POST", "/", body=b"unread"),
-        request("POST", "/", "Content-Length: 10"),
-        request("GET", "/") + request("GET", "/next"),
-        request("GET", "/") + b"stray bytes",
-        request("GET", "/", "Connection: close") + b"stray bytes",
-    ],
-    ids=["get", "unread", "begun", "pipelined", "stray", "stray-last"],
-)
-def test_a_leaving_client_is_noticed(how: str, sent: bytes) -> None:
-    reasons: list[str | None] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["path"] == "/"
-        arrived.set()
-        reasons.append(await until_gone(scope))
-        assert link_of(scope).gone
-        assert await receive() == {"type": "http.disconnect"}
-        assert await receive() == {"type": "http.disconnect"}
-
-    arrived = trio.Event()
-
-    async def main() -> None:
-        nonlocal arrived
-        arrived = trio.Event()
-        async with serving(app) as served:
-            client = await served.connect()
-            await client.send(sent)
-            await arrived.wait()
-            await settle()
-            if how == "eof":
-                client.stream.socket.close()
-            else:
-                client.reset()
-        # Nothing hidden behind what the client sent before: the server could end.
-        assert reasons[0] == how or (how == "eof" and reasons == ["reset"])
-
-    run(main)
-
-
-def test_waiting_for_a_body_ends_when_the_client_leaves() -> None:
-    ended = trio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert (await receive())["body"] == b"abc"
-        assert (await receive())["type"] == "http.disconnect"
-        ended.set()
-
-    async def main() -> None:
-        async with serving(app) as served:
-            client = await served.connect()
-            await client.send(request("POST", "/", "Content-Length: 10") + b"abc")
-            await settle()
-            await client.stream.aclose()
-            await ended.wait()
-
-    run(main)
-
-
-def test_on_gone_is_called_once_and_only_while_the_exchange_lasts() -> None:
-    calls: list[str] = []
-    finished = trio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        link = link_of(scope)
-        if scope["path"] == "/complete":
-            link.on_gone(lambda: calls.append("complete"))
-            await respond(send)
-            return
-        link.on_gone(lambda: calls.append("replaced"))
-        link.on_gone(lambda: calls.append("removed"))
-        link.on_gone(None)
-        if scope["path"] == "/removed":
-            await respond(send)
-        else:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            link.on_gone(lambda: calls.append("late"))
-            finished.set()
-
-    async def main() -> None:
-        async with serving(app) as served:
-            client = await served.connect()
-            await client.get("/complete")
-            await client.get("/removed")
-            await client.send(request("GET", "/late"))
-            await settle()
-            await client.stream.aclose()
-            await finished.wait()
-        assert calls == ["late"]
-
-    run(main)
-
-
-def test_a_crashing_callback_is_fatal() -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        def crash() -> None:
-            raise ZeroDivisionError
-
-        link_of(scope).on_gone(crash)
-        await trio.sleep_forever()
-
-    async def main() -> None:
-        async with serving(app) as served:
-            client = await served.connect()
-            await client.send(request("GET", "/"))
-            await settle()
-            client.reset()
-            await trio.sleep_forever()
-
-    with pytest.raises(BaseExceptionGroup) as caught:
-        run(main)
-    assert caught.group_contains(ZeroDivisionError)
-
-
-def test_sends_to_a_client_that_left_are_dropped_and_yield() -> None:
-    ended = trio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await start(send)
-        while not link_of(scope).gone:
-            await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
-        with trio.move_on_after(0.05):
-            while True:
-                await send({"type": "http.response.body", "body": b"x", "more_body": True})
-        ended.set()
-
-    async def main() -> None:
-        async with serving(app) as served:
-            client = await served.connect()
-            await client.send(request("GET", "/"))
-            await client.read()
-            client.reset()
-            await ended.wait()
-
-    run(main)
-
-
-def test_abort_resets_this_exchange_only() -> None:
-    links = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        links.append(link_of(scope))
-        if scope["path"] == "/abort":
-            links[0].abort()  # of an exchange that is complete: nothing happens
-            assert not links[0].gone
-            await start(send)
-            await send({"type": "http.response.body", "body": b"abc", "more_body": True})
-            link_of(scope).abort()
-            assert link_of(scope).gone
-            await send({"type": "http.response.body", "body": b"abc"})
-        else:
-            await respond(send)
-
-    async def main() -> None:
-        async with serving(app) as served:
-            client = await served.connect()
-            await client.get("/")
-            await client.send(request("GET", "/abort"))
-            with pytest.raises(trio.BrokenResourceError):
-                await client.read_all()
-
-    run(main)
 
 
 # Bounded reading.
@@ -364,6 +168,7 @@ def test_the_rest_of_an_upload_is_no_request() -> None:
                 await client.send(piece)
                 await settle()
             clock.jump(70)  # no request has begun: it is idle, and no deadline of a head runs
+            await settle()
             assert (await client.get("/next"))[2] == b"GET /next "
 
     run_by_hand(main)
@@ -430,6 +235,23 @@ def test_an_idle_connection_is_closed() -> None:
             await settle()
             clock.jump(76)
             assert await used.read() == b""
+
+    run_by_hand(main)
+
+
+def test_a_request_that_arrives_at_the_last_moment_is_answered() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await settle()
+        if not link_of(scope).gone:
+            await echo(scope, receive, send)
+
+    async def main(clock: trio.testing.MockClock) -> None:
+        async with serving(app) as served:
+            client = await served.connect()
+            await settle()
+            client.push(request("GET", "/last"))
+            clock.jump(75)
+            assert (await client.answer())[2] == b"GET /last "
 
     run_by_hand(main)
 
@@ -519,7 +341,7 @@ def test_a_reader_that_stalls_is_given_up() -> None:
             for _ in range(3):  # slow, but it reads
                 clock.jump(59)
                 for _ in range(8):
-                    await client.read(MIB)
+                    await client.read(64 * 1024)
                     await settle()
             assert reasons == []
             clock.jump(61)
@@ -529,188 +351,3 @@ def test_a_reader_that_stalls_is_given_up() -> None:
                 await client.read_all()
 
     run_by_hand(main)
-
-
-# The graceful stop.
-
-
-async def ended(served: Served) -> None:
-    with trio.fail_after(5):
-        await served.done.wait()
-
-
-def test_stopping_closes_idle_connections_and_finishes_the_rest() -> None:
-    go_on = trio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/slow":
-            await go_on.wait()
-        await respond(send, b"done")
-
-    async def main() -> None:
-        async with serving(app) as served:
-            idle, fresh, busy = [await served.connect() for _ in range(3)]
-            await idle.get()
-            await busy.send(request("GET", "/slow"))
-            await settle()
-            served.stop.set()
-            assert await idle.read() == b""
-            assert await fresh.read() == b""
-            with pytest.raises(OSError, match=r"."):
-                await served.connect()
-            assert not served.done.is_set()
-            go_on.set()
-            _, headers, body = await busy.answer()
-            assert body == b"done"
-            assert (b"connection", b"close") in headers
-            assert await busy.read() == b""
-            busy.stream.socket.close()
-            await ended(served)
-
-    run(main)
-
-
-def test_a_response_begun_before_the_stop_is_finished() -> None:
-    go_on = trio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await start(send)
-        await send({"type": "http.response.body", "body": b"abc", "more_body": True})
-        await go_on.wait()
-        await send({"type": "http.response.body", "body": b"def"})
-
-    async def main() -> None:
-        async with serving(app) as served:
-            client = await served.connect()
-            await client.send(request("GET", "/") + request("GET", "/not-any-more"))
-            await settle()
-            served.stop.set()
-            await settle()
-            go_on.set()
-            assert (await client.answer())[2] == b"abcdef"
-            assert await client.read() == b""
-
-    run(main)
-
-
-def test_a_request_that_arrives_with_the_stop_is_answered() -> None:
-    async def main() -> None:
-        async with serving(echo) as served:
-            client = await served.connect()
-            await client.get()
-            await settle()
-            raw = client.stream.socket
-            socket.socket.send(raw._sock, request("GET", "/last"))  # type: ignore[attr-defined]
-            served.stop.set()
-            assert (await client.answer())[2] == b"GET /last "
-
-    run(main)
-
-
-def test_a_half_sent_head_does_not_hold_the_stop() -> None:
-    async def main() -> None:
-        async with serving(echo) as served:
-            client = await served.connect()
-            await client.send(b"GET / HT")
-            await settle()
-            served.stop.set()
-            await ended(served)
-
-    run(main)
-
-
-def test_a_stuck_client_cannot_outlive_the_stop() -> None:
-    reasons: list[str | None] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await start(send)
-        link_of(scope).on_gone(lambda: reasons.append(link_of(scope).reason))
-        await send({"type": "http.response.body", "body": b"x" * 64 * MIB, "more_body": True})
-
-    async def main() -> None:
-        async with serving(app, shutdown=0.05) as served:
-            client = await served.connect()
-            await client.send(request("GET", "/"))
-            await settle()
-            served.stop.set()
-            await ended(served)
-            assert reasons == ["shutdown"]
-            with pytest.raises(trio.BrokenResourceError):
-                await client.read_all()
-
-    run(main)
-
-
-def test_an_app_that_does_not_end_is_cancelled_at_last() -> None:
-    cancelled = trio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            cancelled.set()
-
-    async def main() -> None:
-        async with serving(app, shutdown=0.05) as served:
-            client = await served.connect()
-            await client.send(request("GET", "/"))
-            await settle()
-            served.stop.set()
-            await ended(served)
-            assert cancelled.is_set()
-
-    run(main)
-
-
-def test_work_after_the_answer_is_waited_for() -> None:
-    finished = trio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(send)
-        await go_on.wait()
-        finished.set()
-
-    go_on = trio.Event()
-
-    async def main() -> None:
-        async with serving(app) as served:
-            await (await served.connect()).get()
-            served.stop.set()
-            await settle()
-            assert not served.done.is_set()
-            go_on.set()
-            await ended(served)
-            assert finished.is_set()
-
-    run(main)
-
-
-def test_cancelling_the_server_leaves_nothing_behind() -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await start(send)
-        await send({"type": "http.response.body", "body": b"x" * 64 * MIB})
-
-    async def main() -> None:
-        listeners = open_listeners("127.0.0.1", 0)
-        address = listeners[0].getsockname()
-        async with trio.open_nursery() as nursery:
-
-            async def run_server(task_status: trio.TaskStatus[None]) -> None:
-                limits = ServerLimits()
-                stop = trio.Event()
-                await serve(app, listeners, limits=limits, stop=stop, task_status=task_status)
-
-            await nursery.start(run_server)
-            stuck = Client(await trio.open_tcp_stream(*address))
-            idle = Client(await trio.open_tcp_stream(*address))
-            await stuck.send(request("GET", "/"))
-            await settle()
-            nursery.cancel_scope.cancel()
-        assert await idle.read() == b""
-        with pytest.raises(trio.BrokenResourceError):
-            await stuck.read_all()
-        assert listeners[0].fileno() == -1
-        for client in (stuck, idle):
-            await client.stream.aclose()
-
-    run(main)

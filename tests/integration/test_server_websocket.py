@@ -447,6 +447,56 @@ def test_messages_are_held_back_while_the_app_does_not_read() -> None:
     run(main)
 
 
+def test_empty_messages_are_held_back_too() -> None:
+    go_on = trio.Event()
+    counts: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        await go_on.wait()
+        count = 0
+        with trio.CancelScope() as what_is_there:
+            what_is_there.cancel()
+            while True:
+                await receive()
+                count += 1
+        counts.append(count)
+
+    async def main() -> None:
+        async with serving(app) as served:
+            client = await open_websocket(served)
+            frame = client.connection.send(BytesMessage(data=b""))
+            await client.raw.send(frame * 10_000)
+            await settle()
+            go_on.set()
+            assert isinstance(await client.next(), CloseConnection)
+        assert 0 < counts[0] < 2000
+
+    run(main)
+
+
+def test_an_app_that_returns_with_unread_messages_ends_the_websocket() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        await go_on.wait()
+
+    go_on = trio.Event()
+
+    async def main() -> None:
+        async with serving(app) as served:
+            client = await open_websocket(served)
+            for _ in range(7):
+                await client.send(BytesMessage(data=b"x" * 50_000))
+            await settle()
+            go_on.set()
+            event = await client.next()
+            assert isinstance(event, CloseConnection)
+            assert event.code == 1011
+            assert await client.raw.read() == b""
+
+    run(main)
+
+
 def test_a_slow_reader_slows_the_app() -> None:
     sent = 0
 

@@ -156,7 +156,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert worker.incarnation == incarnation + (not worker.removed)
         else:
             self.registry.absolve(worker)
-        assert worker.suspicion is None
+        assert worker.suspicion is None or worker.removed
 
     @rule(worker=workers, models=st.lists(st.sampled_from("xy"), max_size=2))
     def learn(self, worker: Worker, models: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
+from itertools import pairwise
 
 import pytest
 
@@ -13,13 +15,15 @@ from router.errors import Conflict, PoolUnavailable, RouterError, describe, is_r
 
 def raised(*chain: BaseException) -> BaseException:
     """The last of the chain, each raised from the one before."""
-    for cause, error in zip(chain, chain[1:], strict=False):
+    for cause, error in pairwise(chain):
         error.__cause__ = cause
     return chain[-1]
 
 
-REFUSED = ConnectionRefusedError(111, "Connection refused")
-UNREACHABLE = OSError(113, "No route to host")
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+UNREACHABLE = OSError(errno.EHOSTUNREACH, "No route to host")
+# As trio words it.
+WORDY = OSError(errno.ECONNREFUSED, "Error connecting to ('127.0.0.1', 1): Connection refused")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,8 @@ UNREACHABLE = OSError(113, "No route to host")
     [
         (REFUSED, "connection refused", True),
         (raised(REFUSED, OSError("all attempts to connect failed")), "connection refused", True),
+        (WORDY, "connection refused", True),
+        (ssl.SSLError(1, "[SSL] wrong version number"), "[ssl] wrong version number", False),
         (ValueError("bad"), "bad", False),
         (ValueError(), "ValueError", False),
         (raised(UNREACHABLE, RuntimeError()), "no route to host", False),
@@ -55,13 +61,9 @@ def test_a_certificate_is_named() -> None:
 
 
 def test_an_error_that_is_in_the_way_counts_as_cause() -> None:
-    try:
-        try:
-            raise REFUSED
-        except OSError:
-            raise RuntimeError("while that was handled")  # noqa: B904
-    except RuntimeError as error:
-        assert is_refusal(error)
+    error = RuntimeError("while that was handled")
+    error.__context__ = REFUSED
+    assert is_refusal(error)
 
 
 def test_the_wire_shape() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from simulated_worker import SimulatedWorker
 
@@ -50,15 +51,17 @@ def test_refuse_until_cleared_through_the_control_port(run_worker: Run) -> None:
             await other.post("/simulate", json={"fault": "clear"})
         assert (await alone(worker)).status_code == 200
 
-    run_worker(test)
+    run_worker(test, keep_alive=True)
 
 
 def test_refuse_for_a_while(run_worker: Run) -> None:
     async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
-        worker.faults.add("refuse", seconds=0.05)
-        with pytest.raises(httpx.ConnectError):
-            await alone(worker)
-        await trio.sleep(0.1)
+        fault = worker.faults.add("refuse", seconds=0.5)
+        with pytest.raises(OSError, match="all attempts"):
+            await trio.open_tcp_stream("127.0.0.1", worker.port)
+        await worker.faults.over(fault)
+        assert fault.remaining <= 0
+        await trio.testing.wait_all_tasks_blocked()
         assert (await alone(worker)).status_code == 200
 
     run_worker(test)
@@ -99,11 +102,13 @@ def test_hang_ends_with_the_client_or_the_fault(run_worker: Run) -> None:
 )
 def test_broken_answers(run_worker: Run, fault: dict[str, Any], error: type[Exception]) -> None:
     async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
-        worker.faults.add(**fault, count=1, path="/model_info")
+        settings = {**fault, "count": 1, "path": "/model_info"}
+        kind = settings.pop("kind")
+        worker.faults.add(kind, **settings)
         assert (await client.get("/health")).status_code == 200
         with pytest.raises(error):
             await client.get("/model_info")
-        assert worker.log.requests[-1].faults == [fault["kind"]]
+        assert worker.log.requests[-1].faults == [kind]
         assert (await client.get("/model_info")).status_code == 200
 
     run_worker(test)
@@ -112,17 +117,17 @@ def test_broken_answers(run_worker: Run, fault: dict[str, Any], error: type[Exce
 def test_a_body_cut_at_a_byte_has_exactly_that_many(run_worker: Run) -> None:
     async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
         worker.faults.add("die_at_byte", byte=7)
-        got: list[bytes] = []
+        got = bytearray()
 
         async def read(answer: httpx.Response) -> None:
             async for piece in answer.aiter_raw():
-                got.append(piece)
+                got.extend(piece)
 
         async with client.stream("GET", "/health") as answer:
             assert answer.headers["content-length"] == "15"
             with pytest.raises(httpx.RemoteProtocolError):
                 await read(answer)
-        assert got == [b'{"statu']
+        assert got == b'{"statu'
         assert worker.log.requests[-1].sent_bytes == 7
 
     run_worker(test)

@@ -160,7 +160,7 @@ def test_an_early_answer_to_an_unread_upload_is_not_lost(run_worker: Run) -> Non
         assert again.status_code == 503
         assert worker.log.accepted == 1
 
-    run_worker(test)
+    run_worker(test, keep_alive=True)
 
 
 def test_large_json_is_accepted_and_hashed(run_worker: Run) -> None:
@@ -226,4 +226,4 @@ def test_the_log_knows_headers_ids_and_connections(run_worker: Run) -> None:
         assert told["requests"][-1]["request_id"] == "abc"
         assert told["connections"] == {"open": 1, "accepted": 1, "most_open": 1}
 
-    run_worker(test)
+    run_worker(test, keep_alive=True)

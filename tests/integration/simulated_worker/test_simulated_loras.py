@@ -111,11 +111,20 @@ def test_wrapped_layers_are_skipped_by_later_updates(run_worker: Run) -> None:
         answer = await client.post("/update_weights_from_disk", json={"model_path": "m/1"})
         assert answer.status_code == 200
         after = (await client.post("/get_weights_checksum", json={})).json()
-        assert [name for name in before if before[name] == after[name]] == ["transformer"]
+        assert after.keys() == before.keys()
+        assert not set(after.values()) & set(before.values())
+        mixed = after["transformer"]  # new, but for the wrapped layers
+        await client.post("/update_weights_from_disk", json={"model_path": "m/0"})
+        assert await transformer(client) == before["transformer"]
+        await client.post("/update_weights_from_disk", json={"model_path": "m/1"})
+        assert await transformer(client) == mixed
+        pushed = {"serialized_named_tensors": [payload(w1="d1")]}
+        assert (await client.post("/update_weights_from_tensor", json=pushed)).status_code == 200
+        assert await transformer(client) == mixed
         update = [entry for entry in worker.log.work if entry.kind == "update_weights_from_disk"]
         assert update[0].facts["skipped"] == ["transformer"]
 
-    run_worker(test)
+    run_worker(test, model_path="m/0")
 
 
 def test_pushed_tensors_change_the_transformer_and_can_be_checked(run_worker: Run) -> None:

@@ -99,8 +99,9 @@ def test_refused_updates_change_nothing(
 
 def test_a_directory_is_known_by_its_files(run_worker: Run, tmp_path: Path) -> None:
     for name, content in (("a", b"1" * 100), ("b", b"1" * 100), ("c", b"2" * 100)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(content)
+        for module in ("transformer", "text_encoder", "vae", "text_encoder_2"):
+            (tmp_path / name / module).mkdir(parents=True)
+            (tmp_path / name / module / "model.safetensors").write_bytes(content)
 
     async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
         sums = []

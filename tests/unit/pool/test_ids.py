@@ -1,5 +1,7 @@
 """Worker URLs: one spelling per worker, and refusal of what no worker can have."""
 
+# ruff: noqa: RUF001 - look-alikes are what is tested
+
 from __future__ import annotations
 
 import pytest

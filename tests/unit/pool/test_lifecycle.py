@@ -101,7 +101,8 @@ def test_each_event_in_each_state(facet: str, state: StrEnum, event: StrEnum) ->
 def test_an_illegal_event_changes_nothing_and_tells_nobody(facet: str) -> None:
     _, states, happenings = TABLES[facet]
     for state, event in product(states, happenings):
-        registry, told = Registry(), []
+        told: list[events.Event] = []
+        registry = Registry()
         worker = registry.add("http://w", Origin.STATIC)
         setattr(worker, facet, state)
         registry.subscribe(told.append)
@@ -191,12 +192,15 @@ def test_routable_is_having_no_reason_against_it() -> None:
         # Each facet has its own word, whatever the others are.
         assert (health is HEALTHY) == (not {"not_probed_yet", "warming", "unhealthy"} & set(why))
         assert (admin is Admin.ENABLED) == (not {"draining", "quarantined"} & set(why))
-        assert (memory is Memory.AWAKE) == (
-            not {"falling_asleep", "asleep", "waking"} & set(why)
-        )
+        assert (memory is Memory.AWAKE) == (not {"falling_asleep", "asleep", "waking"} & set(why))
         assert (weights is Weights.CURRENT) == (
             not {"weights_updating", "weights_behind", "weights_failed"} & set(why)
         )
         assert removed == ("removed" in why)
-    assert sum(routable(a_worker(health=h, admin=a, memory=m, weights=w)) for h, a, m, w, _ in
-               ALL_FACETS) == 2  # the one combination, once per value of `removed`
+    assert (
+        sum(
+            routable(a_worker(health=h, admin=a, memory=m, weights=w))
+            for h, a, m, w, _ in ALL_FACETS
+        )
+        == 2
+    )  # the one combination, once per value of `removed`

@@ -95,8 +95,9 @@ def test_an_earlier_proxy_is_believed_and_we_are_added() -> None:
 
 
 def test_the_request_has_one_name() -> None:
-    assert [v for k, v in to_worker([(b"X-Request-Id", b"theirs")]) if k.lower() == b"x-request-id"
-            ] == [b"r1"]
+    assert [
+        v for k, v in to_worker([(b"X-Request-Id", b"theirs")]) if k.lower() == b"x-request-id"
+    ] == [b"r1"]
     through = to_client([(b"X-Request-Id", b"theirs"), (b"X-Worker-Id", b"fake")])
     assert through == ADDED_FOR_CLIENT
 
@@ -118,9 +119,7 @@ def test_length_beside_a_transfer_coding_or_without_a_body_is_dropped() -> None:
 
 
 def test_no_peer_no_forwarded_for() -> None:
-    through = for_worker(
-        [], host=b"w", request_id=b"r", peer=None, scheme=b"http", framing=None
-    )
+    through = for_worker([], host=b"w", request_id=b"r", peer=None, scheme=b"http", framing=None)
     assert value(through, b"x-forwarded-for") is None
 
 

@@ -76,7 +76,6 @@ def test_the_main_rows(method: str, path: str, how: How, task: Task | None) -> N
         ("GET", "/x/workers"),
         ("GET", "//workers"),
         ("POST", "/v1/videos/a/b"),
-        ("GET", "/v1/models/some/model"),
         ("BREW", "/pot"),
         ("GET", "/a\nb"),
         ("GET", ""),

@@ -1,0 +1,109 @@
+"""Request bodies of the router's own endpoints, read at the pace of whoever wants them.
+
+Quart's own body takes everything that comes: a body of gigabytes would be held as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol, Self, cast
+
+import trio
+from attrs import define, field
+from quart import request
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from ..errors import BadRequest, RequestTooLarge
+
+_LINK, _UPLOAD = "router.client", "router.upload"
+
+HELD = 1024 * 1024  # the most that is held of a body, and the largest that most endpoints take
+
+
+class ClientStalled(BadRequest):
+    """The client stopped half-way in its request; it can still be told."""
+
+    default_status = 408
+    default_code = "client_timeout"
+
+
+class _Link(Protocol):
+    """What our server shell tells of the client."""
+
+    reason: str | None
+
+    def on_gone(self, callback: Callable[[], None] | None) -> None: ...
+
+
+@define(eq=False)
+class Upload:
+    """The body of one request, read once."""
+
+    _receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
+    _over: bool = field(init=False, default=False)
+
+    async def whole(self, most: int = HELD) -> bytes:
+        """All of it. Raises RequestTooLarge, ClientStalled."""
+        length = request.content_length
+        if length is None or length <= most:
+            held = await self.begin(most)
+            if self._over and len(held) <= most:
+                return held
+        raise RequestTooLarge(f"The body of {request.path} is larger than {most} bytes")
+
+    async def begin(self, most: int) -> bytes:
+        """The first `most` bytes and the rest of a piece, or all that there is; `over` tells."""
+        held = bytearray()
+        while len(held) <= most and not self._over:
+            held += await self._piece()
+        return bytes(held)
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it was read."""
+        return self._over
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece of what was not read yet. Raises ClientStalled."""
+        while not self._over:
+            if piece := await self._piece():
+                return piece
+        raise StopAsyncIteration
+
+    async def _piece(self) -> bytes:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            # For a client that is gone the whole endpoint has been cancelled.
+            await trio.lowlevel.checkpoint()
+            raise ClientStalled("The request body stopped arriving half-way")
+        self._over = not message.get("more_body", False)
+        return cast(bytes, message.get("body", b""))
+
+
+def upload() -> Upload:
+    """The body of the current request."""
+    return cast(Upload, request.scope["extensions"][_UPLOAD])
+
+
+class Connection(TrioASGIHTTPConnection):
+    """Leaves the body to the endpoint, and ends the endpoint when the client leaves."""
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        handled = self._create_request_from_scope(send)
+        extensions = cast(dict[str, Any], self.scope["extensions"])
+        extensions[_UPLOAD] = Upload(receive)
+        link: _Link = extensions[_LINK]
+        async with trio.open_nursery() as nursery:
+
+            def gone() -> None:
+                if link.reason != "body_timeout":
+                    nursery.cancel_scope.cancel()
+
+            link.on_gone(gone)
+            try:
+                await self.handle_request(nursery, handled, send)
+            finally:
+                link.on_gone(None)

@@ -1,0 +1,117 @@
+"""How much of a request body is held, and what is too large."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from attrs import Factory, define
+
+from router.errors import RequestTooLarge
+from router.relay.body import Body, announced_length, facts_of, peek
+
+JSON = (b"content-type", b"application/json")
+
+
+@define
+class Client:
+    """An exchange of which only the request is there."""
+
+    pieces: list[bytes]
+    headers: list[tuple[bytes, bytes]] = Factory(list)
+    taken: int = 0
+
+    async def read(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if self.taken == len(self.pieces):
+            return b""
+        self.taken += 1
+        return self.pieces[self.taken - 1]
+
+
+def send(
+    *pieces: bytes, chunked: bool = False, kind: tuple[bytes, bytes] = JSON, announced: int = -1
+) -> Client:
+    length = announced if announced >= 0 else sum(map(len, pieces))
+    framing = (b"transfer-encoding", b"chunked") if chunked else (b"content-length", b"%d" % length)
+    return Client(list(pieces), [kind, framing])
+
+
+def take(client: Client, limit: int = 20, largest: int | None = None) -> Body:
+    async def main() -> Body:
+        exchange: Any = client
+        return await peek(exchange, limit=limit, largest=largest)
+
+    return trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("headers", "length"),
+    [
+        ([], 0),
+        ([(b"Content-Length", b"7")], 7),
+        ([(b"content-length", b"0")], 0),
+        ([(b"transfer-encoding", b"chunked")], None),
+        ([(b"content-length", b"7"), (b"Transfer-Encoding", b"chunked")], None),
+    ],
+)
+def test_what_is_announced(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
+    assert announced_length(headers) == length
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_small_body_is_held_whole(chunked: bool) -> None:
+    body = take(send(b'{"model":', b'"m"}', chunked=chunked))
+    assert (bytes(body.held), body.complete) == (b'{"model":"m"}', True)
+    assert facts_of(body, None).model == "m"
+
+
+def test_a_body_of_just_the_limit_is_whole() -> None:
+    body = take(send(b"x" * 12, b"x" * 8))
+    assert (len(body.held), body.complete) == (20, True)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_of_a_large_body_no_more_is_taken_than_the_limit_asks_for(chunked: bool) -> None:
+    client = send(*[b"[" * 8] * 100, chunked=chunked)
+    body = take(client)
+    assert not body.complete
+    assert len(body.held) < 20 + 8
+    assert client.taken <= 3
+
+
+def test_no_body_is_complete_unread() -> None:
+    client = Client([], [JSON])
+    body = take(client)
+    assert (bytes(body.held), body.complete, client.taken) == (b"", True, 0)
+
+
+def test_too_much_is_refused_before_it_is_read() -> None:
+    client = send(announced=101)
+    with pytest.raises(RequestTooLarge) as caught:
+        take(client, largest=100)
+    assert client.taken == 0
+    error = caught.value
+    assert (error.status, error.code) == (413, "request_too_large")
+    assert error.details == {"max_request_bytes": 100}
+    take(send(b"x" * 100), largest=100)
+
+
+def test_too_much_that_was_not_announced_is_refused_as_it_comes() -> None:
+    with pytest.raises(RequestTooLarge):
+        take(send(b"[" * 8, b"[" * 8, chunked=True), largest=10)
+
+
+def test_a_body_that_is_not_json_says_nothing() -> None:
+    for held in (
+        b"",
+        b"{",
+        b"[]",
+        b'"model"',
+        b"\xff",
+        b"[" * 19,
+        b'{"model": 3}',
+        b'{"model":""}',
+    ):
+        assert facts_of(take(send(held)), None).model is None

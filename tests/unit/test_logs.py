@@ -1,0 +1,91 @@
+"""The log: one line per event, whatever clients and workers put into it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from router.observe import logs
+from router.pool import events
+from router.pool.lifecycle import Probe
+from router.pool.registry import Registry
+from router.pool.worker import Capabilities, Origin
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    root, own = logging.getLogger(), logging.getLogger("router")
+    before = root.handlers[:], root.level, own.level
+    yield
+    root.handlers[:], level, own_level = before
+    root.setLevel(level)
+    own.setLevel(own_level)
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_line_is_one_line_and_ends_with_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    logging.getLogger("router.web").warning(
+        "%s failed\r\n2026 INFO all is well\x1b[0m\u2028", "GET /a\nb", extra={"code": "oops"}
+    )
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.endswith(
+        "WARNING GET /a\\nb failed\\r\\n2026 INFO all is well\\x1b[0m\\u2028 [code=oops]\n"
+    )
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    try:
+        raise ZeroDivisionError("why")
+    except ZeroDivisionError:
+        logging.getLogger("router").exception("failed", extra={"request_id": "r1"})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("ERROR   failed [request_id=r1]")
+    assert lines[-1] == "ZeroDivisionError: why"
+
+
+@pytest.mark.usefixtures("_restored")
+def test_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("debug")
+    logging.getLogger("httpx").info("chatter")
+    logging.getLogger("router.relay").debug("detail")
+    assert capsys.readouterr().err.splitlines()[0].endswith("DEBUG   detail")
+
+
+def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "router")
+    registry = Registry(failure_threshold=1)
+    told: list[events.Event] = []
+    registry.subscribe(logs.log_event)
+    registry.subscribe(told.append)
+    worker = registry.add("http://w:1", Origin.STATIC)
+    registry.learned(worker, Capabilities())
+    registry.probed(worker, Probe.OK)
+    registry.lease(worker).release()
+    registry.trouble(worker, "connection reset")
+    registry.probed(worker, Probe.REFUSED, "GET /health failed: connection refused")
+    registry.reincarnate(worker, "it refused a connection")
+    registry.remove(worker)
+    assert {type(event) for event in told} == set(events.Event.__args__)
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert lines == [
+        ("INFO", "worker http://w:1 added (static)"),
+        ("INFO", "worker http://w:1 serves no model named"),
+        ("INFO", "worker http://w:1: health unknown -> healthy"),
+        ("DEBUG", "worker http://w:1: lease granted"),
+        ("DEBUG", "worker http://w:1: lease ended"),
+        ("DEBUG", "worker http://w:1: connection reset"),
+        ("INFO", "worker http://w:1 may be another process now: it refused a connection"),
+        (
+            "WARNING",
+            "worker http://w:1: health healthy -> unhealthy:"
+            " GET /health failed: connection refused",
+        ),
+        ("WARNING", "worker http://w:1 is another process now (it refused a connection)"),
+        ("INFO", "worker http://w:1 removed"),
+    ]
