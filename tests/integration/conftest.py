@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.deployment import RunRouter, run_deployed
+
+
+@pytest.fixture
+def run_router() -> RunRouter:
+    """`run_router(test, **settings)`: `test` gets a Deployment with a router of these settings."""
+    return run_deployed
