@@ -175,8 +175,10 @@ class Worker:
     @property
     def load(self) -> float:
         """Exchanges, jobs and ghosts, per slot."""
-        beyond = [h for h in self.holds if h.kind is HoldKind.JOB or h.kind is HoldKind.GHOST]
-        return (len(self.leases) + len(beyond)) / self.max_concurrency
+        count = len(self.leases)
+        for hold in self.holds:
+            count += hold.kind is HoldKind.JOB or hold.kind is HoldKind.GHOST
+        return count / self.max_concurrency if count else 0.0
 
     @property
     def jobs(self) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from router.errors import SettingsError
 from router.pool import lifecycle
+from router.pool.cost import Speeds
 from router.pool.lifecycle import Table
 from router.pool.worker import Origin, Worker
 from router.relay.routes import ROUTES, How, Route, find
@@ -178,7 +179,7 @@ def test_the_fields_of_a_worker_in_the_api() -> None:
     text = text_of("docs/api.md").partition("\n### A worker\n")[2].partition("\n#")[0]
     listed = [name for cells in rows(text) for name in re.findall(r"`([a-z_]+)`", cells[0])]
     worker = Worker(url="http://127.0.0.1:30000", origin=Origin.REGISTERED)
-    assert sorted(listed) == sorted(worker_payload(worker))
+    assert sorted(listed) == sorted(worker_payload(worker, Speeds()))
 
 
 def test_the_version_of_sglang() -> None:

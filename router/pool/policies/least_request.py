@@ -14,5 +14,7 @@ class LeastRequest:
         self._turns = Turns()
 
     def choose(self, candidates: Sequence[Worker], group: Hashable, facts: Facts) -> Worker:
-        least = min(worker.load for worker in candidates)
-        return self._turns.next([w for w in candidates if w.load == least], group)
+        loads = [worker.load for worker in candidates]
+        least = min(loads)
+        emptiest = [w for w, load in zip(candidates, loads, strict=True) if load == least]
+        return self._turns.next(emptiest, group)
