@@ -11,6 +11,7 @@ import trio.testing
 from router.control.retire import RemovalCalledOff, Retirer
 from router.dispatch import Dispatcher
 from router.pool import policies
+from router.pool.cost import Speeds
 from router.pool.lifecycle import AdminEvent
 from router.pool.registry import Registry
 from router.pool.worker import Admin, Origin, Worker
@@ -19,7 +20,7 @@ from router.pool.worker import Admin, Origin, Worker
 class Scene:
     def __init__(self) -> None:
         self.registry = Registry()
-        self.dispatcher = Dispatcher(self.registry, policies.make("least-request"))
+        self.dispatcher = Dispatcher(self.registry, policies.make("least-request", Speeds()))
         self.retirer = Retirer(self.registry, self.dispatcher)
         self.worker = self.registry.add("http://w:1", Origin.REGISTERED)
         self.ends: list[str] = []
