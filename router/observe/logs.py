@@ -71,3 +71,9 @@ def log_event(event: events.Event) -> None:
             logger.debug("worker %s: lease granted", lease.worker.url)
         case events.LeaseEnded(lease):
             logger.debug("worker %s: lease ended", lease.worker.url)
+        case events.Held(hold):
+            logger.debug("worker %s: a slot stays taken (%s)", hold.worker.url, hold.kind)
+        case events.SlotFreed(hold):
+            logger.debug("worker %s: slot freed (%s)", hold.worker.url, hold.kind)
+        case events.SlotsChanged(worker):
+            logger.debug("worker %s: %d slots", worker.url, worker.max_concurrency)

@@ -44,7 +44,7 @@ async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
     piece.
 
     Held as a whole, so that it can be read and sent again: all of up to `limit` bytes, but not a
-    form. Of others only as much as it takes to find the wanted fields: nothing, if they have none.
+    form. Of others only as much as the reader of their fields asks for: nothing, if it reads none.
 
     Raises RequestTooLarge if more than `largest` bytes are announced or were read, ClientGone,
     ClientStalled.

@@ -21,6 +21,10 @@ Scalar: TypeAlias = str | int | float | bool | None
 # every value is text.
 WANTED = FIELDS | {"model"}
 
+# What a JSON body is read on for: a worker is chosen by it. The others, which are of use where
+# they stand beside it, may stand behind megabytes, or nowhere.
+_AWAITED_IN_JSON = frozenset({"model"})
+
 # A scan gives up after so many tokens and brackets: it must stay short whatever is sent.
 _MOST_MARKS = 20_000
 _LONGEST_NAME = 200
@@ -39,20 +43,22 @@ _Scan: TypeAlias = Generator[None, None, int]
 
 @define(eq=False)
 class FieldReader:
-    """Reads wanted fields off `held`, which grows while the body arrives."""
+    """Reads wanted fields off the body while it arrives: `seen` are the names that have come."""
 
     _scan: Generator[None, None, object]
     fields: dict[str, Scalar]
+    seen: set[str]
+    _awaited: frozenset[str] = WANTED
     _over: bool = field(init=False, default=False)
 
     def done(self) -> bool:
-        """Look at what has come since the last call; True once no more can be learned."""
+        """Look at what has come since the last call; True once the rest is not worth a wait."""
         if not self._over:
             try:
                 next(self._scan)
             except (StopIteration, _NotReadable):
                 self._over = True
-        return self._over
+        return self._over or self._awaited <= self.seen
 
 
 class _NotReadable(Exception):
@@ -75,12 +81,21 @@ def is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
 
 
 def reader(headers: Sequence[tuple[bytes, bytes]], held: bytearray) -> FieldReader | None:
-    """A reader for a body of these headers; None where there is nothing to read."""
+    """A reader for a body of these headers; None where there is nothing to read.
+
+    Of a form it wants all that stands before the first file: fields are small. Of a JSON object
+    it takes what has come when the model is known.
+    """
     fields: dict[str, Scalar] = {}
+    seen: set[str] = set()
     if is_form(headers):
         boundary = _parameters(_content_type(headers)[1]).get(b"boundary")
-        return FieldReader(_form(held, boundary, fields), fields) if boundary else None
-    return FieldReader(_JsonObject(held, fields).scan(), fields) if is_json(headers) else None
+        scan = _form(held, boundary, fields, seen) if boundary else None
+        return FieldReader(scan, fields, seen) if scan else None
+    if not is_json(headers):
+        return None
+    scan = _JsonObject(held, fields, seen).scan()
+    return FieldReader(scan, fields, seen, _AWAITED_IN_JSON)
 
 
 def from_json(content: bytes | bytearray) -> dict[str, Scalar]:
@@ -97,7 +112,8 @@ def from_json(content: bytes | bytearray) -> dict[str, Scalar]:
 def leading_fields(held: bytearray, wanted: frozenset[str]) -> dict[str, Scalar]:
     """The members of these names that stand whole in the beginning of a JSON object."""
     fields: dict[str, Scalar] = {}
-    FieldReader(_JsonObject(held, fields, wanted).scan(), fields).done()
+    seen: set[str] = set()
+    FieldReader(_JsonObject(held, fields, seen, wanted).scan(), fields, seen).done()
     return fields
 
 
@@ -114,11 +130,11 @@ class _JsonObject:
 
     _held: bytearray
     _fields: dict[str, Scalar]
+    _seen: set[str]
     _wanted: frozenset[str] = WANTED
     _marks: int = field(init=False, default=_MOST_MARKS)
 
     def scan(self) -> Generator[None, None, None]:
-        pending = set(self._wanted)
         mark, at = yield from self._next_mark(0)
         separator = _OPEN
         while mark == separator:
@@ -133,11 +149,11 @@ class _JsonObject:
             _, start = yield from self._next_mark(at + 1)
             end = yield from self._value(start)
             if isinstance(name, str) and name in self._wanted:
-                pending.discard(name)
+                self._seen.add(name)
                 value = self._decoded(start, end)
                 if is_scalar(value):
                     self._fields[name] = value
-                if not pending:
+                if self._seen == self._wanted:
                     return
             mark, at = yield from self._next_mark(end)
             separator = _COMMA
@@ -214,13 +230,12 @@ def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
 
 
 def _form(
-    held: bytearray, boundary: bytes, fields: dict[str, Scalar]
+    held: bytearray, boundary: bytes, fields: dict[str, Scalar], seen: set[str]
 ) -> Generator[None, None, None]:
     """The wanted ones of the fields that come before the first file."""
     delimiter = b"--" + boundary
     at = yield from _find(held, delimiter, 0)
-    pending = set(WANTED)
-    while pending:
+    while seen != WANTED:
         headers = yield from _find(held, b"\r\n", at + len(delimiter))
         after = at + len(delimiter)
         if held[after : after + 2] == b"--":
@@ -232,8 +247,8 @@ def _form(
         # The line break before a delimiter belongs to it; that after the headers may be it.
         end = yield from _find(held, b"\r\n" + delimiter, content - 2)
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
-        if name in pending:
-            pending.discard(name)
+        if name in WANTED and name not in seen:
+            seen.add(name)
             fields[name] = held[content:end].decode("utf-8", "replace")
         at = end + 2
 

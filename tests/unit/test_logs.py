@@ -11,7 +11,7 @@ from router.observe import logs
 from router.pool import events
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
-from router.pool.worker import Capabilities, Origin
+from router.pool.worker import Capabilities, Hold, HoldKind, Origin
 
 
 @pytest.fixture
@@ -67,6 +67,12 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     registry.learned(worker, Capabilities())
     registry.probed(worker, Probe.OK)
     registry.lease(worker).release()
+    lease = registry.lease(worker, Hold(worker, worker.incarnation, HoldKind.GENERATION))
+    ghost = registry.keep(lease, HoldKind.GHOST)
+    assert ghost is not None
+    lease.release()
+    registry.drop(ghost)
+    registry.set_concurrency(worker, 2)
     registry.trouble(worker, "connection reset")
     registry.probed(worker, Probe.REFUSED, "GET /health failed: connection refused")
     registry.reincarnate(worker, "it refused a connection")
@@ -79,6 +85,11 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
         ("INFO", "worker http://w:1: health unknown -> healthy"),
         ("DEBUG", "worker http://w:1: lease granted"),
         ("DEBUG", "worker http://w:1: lease ended"),
+        ("DEBUG", "worker http://w:1: lease granted"),
+        ("DEBUG", "worker http://w:1: a slot stays taken (ghost)"),
+        ("DEBUG", "worker http://w:1: lease ended"),
+        ("DEBUG", "worker http://w:1: slot freed (ghost)"),
+        ("DEBUG", "worker http://w:1: 2 slots"),
         ("DEBUG", "worker http://w:1: connection reset"),
         ("INFO", "worker http://w:1 may be another process now: it refused a connection"),
         (
