@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from attrs import define
 
-from ..dispatch import Dispatcher
+from ..dispatch import Dispatcher, NoCapableWorker
 from ..errors import PoolUnavailable, WorkerFailed
 from ..pool.candidates import Facts
 from ..pool.registry import Registry
@@ -38,7 +38,7 @@ class Attempts:
         while failure is None or len(tried) <= self.retries:
             try:
                 lease = await self.dispatcher.lease(facts, tried=tried)
-            except PoolUnavailable:
+            except (PoolUnavailable, NoCapableWorker):
                 if failure is not None:
                     break
                 raise

@@ -286,7 +286,7 @@ def timed(act: Callable[[], None], times: int) -> float:
 
 def assignment_table(*, quick: bool) -> None:
     times = 2_000 if quick else 10_000
-    print(f"\nMicroseconds of processor time, {WORKERS} workers, {WAITING} waiting requests of 10 clients\n")
+    print(f"\nMicroseconds of processor time, {WORKERS} workers, {WAITING} waiting requests\n")
     print("| | first 1,000 to idle workers | one more waits | a slot is freed and given |")
     print("| --- | --- | --- | --- |")
     for policy in policies.POLICIES:
