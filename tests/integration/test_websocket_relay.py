@@ -341,6 +341,11 @@ def test_unreachable_worker_is_passed_over() -> None:
                 assert isinstance(await client.open(), AcceptConnection)
                 await client.send(TextMessage("x"))
                 assert await client.message() == "x"
+                # A session holds the only slot there is until it ends.
+                await client.send(CloseConnection(1000))
+                assert (await client.message())[0] == 1000
+                while any(record.holds for record in running.parts.registry):
+                    await trio.sleep(0.01)
             assert len(good.scopes) == 3
 
     run(main)

@@ -89,6 +89,11 @@ def test_registering(run_router: RunRouter, form: Any) -> None:
             "task_types": ["T2I", "T2V"],
             "output_types": body["worker"]["output_types"],
             "max_concurrency": (given.get("json") or {}).get("max_concurrency", 2),
+            "slots_in_use": 0,
+            "jobs": 0,
+            "ghosts": 0,
+            "outstanding_seconds": 0,
+            "seconds_per_unit_of_work": {},
         } | {key: body["worker"][key] for key in ADDED_LATER if key in body["worker"]}
         assert (await at.image()).status_code == 200
 
