@@ -39,7 +39,7 @@ echo "-- an image, saved as kite.png"
 ask "$ROUTER/v1/images/generations" \
     -H 'Content-Type: application/json' \
     -H 'X-Request-Id: kite-1' \
-    -d '{"prompt": "a red kite over the sea", "size": "512x512", "seed": 7, "response_format": "b64_json"}' \
+    -d '{"prompt": "a red kite over the sea", "size": "512x512", "seed": 7, "response_format": "b64_json", "output_format": "png"}' \
     --dump-header "$HEADERS" | pick 'it["data"][0]["b64_json"]' | base64 --decode > kite.png
 grep -i '^x-' "$HEADERS" # which request it was, and which worker made it
 

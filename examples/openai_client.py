@@ -27,6 +27,7 @@ answer = client.images.generate(
     prompt="a red kite over the sea",
     size="1024x1024",
     response_format="b64_json",
+    output_format="png",
     extra_body={"seed": 7, "num_inference_steps": 8},  # what SGLang takes beyond OpenAI's fields
 )
 assert answer.data
@@ -40,6 +41,7 @@ edited = client.images.edit(
     prompt="a blue kite",
     size="1024x1024",
     response_format="b64_json",
+    output_format="png",
 )
 assert edited.data
 Path("kite_blue.png").write_bytes(base64.b64decode(edited.data[0].b64_json or ""))

@@ -64,6 +64,7 @@ def image(router: Router, file: Path) -> None:
         "size": "512x512",
         "seed": 7,
         "response_format": "b64_json",
+        "output_format": "png",  # the default is JPEG
     }
     answer = router.call("POST", "/v1/images/generations", request)
     file.write_bytes(base64.b64decode(answer["data"][0]["b64_json"]))
