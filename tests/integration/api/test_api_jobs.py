@@ -253,6 +253,20 @@ def test_a_removed_owner(run_pool: RunPool) -> None:
     run_pool(test, VIDEOS, {"model_path": "video/other"})
 
 
+def test_an_owner_that_hangs(run_pool: RunPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.relay.forward._OWNER", 0.2)
+
+    async def test(pool: Deployment, owner: Member) -> None:
+        job = await submit(pool, model="video/b")
+        owner.sim.faults.add("hang", path=f"/v1/videos/{job['id']}")
+        silent = await pool.http.get(f"/v1/videos/{job['id']}")
+        body = is_ours(silent, 503, "owner_unavailable")
+        assert "did not answer within 0.2 s" in body["error"]
+        owner.sim.faults.clear()
+
+    run_pool(test, VIDEOS)
+
+
 def test_an_owner_that_refuses(run_pool: RunPool) -> None:
     async def test(pool: Deployment, owner: Member, other: Member) -> None:
         job = await submit(pool, model="video/b")
