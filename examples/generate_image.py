@@ -57,6 +57,7 @@ def main() -> int:
         "n": options.n,
         # The image comes within the answer; "url" would only tell where to fetch it.
         "response_format": "b64_json",
+        "output_format": "png",  # the default is JPEG
     }
     request = {name: value for name, value in request.items() if value is not None}
     try:

@@ -52,7 +52,7 @@ class Call:
     body: bytes | AsyncIterable[bytes]
     # Seconds from the last byte sent to the answer: it may queue behind a generation.
     within: float
-    # Seconds that a target may take no byte of the body before it is dropped.
+    # Seconds that a target may take for a piece of the body before it is dropped.
     idle: float = 300.0
     method: str = "POST"
 
@@ -74,7 +74,7 @@ async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call
             for worker, copied in zip(targets, copies, strict=True):
                 nursery.start_soon(_send_copy, client, worker, call, copied, rows)
             try:
-                await copy_out(call.body, copies, patience=call.idle)
+                await copy_out(call.body, copies)
             except RouterError as error:  # caught here, lest the nursery wrap and cancel
                 failure = error
     if failure is not None:
@@ -133,10 +133,3 @@ async def _send_copy(
         except BrokenOff:
             said = {"error": "the body broke off", "code": "worker_failed", "success": False}
             rows[worker] = Row(worker, 502, said)
-    if copied.stalled:
-        said = {
-            "error": f"it took no byte of the body for {call.idle:g} s",
-            "code": "worker_timeout",
-            "success": False,
-        }
-        rows[worker] = Row(worker, 504, said)

@@ -127,7 +127,7 @@ class ControlClient:
         except httpx.TimeoutException as error:
             what = f"had no answer within {within:g} s"
             if isinstance(error, httpx.WriteTimeout):
-                what = f"was not taken: no byte in {patience.write:g} s"
+                what = f"failed: the worker took no more of the body for {patience.write:g} s"
             raise Unreachable(
                 f"{method} {path} {what}",
                 timed_out=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Sequence
-from types import TracebackType
+from contextlib import suppress
 from typing import Self
 
 import trio
@@ -18,39 +18,25 @@ class BrokenOff(Exception):
 
 @define(eq=False)
 class Copy:
-    """One taker's copy: an iterator of pieces, read within `with`, which a stall cancels.
+    """One taker's copy: an iterator of pieces, read within `with`.
 
     The iterator raises BrokenOff where the body broke off.
     """
 
-    stalled: bool = field(init=False, default=False)
+    over: bool = field(init=False, default=False)  # the taker wants no more
     _whole: bool = field(init=False, default=False)
-    _over: bool = field(init=False, default=False)  # the taker wants no more
-    _scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
     _send: trio.MemorySendChannel[bytes] = field(init=False)
     _receive: trio.MemoryReceiveChannel[bytes] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[bytes](_WINDOW)
 
-    @property
-    def over(self) -> bool:
-        """Whether the taker wants no more."""
-        return self._over
-
     def __enter__(self) -> Self:
-        self._scope.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        self._over = True
+    def __exit__(self, *_: object) -> None:
+        self.over = True
         self._receive.close()
-        return self._scope.__exit__(kind, error, trace)
 
     def __aiter__(self) -> Self:
         return self
@@ -64,26 +50,19 @@ class Copy:
             raise StopAsyncIteration from None
 
     def offer(self, piece: bytes) -> bool:
-        """Give it a piece if that can be done at once, or is of no use any more."""
+        """Give it a piece, if there is room or it wants no more; else False."""
         try:
             self._send.send_nowait(piece)
         except trio.WouldBlock:
             return False
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.BrokenResourceError:
             pass
         return True
 
-    async def put(self, piece: bytes, patience: float) -> None:
-        """Give it a piece; after so many seconds without room for it, give the taker up."""
-        with trio.move_on_after(patience) as scope:
-            try:
-                await self._send.send(piece)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-        if scope.cancelled_caught:
-            self.stalled = True
-            self._scope.cancel()
-            self._send.close()
+    async def put(self, piece: bytes) -> None:
+        """Give it a piece once there is room, or it wants no more."""
+        with suppress(trio.BrokenResourceError):
+            await self._send.send(piece)
 
     def end(self, *, whole: bool) -> None:
         """No more comes; `whole`: that was all."""
@@ -91,11 +70,9 @@ class Copy:
         self._send.close()
 
 
-async def copy_out(
-    source: AsyncIterable[bytes], copies: Sequence[Copy], *, patience: float
-) -> None:
-    """Read the source and give every piece to each copy, at the pace of the slowest; one that has
-    no room for `patience` seconds is given up. Ends early once nobody wants more."""
+async def copy_out(source: AsyncIterable[bytes], copies: Sequence[Copy]) -> None:
+    """Read the source and give every piece to each copy, at the pace of the slowest. Ends early
+    once nobody wants more."""
     whole = False
     try:
         async for piece in source:
@@ -103,8 +80,8 @@ async def copy_out(
             if waiting:
                 async with trio.open_nursery() as nursery:
                     for copy in waiting:
-                        nursery.start_soon(copy.put, piece, patience)
-            if all(copy.over or copy.stalled for copy in copies):
+                        nursery.start_soon(copy.put, piece)
+            if all(copy.over for copy in copies):
                 return
         whole = True
     finally:

@@ -157,7 +157,8 @@ def _tell(demo: _Demo, address: str, registry: Registry) -> None:
         demo.screen.say(
             "\ntry:\n"
             f"  curl -s {address}/v1/images/generations -H 'Content-Type: application/json' \\\n"
-            '    -d \'{"prompt": "a red kite over the sea", "response_format": "b64_json"}\' \\\n'
+            '    -d \'{"prompt": "a red kite over the sea", "output_format": "png", '
+            '"response_format": "b64_json"}\' \\\n'
             '    | python3 -c \'import base64, json, sys; open("kite.png", "wb").write('
             'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\'\n'
             f"  curl -s {address}/workers\n"

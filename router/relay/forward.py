@@ -19,6 +19,8 @@ from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Head, U
 
 # How long a worker that closed its side of an upload may still be heard, in seconds.
 _LAST_WORDS = 2.0
+# How long the owner of a job or file may take to answer a read, in seconds.
+_OWNER = 30.0
 # A held body up to this size is written before the answer is awaited. It fits what the kernel
 # takes of it, so that a worker which answers without reading holds nobody.
 _AT_ONCE = 64 * 1024
@@ -72,6 +74,12 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
+class Unanswered(WorkerTimeout):
+    """The head of the answer did not come in time."""
+
+    default_code = "response_timeout"
+
+
 class CutOff(Exception):
     """The answer broke off after its head was sent: all that is left is to break the transfer."""
 
@@ -104,7 +112,9 @@ class Forwarder:
         facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
 
         async def attempt(lease: Lease) -> None:
-            await self._at(lease, exchange, body, watcher)
+            # Reads of jobs and files do not queue behind generations.
+            patience = self.limits.response if owner is None else min(_OWNER, self.limits.response)
+            await self._at(lease, exchange, body, watcher, patience)
 
         if owner is None:
             await self.attempts.run(facts, attempt)
@@ -112,18 +122,24 @@ class Forwarder:
         with self.attempts.registry.lease(owner) as lease:
             try:
                 await attempt(lease)
-            except TryAnother as failed:
-                self.attempts.registry.trouble(owner, failed.failure.message)
+            except (TryAnother, Unanswered) as failed:
+                why = str(failed)
+                self.attempts.registry.trouble(owner, why)
                 raise PoolUnavailable(
-                    f"The worker that owns this does not answer: {failed.failure.message}",
+                    f"The worker that owns this does not answer: {why}",
                     code="owner_unavailable",
                     details={"worker_url": owner.url},
                 ) from failed
 
     async def _at(
-        self, lease: Lease, exchange: Exchange, body: Body, watcher: Watcher | None
+        self,
+        lease: Lease,
+        exchange: Exchange,
+        body: Body,
+        watcher: Watcher | None,
+        patience: float,
     ) -> None:
-        attempt = _Attempt(self, exchange, body, lease, watcher)
+        attempt = _Attempt(self, exchange, body, lease, watcher, patience)
         try:
             await attempt.run()
         except _Stale:
@@ -144,7 +160,8 @@ class _Attempt:
     exchange: Exchange
     body: Body
     lease: Lease
-    watcher: Watcher | None = None
+    watcher: Watcher | None
+    patience: float  # seconds from the last byte of the request to the head of the answer
     fresh: bool = False  # on a new connection, not a kept-alive one
     # Pieces beyond the held ones were taken from the client: they cannot be sent again.
     consumed: bool = False
@@ -182,7 +199,7 @@ class _Attempt:
             return
         await self.send(connection, head_bytes + self.held(connection), last=True)
         head: Head | None = None
-        with trio.move_on_after(self.forwarder.limits.response):
+        with trio.move_on_after(self.patience):
             head = await connection.head(bodiless=self.exchange.method == "HEAD")
         if head is None:
             raise self._late()
@@ -317,10 +334,8 @@ class _Attempt:
         raise CutOff("idle_timeout", f"{self.lease.worker.url} sent nothing for {idle:g} s")
 
     def _late(self) -> WorkerTimeout:
-        return WorkerTimeout(
-            f"Worker {self.lease.worker.url} did not answer within "
-            f"{self.forwarder.limits.response:g} s (--timeout)",
-            code="response_timeout",
+        return Unanswered(
+            f"Worker {self.lease.worker.url} did not answer within {self.patience:g} s",
             details={"worker_url": self.lease.worker.url, "retry_safe": self._repeatable},
         )
 
@@ -371,7 +386,7 @@ class _Upload:
             self.refusal = error
             self.both.cancel()
         else:
-            self.waiting.deadline = trio.current_time() + limits.response
+            self.waiting.deadline = trio.current_time() + self.attempt.patience
 
     async def _pieces(self, head_bytes: bytes, largest: int) -> None:
         attempt, connection, body = self.attempt, self.connection, self.attempt.body

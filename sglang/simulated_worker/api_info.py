@@ -108,7 +108,7 @@ class InfoApi:
                 **self._supported,
                 "dit_precision": "bf16",
                 "vae_precision": self._vae_precision,
-                "vae_decode_precision": None,
+                "vae_decode_precision": "bf16" if self._vae_precision == "fp32" else None,
                 "pipeline_name": self._pipeline,
                 "pipeline_class": self._pipeline,
             }

@@ -54,6 +54,7 @@ _FIELDS = (
 )
 _STEPS = 50
 _CHANNELS = 16
+_SDE_TYPES = ("sde", "cps", "ode")
 
 
 @frozen
@@ -74,6 +75,9 @@ class RolloutApi:
             raise unprocessable(errors)
         seed = values["seed"]
         values["num_inference_steps"] = values["num_inference_steps"] or _STEPS
+        if (kind := values["rollout_sde_type"]) not in _SDE_TYPES:
+            message = f"rollout_sde_type must be one of {_SDE_TYPES}, got {kind!r}"
+            raise _invalid(detail(400, message))
         output = output_type(self.state.config.task)
         frames = values["num_frames"] or 81 if output == "VIDEO" else 1
         try:
@@ -107,7 +111,7 @@ class RolloutApi:
             "request_id": made.id,
             "prompt": made.prompt,
             "seed": values["seed"],
-            "generated_output": tensor(f"{mark} output", _pixels(shape), "bfloat16", size),
+            "generated_output": tensor(f"{mark} output", _pixels(shape), _dtype(shape), size),
             "rollout_log_probs": tensor(f"{mark} log", (steps,), "float32") if rollout else None,
             "rollout_debug_tensors": _debug(mark, shape, steps) if wanted else None,
             "denoising_env": (
@@ -135,11 +139,16 @@ def _pixels(shape: Shape) -> tuple[int, ...]:
     return (3, shape.height, shape.width)
 
 
+def _dtype(shape: Shape) -> str:
+    return "float32" if shape.output == "VIDEO" else "bfloat16"
+
+
 def _latents(shape: Shape) -> tuple[int, ...]:
-    tokens = math.ceil(shape.width / 16) * math.ceil(shape.height / 16)
+    """Packed into tokens for an image, as they are for a video."""
     if shape.output == "VIDEO":
-        tokens *= math.ceil((shape.frames - 1) / 4) + 1
-    return (tokens, _CHANNELS)
+        frames = math.ceil((shape.frames - 1) / 4) + 1
+        return (_CHANNELS, frames, math.ceil(shape.height / 8), math.ceil(shape.width / 8))
+    return (math.ceil(shape.width / 16) * math.ceil(shape.height / 16), _CHANNELS)
 
 
 def _debug(mark: str, shape: Shape, steps: int) -> dict[str, Any]:

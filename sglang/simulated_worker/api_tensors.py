@@ -1,8 +1,9 @@
 """Weights pushed as tensors, and the check of what was pushed.
 
 A payload is base64. Where it decodes to a JSON object of texts, those are its named tensors and
-their digests, which `update_weights_from_tensor_checker` then knows; anything else stands for all
-tensors of the module. A payload of more than 4 KiB is hashed while it arrives and never held.
+their digests, which `update_weights_from_tensor_checker` then knows; a pickle stands for all
+tensors of the module; anything else is refused. A payload of more than 4 KiB is hashed while it
+arrives, never held, and stands for all tensors too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from attrs import frozen
 
-from .api_weights import change, json_object, names_in, refuse_asleep
+from .api_weights import change, json_object, names_in, wrapped
 from .exchange import Exchange
 from .messages import NotJson, Response, from_json, server_error, unsuccessful
 from .routing import Route
@@ -23,6 +24,7 @@ from .state import State
 from .weights import WeightsError, digest
 
 _SECONDS = 0.2
+_PICKLE = b"\x80"
 
 
 @frozen
@@ -57,10 +59,9 @@ class TensorsApi:
         as_lora = body.get("weight_update_mode") == "lora_merge"
 
         def act() -> str:
-            refuse_asleep(scheduler)
             tensors = self._tensors(body)
             if not as_lora:
-                return scheduler.weights.from_tensors(tensors, targets)
+                return scheduler.weights.from_tensors(tensors, targets, wrapped(scheduler))
             target = (targets or ["transformer"])[0]
             if target != "transformer":
                 raise WeightsError(f"No DiT module found for LoRA IPC target {target!r}")
@@ -144,4 +145,9 @@ def _read(payload: str) -> dict[str, str]:
         named = None
     if isinstance(named, dict) and named:
         return {str(name): str(value) for name, value in named.items()}
+    if not data.startswith(_PICKLE):
+        key = repr(data[:1].decode("latin-1"))
+        raise WeightsError(
+            f"Failed to deserialize serialized_named_tensors: invalid load key, {key}."
+        )
     return {"*": f"sha256:{hashlib.sha256(payload.encode()).hexdigest()}"}

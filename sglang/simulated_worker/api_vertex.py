@@ -22,10 +22,7 @@ _FIELDS = (
     Field("instances", "list", required=True, nullable=False),
     Field("parameters", "object"),
 )
-_PARAMETERS = tuple(
-    Field(name, "int")
-    for name in ("num_frames", "fps", "width", "height", "num_inference_steps", "seed")
-)
+_PARAMETERS = tuple(Field(name, "int") for name in ("num_frames", "fps", "width", "height"))
 _FPS = 24
 
 
@@ -63,7 +60,11 @@ class VertexApi:
         prompt = fields.get("prompt") or fields.get("text")
         image = fields.get("image") or fields.get("image_url") or ""
         frames = (parameters.get("num_frames") or 81) if output == "VIDEO" else 1
-        values = {**parameters, "prompt": str(prompt or ""), "size": None, "n": 1}
+        if not isinstance(prompt, str):
+            kind = type(prompt)
+            raise detail(400, f"`prompt` must be a string, but got {kind}")
+        known = {field.name: parameters[field.name] for field in _PARAMETERS}
+        values = {**known, "prompt": str(prompt or ""), "size": None, "n": 1}
         values["num_outputs_per_prompt"] = 1
         return plan(self.state, values, output, frames=frames, inputs=str(image), checked=False)
 

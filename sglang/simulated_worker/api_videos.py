@@ -83,7 +83,7 @@ class VideosApi:
         fps = _FPS if values["fps"] is None else values["fps"]
         seconds = 4 if values["seconds"] is None else values["seconds"]
         if fps <= 0:
-            raise detail(400, "fps must be positive")
+            raise detail(400, f"fps must be a positive int, got {fps}")
         frames = fps * seconds if values["num_frames"] is None else values["num_frames"]
         made = plan(self.state, values, "VIDEO", frames=frames, inputs=inputs)
         work = submit(self.state, "video", made, exchange)

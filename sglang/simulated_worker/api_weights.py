@@ -47,7 +47,7 @@ class WeightsApi:
 
         def act() -> str:
             refuse_asleep(scheduler)
-            skip = frozenset({"transformer"}) if scheduler.loras.wrapped else frozenset[str]()
+            skip = wrapped(scheduler)
             facts["skipped"] = sorted(skip)
             return scheduler.weights.from_disk(str(path), targets, skip)
 
@@ -132,6 +132,11 @@ def names_in(body: dict[str, Any], key: str) -> list[str] | None:
     ):
         raise unsuccessful(500, f"{key}: expected a list of names")
     return names
+
+
+def wrapped(scheduler: Scheduler) -> frozenset[str]:
+    """The modules some of whose layers are wrapped, which updates then skip."""
+    return frozenset({"transformer"} if scheduler.loras.wrapped else ())
 
 
 def refuse_asleep(scheduler: Scheduler) -> None:

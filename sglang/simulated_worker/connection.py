@@ -155,7 +155,7 @@ class Connection:
                 await self._event()
         if self.application.closing or self._h11.their_state is not h11.DONE:
             return False
-        if self._h11.our_state is not h11.DONE:
+        if self._h11.our_state is not h11.DONE or answer.last:
             return False
         self._h11.start_next_cycle()
         return True

@@ -118,7 +118,7 @@ class Exchange:
             value = body.decode("utf-8", "replace")
         if value is None and optional:
             return {}
-        if value is None:
+        if value is None and not body:
             raise unprocessable(
                 [{"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}]
             )

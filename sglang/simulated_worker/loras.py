@@ -29,7 +29,7 @@ class Loras:
     loaded: dict[str, str] = field(factory=dict)
     active: dict[str, Applied] = field(factory=dict)
     wrapped: bool = False
-    """Layers are wrapped at the first adapter and stay so: updates from disk then skip them."""
+    """Layers are wrapped at the first adapter and stay so: updates of weights then skip them."""
 
     @property
     def identity(self) -> str:
@@ -115,5 +115,6 @@ class Loras:
                     }
                 ]
                 for target, a in self.active.items()
+                if a.merged or a.mode == "dynamic"
             },
         }

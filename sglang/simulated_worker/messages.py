@@ -44,6 +44,8 @@ class Response:
     pieces: Pieces | None = None
     cors: bool = True
     """False for answers made outside of the CORS layer of the real worker: no `vary: Origin`."""
+    last: bool = False
+    """True: the connection is closed after it, which no header announces."""
 
 
 def response(
@@ -137,4 +139,4 @@ def unsuccessful(status: int, message: str) -> Refusal:
 def server_error() -> Refusal:
     """What an exception that nobody handled looks like from outside."""
     answer = text_response("Internal Server Error", 500)
-    return Refusal(Response(answer.status, answer.headers, answer.body, cors=False))
+    return Refusal(Response(answer.status, answer.headers, answer.body, cors=False, last=True))

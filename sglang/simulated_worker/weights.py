@@ -3,8 +3,8 @@
 Which paths can be loaded (by an update from disk, and at the start):
 
 - a path that begins with `/nonexistent` or `bad/` cannot be found: refused, nothing changes;
-- an existing directory needs `*.safetensors`: in each wanted module's folder if it has any folder
-  named after a module, else in itself or a folder of it; otherwise refused, nothing changes;
+- an existing directory needs `*.safetensors` in a folder named after each wanted module (for an
+  adapter: in itself); otherwise refused, nothing changes;
 - a path with a part named `corrupt` breaks in the middle of the load: refused, and every wanted
   module goes back to its last directory (what was pushed as tensors since is lost);
 - every other path loads. It need not exist.
@@ -60,9 +60,8 @@ def unreadable(path: str, modules: tuple[str, ...] = ()) -> str | None:
     root = Path(path)
     if not root.is_dir():
         return None
-    folders = [name for name in modules if (root / name).is_dir()]
-    missing = [name for name in modules if not _has_weights(root / name if folders else root)]
-    if missing or not (folders or _has_weights(root)):
+    missing = [name for name in modules if not _has_weights(root / name)]
+    if missing or not (modules or _has_weights(root)):
         return (
             f"Cannot update weights: missing weight files for modules: {missing}. "
             "No partial updates allowed."
@@ -79,11 +78,14 @@ class Module:
     tensors: dict[str, str] = field(factory=dict)
     replaced: bool = False
     """The pushed tensors are all there is: `source` no longer matters."""
+    kept: str = ""
+    """The identity that its wrapped layers still have. Empty: none were skipped by an update."""
 
     @property
     def identity(self) -> str:
         pushed = [f"{name}={value}" for name, value in sorted(self.tensors.items())]
-        return digest("" if self.replaced else self.source, *pushed) if pushed else self.source
+        new = digest("" if self.replaced else self.source, *pushed) if pushed else self.source
+        return new if self.kept in ("", new) else digest("partly", self.kept, new)
 
 
 @define
@@ -108,7 +110,8 @@ class Weights:
         return next(iter(self.modules.values())).path
 
     def from_disk(self, path: str, targets: list[str] | None, skip: frozenset[str]) -> str:
-        """Loads the wanted modules (None: all) but those in `skip`; the message of the worker.
+        """Loads the wanted modules (None: all), and of those in `skip` the layers that no adapter
+        wraps; the message of the worker.
 
         Raises `WeightsError`; then nothing changed, but for a `corrupt` path (see above).
         """
@@ -122,18 +125,29 @@ class Weights:
                 "invalid header. All modules rolled back to original weights."
             )
         for name in names:
-            if name not in skip:
-                self.modules[name] = Module(_source(path, name), path)
+            old = self.modules[name]
+            kept = old.kept or old.identity if name in skip else ""
+            self.modules[name] = Module(_source(path, name), path, kept=kept)
         return f"Updated {len(names)} modules ({', '.join(names)})."
 
-    def from_tensors(self, tensors: dict[str, str], targets: list[str] | None) -> str:
-        """Pushes tensors (name -> digest; the name `*` stands for all). Raises `WeightsError`."""
+    def from_tensors(
+        self,
+        tensors: dict[str, str],
+        targets: list[str] | None,
+        skip: frozenset[str] = frozenset(),
+    ) -> str:
+        """Pushes tensors (name -> digest; the name `*` stands for all). Raises `WeightsError`.
+
+        Of a module in `skip` every named tensor counts as one of a wrapped layer.
+        """
         names = self._wanted(targets if targets is not None else [next(iter(self.modules))])
         for name in names:
             module = self.modules[name]
             if "*" in tensors:
+                if name in skip:
+                    module.kept = module.kept or module.identity
                 module.tensors, module.replaced = {"*": tensors["*"]}, True
-            else:
+            elif name not in skip:
                 module.tensors = {**module.tensors, **tensors}
         return f"Updated {len(names)} modules from tensor ({', '.join(names)})."
 
@@ -147,7 +161,7 @@ class Weights:
         for name in names or list(self.modules):
             module = self.modules[name]
             if not unreadable(module.path, (name,)):
-                self.modules[name] = Module(module.source, module.path)
+                self.modules[name] = Module(module.source, module.path, kept=module.kept)
 
     def check(self, target: str, expected: dict[str, str]) -> str:
         """The message if these tensors were pushed to `target`, else raises `WeightsError`."""
@@ -191,7 +205,7 @@ def _source(path: str, name: str) -> str:
     root = Path(path)
     if not root.is_dir():
         return digest("path", path.rstrip("/"), name)
-    folder = root / name if (root / name).is_dir() else root
+    folder = root / name
     files = []
     for file in _files(folder):
         try:

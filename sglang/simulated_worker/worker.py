@@ -31,7 +31,7 @@ from .config import WorkerConfig
 from .connection import Connection
 from .exchange import Exchange
 from .faults import Fault, Faults
-from .messages import Refusal, Response, response, to_json, unavailable
+from .messages import Refusal, Response, response, text_response, to_json, unavailable
 from .ports import Pair, bind, bind_pair
 from .record import Record, now
 from .routing import Table
@@ -246,6 +246,8 @@ class SimulatedWorker:
                     raise unavailable(failure)
                 if exchange.path not in WARM_UP_BYPASS:
                     await self.state.until_warm()
+                if preflight := _preflight(exchange):
+                    return preflight
             return await self._table.respond(exchange)
         except Refusal as refusal:
             return refusal.answer
@@ -332,6 +334,24 @@ async def serve(
 ) -> None:
     """Runs a worker in the caller's nursery: `worker = await nursery.start(serve, config)`."""
     await SimulatedWorker(config).run(task_status=task_status)
+
+
+def _preflight(exchange: Exchange) -> Response | None:
+    """The answer to a browser that asks whether another origin may call; None for the rest."""
+    origin, wanted = exchange.header(b"origin"), exchange.header(b"access-control-request-headers")
+    asked = exchange.header(b"access-control-request-method")
+    if exchange.method != "OPTIONS" or not (origin and asked):
+        return None
+    headers = [
+        (b"vary", b"Origin"),
+        (b"access-control-allow-methods", b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"),
+        (b"access-control-max-age", b"600"),
+        (b"access-control-allow-credentials", b"true"),
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        *([(b"access-control-allow-headers", wanted.encode("latin-1"))] if wanted else []),
+    ]
+    text = text_response("OK", 200)
+    return Response(200, [*headers, *text.headers], text.body, cors=False)
 
 
 async def _other_status(exchange: Exchange, fault: Fault) -> Response:

@@ -138,9 +138,9 @@ def test_the_lock_is_for_every_machine() -> None:
         assert "nox -s lock" in text
         assert "://" not in text
         # One version of each for all Pythons: a pyz of one Python has to run on the others.
-        assert [
-            marker for _, _, marker in pins if "python_" in marker.replace("_python_", "")
-        ] == []
+        if name == build_zipapp.LOCK:
+            markers = [marker.replace("_python_", "") for _, _, marker in pins]
+            assert not any("python_" in marker for marker in markers)
 
 
 def part(site: Path, name: str, sources: dict[str, str]) -> None:

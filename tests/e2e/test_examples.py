@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from attrs import frozen
 
+from tests.e2e.processes import WITHIN, ask, router, wait_until_ready, worker
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-WITHIN = 30.0  # seconds for any one process to begin, or for an example to run
 PNG = b"\x89PNG\r\n\x1a\n"
 
 needs_curl = pytest.mark.skipif(
@@ -36,40 +34,6 @@ class Pool:
     newcomer: str
 
 
-@contextlib.contextmanager
-def process(log: Path, pattern: str, *command: str | Path) -> Iterator[str]:
-    """Run a part of the pool; gives what `pattern` finds in its log. Ends it again: cleanly, or
-    the test fails."""
-    with log.open("wb") as output:
-        running = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-    try:
-        yield wait_for(pattern, log, running)
-        running.terminate()
-        assert running.wait(WITHIN) == 0, log.read_text(encoding="utf-8")
-    finally:
-        running.kill()
-        running.wait()
-
-
-def wait_for(pattern: str, log: Path, running: subprocess.Popen[bytes]) -> str:
-    end = time.monotonic() + WITHIN
-    while time.monotonic() < end and running.poll() is None:
-        found = re.search(pattern, log.read_text(encoding="utf-8"))
-        if found:
-            return found[1]
-        time.sleep(0.02)
-    pytest.fail(f"{pattern!r} did not come: {log.read_text(encoding='utf-8')}")
-
-
-def worker(pyz: Path, log: Path) -> contextlib.AbstractContextManager[str]:
-    """A simulated worker; gives its URL."""
-    flags = ["--port", "0", "--supported-task-types", "T2I,TI2I,T2V", "--time-scale", "0.1"]
-    model = ["--model-path", "demo/image-and-video"]
-    return process(log, r"serving .* on (http://\S+)", pyz, "simulate-worker", *model, *flags)
-
-
 @pytest.fixture(scope="module")
 def pool(router_pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """A router configured by examples/router.yaml, but for the addresses, with one worker."""
@@ -77,29 +41,14 @@ def pool(router_pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with (
         worker(router_pyz, logs / "first.log") as first,
         worker(router_pyz, logs / "second.log") as second,
-        process(
-            logs / "router.log",
-            r"listening on (http://\S+)",
+        router(
             router_pyz,
-            *("--config", EXAMPLES / "router.yaml"),
-            *("--host", "127.0.0.1", "--port", "0", "--worker-urls", first),
+            logs / "router.log",
+            *("--config", EXAMPLES / "router.yaml", "--worker-urls", first),
         ) as url,
     ):
         wait_until_ready(url)
         yield Pool(url, second)
-
-
-def wait_until_ready(url: str) -> None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + WITHIN
-    while True:
-        try:
-            with direct.open(f"{url}/ready", timeout=WITHIN) as response:
-                return json.load(response)  # type: ignore[no-any-return]
-        except OSError:  # 503 until the worker's first probe is over
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.02)
 
 
 def run(
@@ -142,7 +91,11 @@ def test_curl(pool: Pool, tmp_path: Path) -> None:
     assert re.search(r"^x-worker-id: http%3A%2F%2F127\.0\.0\.1%3A\d+$", done.stdout, re.M)
     assert "\n['draining']\n[]\n" in done.stdout
     assert '"healthy_workers":2' in done.stdout
-    assert os.listdir(tmp_path) == ["kite.png"]
+    assert "\ncompleted\nTrue\ndeleted\n" in done.stdout
+    assert (tmp_path / "kite.mp4").stat().st_size > 1000
+    assert "[200, 200]\nconsistent: True\n" in done.stdout
+    assert "all asleep: True\nAll workers are already sleeping\nall awake: True\n" in done.stdout
+    assert sorted(os.listdir(tmp_path)) == ["kite.mp4", "kite.png"]
 
     again = run("bash", script, cwd=tmp_path, ROUTER=pool.url)  # finds a worker by itself
     assert "The worker is healthy" in again.stdout
@@ -189,11 +142,55 @@ def test_generate_image_tells_what_went_wrong(pool: Pool, tmp_path: Path) -> Non
     assert done.stderr.startswith(f"{nobody} could not be reached: ")
 
 
+def test_walkthrough(pool: Pool, tmp_path: Path) -> None:
+    command = (sys.executable, EXAMPLES / "walkthrough.py", "--router", pool.url)
+    done = run(*command, "--worker", pool.newcomer, cwd=tmp_path)
+    assert "register: The worker is healthy\n" in done.stdout
+    assert f"  {pool.newcomer} routable=True makes ['T2I', 'TI2I', 'T2V']\n" in done.stdout
+    assert "update: max_concurrency is 2\n" in done.stdout
+    assert "refit: 2 workers, 0 left out\nall have the same weights: True\n" in done.stdout
+    assert "sleep: 2 workers gave their GPU memory back\n" in done.stdout
+    assert "again: All workers are already sleeping\nwake: 2 workers are back\n" in done.stdout
+    before, after = tmp_path / "kite.png", tmp_path / "kite_after.png"
+    assert size_of(before) == size_of(after) == (512, 512)
+    assert before.read_bytes() == after.read_bytes()  # the same weights again
+    assert b"ftyp" in (tmp_path / "kite.mp4").read_bytes()[:32]
+
+    run(*command, "--weights", "demo/other", cwd=tmp_path)
+    assert before.read_bytes() != after.read_bytes()
+    done = run(*command, "--weights", "/nonexistent", cwd=tmp_path, status=1)
+    assert "400 " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_rl_loop(pool: Pool, tmp_path: Path) -> None:
+    urls = [worker["url"] for worker in ask("GET", f"{pool.url}/workers")["workers"]]
+    for url in urls:
+        ask("DELETE", f"{url}/simulate/log")
+    done = run(
+        *(sys.executable, EXAMPLES / "rl_loop.py", "--router", pool.url),
+        *("--steps", "3", "--prompts", "6"),
+        cwd=tmp_path,
+    )
+    assert len(done.stdout.splitlines()) == 7
+    checksums = re.findall(r"^step \d: all have (\w{12}) of step-\d$", done.stdout, re.M)
+    assert len(set(checksums)) == 3
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-0", "step-1", "step-2"]
+    made_with: Counter[str] = Counter()
+    for url in urls:
+        entries = ask("GET", f"{url}/simulate/log")["entries"]
+        made_with.update(entry["weights"] for entry in entries if entry["kind"] == "rollout")
+    assert list(made_with.values()) == [6] * 4  # no sample of any step is of other weights
+
+
 @pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")
 def test_openai_client(pool: Pool, tmp_path: Path) -> None:
     done = run(sys.executable, EXAMPLES / "openai_client.py", pool.url, cwd=tmp_path)
     assert size_of(tmp_path / "kite.png") == (1024, 1024)
     assert done.stdout.startswith("models: demo/image-and-video\nkite.png: ")
+    assert (tmp_path / "kite_blue.png").read_bytes() != (tmp_path / "kite.png").read_bytes()
+    assert re.search(r"^video \S+: completed\nkite.mp4: \d{4,} bytes$", done.stdout, re.M)
+    assert "\ndeleted: Unknown video_id\n" in done.stdout
     assert done.stdout.endswith("refused as it should be: 400\n")
 
 

@@ -164,6 +164,21 @@ def test_more_jobs_than_the_map_has_room_for(
 
 
 @settings(max_examples=60)
+@given(before=before, limit=st.integers(1, 9))
+def test_what_is_new_to_the_router_is_in_the_order_of_its_time(
+    before: list[Any], limit: int
+) -> None:
+    async def main() -> None:
+        pool = Pool()
+        pool.prepare([(*step[:2], False) if step[0] == "make" else step for step in before])
+        await play(pool, [], limit, False)
+        times = {job["id"]: job["created_at"] for jobs in pool.held.values() for job in jobs}
+        assert [times[job] for job in pool.seen] == sorted(times.values())
+
+    trio.run(main)
+
+
+@settings(max_examples=60)
 @given(jobs=st.lists(st.integers(0, WORKERS - 1), max_size=30), descending=st.booleans())
 def test_both_orders_are_the_same_backwards(jobs: list[int], descending: bool) -> None:
     async def main() -> None:

@@ -289,11 +289,27 @@ def test_a_change_that_has_begun_outlives_its_client(run_pool: RunPool, path: st
 
 def test_control_calls_wait_behind_generations(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
-        a.sim.faults.add("slow", factor=30, count=1)
+        a.sim.faults.add("slow", factor=5000, count=1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pool.image)
             await until(lambda: a.sim.scheduler.running)
             ok(await pool.http.post("/update_weights_from_disk", json={"model_path": "v2"}), a)
+        image, update = a.sim.log.work
+        assert image.end is not None
+        assert update.start is not None
+        assert update.start - update.queued > 0.01
+        assert update.start >= image.end
+
+    run_pool(test, IMAGES)
+
+
+def test_a_question_ends_when_its_client_leaves(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        a.sim.faults.add("hang", path="/v1/list_loras")
+        with trio.move_on_after(0.2) as left:
+            await pool.http.get("/v1/list_loras")
+        assert left.cancelled_caught
+        await until(lambda: a.asked("GET", "/v1/list_loras")[0].client_gone)
 
     run_pool(test, IMAGES)
 

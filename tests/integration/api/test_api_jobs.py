@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -22,7 +23,7 @@ from tests.integration.api.pools import (
     is_ours,
     restart,
 )
-from tests.integration.deployment import Deployment, answer, never, until
+from tests.integration.deployment import Deployment, answer, never, until, when
 
 VIDEO = {"prompt": "a red kite", "size": "64x64", "num_frames": 3, "num_inference_steps": 1}
 MESH = {"prompt": "a kite", "input_image": "http://example.org/kite.png"}
@@ -252,6 +253,20 @@ def test_a_removed_owner(run_pool: RunPool) -> None:
     run_pool(test, VIDEOS, {"model_path": "video/other"})
 
 
+def test_an_owner_that_hangs(run_pool: RunPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.relay.forward._OWNER", 0.2)
+
+    async def test(pool: Deployment, owner: Member) -> None:
+        job = await submit(pool, model="video/b")
+        owner.sim.faults.add("hang", path=f"/v1/videos/{job['id']}")
+        silent = await pool.http.get(f"/v1/videos/{job['id']}")
+        body = is_ours(silent, 503, "owner_unavailable")
+        assert "did not answer within 0.2 s" in body["error"]
+        owner.sim.faults.clear()
+
+    run_pool(test, VIDEOS)
+
+
 def test_an_owner_that_refuses(run_pool: RunPool) -> None:
     async def test(pool: Deployment, owner: Member, other: Member) -> None:
         job = await submit(pool, model="video/b")
@@ -456,19 +471,41 @@ def test_submissions_that_fail_own_nothing(run_pool: RunPool) -> None:
 
 
 def test_finished_jobs_make_room_for_running_ones(run_pool: RunPool) -> None:
-    async def test(pool: Deployment, worker: Member) -> None:
+    async def test(pool: Deployment, slow: Member, quick: Member) -> None:
         assets = pool.running.parts.jobs.assets
-        done = await submit(pool)
-        await finished(pool, done["id"])
-        worker.sim.faults.add("slow", factor=10_000)
-        running = [await submit(pool) for _ in range(3)]
+        slow.sim.faults.add("slow", factor=100_000)
+        running = [await submit(pool, model="video/b")]
+        done = await submit(pool, model="video/other")
+        await finished(pool, done["id"])  # which is how the router learns of it
+        running += [await submit(pool, model="video/b") for _ in range(2)]
         assert len(assets) == 3
         assert assets.owner(done["id"], AssetKind.VIDEO) is None
         for job in running:
             assert assets.owner(job["id"], AssetKind.VIDEO) is not None
         assert (await pool.http.get(f"/v1/videos/{done['id']}")).status_code == 200  # asked around
 
-    run_pool(test, VIDEOS, max_assets=3)
+    run_pool(test, VIDEOS, {"model_path": "video/other"}, max_assets=3)
+
+
+def test_a_worker_that_is_removed_during_the_search_leaves_no_doubt(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        gate = trio.Event()
+        path = "/v1/videos/nobodys"
+        script = await pool.script(**{path: when(gate, answer(500))})
+        await pool.register(script.url)
+        found: list[httpx.Response] = []
+
+        async def ask() -> None:
+            found.append(await pool.http.get(path))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(lambda: f"GET {path}" in script.asked)
+            await pool.http.delete(f"/workers/{script.url}")
+            gate.set()
+        is_ours(found[0], 404, "unknown_asset")
+
+    run_pool(test, VIDEOS)
 
 
 def test_an_able_worker_is_found_among_all(run_pool: RunPool) -> None:

@@ -1,0 +1,121 @@
+"""Which workers the contract is tested on.
+
+Simulated ones by default. Real ones where the environment names them, as `real/fleet.py` does:
+
+    REAL_WORKERS  image=URL,video=URL,lora=URL,pool-1=URL,pool-2=URL (any of these)
+    REAL_MODELS   the folder with the models that they were started with
+    REAL_PYTHON   a Python that has sglang, for the tests that start a worker of their own
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.contract.harness import (
+    REAL,
+    SIMULATED,
+    TIME_SCALE,
+    TINY,
+    Process,
+    Worker,
+    real_worker,
+    start_several,
+    start_simulated,
+)
+
+Start = Callable[[str, float], tuple[Worker, Process]]
+
+
+def given() -> dict[str, str]:
+    """Role -> URL of the real workers."""
+    text = os.environ.get("REAL_WORKERS", "")
+    return dict(pair.split("=", 1) for pair in text.split(",") if pair)  # type: ignore[misc]
+
+
+def pytest_report_header() -> str:
+    return f"contract: tested on {', '.join(given()) or 'simulated'} workers"
+
+
+@pytest.fixture(scope="session")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
+    """By role. They are shared: a test leaves them as it found them."""
+    if urls := given():
+        yield {role: real_worker(role, url) for role, url in urls.items()}
+        return
+    logs = tmp_path_factory.mktemp("workers")
+    with ExitStack() as stack:
+        roles = list(SIMULATED)
+        yield dict(zip(roles, start_several(roles, logs, stack), strict=True))
+
+
+def pick(workers: dict[str, Worker], role: str) -> Worker:
+    if role not in workers:
+        pytest.skip(f"no real worker for {role}")
+    return workers[role]
+
+
+@pytest.fixture(params=["image", "video"])
+def worker(request: pytest.FixtureRequest, workers: dict[str, Worker]) -> Worker:
+    """What is true of every worker is tested on one of each kind."""
+    return pick(workers, request.param)
+
+
+@pytest.fixture
+def image(workers: dict[str, Worker]) -> Worker:
+    return pick(workers, "image")
+
+
+@pytest.fixture
+def video(workers: dict[str, Worker]) -> Worker:
+    return pick(workers, "video")
+
+
+@pytest.fixture
+def lora(workers: dict[str, Worker]) -> Worker:
+    """An image worker for adapters, which change it for good."""
+    return pick(workers, "lora")
+
+
+@pytest.fixture
+def more(workers: dict[str, Worker]) -> Worker:
+    """A worker for edits, meshes and actions."""
+    if "more" not in workers:
+        pytest.skip("no tiny model for edits, meshes or actions: simulated only")
+    return workers["more"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start(kind, warmup)`: a worker of the test's own, which warms up for that many seconds (a
+    real one: for as long as it takes, if that is more than 0). Not waited for."""
+    with ExitStack() as stack:
+
+        def begin(kind: str, warmup: float) -> tuple[Worker, Process]:
+            log = tmp_path / "worker.log"
+            if not given():
+                begun = start_simulated(kind, log, f"--warmup-seconds={warmup / float(TIME_SCALE)}")
+            else:
+                begun = start_real(kind, log, warmup)
+            stack.callback(begun[1].stop)
+            return begun
+
+        yield begin
+
+
+def start_real(kind: str, log: Path, warmup: float) -> tuple[Worker, Process]:
+    from tests.contract.real.fleet import free_ports
+
+    python = os.environ.get("REAL_PYTHON")
+    if python is None:
+        pytest.skip("REAL_PYTHON names no Python that has sglang")
+    (port,) = free_ports(1)
+    folder, name = TINY[kind]
+    spec = f"{name}={port}={Path(os.environ['REAL_MODELS']) / folder}"
+    flags = ["--", "--warmup-mode", "server"] if warmup else []
+    process = Process.start(log, python, REAL / "serve.py", log.parent, spec, *flags)
+    return real_worker(kind, f"http://127.0.0.1:{port}"), process
