@@ -48,6 +48,7 @@ class Attempts:
                     return
                 except TryAnother as again:
                     failure = again.failure
+                    # Before its slot is free: or the next request is sent there too.
+                    self.registry.trouble(lease.worker, failure.message)
             tried.append(lease.worker)
-            self.registry.trouble(lease.worker, failure.message)
         raise failure
