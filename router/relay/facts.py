@@ -74,13 +74,17 @@ def is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     )
 
 
-def reader(headers: Sequence[tuple[bytes, bytes]], held: bytearray) -> FieldReader | None:
+def reader(
+    headers: Sequence[tuple[bytes, bytes]], held: bytearray, wanted: frozenset[str] = WANTED
+) -> FieldReader | None:
     """A reader for a body of these headers; None where there is nothing to read."""
     fields: dict[str, Scalar] = {}
     if is_form(headers):
         boundary = _parameters(_content_type(headers)[1]).get(b"boundary")
-        return FieldReader(_form(held, boundary, fields), fields) if boundary else None
-    return FieldReader(_JsonObject(held, fields).scan(), fields) if is_json(headers) else None
+        return FieldReader(_form(held, boundary, fields, wanted), fields) if boundary else None
+    if is_json(headers):
+        return FieldReader(_JsonObject(held, fields, wanted).scan(), fields)
+    return None
 
 
 def from_json(content: bytes | bytearray) -> dict[str, Scalar]:
@@ -212,12 +216,12 @@ def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
 
 
 def _form(
-    held: bytearray, boundary: bytes, fields: dict[str, Scalar]
+    held: bytearray, boundary: bytes, fields: dict[str, Scalar], wanted: frozenset[str]
 ) -> Generator[None, None, None]:
     """The wanted ones of the fields that come before the first file."""
     delimiter = b"--" + boundary
     at = yield from _find(held, delimiter, 0)
-    pending = set(WANTED)
+    pending = set(wanted)
     while pending:
         headers = yield from _find(held, b"\r\n", at + len(delimiter))
         after = at + len(delimiter)

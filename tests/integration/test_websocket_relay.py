@@ -330,7 +330,8 @@ def test_without_workers_it_is_refused_with_our_error() -> None:
 def test_unreachable_worker_is_passed_over() -> None:
     async def main() -> None:
         good, gone = Worker(echo), Worker(echo)
-        async with pool(good, gone, health_check_interval=1000) as (running, connect):
+        options = {"health_check_interval": 1000, "worker_concurrency": 3}
+        async with pool(good, gone, **options) as (running, connect):
             record = running.parts.registry.find(gone.url)
             assert record is not None
             assert record.health is Health.HEALTHY
