@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from attrs import define
 
-from ..dispatch import Dispatcher, NoCapableWorker
-from ..errors import PoolUnavailable, WorkerFailed
+from ..dispatch import Dispatcher
+from ..errors import RouterError, WorkerFailed
 from ..pool.candidates import Facts
 from ..pool.registry import Registry
 from ..pool.worker import Lease, Worker
@@ -38,7 +38,7 @@ class Attempts:
         while failure is None or len(tried) <= self.retries:
             try:
                 lease = await self.dispatcher.lease(facts, tried=tried)
-            except (PoolUnavailable, NoCapableWorker):
+            except RouterError:
                 if failure is not None:
                     break
                 raise
