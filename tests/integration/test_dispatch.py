@@ -277,7 +277,7 @@ def test_what_waits_is_told(run_router: RunRouter) -> None:
             await trio.sleep(0.05)
             told = (await router.http.get("/queue")).json()
         assert (told["waiting"], told["limit"]) == (3, 10_000)
-        assert told["drain_rate_per_second"] == 1
+        assert 0 < told["drain_rate_per_second"] <= 1
         rows = {row["client"]: row for row in told["groups"]}
         assert {client: row["waiting"] for client, row in rows.items()} == {"a": 2, "b": 1}
         assert {(row["model"], row["task"]) for row in rows.values()} == {("m", "image")}
