@@ -95,6 +95,14 @@ class PoolUnavailable(RouterError):
     default_code = "no_routable_worker"
 
 
+class StateUnavailable(RouterError):
+    """What must outlive a restart cannot be written to the disk now."""
+
+    fault = Fault.ROUTER
+    default_status = 503
+    default_code = "state_unavailable"
+
+
 class WorkerFailed(RouterError):
     """A worker could not be reached or broke off before its answer began."""
 

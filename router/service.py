@@ -44,6 +44,7 @@ from .relay.websocket import WebSocketRelay
 from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
 from .settings import QueueOrder, RouterSettings
+from .store.store import Store
 from .web.app import create_app
 from .web.parts import CallLimits, Parts
 
@@ -111,6 +112,7 @@ async def serve(
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a router on these listeners until `stop` is set and what was in flight has ended."""
+    store = Store()
     registry = Registry(
         failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
@@ -157,6 +159,7 @@ async def serve(
         follower = Follower(registry, dispatcher, assets, client)
         jobs = JobControl(registry, assets, client)
         parts = Parts(
+            store=store,
             registry=registry,
             dispatcher=dispatcher,
             watchman=watchman,

@@ -124,6 +124,8 @@ class Worker:
     admin: Admin = Admin.ENABLED
     memory: Memory = Memory.AWAKE
     weights: Weights = Weights.CURRENT
+    # Of the ledger entry that it has; 0: those of its start, before any change.
+    weight_version: int = 0
     # Probes since the last one of the other outcome; never both above zero.
     consecutive_failures: int = 0
     consecutive_successes: int = 0

@@ -16,6 +16,7 @@ from ..control.retire import Retirer
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..pool.registry import Registry
+from ..store.store import Store
 
 _KEY = "router"
 
@@ -32,6 +33,7 @@ class CallLimits:
 class Parts:
     """The parts of the running router that endpoints call."""
 
+    store: Store
     registry: Registry
     dispatcher: Dispatcher
     watchman: Watchman
