@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import h11
 import trio
 from attrs import define, field, frozen
 
@@ -13,9 +12,11 @@ from ..pool.worker import Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .body import Body, facts_of, peek, too_large
+from .connection import Broken, Connection
 from .exchange import ClientGone, Exchange
 from .routes import Route
-from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Head, Upstream
+from .upstream import ConnectFailed, ConnectTimeout, Upstream
+from .wire import Head, NotAllowed
 
 # How long a worker that closed its side of an upload may still be heard, in seconds.
 _LAST_WORDS = 2.0
@@ -222,7 +223,7 @@ class _Attempt:
         )
         try:
             return connection.request(exchange.method, exchange.target, request_headers)
-        except h11.LocalProtocolError as error:
+        except NotAllowed as error:
             raise BadRequest(f"The request cannot be passed on: {error}") from error
 
     async def _stream(self, connection: Connection, head_bytes: bytes) -> None:
@@ -328,6 +329,8 @@ class _Attempt:
         )
 
     async def _piece(self, connection: Connection) -> bytes:
+        if connection.ahead:  # no scope for what need not wait
+            return await connection.piece()
         idle = self.forwarder.limits.idle
         with trio.move_on_after(idle):
             return await connection.piece()

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from router.errors import WorkerFailed
-from router.relay.upstream import Broken, Connection
+from router.relay.connection import Broken, Connection
 from tests.integration.relay.harness import (
     Peer,
     ScriptedWorker,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
+from router.relay.connection import Broken, Connection
 from router.relay.forward import Limits
-from router.relay.upstream import Broken, Connection
 from tests.integration.relay.harness import answering, failing, never, routed, run, until
 from tests.integration.relay.rig import FakeExchange, rigged
 from tests.integration.relay.wire import (
