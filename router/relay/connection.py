@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from collections.abc import Sequence
@@ -80,11 +81,17 @@ class Connection:
         self._ended = True
         return b"0\r\n\r\n" if self._owed is None else b""
 
-    async def send(self, data: bytes | memoryview) -> None:
-        """Write; raises Broken if the worker does not take it."""
+    async def send(self, data: bytes | memoryview, *, patience: float = math.inf) -> None:
+        """Write. Raises Broken if the worker does not take it, trio.TooSlowError if not within
+        so many seconds."""
         self._sending = True  # stays so if we are cancelled half-way
         try:
-            await self.stream.send_all(data)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if isinstance(self.stream, PlainStream):
+                data = self.stream.send_now(data)
+            if data:  # no scope for what need not wait
+                with trio.fail_after(patience):
+                    await self.stream.send_all(data)
             self._sending = False
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Broken(

@@ -256,24 +256,23 @@ class _Attempt:
         """Send bytes of the request, the `last` ones or others. Raises Broken or WorkerTimeout."""
         # Before and not after: an answer to them, or the end of the worker, may be seen first.
         self.delivered = last
-        with trio.move_on_after(self.forwarder.limits.idle):
-            try:
-                await connection.send(data)
-            except Broken:
-                self.delivered = False
-                raise
-            if last:
-                self.forwarder.attempts.dispatcher.delivered(self.lease)
-            if self.consumed or not self._repeatable:
-                self.body.held.clear()  # it cannot be sent a second time; answers can take long
-            return
-        self.delivered = False
-        raise WorkerTimeout(
-            f"Worker {self.lease.worker.url} took no byte of the request for "
-            f"{self.forwarder.limits.idle:g} s",
-            code="idle_timeout",
-            details={"worker_url": self.lease.worker.url, "retry_safe": True},
-        )
+        idle = self.forwarder.limits.idle
+        try:
+            await connection.send(data, patience=idle)
+        except Broken:
+            self.delivered = False
+            raise
+        except trio.TooSlowError:
+            self.delivered = False
+            raise WorkerTimeout(
+                f"Worker {self.lease.worker.url} took no byte of the request for {idle:g} s",
+                code="idle_timeout",
+                details={"worker_url": self.lease.worker.url, "retry_safe": True},
+            ) from None
+        if last:
+            self.forwarder.attempts.dispatcher.delivered(self.lease)
+        if self.consumed or not self._repeatable:
+            self.body.held.clear()  # it cannot be sent a second time; answers can take long
 
     async def _answer(self, connection: Connection, head: Head) -> None:
         exchange, worker = self.exchange, self.lease.worker

@@ -9,11 +9,12 @@ import trio
 _READ = 64 * 1024
 
 
-class PlainStream(trio.abc.Stream):
+class PlainStream:
     """A connected TCP socket, which it owns. One task at a time may send, and one receive.
 
-    Unlike trio's own, sending is no checkpoint where the kernel takes all at once: whoever sends
-    in a loop waits for something else in that loop. Receiving always is one.
+    A stream of trio's in all but the name: checking for an abstract class costs time. Sending
+    does not yield where the kernel takes all at once, so whoever sends in a loop waits for
+    something else in that loop; but who was cancelled sends nothing. Receiving always yields.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -22,35 +23,36 @@ class PlainStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Raises trio.BrokenResourceError or trio.ClosedResourceError."""
-        rest = data
+        await trio.lowlevel.checkpoint_if_cancelled()
+        rest = self.send_now(data)
         while rest:
+            self._check()
             try:
-                sent = self.socket.send(rest)
-            except (BlockingIOError, InterruptedError):
-                await self.wait_send_all_might_not_block()
-                continue
+                await trio.lowlevel.wait_writable(self.socket)
             except OSError as error:
                 raise self._failed(error) from error
-            if sent == len(rest):
-                return
-            rest = memoryview(rest)[sent:]
+            rest = self.send_now(rest)
 
-    async def wait_send_all_might_not_block(self) -> None:
-        """Raises trio.BrokenResourceError or trio.ClosedResourceError."""
-        self._check()
+    def send_now(self, data: bytes | bytearray | memoryview) -> memoryview:
+        """Send what the kernel takes at once; returns the rest.
+
+        Raises trio.BrokenResourceError or trio.ClosedResourceError.
+        """
         try:
-            await trio.lowlevel.wait_writable(self.socket)
+            return memoryview(data)[self.socket.send(data) :]
+        except (BlockingIOError, InterruptedError):
+            return memoryview(data)
         except OSError as error:
             raise self._failed(error) from error
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+    async def receive_some(self, max_bytes: int = _READ) -> bytes:
         """Raises trio.BrokenResourceError or trio.ClosedResourceError."""
         while True:
             self._check()
             try:
                 # First of all: what is asked for has hardly ever come already.
                 await trio.lowlevel.wait_readable(self.socket)
-                return self.socket.recv(max_bytes or _READ)
+                return self.socket.recv(max_bytes)
             except (BlockingIOError, InterruptedError):
                 continue
             except OSError as error:
@@ -61,10 +63,6 @@ class PlainStream(trio.abc.Stream):
         if self.socket.fileno() != -1:
             trio.lowlevel.notify_closing(self.socket)
             self.socket.close()
-
-    async def aclose(self) -> None:
-        self.close()
-        await trio.lowlevel.checkpoint()
 
     def _check(self) -> None:
         if self.socket.fileno() == -1:
