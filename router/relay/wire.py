@@ -46,7 +46,8 @@ def request(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) 
     """The bytes of a request's head. Raises NotAllowed."""
     lines = [b"%b: %b\r\n" % header for header in headers]
     head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode(), target, b"".join(lines))
-    if not _REQUEST.fullmatch(head):
+    # As many lines as there should be: nothing was smuggled into a name or value.
+    if not _REQUEST.fullmatch(head) or head.count(b"\r\n") != len(headers) + 2:
         raise NotAllowed("a line of its head is not valid")
     return head
 
