@@ -115,6 +115,11 @@ class Dispatcher:
         if self._closed:
             raise _closing()
         now = trio.current_time()
+        if not tried and (worker := self._queue.at_once(facts)):
+            lease = self._registry.lease(worker, _new_hold(facts, worker, now))
+            self._queue.taken(worker)
+            self._rate.count(now)
+            return lease
         waiting = Waiting(facts, self._rank(facts, now), now, frozenset(tried))
         parked = self._parked[waiting] = _Parked()
         try:
@@ -213,13 +218,16 @@ class Dispatcher:
 
     def _observe(self, event: events.Event) -> None:
         match event:
+            case events.LeaseGranted():
+                return  # that was decided here
+            case events.LeaseEnded(lease):
+                self._wake_drains(lease.worker)
+                return  # its slot, if it had one, is told by itself
             case events.SlotFreed(hold):
                 self._registry.begin(hold.worker, trio.current_time())
                 self._wake_drains(hold.worker)
             case events.SlotsChanged(worker) | events.CapabilitiesLearned(worker):
                 self._registry.begin(worker, trio.current_time())
-            case events.LeaseEnded(lease):
-                self._wake_drains(lease.worker)
             case events.Reincarnated(worker):
                 self._forget_jobs(worker)
                 self._wake_drains(worker)
@@ -251,7 +259,8 @@ class Dispatcher:
 
     def _give(self, waiting: Waiting, worker: Worker) -> None:
         parked = self._parked[waiting]
-        parked.lease = self._registry.lease(worker, _new_hold(waiting.facts, worker))
+        hold = _new_hold(waiting.facts, worker, trio.current_time())
+        parked.lease = self._registry.lease(worker, hold)
         parked.decided.set()
 
     def _refuse(self, effect: Refusal) -> None:
@@ -311,7 +320,7 @@ class Dispatcher:
         )
 
 
-def _new_hold(facts: Facts, worker: Worker) -> Hold | None:
+def _new_hold(facts: Facts, worker: Worker, now: float) -> Hold | None:
     if facts.need is Need.NOTHING:
         return None
     return Hold(
@@ -320,7 +329,7 @@ def _new_hold(facts: Facts, worker: Worker) -> Hold | None:
         HoldKind.SESSION if facts.need is Need.SESSION else HoldKind.GENERATION,
         facts.kind,
         facts.work,
-        since=trio.current_time(),
+        since=now,
         job=facts.need is Need.JOB,
     )
 

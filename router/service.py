@@ -6,6 +6,7 @@ a router that answers without one of its parts.
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -70,6 +71,7 @@ def run(settings: RouterSettings) -> int:
     # Before the port answers.
     settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
     listeners = open_listeners(settings.host, settings.port)
+    spare_the_collector()
     return trio.run(_until_signalled, settings, listeners, strict_exception_groups=True)
 
 
@@ -235,6 +237,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def spare_the_collector() -> None:
+    """Keep what was imported out of every collection, and collect less often: an exchange makes
+    hundreds of objects, hardly any of them part of a cycle. A tenth of its time goes otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 20)
 
 
 def raise_open_files_limit() -> None:

@@ -48,7 +48,13 @@ def configure(level: str) -> None:
 
 def log_event(event: events.Event) -> None:
     """Log what happened to a worker. An observer of the registry."""
-    match event:
+    match event:  # the most frequent ones first
+        case events.LeaseGranted(lease):
+            logger.debug("worker %s: lease granted", lease.worker.url)
+        case events.LeaseEnded(lease):
+            logger.debug("worker %s: lease ended", lease.worker.url)
+        case events.SlotFreed(hold):
+            logger.debug("worker %s: slot freed (%s)", hold.worker.url, hold.kind)
         case events.WorkerAdded(worker):
             logger.info("worker %s added (%s)", worker.url, worker.origin)
         case events.WorkerRemoved(worker):
@@ -67,13 +73,7 @@ def log_event(event: events.Event) -> None:
             logger.warning("worker %s is another process now (%s)", worker.url, reason)
         case events.Trouble(worker, reason):
             logger.debug("worker %s: %s", worker.url, reason)
-        case events.LeaseGranted(lease):
-            logger.debug("worker %s: lease granted", lease.worker.url)
-        case events.LeaseEnded(lease):
-            logger.debug("worker %s: lease ended", lease.worker.url)
         case events.Held(hold):
             logger.debug("worker %s: a slot stays taken (%s)", hold.worker.url, hold.kind)
-        case events.SlotFreed(hold):
-            logger.debug("worker %s: slot freed (%s)", hold.worker.url, hold.kind)
         case events.SlotsChanged(worker):
             logger.debug("worker %s: %d slots", worker.url, worker.max_concurrency)

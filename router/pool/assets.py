@@ -127,8 +127,14 @@ class AssetMap:
         if not gone:
             return
         for pool in (self._finished, self._running):
-            for asset_id in [i for i, packed in pool.items() if packed >> _ORDER_BITS in gone]:
-                self._keep_place(asset_id, pool.pop(asset_id))
+            lost = [asset_id for asset_id, packed in pool.items() if packed >> _ORDER_BITS in gone]
+            for asset_id in lost[-2 * _MOST_PLACES :]:  # no more of them are kept
+                self._keep_place(asset_id, pool[asset_id])
+            if len(lost) == len(pool):
+                pool.clear()
+            else:
+                for asset_id in lost:
+                    del pool[asset_id]
         for index in gone:
             self._owners[index] = None
         self._index = {key: i for key, i in self._index.items() if i not in gone}

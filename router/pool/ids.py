@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network
 from urllib.parse import quote, unquote, urlsplit
 
@@ -107,6 +108,7 @@ def normalise_url(text: str) -> str:
     return f"{scheme}://{host}:{port}"
 
 
+@lru_cache(4096)
 def worker_id(url: str) -> str:
     """The id under which a worker with this normalised URL is known: the URL percent-encoded."""
     return quote(url, safe="")

@@ -84,6 +84,27 @@ class Queue:
             effects.append(self._refuse(waiting))
         return effects
 
+    def at_once(self, facts: Facts) -> Worker | None:
+        """The worker for a generation or session that need not wait, and was tried nowhere yet;
+        None if it must. Whoever takes it occupies the slot, and says `taken`, at once.
+
+        The short way for what `add` would grant: nobody waits where a worker is usable, so there
+        is nobody to overtake.
+        """
+        if facts.need is not Need.SLOT and facts.need is not Need.SESSION:
+            return None
+        line = self._line(facts.wants)
+        if not line.usable:
+            return None
+        worker = self.policy.choose(list(line.usable), line.key, facts)
+        line.note(worker)
+        return worker if worker in line.usable else None
+
+    def taken(self, worker: Worker) -> None:
+        """A slot of the worker was occupied."""
+        for line in self._of_worker[worker].due:
+            line.note(worker)
+
     def drop(self, waiting: Waiting) -> None:
         """The request's client has left, or it has waited too long."""
         if not waiting.over:
@@ -261,8 +282,7 @@ class Queue:
         self._leave(waiting)
         grant = Grant(waiting, worker)
         self.take(grant)
-        for line in self._of_worker[worker].due:
-            line.note(worker)
+        self.taken(worker)
         return grant
 
     def _refuse_hopeless(self, line: Line) -> list[Effect]:

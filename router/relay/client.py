@@ -4,8 +4,8 @@ id, the shape of an error."""
 from __future__ import annotations
 
 import json
+import os
 import re
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ def request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
     given = heads.value(headers, b"x-request-id")
     if given is not None and _REQUEST_ID.match(given):
         return given.decode()
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def error_answer(error: RouterError, request_id: str) -> tuple[heads.Headers, bytes]:

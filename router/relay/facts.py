@@ -98,19 +98,21 @@ def reader(headers: Sequence[tuple[bytes, bytes]], held: bytearray) -> FieldRead
     return FieldReader(scan, fields, seen, _AWAITED_IN_JSON)
 
 
-def from_json(content: bytes | bytearray) -> dict[str, Scalar]:
-    """The wanted fields of a whole JSON object."""
+def from_json(content: bytes | bytearray, wanted: frozenset[str] = WANTED) -> dict[str, Scalar]:
+    """The wanted fields of a whole JSON object; none if it is no such thing."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
-    return {name: found[name] for name in WANTED & found.keys() if is_scalar(found[name])}
+    return {name: found[name] for name in wanted & found.keys() if is_scalar(found[name])}
 
 
 def leading_fields(held: bytearray, wanted: frozenset[str]) -> dict[str, Scalar]:
     """The members of these names that stand whole in the beginning of a JSON object."""
+    if held.endswith(b"}") and (whole := from_json(held, wanted)):
+        return whole  # a small object is all here, and this takes a tenth of the time
     fields: dict[str, Scalar] = {}
     seen: set[str] = set()
     FieldReader(_JsonObject(held, fields, seen, wanted).scan(), fields, seen).done()

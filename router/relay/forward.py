@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import h11
 import trio
 from attrs import define, field, frozen
 
@@ -13,9 +12,11 @@ from ..pool.worker import Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .body import Body, facts_of, peek, too_large
+from .connection import Broken, Connection
 from .exchange import ClientGone, Exchange
 from .routes import Route
-from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Head, Upstream
+from .upstream import ConnectFailed, ConnectTimeout, Upstream
+from .wire import Head, NotAllowed
 
 # How long a worker that closed its side of an upload may still be heard, in seconds.
 _LAST_WORDS = 2.0
@@ -222,7 +223,7 @@ class _Attempt:
         )
         try:
             return connection.request(exchange.method, exchange.target, request_headers)
-        except h11.LocalProtocolError as error:
+        except NotAllowed as error:
             raise BadRequest(f"The request cannot be passed on: {error}") from error
 
     async def _stream(self, connection: Connection, head_bytes: bytes) -> None:
@@ -255,24 +256,23 @@ class _Attempt:
         """Send bytes of the request, the `last` ones or others. Raises Broken or WorkerTimeout."""
         # Before and not after: an answer to them, or the end of the worker, may be seen first.
         self.delivered = last
-        with trio.move_on_after(self.forwarder.limits.idle):
-            try:
-                await connection.send(data)
-            except Broken:
-                self.delivered = False
-                raise
-            if last:
-                self.forwarder.attempts.dispatcher.delivered(self.lease)
-            if self.consumed or not self._repeatable:
-                self.body.held.clear()  # it cannot be sent a second time; answers can take long
-            return
-        self.delivered = False
-        raise WorkerTimeout(
-            f"Worker {self.lease.worker.url} took no byte of the request for "
-            f"{self.forwarder.limits.idle:g} s",
-            code="idle_timeout",
-            details={"worker_url": self.lease.worker.url, "retry_safe": True},
-        )
+        idle = self.forwarder.limits.idle
+        try:
+            await connection.send(data, patience=idle)
+        except Broken:
+            self.delivered = False
+            raise
+        except trio.TooSlowError:
+            self.delivered = False
+            raise WorkerTimeout(
+                f"Worker {self.lease.worker.url} took no byte of the request for {idle:g} s",
+                code="idle_timeout",
+                details={"worker_url": self.lease.worker.url, "retry_safe": True},
+            ) from None
+        if last:
+            self.forwarder.attempts.dispatcher.delivered(self.lease)
+        if self.consumed or not self._repeatable:
+            self.body.held.clear()  # it cannot be sent a second time; answers can take long
 
     async def _answer(self, connection: Connection, head: Head) -> None:
         exchange, worker = self.exchange, self.lease.worker
@@ -328,6 +328,8 @@ class _Attempt:
         )
 
     async def _piece(self, connection: Connection) -> bytes:
+        if connection.ahead:  # no scope for what need not wait
+            return await connection.piece()
         idle = self.forwarder.limits.idle
         with trio.move_on_after(idle):
             return await connection.piece()

@@ -18,6 +18,7 @@ from .routes import How, Route
 _MOST_HELD = 1024 * 1024
 # The id of an image is looked for in the beginning of its answer; megabytes of pixels follow.
 _LEADING = 16 * 1024
+_ID = frozenset({"id"})
 
 
 @define(eq=False)
@@ -67,7 +68,7 @@ class _Pictures:
         if self._lease is None:
             return
         self._begun += piece[: _LEADING - len(self._begun)]
-        image_id = leading_fields(self._begun, frozenset({"id"})).get("id")
+        image_id = leading_fields(self._begun, _ID).get("id")
         if isinstance(image_id, str):
             self.assets.learn(image_id, self._lease.worker, AssetKind.IMAGE)
         if isinstance(image_id, str) or len(self._begun) >= _LEADING:

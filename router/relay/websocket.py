@@ -21,7 +21,8 @@ from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .body import client_id
 from .client import Receive, Scope, Send, error_answer, link_of, request_id, target_of
-from .upstream import Broken, ConnectFailed, Connection, ConnectTimeout, Upstream
+from .connection import Broken, Connection
+from .upstream import ConnectFailed, ConnectTimeout, Upstream
 from .worker_socket import (
     GOING_AWAY,
     INTERNAL_ERROR,

@@ -22,7 +22,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from .upstream import Broken, Connection
+from .connection import Broken, Connection
 
 _FAREWELL = 2.0  # seconds for the closing handshake
 _READ = 64 * 1024

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +24,7 @@ from router.server.http1 import STOPPING, Http1Protocol
 from router.server.link import Reason, ServerLimits
 
 RECEIVE = 64 * 1024
+GLANCE = 1.0  # seconds between looks at a client that nothing is read from
 BURST = 3  # full receives in a row without asking the event loop: uploads are 40 % faster
 LINGER_PAUSE = 5.0  # seconds without a byte after our FIN: the client has read what it wanted
 LINGER_PAUSE_STOPPING = 1.0
@@ -92,8 +94,11 @@ class Connection:
         discarded = burst = 0
         while self._sock.fileno() != -1:
             if protocol.full and not self._closing:
+                if hung_up := self._hung_up():
+                    return hung_up
                 self._resume = trio.Event()
-                await self._resume.wait()
+                with trio.move_on_after(GLANCE):
+                    await self._resume.wait()
                 continue
             try:
                 if burst == 0:
@@ -115,6 +120,18 @@ class Connection:
                     return "eof"
                 self._linger()
         return "reset"
+
+    def _hung_up(self) -> Reason | None:
+        """Whether the client has left, though there is more of it to read: always seen of a reset,
+        of a close only once all that the client sent has come as far as our kernel."""
+        if not hasattr(select, "poll"):  # Windows
+            return None
+        poll = select.poll()
+        poll.register(self._sock, getattr(select, "POLLRDHUP", 0))
+        found = poll.poll(0)
+        if not found:
+            return None
+        return "reset" if found[0][1] & select.POLLERR else "eof"
 
     async def write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send; a client that takes nothing for `limits.send` is given up.

@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from router.server import Receive, Scope, Send
+from router.server.link import READ_AHEAD
 from tests.integration.serving import (
     flood,
     link_of,
@@ -66,6 +67,33 @@ def test_a_leaving_client_is_noticed(how: str, sent: bytes) -> None:
             else:
                 client.reset()
         assert reasons == [how]
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+def test_a_client_that_leaves_while_its_body_is_held_back_is_noticed(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.server.connection.GLANCE", 0.1)
+    gone: list[str | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        gone.append(await until_gone(scope))
+
+    async def main() -> None:
+        async with serving(app) as served:
+            client = await served.connect()
+            # A little more than is read ahead: the rest waits in the kernel.
+            body = bytes(READ_AHEAD + 80 * 1024)
+            await client.send(request("POST", "/", f"Content-Length: {64 * MIB}") + body)
+            await settle()
+            assert not gone
+            if how == "eof":
+                await client.stream.aclose()
+            else:
+                client.reset()
+        assert gone == [how]
 
     run(main)
 

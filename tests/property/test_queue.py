@@ -111,6 +111,18 @@ class Shell:
         self.waiting[waiting] = None
         self.decide(lambda: self.queue.add(waiting))
 
+    def add_at_once(self, waiting: Waiting) -> bool:
+        """The short way: False if there is none."""
+        worker = self.queue.at_once(waiting.facts)
+        if worker is None:
+            return False
+        members = self.fitting(waiting)
+        assert not [w for w in self.waiting if not w.eager and self.fitting(w) == members]
+        self.waiting[waiting] = None
+        self.take(Grant(waiting, worker))
+        self.queue.taken(worker)
+        return True
+
     def cancel(self, waiting: Waiting) -> None:
         del self.waiting[waiting]
         self.queue.drop(waiting)
@@ -229,11 +241,13 @@ class QueueMachine(RuleBasedStateMachine):
         if worker := self.worker(index):
             self.registry.set_concurrency(worker, slots)
 
-    @rule(facts=FACTS, rank=st.integers(0, 3), many=st.integers(1, 4))
-    def ask(self, facts: Facts, rank: int, many: int) -> None:
+    @rule(facts=FACTS, rank=st.integers(0, 3), many=st.integers(1, 4), short=st.booleans())
+    def ask(self, facts: Facts, rank: int, many: int, short: bool) -> None:
         for _ in range(many):
             self.asked += 1
-            self.shell.add(Waiting(facts, rank, 0.0))
+            waiting = Waiting(facts, rank, 0.0)
+            if not short or not self.shell.add_at_once(waiting):
+                self.shell.add(waiting)
 
     @precondition(lambda self: self.shell.waiting)
     @rule(index=INDEX)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import trio
 
 from router.errors import WorkerFailed
-from router.relay.upstream import Broken, Connection
+from router.relay.connection import Broken, Connection
 from tests.integration.relay.harness import (
     Peer,
     ScriptedWorker,
@@ -147,11 +148,13 @@ def test_an_answer_is_heard_though_the_upload_broke() -> None:
 def test_a_worker_that_takes_no_more_is_heard_for_a_moment(
     answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def send(self: Connection, data: bytes | memoryview) -> None:
+    async def send(
+        self: Connection, data: bytes | memoryview, *, patience: float = math.inf
+    ) -> None:
         if broken:
             raise Broken("it takes no more")
         broken.append(True)
-        await write(self, data)
+        await write(self, data, patience=patience)
 
     write = Connection.send
     broken: list[bool] = []

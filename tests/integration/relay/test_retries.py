@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import trio
 
+from router.relay.connection import Broken, Connection
 from router.relay.forward import Limits
-from router.relay.upstream import Broken, Connection
 from tests.integration.relay.harness import answering, failing, never, routed, run, until
 from tests.integration.relay.rig import FakeExchange, rigged
 from tests.integration.relay.wire import (
@@ -124,12 +126,14 @@ def test_a_request_whose_end_could_not_be_written_goes_to_another_worker(
 ) -> None:
     failures = 0
 
-    async def send(self: Connection, data: bytes | memoryview) -> None:
+    async def send(
+        self: Connection, data: bytes | memoryview, *, patience: float = math.inf
+    ) -> None:
         nonlocal failures
         if not failures and data[-1:] == b"!":
             failures += 1
             raise Broken("it broke at the end")
-        await write(self, data)
+        await write(self, data, patience=patience)
 
     write = Connection.send
     monkeypatch.setattr(Connection, "send", send)

@@ -196,3 +196,23 @@ def test_what_was_never_asked_for_again_is_forgotten() -> None:
         pool.end(worker)
     assert len(pool.queue._lines) <= 300
     assert pool.queue.waiting == 0
+
+
+def test_the_short_way_is_only_for_those_who_need_not_wait() -> None:
+    pool = Pool()
+    worker = pool.worker("a", slots=2)
+    assert pool.queue.at_once(Facts(need=Need.JOB)) is None
+    assert pool.queue.at_once(Facts(need=Need.NOTHING)) is None
+    for _ in range(2):
+        assert pool.queue.at_once(IMAGE) is worker
+        pool.running.setdefault(worker, []).append(
+            pool.registry.lease(worker, Hold(worker, worker.incarnation, HoldKind.GENERATION))
+        )
+        pool.queue.taken(worker)
+    assert pool.queue.at_once(IMAGE) is None
+    waiting = pool.ask(IMAGE)
+    assert pool.end(worker) is waiting
+    assert pool.queue.at_once(IMAGE) is None
+    pool.registry.administer(worker, AdminEvent.DRAIN)
+    assert pool.end(worker) is None
+    assert pool.queue.at_once(IMAGE) is None

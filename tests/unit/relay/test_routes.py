@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.pool.worker import Task
 from router.relay.routes import ROUTES, How, Route, find
@@ -83,3 +85,18 @@ def test_the_main_rows(method: str, path: str, how: How, task: Task | None) -> N
 )
 def test_anything_else_goes_to_any_worker(method: str, path: str) -> None:
     assert find(method, path).how is How.ANY
+
+
+SEGMENTS = sorted({segment for route in ROUTES for segment in route.path.split("/")})
+
+
+@given(
+    st.sampled_from(METHODS),
+    st.lists(st.sampled_from([*SEGMENTS, "a", "a b", "\n", "{x}"]), max_size=5).map("/".join),
+    st.booleans(),
+)
+def test_the_first_row_that_matches_wins(method: str, path: str, rooted: bool) -> None:
+    path = f"/{path}" if rooted else path
+    own = (How.OWN, How.CHANGE, How.GATHER)
+    matching = [r for r in ROUTES if r.matches(None if r.how in own else method, path)]
+    assert find(method, path) is (matching[0] if matching else ROUTES[-1])
