@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
+import socket
 from pathlib import Path
 
 from attrs import frozen
@@ -18,6 +20,7 @@ from .reading import Damaged, Loaded, load
 
 logger = logging.getLogger("router.store")
 
+PROGRAM = "sglang-d-router"
 ASIDE = "before-fresh"  # where `--fresh` puts what was there
 
 
@@ -37,6 +40,15 @@ class Taken:
     journal: Journal
     # Seconds since the last sign of life of the router before; None: there was none.
     absence: float | None
+
+
+def default_folder(port: int) -> Path:
+    """Where a router on this port of this host keeps its state. Raises RuntimeError if the user
+    has no home."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state"
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname()) or "localhost"
+    return base / PROGRAM / f"{host}-{port}"
 
 
 def take(folder: Path, *, fresh: bool = False) -> Taken:

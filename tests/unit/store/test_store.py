@@ -104,9 +104,7 @@ def test_what_nobody_waits_for_is_written_soon(tmp_path: Path) -> None:
     run(main)
 
 
-def test_commits_side_by_side_share_a_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commits_side_by_side_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = 0
 
     def sync(fd: int) -> None:
@@ -265,9 +263,7 @@ def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("finish", [False, True])
-def test_the_format_before_is_read(
-    tmp_path: Path, older: Callable[[], None], finish: bool
-) -> None:
+def test_the_format_before_is_read(tmp_path: Path, older: Callable[[], None], finish: bool) -> None:
     async def before() -> None:
         store = Store.open(tmp_path)
         async with store.running():
