@@ -138,6 +138,8 @@ class SettingsError(Exception):
 class StartError(Exception):
     """The router cannot start (a port in use, say). The message is one sentence for the user."""
 
+    status: ClassVar[int] = 1  # of the process
+
 
 def describe(error: BaseException) -> str:
     """The most telling words of an exception of the operating system or a library."""

@@ -6,11 +6,13 @@ a router that answers without one of its parts.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,10 +25,13 @@ from .control.client import ControlClient
 from .control.errands import Errands
 from .control.follow import Follower
 from .control.jobs import JobControl
+from .control.keeper import Keeper
 from .control.memory import MemoryControl
+from .control.recovery import Recovery
 from .control.refit import WeightControl
 from .control.retire import Retirer
 from .control.watch import Watchman
+from .control.witness import Witness
 from .dispatch import Dispatcher, QueueLimits
 from .errors import StartError, describe
 from .observe import logs
@@ -34,7 +39,6 @@ from .pool import ids, policies
 from .pool.assets import AssetMap
 from .pool.cost import Speeds
 from .pool.registry import Registry
-from .pool.worker import Origin
 from .relay.access import AdminKey
 from .relay.asgi import Relay
 from .relay.attempts import Attempts
@@ -45,6 +49,7 @@ from .relay.websocket import WebSocketRelay
 from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
 from .settings import QueueOrder, RouterSettings
+from .store.opening import StateRefused, default_folder
 from .store.store import Store
 from .web.app import create_app
 from .web.parts import CallLimits, Parts
@@ -70,12 +75,46 @@ def run(settings: RouterSettings) -> int:
     raise_open_files_limit()
     # Before the port answers.
     settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
-    listeners = open_listeners(settings.host, settings.port)
-    spare_the_collector()
-    return trio.run(_until_signalled, settings, listeners, strict_exception_groups=True)
+    store = open_store(settings)
+    try:
+        listeners = open_listeners(settings.host, settings.port)
+        spare_the_collector()
+        with unwrapped():
+            main = partial(_until_signalled, settings, listeners, store)
+            return trio.run(main, strict_exception_groups=True)
+    finally:
+        store.close()
 
 
-async def _until_signalled(settings: RouterSettings, listeners: list[socket.socket]) -> int:
+def open_store(settings: RouterSettings) -> Store:
+    """The store that the settings name. Raises StateRefused."""
+    given = settings.state_dir
+    if given == "none":
+        return Store()
+    if given is None and settings.port == 0:
+        logger.info("no state is kept: the port is another one each time; give a --state-dir")
+        return Store()
+    folder: Path | None = None
+    try:
+        folder = default_folder(settings.port) if given is None else Path(given)
+        return Store.open(
+            folder.absolute(), fresh=settings.fresh, best_effort=settings.state_best_effort
+        )
+    except (OSError, RuntimeError) as error:  # the latter where the user has no home
+        if given is not None:
+            raise StateRefused(
+                f"The state directory {folder} cannot be used: {describe(error)}"
+            ) from error
+        where = "" if folder is None else f"{folder} cannot be used: "
+        logger.warning(
+            "NO STATE IS KEPT: %s%s; give a --state-dir, or none", where, describe(error)
+        )
+        return Store()
+
+
+async def _until_signalled(
+    settings: RouterSettings, listeners: list[socket.socket], store: Store
+) -> int:
     stop = trio.Event()
     status = 0
     async with trio.open_nursery() as nursery:
@@ -100,7 +139,7 @@ async def _until_signalled(settings: RouterSettings, listeners: list[socket.sock
         await nursery.start(obey_signals)
         for listener in listeners:
             logger.info("listening on %s", address_of(listener))
-        await serve(settings, listeners, stop)
+        await serve(settings, listeners, stop, store)
         nursery.cancel_scope.cancel()
     logger.info("stopped")
     return status
@@ -110,11 +149,27 @@ async def serve(
     settings: RouterSettings,
     listeners: list[socket.socket],
     stop: trio.Event,
+    store: Store | None = None,
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a router on these listeners until `stop` is set and what was in flight has ended."""
-    store = Store()
+    """Run a router on these listeners until `stop` is set and what was in flight has ended.
+
+    Without a store nothing outlives it. Raises StateRefused if the store's records make no sense.
+    """
+    store = store or Store()
+    async with store.running():
+        await _serve(settings, listeners, stop, store, task_status)
+        await store.finish()
+
+
+async def _serve(
+    settings: RouterSettings,
+    listeners: list[socket.socket],
+    stop: trio.Event,
+    store: Store,
+    task_status: trio.TaskStatus[Running],
+) -> None:
     registry = Registry(
         failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
@@ -154,12 +209,15 @@ async def serve(
         websocket_message=settings.websocket_max_message,
     )
     async with ControlClient() as client:
-        watchman = Watchman(registry, client, settings.health_check_interval)
         retirer = Retirer(registry, dispatcher)
         errands = Errands()
         assets = AssetMap(settings.max_assets)
+        witness = Witness(assets, client)
+        watchman = Watchman(registry, client, witness, settings.health_check_interval)
         follower = Follower(registry, dispatcher, assets, client)
         jobs = JobControl(registry, assets, client)
+        recovery = Recovery(registry, dispatcher, assets, jobs)
+        keeper = Keeper(store, registry, dispatcher, assets)
         parts = Parts(
             store=store,
             registry=registry,
@@ -169,11 +227,12 @@ async def serve(
             client=client,
             jobs=jobs,
             weights=WeightControl(client),
-            memory=MemoryControl(registry, client),
+            memory=MemoryControl(registry, client, store),
             errands=errands,
             limits=CallLimits(refit=settings.refit_timeout, idle=settings.idle_timeout),
         )
-        app: App = Relay(cast(App, create_app(parts)), forwarder, websockets, assets, jobs.owner)
+        own = cast(App, create_app(parts))
+        app: App = Relay(own, forwarder, websockets, assets, store, jobs.owner)
         key = admin_key(settings)
         if key is not None:
             app = AdminKey(app, key.encode())
@@ -183,20 +242,26 @@ async def serve(
                 "set --admin-api-key-file",
                 settings.host,
             )
-        for url in settings.worker_urls:
-            registry.add(ids.normalise_url(url), Origin.STATIC)
+        restored = keeper.restore(map(ids.normalise_url, settings.worker_urls))
+        keeper.settle()
+        told = keeper.summary()
+        if told is not None:
+            logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upstream.run)
             nursery.start_soon(_wind_down, stop, dispatcher, restarting, settings.shutdown_timeout)
-            await nursery.start(watchman.run)
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
             await nursery.start(follower.run)
+            await nursery.start(recovery.run, restored)
+            await nursery.start(keeper.run)
+            await nursery.start(watchman.run)  # the others wait for what it finds
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)
                 task_status.started(Running(port, parts, upstream))
+            keeper.put_speeds()
             nursery.cancel_scope.cancel()
 
 
@@ -209,6 +274,21 @@ async def _wind_down(
     dispatcher.close()
     await trio.sleep(min(_SESSION_GRACE, patience / 2))
     restarting.set()
+
+
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """Let a StartError out of the groups that nurseries wrap it in."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        found: BaseException | None
+        found, rest = group.split(StartError)
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        if found is not None and rest is None:
+            raise found from None
+        raise
 
 
 def address_of(listener: socket.socket) -> str:

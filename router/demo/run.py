@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import trio
@@ -21,6 +19,7 @@ from ..pool.registry import Registry
 from ..pool.worker import Health, Origin
 from ..server import open_listeners
 from ..settings import DemoSettings, LogLevel, RouterSettings
+from ..store.store import Store
 from .check import check
 from .screen import Screen
 
@@ -49,7 +48,7 @@ def run(settings: DemoSettings) -> int:
     listeners = open_listeners(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="sglang-d-router-demo-") as folder:
         demo = _Demo(settings, Screen(verbose=settings.verbose), Path(folder))
-        with _unwrapped():
+        with service.unwrapped():
             return trio.run(_main, demo, listeners, strict_exception_groups=True)
 
 
@@ -77,7 +76,7 @@ async def _main(demo: _Demo, listeners: list[socket.socket]) -> int:
             shutdown_timeout=5.0,
         )
         running: service.Running = await nursery.start(
-            service.serve, settings, listeners, trio.Event()
+            service.serve, settings, listeners, trio.Event(), Store.open(demo.logs / "state")
         )
         registry = running.parts.registry
         for url in urls:
@@ -170,18 +169,3 @@ def _reachable(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-@contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Let a StartError out of the groups that nurseries wrap it in."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found: BaseException | None
-        found, rest = group.split(StartError)
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        if found is not None and rest is None:
-            raise found from None
-        raise

@@ -141,6 +141,8 @@ class Worker:
     troubled: bool = False
     # Set while it is doubtful whether the process is still the one that was probed.
     suspicion: str | None = None
+    # By a request: it stays though no flag names it any more.
+    registered: bool = False
     # What the operator set; None: as many as the worker can (see `max_concurrency`).
     concurrency_limit: int | None = None
     removed: bool = False
@@ -226,6 +228,8 @@ class Hold:
     # For a job, from its submission on; and its id, once it is known.
     job: bool = False
     job_id: str | None = None
+    # It was not granted but found: by what was known before a restart of the router.
+    restored: bool = False
 
 
 @define(eq=False)
