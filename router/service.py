@@ -21,11 +21,15 @@ from attrs import evolve, frozen
 from .control.client import ControlClient
 from .control.errands import Errands
 from .control.follow import Follower
+from .control.held import Transactions
 from .control.jobs import JobControl
 from .control.memory import MemoryControl
 from .control.refit import WeightControl
+from .control.replay import Replayer
 from .control.retire import Retirer
+from .control.turns import Turns
 from .control.watch import Watchman
+from .control.witness import Witness
 from .dispatch import Dispatcher, QueueLimits
 from .errors import StartError, describe
 from .observe import logs
@@ -33,6 +37,7 @@ from .pool import ids, policies
 from .pool.assets import AssetMap
 from .pool.cost import Speeds
 from .pool.registry import Registry
+from .pool.weights import ChangeRecord, LedgerRecord, Ledgers, WeightRecord
 from .pool.worker import Origin
 from .relay.access import AdminKey
 from .relay.asgi import Relay
@@ -116,8 +121,16 @@ async def serve(
     registry = Registry(
         failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
+        trust_weights=settings.trust_external_weights,
     )
     registry.subscribe(logs.log_event)
+    # Before the dispatcher: it hears first of what makes a worker unroutable.
+    ledgers = Ledgers(registry, paper=store, gating=not settings.trust_external_weights)
+    ledgers.restore(
+        store.restored(LedgerRecord).values(),
+        store.restored(WeightRecord).values(),
+        store.restored(ChangeRecord).values(),
+    )
     speeds = Speeds(trio.current_time)
     patience = settings.queue_timeout
     dispatcher = Dispatcher(
@@ -133,7 +146,7 @@ async def serve(
         failure_threshold=settings.health_check_failure_threshold,
     )
     upstream = Upstream(settings.connect_timeout, settings.max_connections)
-    attempts = Attempts(registry, dispatcher, settings.retries)
+    attempts = Attempts(registry, dispatcher, settings.retries, ledgers.latest_issued)
     forwarder = Forwarder(
         attempts,
         upstream,
@@ -152,12 +165,44 @@ async def serve(
         websocket_message=settings.websocket_max_message,
     )
     async with ControlClient() as client:
-        watchman = Watchman(registry, client, settings.health_check_interval)
         retirer = Retirer(registry, dispatcher)
         errands = Errands()
         assets = AssetMap(settings.max_assets)
+        witness = Witness(assets, client)
+        watchman = Watchman(registry, client, witness, settings.health_check_interval)
         follower = Follower(registry, dispatcher, assets, client)
         jobs = JobControl(registry, assets, client)
+        turns = Turns()
+        memory = MemoryControl(
+            registry,
+            dispatcher,
+            client,
+            turns,
+            store,
+            call_timeout=settings.refit_timeout,
+            drain_timeout=settings.drain_timeout,
+        )
+        weights = WeightControl(
+            registry,
+            dispatcher,
+            client,
+            ledgers,
+            turns,
+            store,
+            errands,
+            settings.drain_timeout,
+        )
+        replayer = Replayer(
+            registry,
+            dispatcher,
+            client,
+            ledgers,
+            turns,
+            store,
+            weights,
+            call_timeout=settings.refit_timeout,
+            drain_timeout=settings.drain_timeout,
+        )
         parts = Parts(
             store=store,
             registry=registry,
@@ -166,8 +211,11 @@ async def serve(
             retirer=retirer,
             client=client,
             jobs=jobs,
-            weights=WeightControl(client),
-            memory=MemoryControl(registry, client),
+            ledgers=ledgers,
+            weights=weights,
+            transactions=Transactions(weights),
+            replayer=replayer,
+            memory=memory,
             errands=errands,
             limits=CallLimits(refit=settings.refit_timeout, idle=settings.idle_timeout),
         )
@@ -183,12 +231,15 @@ async def serve(
             )
         for url in settings.worker_urls:
             registry.add(ids.normalise_url(url), Origin.STATIC)
+        memory.restore()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upstream.run)
             nursery.start_soon(_wind_down, stop, dispatcher, restarting, settings.shutdown_timeout)
             await nursery.start(watchman.run)
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
+            await nursery.start(replayer.run)
+            await nursery.start(memory.run)
             await nursery.start(follower.run)
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
             async with trio.open_nursery() as front:

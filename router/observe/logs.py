@@ -63,8 +63,10 @@ def log_event(event: events.Event) -> None:
             logger.info("worker %s serves %s", worker.url, models)
         case events.Suspected(worker, reason):
             logger.info("worker %s may be another process now: %s", worker.url, reason)
+        case events.Absolved(worker, reason):
+            logger.info("worker %s is still the same process (%s)", worker.url, reason)
         case events.Reincarnated(worker, reason):
-            logger.warning("worker %s is another process now (%s)", worker.url, reason)
+            logger.warning("worker %s counts as another process now (%s)", worker.url, reason)
         case events.Trouble(worker, reason):
             logger.debug("worker %s: %s", worker.url, reason)
         case events.LeaseGranted(lease):

@@ -19,6 +19,7 @@ _BATCH = 0.01
 _ORDER_BITS = 40
 _ORDER = (1 << _ORDER_BITS) - 1
 _MOST_PLACES = 10_000
+_MOST_LATEST = 8  # of each owner: some may be deleted before they are needed
 
 
 class AssetKind(StrEnum):
@@ -43,6 +44,15 @@ class Owner:
         return self.worker.removed or self.worker.incarnation != self.incarnation
 
 
+@frozen
+class Made:
+    """Something that one process of a worker has made."""
+
+    asset_id: str
+    kind: AssetKind
+    owner: Owner
+
+
 @define(eq=False)
 class AssetMap:
     """Asset id to owner, at most `limit` of them; the oldest finished go first.
@@ -60,6 +70,8 @@ class AssetMap:
     # A slot whose owner is gone is None, and used again.
     _owners: list[Owner | None] = field(init=False, factory=list)
     _index: dict[tuple[Worker, int, AssetKind], int] = field(init=False, factory=dict)
+    # The newest of each owner, by its index and in their order.
+    _latest: dict[int, dict[str, None]] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
 
     def __len__(self) -> int:
@@ -82,11 +94,16 @@ class AssetMap:
         if not order:
             self._count += 1
             order = self._count
-        packed = self._slot(worker, kind) << _ORDER_BITS | order
+        slot = self._slot(worker, kind)
+        packed = slot << _ORDER_BITS | order
         self._places.pop(asset_id, None)
         if done:
             self._running.pop(asset_id, None)
         (self._finished if done else self._running)[asset_id] = packed
+        latest = self._latest.setdefault(slot, {})
+        latest[asset_id] = None
+        if len(latest) > _MOST_LATEST:
+            del latest[next(iter(latest))]
         if len(self) > self.limit:
             self._make_room()
 
@@ -99,6 +116,22 @@ class AssetMap:
         if owner is None or owner.gone or owner.kind is not kind:
             return None
         return owner
+
+    def latest(self, worker: Worker) -> tuple[Made, ...]:
+        """A few of the assets that the worker's present process has made: jobs before images, of
+        each kind the newest first."""
+        found: list[Made] = []
+        for kind in AssetKind:
+            slot = self._index.get((worker, worker.incarnation, kind))
+            owner = None if slot is None else self._owners[slot]
+            if slot is not None and owner is not None:
+                made = [Made(asset_id, kind, owner) for asset_id in self._latest.get(slot, ())]
+                found += filter(self.has, reversed(made))
+        return tuple(found)
+
+    def has(self, made: Made) -> bool:
+        """Whether it is still known as this owner's: not deleted, nor found elsewhere."""
+        return self.owner(made.asset_id, made.kind) is made.owner
 
     def order(self, asset_id: str) -> int:
         """Its place in the order of creation; 0 if it is not known. That of an asset which is gone
@@ -119,6 +152,7 @@ class AssetMap:
         for pool in (self._finished, self._running):
             packed = pool.pop(asset_id, None)
             if packed is not None:
+                self._latest.get(packed >> _ORDER_BITS, {}).pop(asset_id, None)
                 self._keep_place(asset_id, packed)
 
     def purge(self) -> None:
@@ -131,6 +165,7 @@ class AssetMap:
                 self._keep_place(asset_id, pool.pop(asset_id))
         for index in gone:
             self._owners[index] = None
+            self._latest.pop(index, None)
         self._index = {key: i for key, i in self._index.items() if i not in gone}
 
     def _slot(self, worker: Worker, kind: AssetKind) -> int:

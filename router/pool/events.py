@@ -50,6 +50,14 @@ class Suspected:
 
 
 @frozen
+class Absolved:
+    """The process is proven to be the same: the doubt is over, and everything stays."""
+
+    worker: Worker
+    reason: str
+
+
+@frozen
 class Reincarnated:
     """Another process answers at the worker's URL; what was known of the old one is void."""
 
@@ -101,6 +109,7 @@ Event = (
     | ProspectsChanged
     | CapabilitiesLearned
     | Suspected
+    | Absolved
     | Reincarnated
     | Trouble
     | LeaseGranted

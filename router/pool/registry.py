@@ -39,11 +39,18 @@ class Registry:
     returns. Reports about a worker that was removed meanwhile change nothing.
     """
 
-    def __init__(self, *, failure_threshold: int = 3, concurrency: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        failure_threshold: int = 3,
+        concurrency: int | None = None,
+        trust_weights: bool = False,
+    ) -> None:
         self._workers: dict[str, Worker] = {}
         self._observers: list[Observer] = []
         self._failure_threshold = failure_threshold
         self._concurrency = concurrency  # of workers for which nothing else was set
+        self._trust_weights = trust_weights
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -75,7 +82,9 @@ class Registry:
                 self.set_concurrency(known, concurrency)
             return known
         limit = self._concurrency if concurrency is None else concurrency
-        worker = Worker(url=url, origin=origin, concurrency_limit=limit)
+        worker = Worker(
+            url=url, origin=origin, concurrency_limit=limit, trusted=self._trust_weights
+        )
         self._workers[url] = worker
         self._tell(events.WorkerAdded(worker))
         return worker
@@ -91,7 +100,7 @@ class Registry:
     def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
         """Take a lease on the worker, and with `hold` a slot. Whether it may be sent work is the
         caller's decision."""
-        lease = Lease(worker, worker.incarnation, self._end, hold)
+        lease = Lease(worker, worker.incarnation, self._end, hold, worker.weight_version)
         worker.leases.add(lease)
         if hold is not None:
             hold.begun = hold.since if worker.free_slots > 0 else None
@@ -206,6 +215,14 @@ class Registry:
         old, worker.weights = worker.weights, new
         self._facet(worker, "weights", old, new, reason)
 
+    def stand(self, worker: Worker, version: int, *, reason: str | None, stuck: bool) -> None:
+        """Note the version of the worker's weights, why it is not current, and whether it can
+        come to be without somebody acting. For whoever keeps the ledgers, before `weigh`."""
+        before = hopeful(worker), worker.weight_version
+        worker.weight_version, worker.weights_reason, worker.stuck = version, reason, stuck
+        if (hopeful(worker), version) != before and not worker.removed:
+            self._tell(events.ProspectsChanged(worker))
+
     def suspect(self, worker: Worker, reason: str) -> None:
         """Doubt that the process is the same; the first reason is kept until it is cleared."""
         if worker.removed or worker.suspicion is not None:
@@ -222,15 +239,22 @@ class Registry:
 
     def absolve(self, worker: Worker) -> None:
         """The process is proven to be the same."""
-        worker.suspicion = None
+        reason, worker.suspicion = worker.suspicion, None
+        if reason is not None:
+            self._tell(events.Absolved(worker, reason))
 
     def reincarnate(self, worker: Worker, reason: str) -> None:
         """Another process answers at this URL: forget what only the old one knew.
 
-        Leases on the old process end without effect here.
+        Leases on the old process end without effect here. A sleeper is still to sleep: the GPU
+        was given away.
         """
         if worker.removed:
             return
+        if worker.weight_version:
+            # Before anybody is told anything: else somebody may find it routable.
+            worker.weight_version = 0
+            self.weigh(worker, WeightsEvent.REPLACED, reason)
         worker.suspicion = None
         worker.incarnation += 1
         worker.capabilities = None
@@ -239,6 +263,7 @@ class Registry:
         worker.leases = set()
         worker.holds = {}
         self._tell(events.Reincarnated(worker, reason))
+        self.remember(worker, MemoryEvent.REPLACED, reason)
 
     def _end(self, lease: Lease) -> None:
         self.free(lease)
