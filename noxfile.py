@@ -12,6 +12,8 @@ Only when named:
              versions that still fit. `nox -s lock -- --upgrade` takes the newest ones.
     bench    the benchmarks
     flaky    the tests five times over
+    chaos    processes that die, freeze, sleep and return under load, for a minute (CHAOS_SECONDS);
+             the tests do it for ten seconds
     real     the worker contract, and the router, on real SGLang workers on this machine's CPU;
              installs 1.7 GB of packages the first time (tests/contract/real/README.md)
 """
@@ -120,6 +122,13 @@ def real(session: nox.Session) -> None:
         *("pytest", "tests/contract", *session.posargs),
         env={"ROUTER_PYZ": str(PYZ)},
     )
+
+
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    install(session)
+    seconds = os.environ.get("CHAOS_SECONDS", "60")
+    session.run("pytest", "-s", "tests/chaos", *session.posargs, env={"CHAOS_SECONDS": seconds})
 
 
 @nox.session(default=False)

@@ -18,7 +18,7 @@ from .errors import PoolUnavailable, RouterError
 from .pool import events
 from .pool.candidates import Facts, Need
 from .pool.cost import Costs, Rate, Speeds
-from .pool.lifecycle import hopeful, routable
+from .pool.lifecycle import doubted, hopeful, routable
 from .pool.lines import Waiting
 from .pool.policies import Policy
 from .pool.policies.least_work import LeastWork
@@ -32,6 +32,7 @@ __all__ = ["Dispatcher", "NoCapableWorker", "QueueLimits"]
 # Where the longest goes first, a second of waiting outweighs so many seconds of expected work.
 _AGEING = 0.2
 _SESSION_PATIENCE = 5.0  # seconds that a WebSocket waits for a slot
+_SESSION_GRACE = 10.0  # seconds that one has to end when its worker is to be idle
 _SLOWEST_RETRY, _UNMEASURED_RETRY = 300, 30  # seconds in Retry-After
 
 
@@ -86,7 +87,7 @@ class Dispatcher:
         self._undecided: deque[Callable[[], list[Effect]]] = deque()
         self._deciding = False
         self._closed = False
-        self._drained: dict[Worker, trio.Event] = {}
+        self._ended: dict[Worker, trio.Event] = {}  # set when something there has ended
         self._rate = Rate()
         self._jobs: dict[str, Hold] = {}
         registry.subscribe(self._observe)
@@ -228,8 +229,29 @@ class Dispatcher:
         """Wait until neither an exchange nor anything that holds a slot is under way at the
         worker. Whoever wants it to stay so has made it unroutable before."""
         while worker.leases or worker.holds:
-            changed = self._drained.setdefault(worker, trio.Event())
-            await changed.wait()
+            await self._eased(worker)
+
+    async def idle(self, worker: Worker, within: float) -> bool:
+        """Wait until the worker is idle (`Worker.is_idle`), for at most so many seconds; whether
+        it is.
+
+        For changes of weights and sleeps, which have fenced the worker before. Its WebSocket
+        sessions get 10 s, then they are closed. Ends at once if another process takes its place;
+        of its health the caller has to think.
+        """
+        with trio.move_on_after(within):
+            while not worker.is_idle:
+                with trio.move_on_after(_SESSION_GRACE):
+                    while not worker.is_idle:
+                        await self._eased(worker)
+                for lease in list(worker.leases):
+                    if lease.evict is not None:
+                        lease.evict()
+        return worker.is_idle
+
+    async def _eased(self, worker: Worker) -> None:
+        """Wait until something has ended there."""
+        await self._ended.setdefault(worker, trio.Event()).wait()
 
     def _learn(self, hold: Hold) -> None:
         # What waited on the worker behind others counts from when they had ended.
@@ -254,6 +276,7 @@ class Dispatcher:
                 self._wake_drains(worker)
             case events.WorkerRemoved(worker):
                 self._forget_jobs(worker)
+                self._wake_drains(worker)
                 self.speeds.forget(worker.url)
         self._decide(partial(self._queue.told, event))
 
@@ -280,8 +303,10 @@ class Dispatcher:
 
     def _give(self, waiting: Waiting, worker: Worker) -> None:
         parked = self._parked[waiting]
-        hold = _new_hold(waiting.facts, worker, trio.current_time())
+        facts = waiting.facts
+        hold = _new_hold(facts, worker, trio.current_time())
         parked.lease = self._registry.lease(worker, hold)
+        parked.lease.binding = facts.need is Need.CALL
         parked.decided.set()
 
     def _refuse(self, effect: Refusal) -> None:
@@ -310,6 +335,8 @@ class Dispatcher:
                 and worker.admin is Admin.ENABLED
                 and worker.memory is Memory.AWAKE
                 and worker.weights is Weights.CURRENT
+                and not doubted(worker)
+                and worker.weight_version >= waiting.facts.min_version
                 and worker.consecutive_failures < self._failure_threshold
                 and (worker.free_slots > 0 or waiting.eager)
             ):
@@ -317,10 +344,9 @@ class Dispatcher:
         return None
 
     def _wake_drains(self, worker: Worker) -> None:
-        if not worker.leases and not worker.holds:
-            waiting = self._drained.pop(worker, None)
-            if waiting is not None:
-                waiting.set()
+        waiting = self._ended.pop(worker, None)
+        if waiting is not None:
+            waiting.set()
 
     def _forget_jobs(self, worker: Worker) -> None:
         for job_id in [j for j, hold in self._jobs.items() if hold.worker is worker]:
@@ -342,7 +368,7 @@ class Dispatcher:
 
 
 def _new_hold(facts: Facts, worker: Worker, now: float) -> Hold | None:
-    if facts.need is Need.NOTHING:
+    if facts.need in (Need.CALL, Need.NOTHING):
         return None
     return Hold(
         worker,

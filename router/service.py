@@ -24,12 +24,15 @@ from attrs import evolve, frozen
 from .control.client import ControlClient
 from .control.errands import Errands
 from .control.follow import Follower
+from .control.held import Transactions
 from .control.jobs import JobControl
 from .control.keeper import Keeper
 from .control.memory import MemoryControl
 from .control.recovery import Recovery
 from .control.refit import WeightControl
+from .control.replay import Replayer
 from .control.retire import Retirer
+from .control.turns import Turns
 from .control.watch import Watchman
 from .control.witness import Witness
 from .dispatch import Dispatcher, QueueLimits
@@ -39,6 +42,7 @@ from .pool import ids, policies
 from .pool.assets import AssetMap
 from .pool.cost import Speeds
 from .pool.registry import Registry
+from .pool.weights import ChangeRecord, LedgerRecord, Ledgers, WeightRecord
 from .relay.access import AdminKey
 from .relay.asgi import Relay
 from .relay.attempts import Attempts
@@ -173,8 +177,16 @@ async def _serve(
     registry = Registry(
         failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
+        trust_weights=settings.trust_external_weights,
     )
     registry.subscribe(logs.log_event)
+    # Before the dispatcher: it hears first of what makes a worker unroutable.
+    ledgers = Ledgers(registry, paper=store, gating=not settings.trust_external_weights)
+    ledgers.restore(
+        store.restored(LedgerRecord).values(),
+        store.restored(WeightRecord).values(),
+        store.restored(ChangeRecord).values(),
+    )
     speeds = Speeds(trio.current_time)
     patience = settings.queue_timeout
     dispatcher = Dispatcher(
@@ -190,7 +202,7 @@ async def _serve(
         failure_threshold=settings.health_check_failure_threshold,
     )
     upstream = Upstream(settings.connect_timeout, settings.max_connections)
-    attempts = Attempts(registry, dispatcher, settings.retries)
+    attempts = Attempts(registry, dispatcher, settings.retries, ledgers.latest_issued)
     forwarder = Forwarder(
         attempts,
         upstream,
@@ -216,8 +228,39 @@ async def _serve(
         watchman = Watchman(registry, client, witness, settings.health_check_interval)
         follower = Follower(registry, dispatcher, assets, client)
         jobs = JobControl(registry, assets, client)
+        turns = Turns()
+        memory = MemoryControl(
+            registry,
+            dispatcher,
+            client,
+            turns,
+            store,
+            call_timeout=settings.refit_timeout,
+            drain_timeout=settings.drain_timeout,
+        )
+        weights = WeightControl(
+            registry,
+            dispatcher,
+            client,
+            ledgers,
+            turns,
+            store,
+            errands,
+            settings.drain_timeout,
+        )
+        replayer = Replayer(
+            registry,
+            dispatcher,
+            client,
+            ledgers,
+            turns,
+            store,
+            weights,
+            call_timeout=settings.refit_timeout,
+            drain_timeout=settings.drain_timeout,
+        )
         recovery = Recovery(registry, dispatcher, assets, jobs)
-        keeper = Keeper(store, registry, dispatcher, assets)
+        keeper = Keeper(store, registry, dispatcher, assets, settings.trust_downtime)
         parts = Parts(
             store=store,
             registry=registry,
@@ -226,8 +269,11 @@ async def _serve(
             retirer=retirer,
             client=client,
             jobs=jobs,
-            weights=WeightControl(client),
-            memory=MemoryControl(registry, client, store),
+            ledgers=ledgers,
+            weights=weights,
+            transactions=Transactions(weights),
+            replayer=replayer,
+            memory=memory,
             errands=errands,
             limits=CallLimits(refit=settings.refit_timeout, idle=settings.idle_timeout),
         )
@@ -243,6 +289,7 @@ async def _serve(
                 settings.host,
             )
         restored = keeper.restore(map(ids.normalise_url, settings.worker_urls))
+        memory.restore()
         keeper.settle()
         told = keeper.summary()
         if told is not None:
@@ -252,6 +299,8 @@ async def _serve(
             nursery.start_soon(_wind_down, stop, dispatcher, restarting, settings.shutdown_timeout)
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
+            await nursery.start(replayer.run)
+            await nursery.start(memory.run)
             await nursery.start(follower.run)
             await nursery.start(recovery.run, restored)
             await nursery.start(keeper.run)

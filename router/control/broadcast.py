@@ -19,13 +19,14 @@ from .copying import BrokenOff, Copy, copy_out
 class Row:
     """What one worker answered; `status` is 502 or 504 where no answer came.
 
-    `sent`: the worker may have acted on the call though no answer came.
+    `sent`: the worker may have acted on the call though no answer came. `answered`: one came.
     """
 
     worker: Worker
     status: int
     body: Any
     sent: bool = True
+    answered: bool = True
 
     @property
     def success(self) -> bool:
@@ -72,7 +73,7 @@ async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call
         else:
             copies = [Copy() for _ in targets]
             for worker, copied in zip(targets, copies, strict=True):
-                nursery.start_soon(_send_copy, client, worker, call, copied, rows)
+                nursery.start_soon(send_copy, client, worker, call, copied, rows)
             try:
                 await copy_out(call.body, copies)
             except RouterError as error:  # caught here, lest the nursery wrap and cancel
@@ -116,7 +117,7 @@ async def call_one(
     except Unreachable as error:
         status, code = (504, "worker_timeout") if error.timed_out else (502, "worker_failed")
         said = {"error": str(error), "code": code, "success": False}
-        rows[worker] = Row(worker, status, said, sent=error.sent)
+        rows[worker] = Row(worker, status, said, sent=error.sent, answered=False)
         return
     content = answer.json()
     if content is None:
@@ -124,12 +125,14 @@ async def call_one(
     rows[worker] = Row(worker, answer.status, content)
 
 
-async def _send_copy(
+async def send_copy(
     client: ControlClient, worker: Worker, call: Call, copied: Copy, rows: dict[Worker, Row]
 ) -> None:
+    """`call_one` with a copy of a body that others get too."""
     with copied:
         try:
             await call_one(client, worker, call, copied, rows)
         except BrokenOff:
             said = {"error": "the body broke off", "code": "worker_failed", "success": False}
-            rows[worker] = Row(worker, 502, said)
+            # Of an incomplete call it does nothing.
+            rows[worker] = Row(worker, 502, said, sent=False, answered=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import trio
 from attrs import define, field
@@ -11,6 +11,7 @@ from attrs import define, field
 from ..errors import RouterError
 
 T = TypeVar("T")
+Begin: TypeAlias = Callable[[], Awaitable[None]]
 
 
 @define(eq=False)
@@ -18,6 +19,13 @@ class _Result(Generic[T]):
     over: trio.Event = field(factory=trio.Event)
     value: T | None = None
     error: RouterError | None = None
+    begun: bool = False
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+
+    async def begin(self) -> None:
+        # Its caller may have left in the moment in which its turn came.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.begun = True
 
 
 @define(eq=False)
@@ -37,17 +45,39 @@ class Errands:
 
         Raises the RouterError that the work raised; any other error of it is fatal.
         """
+
+        async def begun(begin: Begin) -> T:
+            await begin()
+            return await work()
+
+        return await self.take_on(begun)
+
+    async def take_on(self, work: Callable[[Begin], Awaitable[T]]) -> T:
+        """The same for work that may have to wait before it begins: it awaits the function that
+        it is given once nothing may break it off any more. Until then it ends with the caller.
+        """
         assert self._nursery is not None
         result: _Result[T] = _Result()
         self._nursery.start_soon(self._do, work, result)
-        await result.over.wait()
+        try:
+            await result.over.wait()
+        except BaseException:
+            if not result.begun:
+                result.scope.cancel()
+            raise
         if result.error is not None:
             raise result.error
         return result.value  # type: ignore[return-value]
 
-    async def _do(self, work: Callable[[], Awaitable[T]], result: _Result[T]) -> None:
-        try:
-            result.value = await work()
-        except RouterError as error:
-            result.error = error
-        result.over.set()
+    def start(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin work whose result nobody awaits here. It must not raise."""
+        assert self._nursery is not None
+        self._nursery.start_soon(work)
+
+    async def _do(self, work: Callable[[Begin], Awaitable[T]], result: _Result[T]) -> None:
+        with result.scope:
+            try:
+                result.value = await work(result.begin)
+            except RouterError as error:
+                result.error = error
+            result.over.set()

@@ -20,6 +20,8 @@ class Finding:
 
     probe: Probe
     reason: str | None = None
+    # Something in between says that it cannot reach the worker.
+    behind: bool = False
 
 
 async def probe(client: ControlClient, url: str) -> Finding:
@@ -41,7 +43,9 @@ def judge(answer: Answer) -> Finding:
     if answer.status == 503 and isinstance(content, dict) and content.get("status") == "unhealthy":
         why = content.get("error") or "no reason given"
         return Finding(Probe.BACKEND_DEAD, f"its backend died: {str(why)[:_LONGEST_REASON]}")
-    return Finding(Probe.FAILED, f"GET /health answered {answer.status}")
+    # A worker has no other 503, and never a 502: these are of a proxy.
+    behind = answer.status in (502, 503)
+    return Finding(Probe.FAILED, f"GET /health answered {answer.status}", behind)
 
 
 class NotRead(Exception):

@@ -19,7 +19,7 @@ from ..pool.worker import Hold, HoldKind, Origin, Worker
 from ..store.showing import lasting
 from ..store.store import Store
 from .asset_log import StoredAssets
-from .witness import ROUTER_RESTARTED
+from .witness import ROUTER_RESTARTED, trusts_absence
 
 _SPEEDS_EVERY = 15.0  # seconds
 _FACETS = ("admin", "memory")
@@ -66,6 +66,7 @@ class Keeper:
     registry: Registry
     dispatcher: Dispatcher
     assets: AssetMap
+    trust_downtime: float = 0.0  # seconds; an absence shorter than this replaced no worker
     wall: Callable[[], float] = lambda: datetime.now(UTC).timestamp()
     _stored_assets: StoredAssets = field(init=False)
     _numbers: dict[Worker, int] = field(init=False, factory=dict)
@@ -102,7 +103,8 @@ class Keeper:
         speeds = self.store.restored(SpeedRecord)
         for speed in speeds.values():
             self.dispatcher.speeds.restore(speed.worker, speed.measured)
-        self.registry.recall(kept, doubt=ROUTER_RESTARTED)
+        trusted = trusts_absence(self.store.absence, self.trust_downtime)
+        self.registry.recall(kept, doubt=None if trusted else ROUTER_RESTARTED)
         self.registry.subscribe(self._observe)
         for record in kept:
             if record.registered and record.url not in static:

@@ -2,104 +2,297 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
-from weakref import WeakKeyDictionary
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
 
 import trio
 from attrs import define, field
 
+from ..dispatch import Dispatcher
+from ..pool import events
 from ..pool.lifecycle import MemoryEvent
 from ..pool.registry import Registry
-from ..pool.targets import Targets, asleep_targets, awake_targets, no_workers
-from ..pool.worker import Worker
+from ..pool.targets import Targets, asleep_targets, no_workers, reachable
+from ..pool.worker import Memory, Origin, Weights, Worker
 from ..store.store import Store
-from .broadcast import Call, Row, answer, broadcast
+from .broadcast import Call, Row, answer
 from .client import ControlClient
+from .errands import Begin
+from .slumber import SleepRecord, Slumber, said, why
+from .turns import Turn, Turns
+
+logger = logging.getLogger("router.control")
+
+Answer: TypeAlias = tuple[int, dict[str, Any]]
+
+_RELEASE, _RESUME = "/release_memory_occupation", "/resume_memory_occupation"
+# What could not be done is tried again after so many seconds.
+_RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
 
 
 @define(eq=False)
 class MemoryControl:
-    """Puts workers to sleep and wakes them, one call at a time for each worker, in order of
-    arrival. Both are idempotent; what is not known to be awake counts as asleep."""
+    """Puts workers to sleep and wakes them, in order of arrival. Both are idempotent.
+
+    A worker that was named but could not be called follows by itself: it is `falling_asleep` or
+    `waking` until then, and not routable. So does another process in the place of a sleeper,
+    which must give its GPU back before anything else.
+    `call_timeout`: seconds for an answer; `drain_timeout`: seconds until a worker is idle.
+    """
 
     registry: Registry
+    dispatcher: Dispatcher
     client: ControlClient
+    turns: Turns
     store: Store
-    _locks: WeakKeyDictionary[Worker, trio.Lock] = field(init=False, factory=WeakKeyDictionary)
+    call_timeout: float = 1800.0
+    drain_timeout: float = 1800.0
+    _slumber: Slumber = field(init=False)
+    _nursery: trio.Nursery | None = field(init=False, default=None)
+    # Those that a client's call is about just now.
+    _taken: set[Worker] = field(init=False, factory=set)
+    # Sleepers of before a restart of the router: it is not known whether they still do.
+    _doubted: set[Worker] = field(init=False, factory=set)
+    # Tasks that bring workers to what was wished; the event ends a pause.
+    _followed: dict[Worker, trio.Event] = field(init=False, factory=dict)
+    _restored: dict[str, SleepRecord] = field(init=False, factory=dict)
 
-    async def sleep(self, chosen: list[Worker], call: Call) -> tuple[int, dict[str, Any]]:
-        """Put the chosen workers to sleep; status and body of the answer."""
-        async with self._alone_with(chosen):
-            targets = awake_targets(w for w in chosen if not w.is_sleeping and not w.removed)
-            sleeping = [w for w in chosen if w.is_sleeping and not w.is_dead and not w.removed]
-            if not targets.eligible and sleeping:
-                message = "All workers are already sleeping"
-                return 200, {
-                    "message": message,
-                    "sleeping_workers": len(sleeping),
-                    **_left_out(targets),
-                }
-            return await self._change(targets, call, MemoryEvent.SLEEP, MemoryEvent.SLEPT)
+    def __attrs_post_init__(self) -> None:
+        self._slumber = Slumber(self.registry, self.dispatcher, self.client, self.store)
 
-    async def wake(self, chosen: list[Worker], call: Call) -> tuple[int, dict[str, Any]]:
-        """Wake the chosen workers; status and body of the answer."""
-        async with self._alone_with(chosen):
-            targets = asleep_targets(w for w in chosen if not w.removed)
-            awake = [w for w in chosen if not w.is_sleeping and not w.is_dead and not w.removed]
-            if not targets.eligible and awake:
-                message = "All workers are already active"
-                return 200, {
-                    "message": message,
-                    "active_workers": len(awake),
-                    **_left_out(targets),
-                }
-            return await self._change(targets, call, MemoryEvent.WAKE, MemoryEvent.WOKE)
+    def restore(self) -> None:
+        """Take up who sleeps by the store; before any worker is probed."""
+        self._restored = self.store.restored(SleepRecord)
+        for worker in self.registry:
+            self._restore(worker)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own what goes on in the background; never returns."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                self.registry.subscribe(self._observe)
+                for worker in self.registry:
+                    self._follow(worker)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # at a stop it takes no more, though others are not done yet
+
+    async def sleep(
+        self, chosen: list[Worker], call: Call, begin: Begin = trio.lowlevel.checkpoint
+    ) -> Answer:
+        """Put the chosen workers to sleep; status and body of the answer.
+
+        `begin` is awaited when their turn has come. Raises PoolUnavailable if there is nobody to
+        call, StateUnavailable.
+        """
+        self.store.check()
+        async with self._alone_with(chosen, begin) as (turn, present):
+            late = [w for w in present if not self._slumber.sleeps(w)]
+            sleeping = [w for w in present if w not in late and not w.is_dead]
+            eligible = [w for w in late if reachable(w)]
+            targets = Targets(eligible, [w for w in late if w not in eligible])
+            if not eligible and not sleeping:
+                raise no_workers()
+            before = {worker: worker.memory for worker in late}
+            await self._intend(dict.fromkeys(late, Memory.FALLING_ASLEEP))
+            self._doubted.difference_update(late)
+            self._remember(late, MemoryEvent.SLEEP)
+            patience = self.drain_timeout
+
+            async def put_to_sleep(worker: Worker) -> Row | None:
+                was = before[worker]
+                return await self._slumber.put_to_sleep(worker, call, was, patience=patience)
+
+            rows = await self._each(eligible, turn, put_to_sleep)
+            await self.store.commit()
+            if eligible:
+                return _answer(rows, targets, aim=True)
+            message = "All workers are already sleeping"
+            return 200, {
+                "message": message,
+                "sleeping_workers": len(sleeping),
+                **_left_out(targets),
+            }
+
+    async def wake(
+        self, chosen: list[Worker], call: Call, begin: Begin = trio.lowlevel.checkpoint
+    ) -> Answer:
+        """Wake the chosen workers; status and body of the answer, which comes when they are awake.
+        Those that still miss a weight change are among the `deferred`.
+
+        `begin` is awaited when their turn has come. Raises PoolUnavailable if there is nobody to
+        call, StateUnavailable.
+        """
+        self.store.check()
+        async with self._alone_with(chosen, begin) as (turn, present):
+            targets = asleep_targets(present)
+            eligible, deferred = targets.eligible, targets.deferred
+            awake = [w for w in present if not w.is_sleeping and not w.is_dead]
+            # One that we launched and that died asleep is started again now that it may wake.
+            launched = any(worker.origin is Origin.LAUNCHED for worker in deferred)
+            if not eligible and not awake and not launched:
+                raise no_workers()
+            before = {worker: worker.memory for worker in eligible}
+            # Until it has an outcome it counts as a sleep: the GPU is not the worker's yet.
+            intents = dict.fromkeys(deferred, Memory.WAKING)
+            intents |= {
+                worker: Memory.WAKING if memory is Memory.WAKING else Memory.FALLING_ASLEEP
+                for worker, memory in before.items()
+            }
+            await self._intend(intents)
+            self._doubted.difference_update(intents)
+            self._remember(intents, MemoryEvent.WAKE)
+
+            async def wake(worker: Worker) -> Row | None:
+                return await self._slumber.wake(worker, call, before[worker])
+
+            rows = await self._each(eligible, turn, wake)
+            await self.store.commit()
+            up = [w for w in present if not w.is_sleeping and not w.is_dead and not w.removed]
+            behind = [worker for worker in up if worker.weights is not Weights.CURRENT]
+            targets = Targets(eligible, [*deferred, *behind])
+            if eligible or not awake:
+                return _answer(rows, targets, aim=False)
+            message = "All workers are already active"
+            return 200, {"message": message, "active_workers": len(awake), **_left_out(targets)}
 
     @asynccontextmanager
-    async def _alone_with(self, workers: Iterable[Worker]) -> AsyncIterator[None]:
-        """Wait until no other sleep or wake of these workers is under way, and keep it so."""
-        async with AsyncExitStack() as stack:
-            # Always in the same order, lest two calls wait for one another.
-            for worker in sorted(workers, key=lambda worker: worker.url):
-                await stack.enter_async_context(self._locks.setdefault(worker, trio.Lock()))
-            yield
+    async def _alone_with(
+        self, chosen: list[Worker], begin: Begin
+    ) -> AsyncIterator[tuple[Turn, list[Worker]]]:
+        """Wait for the turn of the workers; gives it, and those that are still there."""
+        async with self.turns.take(chosen) as turn:
+            await begin()
+            self._taken.update(chosen)
+            try:
+                yield turn, [worker for worker in chosen if not worker.removed]
+            finally:
+                for worker in chosen:
+                    self._let_go(turn, worker)
 
-    async def _change(
-        self, targets: Targets, call: Call, begin: MemoryEvent, done: MemoryEvent
-    ) -> tuple[int, dict[str, Any]]:
-        if not targets.eligible:
-            raise no_workers()
-        self.store.check()
-        under_way: list[Worker] = []
+    def _let_go(self, turn: Turn, worker: Worker) -> None:
+        """One that is done is held up by nobody else."""
+        if worker in turn.workers:
+            self._taken.discard(worker)
+            turn.release(worker)
+            self._follow(worker)
+
+    async def _intend(self, intents: Mapping[Worker, Memory]) -> None:
+        """Make durable what is about to be done. If that fails, nothing is intended."""
+        for worker, memory in intents.items():
+            self._slumber.note(worker, memory)
         try:
-            for worker in targets.eligible:
-                self.registry.remember(worker, begin, "by request")
-                under_way.append(worker)
             await self.store.commit()
-            rows = await broadcast(self.client, targets.eligible, call)
-            for row in rows:
-                self.registry.remember(row.worker, _outcome(row, done))
-                under_way.remove(row.worker)
-            await self.store.commit()
+        except BaseException:
+            for worker in intents:
+                self._slumber.note(worker)
+            raise
+
+    def _remember(self, workers: Iterable[Worker], event: MemoryEvent) -> None:
+        for worker in workers:
+            if not worker.removed:
+                self.registry.remember(worker, event, "by request")
+
+    async def _each(
+        self,
+        workers: Iterable[Worker],
+        turn: Turn,
+        work: Callable[[Worker], Awaitable[Row | None]],
+    ) -> list[Row]:
+        """The work at all of them side by side, each as soon as it can be done."""
+        rows: dict[Worker, Row | None] = {}
+
+        async def one(worker: Worker) -> None:
+            if not worker.removed:
+                rows[worker] = await work(worker)
+            self._let_go(turn, worker)
+
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                nursery.start_soon(one, worker)
+        return [row for worker in workers if (row := rows.get(worker)) is not None]
+
+    # What goes on in the background.
+
+    def _restore(self, worker: Worker) -> None:
+        record = self._restored.pop(worker.url, None)
+        if record is not None:
+            self._slumber.restore(worker, record.memory)
+        if worker.memory is Memory.ASLEEP:
+            self._doubted.add(worker)
+
+    def _observe(self, event: events.Event) -> None:
+        self._slumber.told(event)
+        match event:
+            case events.WorkerAdded(worker):
+                if worker.origin is not Origin.REGISTERED:  # else nobody knew of it in between
+                    self._restore(worker)
+            case events.WorkerRemoved(worker):
+                self._doubted.discard(worker)
+            case events.FacetChanged(worker) | events.Reincarnated(worker):
+                self._follow(worker)
+
+    def _is_due(self, worker: Worker) -> bool:
+        """Whether something that was wished of the worker is still to be done, and can be."""
+        if worker.removed or not reachable(worker):
+            return False
+        if worker.memory is Memory.ASLEEP:
+            return worker in self._doubted and not self._slumber.sleeps(worker)
+        return worker.memory is not Memory.AWAKE
+
+    def _follow(self, worker: Worker) -> None:
+        if worker in self._followed:
+            self._followed[worker].set()
+        elif worker not in self._taken and self._is_due(worker) and self._nursery is not None:
+            self._followed[worker] = trio.Event()
+            self._nursery.start_soon(self._bring, worker)
+
+    async def _bring(self, worker: Worker) -> None:
+        """Bring the worker to what was wished, however often that takes."""
+        pause = _RETRY_FIRST
+        try:
+            while self._is_due(worker):
+                async with self.turns.take([worker]):
+                    self._followed[worker] = changed = trio.Event()
+                    if self._is_due(worker):
+                        await self._try(worker, pause)
+                if self._is_due(worker):
+                    with trio.move_on_after(pause) as waited:
+                        await changed.wait()
+                    untold = waited.cancelled_caught
+                    pause = min(pause * 2, _RETRY_MOST) if untold else _RETRY_FIRST
         finally:
-            for worker in under_way:  # cancelled: nobody knows what the worker did
-                self.registry.remember(worker, MemoryEvent.LOST, "the call was broken off")
-        return answer(rows, targets)
+            del self._followed[worker]
+
+    async def _try(self, worker: Worker, pause: float) -> None:
+        headers = [("content-type", "application/json")]
+        if worker.memory is Memory.WAKING:
+            call = Call(_RESUME, headers, b"{}", self.call_timeout)
+            row = await self._slumber.wake(worker, call, Memory.WAKING)
+        else:
+            call = Call(_RELEASE, headers, b"{}", self.call_timeout)
+            row = await self._slumber.put_to_sleep(worker, call, Memory.FALLING_ASLEEP)
+        if row is not None and self._is_due(worker):
+            what = "woken" if call.path == _RESUME else "put to sleep"
+            logger.warning(
+                "%s cannot be %s: %s; trying again within %g s", worker.url, what, why(row), pause
+            )
+
+
+def _answer(rows: list[Row], targets: Targets, *, aim: bool) -> Answer:
+    """Status and body; a worker that says that it is not what it should be has not succeeded."""
+    if not rows and targets.eligible:
+        raise no_workers()  # all were removed
+    status, body = answer(rows, targets)
+    if status == 200 and any(said(row, aim=aim) is not aim for row in rows):
+        status, body["success"] = 502, False
+    return status, body
 
 
 def _left_out(targets: Targets) -> dict[str, Any]:
     """Partial success must not look like success: name those that could not be asked."""
     return {"deferred": targets.deferred_rows()} if targets.deferred else {}
-
-
-def _outcome(row: Row, done: MemoryEvent) -> MemoryEvent:
-    if row.success:
-        return done
-    if not row.sent:  # it was never asked, and is what it was
-        return MemoryEvent.SLEPT if done is MemoryEvent.WOKE else MemoryEvent.WOKE
-    said = row.body.get("sleeping") if isinstance(row.body, dict) else None
-    if isinstance(said, bool):
-        return MemoryEvent.SLEPT if said else MemoryEvent.WOKE
-    return MemoryEvent.LOST

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import trio
 from attrs import define, field
 
 CONNECT_TIMEOUT = 5.0  # seconds
-# A machine that loses its power sends no end of file, and one behind a broken network cannot: then
-# the kernel ends the connection by itself, sooner than a worker can be up again. Seconds, and how
-# often in vain.
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+# A machine that loses its power sends no end of file, and one behind a broken network cannot. So
+# the kernel asks it, and whoever is reached again without knowing the connection says so. Long
+# patience (ten minutes) costs nothing: a network that fails is no restart. Seconds, and a count.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 120}
+_CHALLENGE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1}
+_CHALLENGED = 1.5  # seconds until the answer is here
 # So many ends in a row that meant nothing, and they say nothing any more.
 _MOST_VAIN = 3
 # Ends that come as regularly as this are no deaths of processes: a share of the time that the
@@ -80,7 +84,8 @@ async def open_idle(url: str) -> trio.abc.Stream | None:
     try:
         with trio.move_on_after(CONNECT_TIMEOUT):
             stream = plain = await trio.open_tcp_stream(host, port)
-            _keep_alive(plain)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _set(plain, _KEEPALIVE)
             if parts.scheme == "https":
                 # Without a handshake the worker would close it as a stalled client.
                 stream = secure = trio.SSLStream(
@@ -99,9 +104,19 @@ async def open_idle(url: str) -> trio.abc.Stream | None:
     return None
 
 
-def _keep_alive(stream: trio.SocketStream) -> None:
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
+async def challenge(stream: trio.abc.Stream) -> None:
+    """Let the kernel ask the other side whether it still has the connection, and wait for the
+    answer: if it has not, the connection has ended by then."""
+    plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if isinstance(plain, trio.SocketStream):
+        with suppress(trio.ClosedResourceError, OSError):
+            _set(plain, _CHALLENGE)
+            await trio.sleep(_CHALLENGED)
+            _set(plain, _KEEPALIVE)
+
+
+def _set(stream: trio.SocketStream, options: Mapping[str, int]) -> None:
+    for name, value in options.items():
         if hasattr(socket, name):
             stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 

@@ -1,23 +1,50 @@
-"""Weight and LoRA changes on every eligible worker of a model. DESIGN section 6."""
+"""Weight and LoRA changes on the workers of a model, and questions about them. DESIGN section 6."""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+from uuid import uuid4
 
-from attrs import define
+import trio
+from attrs import define, field, frozen
 
-from ..errors import BadRequest
-from ..pool.targets import awake_targets, healthy_targets, model_of, no_workers
-from ..pool.worker import Worker
-from .broadcast import Call, answer, broadcast
+from ..dispatch import Dispatcher
+from ..errors import BadRequest, Conflict, PoolUnavailable, RouterError
+from ..pool import events
+from ..pool.registry import Registry
+from ..pool.targets import Targets, awake_targets, healthy_targets, model_of, no_workers
+from ..pool.weights import Change, Ledgers
+from ..pool.weights.change import label_of
+from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
+from ..pool.worker import Admin, Health, Memory, Worker
+from ..store.store import Store
+from .broadcast import Call, Row, answer, broadcast
 from .client import ControlClient
+from .errands import Errands
+from .transaction import Transaction
+from .turns import Turn, Turns
+
+logger = logging.getLogger("router.control")
+
+Answer: TypeAlias = tuple[int, dict[str, Any]]
+Choose: TypeAlias = Callable[[], list[Worker]]
 
 # What a change must name; a body without it is refused before any worker is touched.
 REQUIRED = {
-    "/update_weights_from_disk": "model_path",
-    "/update_weights_from_tensor": "serialized_named_tensors",
-    "/v1/set_lora": "lora_nickname",
+    DISK: "model_path",
+    TENSOR: "serialized_named_tensors",
+    SET_LORA: "lora_nickname",
 }
+
+
+class LoraActive(Conflict):
+    """Some of the workers had a LoRA since their start: an update would miss wrapped layers."""
+
+    default_code = "lora_active"
 
 
 def check_body(path: str, content: Any) -> None:
@@ -35,20 +62,162 @@ def check_beginning(held: bytes) -> None:
         raise BadRequest("Request body must be a JSON object", code="invalid_json")
 
 
+@frozen
+class Order:
+    """What a client asks for: a call, whom it is meant for, and what its body says.
+
+    `who`: the query's words for them. `content`: None where the body is streamed.
+    """
+
+    call: Call
+    choose: Choose
+    who: tuple[str | None, str | None] = (None, None)
+    content: Mapping[str, Any] | None = None
+
+    @property
+    def identity(self) -> object:
+        """Equal for orders that ask for the same; of a streamed one nobody can tell."""
+        body = self.call.body
+        if not isinstance(body, bytes):
+            return object()
+        return self.call.path, self.who, hashlib.sha256(body).digest()
+
+
+@define(eq=False)
+class _Work:
+    """A change that waits for its turn or is under way, and those that wait for its answer."""
+
+    order: Order
+    identity: object
+    turn: Turn
+    model: str
+    clients: int = 0
+    begun: bool = False
+    over: trio.Event = field(factory=trio.Event)
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    answer: Answer | None = None
+    error: RouterError | None = None
+
+
 @define(eq=False)
 class WeightControl:
-    """Broadcasts changes of weights and LoRA, and questions about them."""
+    """Changes weights, one change at a time for each model, in order of arrival.
 
+    `drain_timeout`: seconds that a worker may take to end its work.
+    """
+
+    registry: Registry
+    dispatcher: Dispatcher
     client: ControlClient
+    ledgers: Ledgers
+    turns: Turns
+    store: Store
+    errands: Errands
+    drain_timeout: float = 1800.0
+    _works: list[_Work] = field(init=False, factory=list)
+    _running: list[Transaction] = field(init=False, factory=list)
 
-    async def change(self, chosen: list[Worker], call: Call) -> tuple[int, dict[str, Any]]:
-        """Send the change to every eligible worker; status and body of the answer."""
-        targets = awake_targets(chosen)
-        if not targets.eligible:
+    def __attrs_post_init__(self) -> None:
+        self.registry.subscribe(self._observe)
+
+    async def change(self, order: Order) -> Answer:
+        """Make the change; status and body of the answer. One that waits or runs already and asks
+        for the same is joined.
+
+        It goes on if the caller is cancelled, unless its turn has not come. Raises BadRequest
+        (`ambiguous_target`), Conflict (`lora_active`), PoolUnavailable, StateUnavailable.
+        """
+        self.store.check()
+        model, _ = self.one_model(order.choose())
+        identity = order.identity
+        work = self._twin(model, identity)
+        if work is None:
+            work = _Work(order, identity, self.queue(model), model)
+            self._works.append(work)
+            self.errands.start(lambda: self._do(work))
+        work.clients += 1
+        try:
+            await work.over.wait()
+        finally:
+            work.clients -= 1
+            if not work.clients and not work.begun:
+                work.scope.cancel()
+        if work.error is not None:
+            raise work.error
+        assert work.answer is not None
+        return work.answer
+
+    def queue(self, model: str) -> Turn:
+        """Stand in line for the ledger of a model and all of its workers."""
+        return self.turns.queue(self.ledgers.workers_of(model), model)
+
+    def one_model(self, chosen: list[Worker]) -> tuple[str, list[Worker]]:
+        """The model that the chosen workers serve. Raises BadRequest if they serve several,
+        PoolUnavailable if none is known."""
+        models = dict.fromkeys(self.ledgers.model_of(worker) for worker in chosen)
+        models.pop(None, None)
+        names = [name for name in models if name is not None]
+        if len(names) > 1:
+            raise BadRequest(
+                f"The workers serve several models ({', '.join(names)}): "
+                "a change is made on those of one model",
+                code="ambiguous_target",
+                details={"models": names},
+            )
+        if not names:
             raise no_workers()
-        return answer(await broadcast(self.client, targets.eligible, call), targets)
+        return names[0], chosen
 
-    async def ask(self, chosen: list[Worker], call: Call) -> tuple[int, dict[str, Any]]:
+    def members(self, turn: Turn, chosen: list[Worker]) -> Targets:
+        """Who of the chosen gets a change whose turn has come. One that joined later is taken in,
+        unless something else waits for it."""
+        targets = awake_targets(worker for worker in chosen if not worker.removed)
+        eligible = [
+            worker
+            for worker in targets.eligible
+            if self.ledgers.model_of(worker) == turn.model and self.turns.extend(turn, worker)
+        ]
+        left = [w for w in targets.eligible if w not in eligible]
+        return Targets(eligible, [*targets.deferred, *left])
+
+    def check_loras(self, path: str, model: str, workers: list[Worker]) -> None:
+        """Raises LoraActive if an update would miss layers of some of the workers."""
+        if path not in (DISK, TENSOR):
+            return
+        some = self.ledgers.had_lora(workers)
+        waiting = any(change.has_lora for change in self.ledgers.ledger(model).pending)
+        if some or waiting:
+            raise LoraActive(
+                "These workers had a LoRA since their start; an update would miss the layers that"
+                " it wraps, and say nothing: restart them",
+                details={"workers": [worker.worker_id for worker in some]},
+            )
+
+    async def apply_pending(self, change: Change, call: Call) -> bool:
+        """Make a change that has waited for its workers, in its turn; whether one was called."""
+        model = change.model
+        async with self.turns.having(self.queue(model)) as turn:
+            ledger = self.ledgers.ledger(model)
+            if change not in ledger.pending:
+                return True
+            targets = self.members(turn, self.ledgers.workers_of(model))
+            ready = [w for w in targets.eligible if self.is_ready_for(change, w)]
+            if not ready:
+                return False
+            if change.path == DISK and len(self.ledgers.had_lora(ready)) == len(ready):
+                change.error = "its workers had a LoRA since their start"
+                self.ledgers.close(change)
+                return True
+            ready = [w for w in ready if change.path != DISK or not self.ledgers.had_lora([w])]
+            await self._carry_out(change, call, ready, turn)
+            await self.store.commit()
+            return change not in ledger.pending
+
+    def is_ready_for(self, change: Change, worker: Worker) -> bool:
+        """Whether a pending change may be given to the worker before it is replayed."""
+        return change.is_full or not self.ledgers.plan(worker).steps
+
+    async def ask(self, chosen: list[Worker], call: Call) -> Answer:
         """Ask every healthy worker; the answer also says whether those of each model agree."""
         targets = healthy_targets(chosen)
         if not targets.eligible:
@@ -61,3 +230,129 @@ class WeightControl:
         agree = all(row.body == first[model_of(row.worker)] for row in rows)
         body["consistent"] = body["success"] and agree
         return status, body
+
+    def _twin(self, model: str, identity: object) -> _Work | None:
+        """The same change, if it waits or runs and nothing has come after it."""
+        for work in self._works:
+            same = work.identity == identity and work.model == model
+            if same and not work.scope.cancel_called and self.turns.is_last(work.turn):
+                return work
+        return None
+
+    async def _do(self, work: _Work) -> None:
+        try:
+            with work.scope:
+                async with self.turns.having(work.turn) as turn:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    work.begun = True
+                    work.answer = await self._change(work.order, work.model, turn)
+        except RouterError as error:
+            work.error = error
+        finally:
+            self._works.remove(work)
+        work.over.set()
+
+    async def _change(self, order: Order, model: str, turn: Turn) -> Answer:
+        found, chosen = self.one_model(order.choose())
+        if found != model:
+            raise no_workers()  # those that were meant are gone
+        path, body = order.call.path, order.call.body
+        targets = self.members(turn, chosen)
+        sleepers = [worker for worker in targets.deferred if _sleeps(worker)]
+        self.check_loras(path, model, [*targets.eligible, *sleepers])
+        content = order.content or {}
+        repeatable = path != TENSOR and isinstance(body, bytes)
+        text = body.decode("utf-8", "replace") if repeatable and isinstance(body, bytes) else None
+        if text is not None and "\ufffd" in text:
+            text = json.dumps(content)
+        change = self.ledgers.make(uuid4().hex, model, path, text, label_of(path, content), content)
+        if not targets.eligible:
+            if not sleepers:
+                raise no_workers()
+            return await self._defer(change, targets, sleepers)
+        self._warn_of_repetition(change)
+        rows = await self._carry_out(change, order.call, list(targets.eligible), turn)
+        await self.store.commit()
+        status, said = answer(rows, targets)
+        said["weight_version"] = self.ledgers.ledger(model).version
+        return status, said
+
+    async def _defer(self, change: Change, targets: Targets, sleepers: list[Worker]) -> Answer:
+        if change.body is None:
+            raise PoolUnavailable(
+                "All workers are asleep, and tensors cannot be kept for them: wake them first",
+                code="pool_asleep",
+                details={"deferred": targets.deferred_rows()},
+            )
+        self.ledgers.defer(change, sleepers)
+        await self.store.commit()
+        return 200, {
+            "results": [],
+            "deferred": targets.deferred_rows(),
+            "weight_version": self.ledgers.ledger(change.model).version,
+            "pending": True,
+            "success": True,
+        }
+
+    async def _carry_out(
+        self, change: Change, call: Call, workers: list[Worker], turn: Turn
+    ) -> list[Row]:
+        transaction = Transaction(
+            change,
+            call,
+            workers,
+            turn,
+            self.dispatcher,
+            self.client,
+            self.ledgers,
+            self.store,
+            self.drain_timeout,
+        )
+        self._running.append(transaction)
+        for worker in list(turn.workers - set(workers)):
+            turn.release(worker)
+        try:
+            rows = await transaction.run()
+        finally:
+            self._running.remove(transaction)
+        what = change.name
+        if change.version is None:
+            logger.warning("model %s: %s changed nothing: %s", change.model, what, change.error)
+        else:
+            done = sum(row.success for row in rows)
+            logger.info(
+                "model %s: %s is weight version %d, applied by %d of %d workers",
+                change.model,
+                what,
+                change.version,
+                done,
+                len(rows),
+            )
+        if transaction.undurable is not None:
+            raise transaction.undurable
+        return rows
+
+    def _warn_of_repetition(self, change: Change) -> None:
+        """Workers that read the path at different times would have different weights."""
+        path = change.content.get("model_path")
+        old = [json.loads(step.body) for step in self.ledgers.ledger(change.model).recipe.base]
+        if change.path == DISK and any(known.get("model_path") == path for known in old):
+            logger.warning(
+                "model %s: %s was loaded before: what a path holds must not change,"
+                " or workers that replay it get other weights than those that have it",
+                change.model,
+                path,
+            )
+
+    def _observe(self, event: events.Event) -> None:
+        for transaction in list(self._running):
+            transaction.told(event)
+
+
+def _sleeps(worker: Worker) -> bool:
+    """Whether the worker would take part if it were awake."""
+    return (
+        worker.health is Health.HEALTHY
+        and worker.admin is not Admin.QUARANTINED
+        and worker.memory is not Memory.AWAKE
+    )

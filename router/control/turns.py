@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import trio
@@ -10,46 +10,109 @@ from attrs import define, field
 
 from ..pool.worker import Worker
 
+Watcher = Callable[[frozenset[Worker]], None]
+
 
 @define(eq=False)
-class _Turn:
-    workers: frozenset[Worker]
-    moved: trio.Event = field(factory=trio.Event)  # one before it has ended
+class Turn:
+    """One that works on workers, or waits for them. `model`: and on the ledger of that model."""
+
+    workers: set[Worker]
+    model: str | None
+    _on_release: Callable[[Turn, set[Worker]], None] = field(repr=False)
+    has_begun: bool = False
+    moved: trio.Event = field(factory=trio.Event)  # one before it has let go of something
+
+    def release(self, worker: Worker) -> None:
+        """Let others have this worker already."""
+        if worker in self.workers:
+            self.workers.discard(worker)
+            self._on_release(self, {worker})
+
+    def collides(self, other: Turn) -> bool:
+        """Whether not both can be under way at once."""
+        same_model = self.model is not None and self.model == other.model
+        return same_model or not self.workers.isdisjoint(other.workers)
 
 
 @define(eq=False)
 class Turns:
     """Lets only one at a time work on a worker; who came first goes first.
 
-    What takes several workers begins once none of them is taken by an earlier one.
+    What takes several workers begins once none of them is taken by an earlier one. `began` and
+    `ended` are told of workers when somebody begins to work on them, and when nobody does any
+    more: replays, which take no turn, keep out of the way meanwhile.
     """
 
-    _turns: list[_Turn] = field(init=False, factory=list)
+    began: list[Watcher] = field(factory=list)
+    ended: list[Watcher] = field(factory=list)
+    _turns: list[Turn] = field(init=False, factory=list)
 
     @asynccontextmanager
-    async def take(self, workers: Iterable[Worker]) -> AsyncIterator[None]:
-        """Wait for these workers, and have them for the length of the block."""
-        turn = _Turn(frozenset(workers))
+    async def take(self, workers: Iterable[Worker]) -> AsyncIterator[Turn]:
+        """Wait for these workers, and have them for the length of the block, or until they are
+        released one by one."""
+        async with self.having(self.queue(workers)) as turn:
+            yield turn
+
+    def queue(self, workers: Iterable[Worker], model: str | None = None) -> Turn:
+        """Stand in line for these workers, and with `model` for its ledger. `having` follows."""
+        turn = Turn(set(workers), model, self._released)
         self._turns.append(turn)
+        return turn
+
+    @asynccontextmanager
+    async def having(self, turn: Turn) -> AsyncIterator[Turn]:
+        """Wait for the turn, and have what it is for during the block."""
         try:
             while self._is_blocked(turn):
                 await turn.moved.wait()
                 turn.moved = trio.Event()
-            yield
+            turn.has_begun = True
+            for watcher in self.began:
+                watcher(frozenset(turn.workers))
+            yield turn
         finally:
             self._turns.remove(turn)
-            for other in self._turns:
-                if other.workers & turn.workers:
-                    other.moved.set()
+            workers, turn.workers = turn.workers, set()
+            self._released(turn, workers)
+
+    def extend(self, turn: Turn, worker: Worker) -> bool:
+        """Take one more worker into a turn that has begun, if nothing has it or waits for it."""
+        if worker not in turn.workers:
+            if self.busy(worker):
+                return False
+            turn.workers.add(worker)
+            for watcher in self.began:
+                watcher(frozenset({worker}))
+        return True
 
     def busy(self, worker: Worker) -> bool:
         """Whether something has the worker, or waits for it."""
         return any(worker in turn.workers for turn in self._turns)
 
-    def _is_blocked(self, turn: _Turn) -> bool:
+    def working(self, worker: Worker) -> bool:
+        """Whether something has the worker."""
+        return any(turn.has_begun and worker in turn.workers for turn in self._turns)
+
+    def is_last(self, turn: Turn) -> bool:
+        """Whether nothing that came after it has to do with the same workers."""
+        later = self._turns[self._turns.index(turn) + 1 :] if turn in self._turns else [turn]
+        return not any(turn.collides(other) for other in later)
+
+    def _released(self, turn: Turn, workers: set[Worker]) -> None:
+        for other in self._turns:
+            if other is not turn:
+                other.moved.set()
+        free = frozenset(worker for worker in workers if not self.working(worker))
+        if turn.has_begun and free:
+            for watcher in self.ended:
+                watcher(free)
+
+    def _is_blocked(self, turn: Turn) -> bool:
         for earlier in self._turns:
             if earlier is turn:
                 return False
-            if earlier.workers & turn.workers:
+            if earlier.collides(turn):
                 return True
         return False

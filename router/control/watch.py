@@ -15,7 +15,7 @@ from ..pool.registry import Registry
 from ..pool.worker import Health, Worker
 from .client import ControlClient
 from .health import Finding, NotRead, probe, read_capabilities
-from .presence import Evidence, open_idle, wait_closed
+from .presence import Evidence, challenge, open_idle, wait_closed
 from .witness import Verdict, Witness
 
 logger = logging.getLogger("router.control")
@@ -197,7 +197,8 @@ class Watchman:
         """It may have been down, so the end of its connection was no chance."""
         if watch.evidence.take() is not None:
             watch.evidence.was_true()
-        if watch.worker.met and (watch.idle is None or not watch.evidence.counts):
+        self._recall(watch)  # to ask once it is well again
+        if watch.worker.met and (watch.idle is None or finding.behind or not watch.evidence.counts):
             # With a connection that tells, and is intact, it would be no more than a flap.
             self.registry.suspect(watch.worker, finding.reason or "it was not well")
 
@@ -210,6 +211,8 @@ class Watchman:
         if not worker.met and worker.suspicion is None:
             watch.recalled = None  # nobody is known who could have been replaced
         verdict = None if watch.recalled is None else await self._judge(watch)
+        if verdict is Verdict.UNKNOWN and watch.silent_since is not None and idle is not None:
+            await challenge(idle)  # a restart that was out of reach has not ended it
         doubt = worker.suspicion
         new = verdict is Verdict.OTHER or (verdict is Verdict.UNKNOWN and doubt is not None)
         back = worker.met and worker.health is Health.UNHEALTHY

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from attrs import frozen
 
 from .lifecycle import hopeful
-from .worker import Task, Worker
+from .worker import Task, Weights, Worker
 
 
 class Need(StrEnum):
@@ -18,6 +18,9 @@ class Need(StrEnum):
     SLOT = "slot"  # a generation: until the head of its answer
     SESSION = "session"  # a WebSocket: for its length
     JOB = "job"  # a submission: at once, whatever runs there; it holds a slot until the job ends
+    CALL = (
+        "call"  # anything else that may change something: no slot, but it must end before a drain
+    )
     NOTHING = "nothing"  # anything else
 
 
@@ -31,15 +34,27 @@ class Facts:
     client: str = ""  # requests of different clients share the slots in turn
     work: float = 1.0  # units of work (pool.cost)
     kind: str = ""  # the kind of endpoint, as speeds are learnt
+    min_version: int = 0  # of the weights that will do; 0: any that are current
 
     @property
     def wants(self) -> Wants:
         """All of it that says which workers fit."""
-        return self.model, self.task, self.need is Need.JOB
+        return self.model, self.task, self.need is Need.JOB, self.min_version
 
 
-# Model, task, and whether a worker that cannot do the task is no use: that of a job.
-Wants: TypeAlias = tuple[str | None, Task | None, bool]
+# Model, task, whether a worker that cannot do the task is no use (that of a job), and the oldest
+# weights that will do. The last says nothing of who is meant, only of when he will do.
+Wants: TypeAlias = tuple[str | None, Task | None, bool, int]
+
+
+def may_have(worker: Worker, version: int) -> bool:
+    """Whether the worker has weights of that version or later, or may come to have them without
+    anyone acting: those of its ledger, which it is about to be given."""
+    return (
+        worker.weight_version >= version
+        or worker.weights in (Weights.BEHIND, Weights.UPDATING)
+        or worker.capabilities is None  # then it is not known yet of which ledger it is
+    )
 
 
 class Candidates:
@@ -56,13 +71,14 @@ class Candidates:
         for worker in self._workers:
             for model in worker.capabilities.models if worker.capabilities else ():
                 self._by_model.setdefault(model, []).append(worker)
+        # Whatever the version.
         self._found: dict[tuple[Wants, bool], tuple[Worker, ...]] = {}
 
     def common(self, wants: Wants) -> Wants:
         """The same for all that are served alike: a model that nobody advertises, of the client's
         own choice, binds nothing."""
-        model, task, strict = wants
-        return (model if model in self._by_model else None), task, strict
+        model, task, strict, version = wants
+        return (model if model in self._by_model else None), task, strict, version
 
     def awaited(self, wants: Wants) -> bool:
         """Whether a worker that may turn out to advertise the model is still starting."""
@@ -76,14 +92,14 @@ class Candidates:
         clients of a one-model pool often send another name. Images prefer workers that make images
         and go to others only if there are none.
         """
-        key = self.common(wants), self.awaited(wants)
+        key = (*self.common(wants)[:3], 0), self.awaited(wants)
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = self._fitting(*key)
         return found
 
     def _fitting(self, wants: Wants, awaited: bool) -> tuple[Worker, ...]:
-        model, task, strict = wants
+        model, task, strict, _ = wants
         pool = self._workers
         if model is not None:
             pool = tuple(self._by_model[model])

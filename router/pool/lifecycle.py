@@ -97,22 +97,27 @@ MEMORY: Table[Memory, MemoryEvent] = {
         MemoryEvent.REPLACED: Memory.AWAKE,
     },
     Memory.FALLING_ASLEEP: {
+        MemoryEvent.SLEEP: Memory.FALLING_ASLEEP,
         MemoryEvent.SLEPT: Memory.ASLEEP,
         # Refused: the worker said that it is still awake.
         MemoryEvent.WOKE: Memory.AWAKE,
         MemoryEvent.LOST: Memory.ASLEEP,
-        MemoryEvent.REPLACED: Memory.AWAKE,
+        MemoryEvent.WAKE: Memory.WAKING,
+        MemoryEvent.REPLACED: Memory.FALLING_ASLEEP,
     },
     Memory.ASLEEP: {
-        MemoryEvent.WAKE: Memory.WAKING,
         MemoryEvent.SLEEP: Memory.FALLING_ASLEEP,
-        MemoryEvent.REPLACED: Memory.AWAKE,
+        MemoryEvent.WAKE: Memory.WAKING,
+        # The new process has the GPU, which is not its own to use: it must give it back.
+        MemoryEvent.REPLACED: Memory.FALLING_ASLEEP,
     },
     Memory.WAKING: {
-        MemoryEvent.WOKE: Memory.AWAKE,
+        MemoryEvent.SLEEP: Memory.FALLING_ASLEEP,
         MemoryEvent.SLEPT: Memory.ASLEEP,
+        MemoryEvent.WOKE: Memory.AWAKE,
         MemoryEvent.LOST: Memory.ASLEEP,
-        MemoryEvent.REPLACED: Memory.AWAKE,
+        MemoryEvent.WAKE: Memory.WAKING,
+        MemoryEvent.REPLACED: Memory.WAKING,
     },
 }
 
@@ -182,6 +187,12 @@ def judge(worker: Worker, probe: Probe, *, failure_threshold: int) -> HealthEven
             return HealthEvent.FAIL if many else None
 
 
+def doubted(worker: Worker) -> bool:
+    """Whether a doubt about its process keeps the worker from generations: another process would
+    have the weights of its start. Where these were never changed it matters to nobody."""
+    return worker.suspicion is not None and worker.weight_version > 0 and not worker.trusted
+
+
 def reasons(worker: Worker) -> list[str]:
     """Why the worker is not routable, as stable words; empty if it is."""
     found: list[str] = []
@@ -195,16 +206,19 @@ def reasons(worker: Worker) -> list[str]:
         found.append(worker.memory.value)
     if worker.weights is not Weights.CURRENT:
         found.append(f"weights_{worker.weights.value}")
+    if doubted(worker):
+        found.append("suspect")
     return found
 
 
 def routable(worker: Worker) -> bool:
-    """Whether generations may be sent to it: healthy, enabled, awake, current."""
+    """Whether generations may be sent to it: healthy, enabled, awake, current, and no suspect."""
     return (
         worker.health is Health.HEALTHY
         and worker.admin is Admin.ENABLED
         and worker.memory is Memory.AWAKE
         and worker.weights is Weights.CURRENT
+        and not doubted(worker)
         and not worker.removed
     )
 
@@ -215,7 +229,7 @@ def hopeful(worker: Worker) -> bool:
         return False
     if worker.memory not in (Memory.AWAKE, Memory.WAKING):
         return False
-    if worker.weights is Weights.FAILED:
+    if worker.weights is Weights.FAILED or (worker.weights is Weights.BEHIND and worker.stuck):
         return False
     if worker.health is Health.UNKNOWN:
         return worker.consecutive_failures == 0  # its first probe is outstanding

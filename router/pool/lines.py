@@ -12,8 +12,8 @@ from collections.abc import Container, Iterator
 
 from attrs import define, field
 
-from .candidates import Facts, Need, Wants
-from .lifecycle import routable
+from .candidates import Facts, Need, Wants, may_have
+from .lifecycle import hopeful, routable
 from .worker import Worker
 
 # A line forgets those that left it before their turn when they are so many, and the most of it.
@@ -35,12 +35,12 @@ class Waiting:
     @property
     def eager(self) -> bool:
         """Whether it needs no free slot."""
-        return self.facts.need in (Need.JOB, Need.NOTHING)
+        return self.facts.need in (Need.JOB, Need.CALL, Need.NOTHING)
 
 
 @define(eq=False)
 class Line:
-    """The requests that fit the same workers."""
+    """The requests that fit the same workers, with weights of the same version or later."""
 
     # Names the line to policies, whoever its members are.
     key: Wants
@@ -61,13 +61,26 @@ class Line:
     _left: int = field(init=False, default=0)  # those in heaps that are over
 
     @property
+    def version(self) -> int:
+        """The oldest weights that will do."""
+        return self.key[3]
+
+    def able(self, worker: Worker) -> bool:
+        """Whether the member may be given requests of this line now."""
+        return routable(worker) and worker.weight_version >= self.version
+
+    def hopeful(self, worker: Worker) -> bool:
+        """Whether it may come to be able without anyone acting."""
+        return hopeful(worker) and may_have(worker, self.version)
+
+    @property
     def usable(self) -> dict[Worker, None]:
         """Members that may be given a generation now."""
         return self.free if self.sound else self.shaky
 
     def note(self, worker: Worker) -> None:
         """Sort a member by what it is now."""
-        able = routable(worker)
+        able = self.able(worker)
         free = able and worker.free_slots > 0
         _put(self.sound, worker, able and not worker.troubled)
         _put(self.free, worker, free and not worker.troubled)

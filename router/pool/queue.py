@@ -17,7 +17,6 @@ from attrs import define, field, frozen
 
 from . import events
 from .candidates import Candidates, Facts, Need, Wants
-from .lifecycle import hopeful, routable
 from .lines import Line, Shares, Waiting
 from .policies.base import Policy
 from .worker import Worker
@@ -61,7 +60,8 @@ class Queue:
     most_jobs: int = 100
     waiting: int = field(init=False, default=0)
     _candidates: Candidates = field(init=False)
-    _lines: dict[tuple[Worker, ...], Line] = field(init=False, factory=dict)
+    # By their members, and the oldest weights that will do.
+    _lines: dict[tuple[tuple[Worker, ...], int], Line] = field(init=False, factory=dict)
     _of_wants: dict[tuple[Wants, bool], Line] = field(init=False, factory=dict)
     _of_worker: dict[Worker, Shares] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
@@ -166,8 +166,8 @@ class Queue:
         for line in lines:
             if not line.sound and line.wants:  # then those with trouble may do, or nobody
                 effects += self._serve_heads(line)
-        if not routable(worker):
-            for line in lines:
+        for line in lines:
+            if not line.able(worker):
                 effects += self._refuse_hopeless(line)
         return effects
 
@@ -192,13 +192,26 @@ class Queue:
         key = self._candidates.common(wants), self._candidates.awaited(wants)
         line = self._of_wants.get(key)
         if line is None:
-            members = self._candidates.fitting(wants)
-            line = self._lines.get(members)
+            place = self._candidates.fitting(wants), wants[3]
+            line = self._lines.get(place)
             if line is None:
-                line = self._lines[members] = Line(key[0])
-                self._settle(line, members)
+                if wants[3]:
+                    self._forget_versions()
+                line = self._lines[place] = Line(key[0])
+                self._settle(line, place[0])
             self._of_wants[key] = line
         return line
+
+    def _forget_versions(self) -> None:
+        """Drop the lines of old versions in which nothing waits: there may come to be as many as
+        there were changes."""
+        for place, line in list(self._lines.items()):
+            if line.version and not line.wants:
+                del self._lines[place]
+                for worker in line.members:
+                    self._part(line, worker)
+        for key in [key for key in self._of_wants if key[0][3]]:
+            del self._of_wants[key]
 
     def _settle(self, line: Line, members: tuple[Worker, ...]) -> None:
         """Give a line its members."""
@@ -227,13 +240,14 @@ class Queue:
         before, self._lines = self._lines, {}
         for line in before.values():
             members = self._candidates.fitting(line.key)
+            place = members, line.version
             surplus = not line.wants and len(self._lines) >= _MOST_IDLE_LINES
-            if members in self._lines or surplus:
+            if place in self._lines or surplus:
                 homeless += line.extract(set(line.wants))
                 for worker in line.members:
                     self._part(line, worker)
                 continue
-            self._lines[members] = line
+            self._lines[place] = line
             self._settle(line, members)
             strangers = {w for w in line.wants if self._candidates.fitting(w) != members}
             if strangers:
@@ -293,7 +307,7 @@ class Queue:
         return grant
 
     def _refuse_hopeless(self, line: Line) -> list[Effect]:
-        if any(map(hopeful, line.members)):
+        if any(map(line.hopeful, line.members)):
             some = [waiting for waiting in line.picky if not _has_hope(waiting)]
         else:
             some = list(line.all())
@@ -311,10 +325,11 @@ class Queue:
 
 def _ready(line: Line) -> Collection[Worker]:
     """The members for requests that need no slot."""
-    return line.sound or [worker for worker in line.members if routable(worker)]
+    return line.sound or [worker for worker in line.members if line.able(worker)]
 
 
 def _has_hope(waiting: Waiting) -> bool:
     """Whether a worker that was not tried may serve it without somebody acting."""
-    assert waiting.line is not None
-    return any(hopeful(w) and w not in waiting.tried for w in waiting.line.members)
+    line = waiting.line
+    assert line is not None
+    return any(line.hopeful(w) and w not in waiting.tried for w in line.members)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..errors import BadRequest, PoolUnavailable, RouterError
-from .candidates import Facts, Need
+from .candidates import Facts, Need, may_have
 from .worker import Admin, Weights, Worker
 
 
@@ -25,8 +25,14 @@ def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts)
     if living and all(worker.is_sleeping for worker in living):
         return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")
     awake = [worker for worker in living if not worker.is_sleeping]
-    if awake and all(worker.weights is Weights.FAILED for worker in awake):
+    if awake and all(worker.weights is Weights.FAILED or worker.stuck for worker in awake):
         return PoolUnavailable(
             "No fitting worker has the weights it needs", code="weights_unavailable"
+        )
+    version = facts.min_version
+    if awake and not any(may_have(worker, version) for worker in awake):
+        return PoolUnavailable(
+            f"No fitting worker has weights of version {version} or later",
+            code="weights_unavailable",
         )
     return PoolUnavailable("No fitting worker is routable at present", code="no_routable_worker")

@@ -40,13 +40,20 @@ class Registry:
     returns. Reports about a worker that was removed meanwhile change nothing.
     """
 
-    def __init__(self, *, failure_threshold: int = 3, concurrency: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        failure_threshold: int = 3,
+        concurrency: int | None = None,
+        trust_weights: bool = False,
+    ) -> None:
         self._workers: dict[str, Worker] = {}
         self._observers: list[Observer] = []
         self._failure_threshold = failure_threshold
         self.concurrency = concurrency  # of workers for which nothing else was set
         self._past: dict[str, WorkerRecord] = {}
-        self._doubt = ""
+        self._doubt: str | None = None
+        self._trust_weights = trust_weights
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -86,7 +93,9 @@ class Registry:
             limit = concurrency
         elif past is not None and past.concurrency_set:
             limit = past.concurrency
-        worker = Worker(url=url, origin=origin, concurrency_limit=limit)
+        worker = Worker(
+            url=url, origin=origin, concurrency_limit=limit, trusted=self._trust_weights
+        )
         worker.registered = origin is Origin.REGISTERED
         if past is not None:
             worker.registered = worker.registered or past.registered
@@ -97,12 +106,13 @@ class Registry:
         self._tell(events.WorkerAdded(worker, past))
         if past is not None and past.capabilities is not None:
             self.learned(worker, past.capabilities)
-            self.suspect(worker, self._doubt)
+            if self._doubt is not None:
+                self.suspect(worker, self._doubt)
         return worker
 
-    def recall(self, past: Iterable[WorkerRecord], *, doubt: str) -> None:
+    def recall(self, past: Iterable[WorkerRecord], *, doubt: str | None) -> None:
         """What was known of workers before a restart of the router: `add` takes it up. Those that
-        were met are suspects then, for the reason `doubt`."""
+        were met are suspects then, for the reason `doubt`, if there is one."""
         self._past = {record.url: record for record in past}
         self._doubt = doubt
 
@@ -127,7 +137,7 @@ class Registry:
     def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
         """Take a lease on the worker, and with `hold` a slot. Whether it may be sent work is the
         caller's decision."""
-        lease = Lease(worker, worker.incarnation, self._end, hold)
+        lease = Lease(worker, worker.incarnation, self._end, hold, worker.weight_version)
         worker.leases.add(lease)
         if hold is not None:
             hold.begun = hold.since if worker.free_slots > 0 else None
@@ -248,6 +258,14 @@ class Registry:
         old, worker.weights = worker.weights, new
         self._facet(worker, "weights", old, new, reason)
 
+    def stand(self, worker: Worker, version: int, *, reason: str | None, stuck: bool) -> None:
+        """Note the version of the worker's weights, why it is not current, and whether it can
+        come to be without somebody acting. For whoever keeps the ledgers, before `weigh`."""
+        before = hopeful(worker), worker.weight_version
+        worker.weight_version, worker.weights_reason, worker.stuck = version, reason, stuck
+        if (hopeful(worker), version) != before and not worker.removed:
+            self._tell(events.ProspectsChanged(worker))
+
     def suspect(self, worker: Worker, reason: str) -> None:
         """Doubt that the process is the same; the first reason is kept until it is cleared."""
         if worker.removed or worker.suspicion is not None:
@@ -271,10 +289,15 @@ class Registry:
     def reincarnate(self, worker: Worker, reason: str) -> None:
         """Another process answers at this URL: forget what only the old one knew.
 
-        Leases on the old process end without effect here.
+        Leases on the old process end without effect here. A sleeper is still to sleep: the GPU
+        was given away.
         """
         if worker.removed:
             return
+        if worker.weight_version:
+            # Before anybody is told anything: else somebody may find it routable.
+            worker.weight_version = 0
+            self.weigh(worker, WeightsEvent.REPLACED, reason)
         worker.suspicion = None
         worker.incarnation += 1
         worker.capabilities = None
@@ -283,6 +306,7 @@ class Registry:
         worker.leases = set()
         worker.holds = {}
         self._tell(events.Reincarnated(worker, reason))
+        self.remember(worker, MemoryEvent.REPLACED, reason)
 
     def _end(self, lease: Lease) -> None:
         self.free(lease)

@@ -67,22 +67,27 @@ def select(
 def awake_targets(chosen: Iterable[Worker]) -> Targets:
     """Split the chosen: eligible are the healthy, awake and not quarantined ones."""
     pool = list(chosen)
-    eligible = [w for w in pool if _reachable(w) and w.memory is Memory.AWAKE]
+    eligible = [w for w in pool if reachable(w) and w.memory is Memory.AWAKE]
     return Targets(eligible, [w for w in pool if w not in eligible])
 
 
 def asleep_targets(chosen: Iterable[Worker]) -> Targets:
     """Split the chosen for a wake: eligible are the healthy ones that are not known to be awake."""
     sleepers = [w for w in chosen if w.is_sleeping]
-    eligible = [w for w in sleepers if _reachable(w)]
+    eligible = [w for w in sleepers if reachable(w)]
     return Targets(eligible, [w for w in sleepers if w not in eligible])
 
 
 def healthy_targets(chosen: Iterable[Worker]) -> Targets:
     """Split the chosen for a question: eligible are all healthy ones that are not quarantined."""
     pool = list(chosen)
-    eligible = [w for w in pool if _reachable(w)]
+    eligible = [w for w in pool if reachable(w)]
     return Targets(eligible, [w for w in pool if w not in eligible])
+
+
+def reachable(worker: Worker) -> bool:
+    """Whether calls may be sent to it: healthy and not quarantined."""
+    return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED
 
 
 def models_of(workers: Iterable[Worker]) -> list[str]:
@@ -110,7 +115,3 @@ def _named(registry: Registry, names: str) -> list[Worker]:
         raise BadRequest("?workers= names no worker", code="invalid_field")
     urls = dict.fromkeys(url_of(name) for name in parts)
     return [registry.get(url) for url in urls]
-
-
-def _reachable(worker: Worker) -> bool:
-    return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED

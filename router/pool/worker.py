@@ -49,6 +49,10 @@ class Weights(StrEnum):
     FAILED = "failed"
 
 
+# A weight version that nobody knows; less than any other.
+UNKNOWN_VERSION = -1
+
+
 class Origin(StrEnum):
     """How the worker became known."""
 
@@ -124,8 +128,12 @@ class Worker:
     admin: Admin = Admin.ENABLED
     memory: Memory = Memory.AWAKE
     weights: Weights = Weights.CURRENT
-    # Of the ledger entry that it has; 0: those of its start, before any change.
+    # Of the last ledger entry of which it has all; 0: that of its start, before any change.
     weight_version: int = 0
+    # Why it is not current, in one sentence for people; None while it is.
+    weights_reason: str | None = None
+    # It is behind, and no replay can help it until somebody acts.
+    stuck: bool = False
     # Probes since the last one of the other outcome; never both above zero.
     consecutive_failures: int = 0
     consecutive_successes: int = 0
@@ -143,6 +151,8 @@ class Worker:
     suspicion: str | None = None
     # By a request: it stays though no flag names it any more.
     registered: bool = False
+    # Somebody else sees to its weights (`--trust-external-weights`): that doubt keeps nothing back.
+    trusted: bool = False
     # What the operator set; None: as many as the worker can (see `max_concurrency`).
     concurrency_limit: int | None = None
     removed: bool = False
@@ -183,6 +193,12 @@ class Worker:
         for hold in self.holds:
             count += hold.kind is HoldKind.JOB or hold.kind is HoldKind.GHOST
         return count / self.max_concurrency if count else 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs there that a change of weights or a sleep must wait for. Answers
+        on their way to clients do not count."""
+        return not self.holds and not any(lease.binding for lease in self.leases)
 
     @property
     def jobs(self) -> int:
@@ -245,6 +261,12 @@ class Lease:
     incarnation: int
     _on_end: Callable[[Lease], None] = field(alias="on_end", repr=False)
     hold: Hold | None = None
+    # Of the worker's weights when it was granted; None where that says nothing.
+    weight_version: int | None = None
+    # It must end before the worker is idle, though it holds no slot.
+    binding: bool = False
+    # Ends a session that has no end of its own; whoever can, sets it.
+    evict: Callable[[], None] | None = None
     ended: bool = False
 
     def release(self) -> None:

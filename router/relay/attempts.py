@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from attrs import define
 
 from ..dispatch import Dispatcher
-from ..errors import RouterError, WorkerFailed
+from ..errors import Conflict, RouterError, WorkerFailed
 from ..pool.candidates import Facts
+from ..pool.lifecycle import doubted
 from ..pool.registry import Registry
 from ..pool.worker import Lease, Worker
 
@@ -21,6 +22,16 @@ class TryAnother(Exception):
         self.failure = failure
 
 
+class Withdrawn(Exception):
+    """The worker must not have the exchange any more; nothing of it was sent."""
+
+
+class NeverIssued(Conflict):
+    """The weight version that the request wants at least: to wait for it would have no end."""
+
+    default_code = "weight_version_unknown"
+
+
 @define(eq=False)
 class Attempts:
     """Gives an exchange to one worker after the other, each once (DESIGN section 5, "Retry")."""
@@ -28,11 +39,15 @@ class Attempts:
     registry: Registry
     dispatcher: Dispatcher
     retries: int
+    # The latest weight version that was issued to the model, or to any if none is named.
+    latest_issued: Callable[[str | None], int] = lambda _: 0
 
     async def run(self, facts: Facts, attempt: Callable[[Lease], Awaitable[None]]) -> None:
         """Call `attempt` with a lease, which ends with the call. Where it raises TryAnother the
-        next worker is tried. Raises the last failure, or PoolUnavailable if there is no worker
-        to begin with."""
+        next worker is tried. Raises the last failure, PoolUnavailable if there is no worker to
+        begin with, or NeverIssued."""
+        if facts.min_version:
+            self._check_version(facts)
         tried: list[Worker] = []
         failure: WorkerFailed | None = None
         while failure is None or len(tried) <= self.retries:
@@ -46,9 +61,29 @@ class Attempts:
                 try:
                     await attempt(lease)
                     return
+                except Withdrawn:
+                    continue  # it may well have it once that doubt is cleared
                 except TryAnother as again:
                     failure = again.failure
                     # Before its slot is free: or the next request is sent there too.
                     self.registry.trouble(lease.worker, failure.message)
             tried.append(lease.worker)
         raise failure
+
+    @staticmethod
+    def check(lease: Lease) -> None:
+        """With a connection to the worker at hand: is it still as sound as when it was chosen?
+
+        The connection may be to another process, with other weights. Raises Withdrawn.
+        """
+        worker = lease.worker
+        if doubted(worker) or worker.incarnation != lease.incarnation:
+            raise Withdrawn
+
+    def _check_version(self, facts: Facts) -> None:
+        latest = self.latest_issued(facts.model)
+        if facts.min_version > latest:
+            raise NeverIssued(
+                f"Weight version {facts.min_version} was never issued; the latest is {latest}",
+                details={"weight_version": latest},
+            )

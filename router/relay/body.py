@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
-from ..errors import RequestTooLarge
+from ..errors import BadRequest, RequestTooLarge
 from ..pool.candidates import Facts, Need
 from ..pool.cost import Costs
 from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange
-from .routes import Route
+from .routes import How, Route
 
 _LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
+_LONGEST_VERSION = 18  # digits of an X-Min-Weight-Version: far beyond any that is issued
 
 
 @define(eq=False)
@@ -91,17 +92,39 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
     named = body.fields.get("model")
     model = named if isinstance(named, str) and named else None
     needs_slot = route.need is not Need.NOTHING
+    client, min_version = wishes(exchange.headers)
+    need = route.need
+    if route.how is How.ANY and exchange.method not in ("GET", "HEAD"):
+        need = Need.CALL
     return Facts(
         model=model,
         task=route.task,
-        need=route.need,
-        client=client_id(exchange.headers),
+        need=need,
+        client=client,
         work=costs.work(model, route.kind, body.fields) if needs_slot else 0.0,
         kind=route.kind,
+        min_version=min_version,
     )
 
 
-def client_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """Who shares the slots with others in turn: `X-Client-Id`, or one class for all without."""
-    named = heads.value(headers, b"x-client-id") or b""
-    return named[:_LONGEST_CLIENT].decode("latin-1")
+def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, int]:
+    """Who shares the slots with others in turn (`X-Client-Id`; one class for all without), and
+    the oldest weights that will do (`X-Min-Weight-Version`). Raises BadRequest."""
+    client, version = b"", 0
+    for name, content in reversed(headers):  # of several the first counts
+        match name.lower():
+            case b"x-client-id":
+                client = content[:_LONGEST_CLIENT]
+            case b"x-min-weight-version":
+                version = _version(content)
+    return client.decode("latin-1"), version
+
+
+def _version(content: bytes) -> int:
+    number = content.strip()
+    if not number.isdigit() or len(number) > _LONGEST_VERSION:
+        raise BadRequest(
+            f"X-Min-Weight-Version must be a whole number, not {content[:40].decode('latin-1')!r}",
+            code="invalid_header",
+        )
+    return int(number)

@@ -123,12 +123,13 @@ class Forwarder:
         async def attempt(lease: Lease) -> None:
             # Reads of jobs and files do not queue behind generations.
             patience = self.limits.response if owner is None else min(_OWNER, self.limits.response)
-            await self._at(lease, exchange, body, watcher, patience)
+            await self._at(lease, exchange, body, watcher, patience, chosen=owner is None)
 
         if owner is None:
             await self.attempts.run(facts, attempt)
             return
         with self.attempts.registry.lease(owner) as lease:
+            lease.weight_version = None  # those of today did not make what is read
             try:
                 await attempt(lease)
             except (TryAnother, Unanswered) as failed:
@@ -147,8 +148,10 @@ class Forwarder:
         body: Body,
         watcher: Watcher | None,
         patience: float,
+        *,
+        chosen: bool,
     ) -> None:
-        attempt = _Attempt(self, exchange, body, lease, watcher, patience)
+        attempt = _Attempt(self, exchange, body, lease, watcher, patience, chosen)
         try:
             await attempt.run()
         except _Stale:
@@ -171,6 +174,7 @@ class _Attempt:
     lease: Lease
     watcher: Watcher | None
     patience: float  # seconds from the last byte of the request to the head of the answer
+    chosen: bool  # for what it can do now, not as the owner of something
     fresh: bool = False  # on a new connection, not a kept-alive one
     # Pieces beyond the held ones were taken from the client: they cannot be sent again.
     consumed: bool = False
@@ -186,6 +190,8 @@ class _Attempt:
                 worker.url, fresh=self.fresh
             ) as connection:
                 reused = connection.reused
+                if self.chosen:
+                    self.forwarder.attempts.check(self.lease)
                 await self._over(connection)
         except (ConnectFailed, ConnectTimeout) as error:
             error.details |= {"worker_url": worker.url, "retry_safe": True}
@@ -288,6 +294,7 @@ class _Attempt:
             head.headers,
             request_id=exchange.request_id.encode(),
             worker_id=worker.worker_id.encode(),
+            weight_version=self.lease.weight_version,
             bodiless=head.status == 204,
         )
         watcher = self.watcher or _NOBODY

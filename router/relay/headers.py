@@ -25,8 +25,8 @@ HOP_BY_HOP = frozenset(
 _END_TO_END = frozenset(
     {b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"cookie"}
 )
-_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id"})
-_RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id"})
+_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", b"x-min-weight-version"})
+_RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id", b"x-weight-version"})
 
 
 def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -71,11 +71,17 @@ def for_worker(
 
 
 def for_client(
-    headers: Iterable[tuple[bytes, bytes]], *, request_id: bytes, worker_id: bytes, bodiless: bool
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    request_id: bytes,
+    worker_id: bytes,
+    weight_version: int | None,
+    bodiless: bool,
 ) -> Headers:
     """The response headers that the client gets, from those of the worker.
 
-    `bodiless`: a 1xx or 204, where Content-Length is not allowed (RFC 9110 section 8.6).
+    `weight_version`: of the weights that it was to answer with, if they matter; a negative one is
+    not known. `bodiless`: a 1xx or 204, where Content-Length is not allowed (RFC 9110 section 8.6).
     """
     given = list(headers)
     drop = _dropped(given) | _RESPONSE_ONLY
@@ -84,6 +90,8 @@ def for_client(
     kept = [(name, content) for name, content in given if name.lower() not in drop]
     kept.append((b"x-request-id", request_id))
     kept.append((b"x-worker-id", worker_id))
+    if weight_version is not None and weight_version >= 0:
+        kept.append((b"x-weight-version", b"%d" % weight_version))
     return kept
 
 

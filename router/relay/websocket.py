@@ -19,7 +19,7 @@ from ..pool.candidates import Facts, Need
 from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
-from .body import client_id
+from .body import wishes
 from .client import Receive, Scope, Send, error_answer, link_of, request_id, target_of
 from .connection import Broken, Connection
 from .upstream import ConnectFailed, ConnectTimeout, Upstream
@@ -38,6 +38,7 @@ from .worker_socket import (
 logger = logging.getLogger("router.relay")
 
 _HANDSHAKE = 30.0  # seconds a worker has to accept or refuse
+_FAREWELL = 2.0  # seconds a client has to take the end of a session that is ended here
 
 
 class ClientSocket:
@@ -113,30 +114,31 @@ def handshake_request(client: ClientSocket, connection: Connection) -> Request:
 
 
 def response_headers(
-    headers: Sequence[tuple[bytes, bytes]], client: ClientSocket, worker: Worker
+    headers: Sequence[tuple[bytes, bytes]], client: ClientSocket, lease: Lease
 ) -> list[tuple[bytes, bytes]]:
     """What of the worker's handshake headers the client gets."""
     own = heads.for_client(
         [(n, v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")],
         request_id=client.request_id.encode(),
-        worker_id=worker.worker_id.encode(),
+        worker_id=lease.worker.worker_id.encode(),
+        weight_version=lease.weight_version,
         bodiless=False,
     )
     return [(name.lower(), value) for name, value in own]
 
 
 async def shake_hands(
-    client: ClientSocket, connection: Connection, worker: Worker, largest: int
+    client: ClientSocket, connection: Connection, lease: Lease, largest: int
 ) -> WorkerSocket | None:
     """Open the worker's side and accept the client's. None if the worker refused, and the client
     was told so. Raises Broken or WorkerTimeout before the client is answered."""
-    socket = WorkerSocket(connection, largest)
+    socket, worker = WorkerSocket(connection, largest), lease.worker
     accepted: AcceptConnection | None = None
     try:
         with trio.move_on_after(_HANDSHAKE):
             accepted = await socket.open(handshake_request(client, connection))
     except Refused as refusal:
-        headers = response_headers(refusal.headers, client, worker)
+        headers = response_headers(refusal.headers, client, lease)
         headers = [(n, v) for n, v in headers if n != b"content-length"]
         headers.append((b"content-length", b"%d" % len(refusal.body)))
         await client.refuse(refusal.status, headers, refusal.body)
@@ -148,13 +150,16 @@ async def shake_hands(
             details={"worker_url": worker.url, "retry_safe": True},
         )
     await client.accept(
-        accepted.subprotocol, response_headers(accepted.extra_headers, client, worker)
+        accepted.subprotocol, response_headers(accepted.extra_headers, client, lease)
     )
     return socket
 
 
-async def converse(client: ClientSocket, worker: WorkerSocket, restarting: trio.Event) -> None:
-    """Pass messages both ways until one side ends the session, or the router does.
+async def converse(
+    client: ClientSocket, worker: WorkerSocket, restarting: trio.Event, evicted: trio.Event
+) -> None:
+    """Pass messages both ways until one side ends the session, or the router does: because it is
+    `restarting`, or the worker must be idle (`evicted`).
 
     When cancelled (the client's connection broke), the worker is still told.
     """
@@ -188,15 +193,19 @@ async def converse(client: ClientSocket, worker: WorkerSocket, restarting: trio.
             await client.send(message)
         scope.cancel()
 
-    async def restart(scope: trio.CancelScope) -> None:
-        await restarting.wait()
-        await client.close(Close(RESTARTING, "the router is restarting"))
+    async def end(scope: trio.CancelScope, when: trio.Event, why: str) -> None:
+        await when.wait()
+        with trio.move_on_after(_FAREWELL):
+            await client.close(Close(RESTARTING, why))
         scope.cancel()
 
     try:
         async with trio.open_nursery() as nursery:
-            for way in (upwards, downwards, restart):
-                nursery.start_soon(way, nursery.cancel_scope)
+            scope = nursery.cancel_scope
+            nursery.start_soon(upwards, scope)
+            nursery.start_soon(downwards, scope)
+            nursery.start_soon(end, scope, restarting, "the router is restarting")
+            nursery.start_soon(end, scope, evicted, "the worker is about to change")
     finally:
         await worker.close(farewell)
 
@@ -219,11 +228,13 @@ class WebSocketRelay:
             client.link.on_gone(leaving.cancel)
             try:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
+                name, version = wishes(client.headers)
                 facts = Facts(
                     task=task,
                     need=Need.SESSION,
-                    client=client_id(client.headers),
+                    client=name,
                     kind="session",
+                    min_version=version,
                 )
                 await self.attempts.run(facts, partial(self._session, client))
             except RouterError as error:
@@ -238,9 +249,12 @@ class WebSocketRelay:
         worker = lease.worker
         try:
             async with self.upstream.connection(worker.url, fresh=True) as connection:
-                socket = await shake_hands(client, connection, worker, self.largest)
+                self.attempts.check(lease)
+                socket = await shake_hands(client, connection, lease, self.largest)
                 if socket is not None:
-                    await converse(client, socket, self.restarting)
+                    evicted = trio.Event()
+                    lease.evict = evicted.set
+                    await converse(client, socket, self.restarting, evicted)
         except (ConnectFailed, ConnectTimeout) as error:
             error.details["worker_url"] = worker.url
             raise TryAnother(error) from error

@@ -186,6 +186,18 @@ class RouterSettings:
         group="Limits",
         help="longest wait for a worker's answer to a weight, LoRA or memory call",
     )
+    drain_timeout: float = setting(
+        1800.0,
+        Duration(_SHORTEST),
+        group="Limits",
+        help="longest wait for a worker's generations and jobs to end, before it is changed",
+    )
+    trust_external_weights: bool = setting(
+        False,
+        Switch(),
+        group="Limits",
+        help="route to every worker whatever weights it has; they are managed elsewhere",
+    )
     max_assets: int = setting(
         1_000_000,
         WholeNumber(1),

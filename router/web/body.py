@@ -66,3 +66,15 @@ def query_flag(name: str) -> bool:
     if value.lower() in ("", "true", "1", "yes"):
         return True
     raise BadRequest(f"?{name}= must be true or false, not {value!r}", code="invalid_field")
+
+
+def version(content: dict[str, Any]) -> int | None:
+    """The field `weight_version`: a whole number from 0, None if it is absent. Raises
+    BadRequest."""
+    value = content.get("weight_version")
+    if value is not None and (type(value) is not int or not 0 <= value < 2**53):
+        raise BadRequest(
+            "weight_version must be a whole number from 0 that the router issued",
+            code="invalid_field",
+        )
+    return value

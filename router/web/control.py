@@ -9,8 +9,9 @@ from typing import Any
 from quart import Blueprint, g, request
 
 from ..control.broadcast import Call
+from ..control.errands import Begin
 from ..control.handover import Handover, serving
-from ..control.refit import check_beginning, check_body
+from ..control.refit import Order, check_beginning, check_body
 from ..errors import BadRequest
 from ..pool.targets import select
 from ..pool.worker import Worker
@@ -38,7 +39,7 @@ async def change_weights() -> Answer:
 
 async def change_weights_from_tensor() -> Answer:
     """The same for tensors, whose gigabytes are copied to all workers as they come."""
-    _chosen()  # or refuse before all of it is sent
+    parts().weights.one_model(_chosen())  # or refuse before all of it is sent
     body = upload()
     held = await body.begin(HELD)
     if body.over:
@@ -46,7 +47,7 @@ async def change_weights_from_tensor() -> Answer:
     check_beginning(held)
     rest = Handover(held)
     async with serving(rest, body):
-        return await _do(lambda: parts().weights.change(_chosen(), _call(rest)))
+        return await _make(_call(rest), None)
 
 
 async def ask_weights() -> Answer:
@@ -58,13 +59,13 @@ async def ask_weights() -> Answer:
 async def sleep() -> Answer:
     """Every eligible worker gives its GPU memory back."""
     call = _call(await upload().whole())
-    return await _do(lambda: parts().memory.sleep(_chosen(), call))
+    return await _take_on(lambda begin: parts().memory.sleep(_chosen(), call, begin))
 
 
 async def wake() -> Answer:
     """Every sleeping worker takes its GPU memory again."""
     call = _call(await upload().whole())
-    return await _do(lambda: parts().memory.wake(_chosen(), call))
+    return await _take_on(lambda begin: parts().memory.wake(_chosen(), call, begin))
 
 
 for _name in _CHANGES:
@@ -89,9 +90,27 @@ def _path() -> str:
 
 
 async def _change(body: bytes) -> Answer:
-    check_body(_path(), _json(body))
-    call = _call(body)
-    return await _do(lambda: parts().weights.change(_chosen(), call))
+    content = _json(body)
+    check_body(_path(), content)
+    return await _make(_call(body), content)
+
+
+async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
+    """Make a change, by itself or as a part of the transaction that `?txn=` names."""
+    model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
+    registry = parts().registry
+    order = Order(
+        call, lambda: select(registry, model=model, workers=workers), (model, workers), content
+    )
+    if txn is None:
+        return _wire(await parts().weights.change(order))
+    if model is not None or workers is not None:
+        raise BadRequest(
+            "?txn= names the workers: ?model= and ?workers= cannot be given with it",
+            code="invalid_field",
+        )
+    transactions = parts().transactions
+    return await _do(lambda: transactions.call(txn, order))
 
 
 def _call(body: bytes | AsyncIterable[bytes]) -> Call:
@@ -106,6 +125,11 @@ def _call(body: bytes | AsyncIterable[bytes]) -> Call:
 async def _do(work: Callable[[], Awaitable[tuple[int, dict[str, Any]]]]) -> Answer:
     """Do it to its end, though the client may leave before."""
     return _wire(await parts().errands.do(work))
+
+
+async def _take_on(work: Callable[[Begin], Awaitable[tuple[int, dict[str, Any]]]]) -> Answer:
+    """The same, but if the client leaves before it has begun, it is dropped."""
+    return _wire(await parts().errands.take_on(work))
 
 
 def _wire(answer: tuple[int, dict[str, Any]]) -> Answer:

@@ -9,13 +9,16 @@ from quart import current_app
 
 from ..control.client import ControlClient
 from ..control.errands import Errands
+from ..control.held import Transactions
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
 from ..control.refit import WeightControl
+from ..control.replay import Replayer
 from ..control.retire import Retirer
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..pool.registry import Registry
+from ..pool.weights import Ledgers
 from ..store.store import Store
 
 _KEY = "router"
@@ -40,7 +43,10 @@ class Parts:
     retirer: Retirer
     client: ControlClient
     jobs: JobControl
+    ledgers: Ledgers
     weights: WeightControl
+    transactions: Transactions
+    replayer: Replayer
     memory: MemoryControl
     errands: Errands
     limits: CallLimits

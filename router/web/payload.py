@@ -28,6 +28,8 @@ def worker_payload(worker: Worker, speeds: Speeds) -> dict[str, Any]:
         "admin": worker.admin,
         "memory": worker.memory,
         "weights": worker.weights,
+        "weight_version": worker.weight_version if worker.weight_version >= 0 else None,
+        "weights_reason": worker.weights_reason,
         "origin": worker.origin,
         "incarnation": worker.incarnation,
         "suspicion": worker.suspicion,

@@ -13,6 +13,7 @@ from ..pool.worker import Health, Origin, Worker
 from . import body
 from .parts import parts
 from .payload import worker_payload
+from .weights import VersionNeverIssued
 
 blueprint = Blueprint("workers", __name__)
 
@@ -24,18 +25,29 @@ _PUT_FIELDS = ("is_dead", "refresh_video_support", "max_concurrency", "draining"
 async def add_worker() -> dict[str, Any]:
     """Register a worker; a known one is left as it is. Says what first contact found."""
     content = await body.json_object()
-    body.only(content, ("url", "worker_url", "max_concurrency"))
-    limit = body.concurrency(content)
+    body.only(content, ("url", "worker_url", "max_concurrency", "weight_version"))
+    limit, version = body.concurrency(content), body.version(content)
+    latest = parts().ledgers.latest_issued(None)
+    if version is not None and version > latest:
+        raise VersionNeverIssued(
+            f"Weight version {version} was never issued; the latest is {latest}",
+            details={"weight_version": latest},
+        )
     url = normalise_url(_url_of(content))
     registry, watchman = parts().registry, parts().watchman
     parts().store.check()
     known = registry.find(url) is not None
     worker = registry.add(url, Origin.REGISTERED, concurrency=limit)
+    if version is not None:
+        parts().ledgers.claim(worker, version)
     if limit is None and "max_concurrency" in content:
         registry.set_concurrency(worker, None)
     if known:
         parts().retirer.keep(worker)
-        watchman.nudge(worker)
+        if worker.suspicion is None:
+            watchman.nudge(worker)
+        else:  # it may be the new process that registers: do not answer for the old one
+            await watchman.look_again(worker, within=FIRST_CONTACT)
     await parts().store.commit()  # now, lest a worker that does not answer delays it
     await watchman.first_contact(worker, within=FIRST_CONTACT)
     return {"status": "success", "worker": _payload(worker), "message": _finding(worker)}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.behind import Pool, routed
 from tests.contract.harness import (
     REAL,
     SIMULATED,
@@ -87,6 +88,22 @@ def more(workers: dict[str, Worker]) -> Worker:
     if "more" not in workers:
         pytest.skip("no tiny model for edits, meshes or actions: simulated only")
     return workers["more"]
+
+
+@pytest.fixture(scope="module")
+def pool(workers: dict[str, Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A router with two image workers and a video worker. For each file one of its own, but the
+    real ones are the same for all: a file leaves their weights as they were."""
+    logs = tmp_path_factory.mktemp("pool")
+    with ExitStack() as stack:
+        if urls := given():
+            roles = ("pool-1", "pool-2", "video")
+            if missing := [role for role in roles if role not in urls]:
+                pytest.skip(f"no real worker for {', '.join(missing)}")
+            made = [real_worker(role, urls[role]) for role in roles]
+        else:
+            made = start_several(("image", "image", "video"), logs, stack)
+        yield stack.enter_context(routed(made, logs))
 
 
 @pytest.fixture

@@ -6,94 +6,18 @@ the file ROUTER_PYZ, else simulated ones and the router's source.
 
 from __future__ import annotations
 
-import base64
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from attrs import frozen
 
-from tests.contract.conftest import given
-from tests.contract.harness import (
-    IMAGE,
-    PATIENCE,
-    TINY,
-    VIDEO,
-    Process,
-    Worker,
-    eventually,
-    real_worker,
-    start_several,
-)
+from tests.contract.behind import FLUX, WAN, Pool
+from tests.contract.harness import IMAGE, PATIENCE, VIDEO, Process, eventually, push
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-FLUX, WAN = TINY["image"][1], TINY["video"][1]
-
-
-@frozen
-class Pool:
-    """A router in front of two image workers and one video worker."""
-
-    http: httpx.Client
-    flux: tuple[Worker, Worker]
-    wan: Worker
-
-    @property
-    def workers(self) -> tuple[Worker, ...]:
-        return (*self.flux, self.wan)
-
-    def post(self, path: str, **body: Any) -> httpx.Response:
-        answer = self.http.post(path, json=body)
-        assert answer.status_code == 200, answer.text
-        return answer
-
-    def change(self, path: str, **body: Any) -> dict[str, Any]:
-        """A change that both image workers have to take."""
-        told = self.post(f"{path}?model={FLUX}", **body).json()
-        rows = told["results"]
-        assert sorted(row["worker_url"] for row in rows) == sorted(w.url for w in self.flux)
-        assert {row["status_code"] for row in rows} == {200}, told
-        return told  # type: ignore[no-any-return]
-
-    def picture(self, **changes: Any) -> bytes:
-        """A PNG through the router."""
-        inline = {"response_format": "b64_json", "output_format": "png"}
-        told = self.post("/v1/images/generations", **{**IMAGE, **inline, **changes}).json()
-        return base64.b64decode(told["data"][0]["b64_json"])
-
-    def all_routable(self) -> bool:
-        listed = self.http.get("/workers").json()["workers"]
-        return len(listed) == len(self.workers) and all(w["routable"] for w in listed)
-
-
-@pytest.fixture(scope="module")
-def pool(workers: dict[str, Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    logs = tmp_path_factory.mktemp("pool")
-    with ExitStack() as stack:
-        if urls := given():
-            roles = ("pool-1", "pool-2", "video")
-            if missing := [role for role in roles if role not in urls]:
-                pytest.skip(f"no real worker for {', '.join(missing)}")
-            made = [real_worker(role, urls[role]) for role in roles]
-        else:
-            made = start_several(("image", "image", "video"), logs, stack)
-        program = os.environ.get("ROUTER_PYZ")
-        command = [sys.executable, *([program] if program else ["-m", "router"]), "--port", "0"]
-        command += ["--health-check-interval", "1", "--worker-urls", *(w.url for w in made)]
-        process = Process.start(logs / "router.log", *command)
-        stack.callback(process.stop)
-        url = process.says(r"listening on (http://\S+)")
-        client = stack.enter_context(httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False))
-        pool = Pool(client, (made[0], made[1]), made[2])
-        eventually(pool.all_routable)
-        yield pool
 
 
 def test_models_and_health(pool: Pool) -> None:
@@ -230,24 +154,18 @@ def test_sleep_and_wake(pool: Pool) -> None:
     video = pool.post("/v1/videos", **VIDEO).json()["id"]
     eventually(lambda: pool.http.get(f"/v1/videos/{video}").json()["status"] == "completed")
 
-    pool.post(f"/release_memory_occupation?workers={ids(pool, *pool.workers)}")
+    pool.post(f"/release_memory_occupation?workers={pool.ids(*pool.workers)}")
     assert pool.http.get("/health").json()["sleeping_workers"] == 3
     refused = pool.http.post("/v1/images/generations", json=IMAGE)
     assert (refused.status_code, refused.json()["code"]) == (503, "pool_asleep")
     assert pool.http.get(f"/v1/videos/{video}/content").content[4:8] == b"ftyp"
-    again = pool.post(f"/release_memory_occupation?workers={ids(pool, *pool.workers)}").json()
+    again = pool.post(f"/release_memory_occupation?workers={pool.ids(*pool.workers)}").json()
     assert again["message"] == "All workers are already sleeping"
 
-    pool.post(f"/resume_memory_occupation?workers={ids(pool, *pool.workers)}")
+    pool.post(f"/resume_memory_occupation?workers={pool.ids(*pool.workers)}")
     eventually(pool.all_routable)
     assert pool.http.get("/health").json()["sleeping_workers"] == 0
     assert pool.picture() == picture
-
-
-def ids(pool: Pool, *workers: Worker) -> str:
-    urls = {worker.url for worker in workers}
-    listed = pool.http.get("/workers").json()["workers"]
-    return ",".join(w["worker_id"] for w in listed if w["url"] in urls)
 
 
 def test_the_walkthrough(pool: Pool, tmp_path: Path) -> None:
@@ -319,10 +237,41 @@ def test_a_lora(pool: Pool) -> None:
     pool.change("/v1/unmerge_lora_weights", target="all")
 
 
+def test_after_a_lora_no_other_weights(pool: Pool) -> None:
+    """The workers would answer 200, and have weights that are neither the one nor the other
+    (test_loras)."""
+    first, sums, version = pool.flux[0], pool.sums(), pool.version()
+    picture = pool.picture()
+    for path in (first.other_weights, first.weights):
+        body = {"model_path": path}
+        answer = pool.http.post(f"/update_weights_from_disk?model={FLUX}", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (409, "lora_active")
+    if made := push(first):
+        answer = pool.http.post(f"/update_weights_from_tensor?model={FLUX}", json=made.body)
+        assert (answer.status_code, answer.json()["code"]) == (409, "lora_active")
+    eventually(pool.all_routable)
+    assert (pool.sums(), pool.version(), pool.picture()) == (sums, version, picture)
+
+
+def test_a_sleeper_keeps_its_lora(pool: Pool) -> None:
+    version, plain = pool.version(), pool.picture()
+    told = pool.change("/v1/merge_lora_weights", target="all", strength=1.0)
+    assert told["weight_version"] == version + 1
+    styled = pool.picture()
+    assert styled != plain
+    sleeper = pool.flux[1]
+    pool.post(f"/release_memory_occupation?workers={pool.ids(sleeper)}")
+    pool.post(f"/v1/unmerge_lora_weights?model={FLUX}", target="all")
+    assert pool.picture() == plain
+    pool.post(f"/resume_memory_occupation?workers={pool.ids(sleeper)}")
+    eventually(pool.all_routable)
+    assert pool.version() == version + 2
+    assert [worker.picture() for worker in pool.flux] == [plain, plain]
+
+
 def test_a_worker_leaves_and_returns(pool: Pool) -> None:
     leaving = pool.flux[1]
-    id = ids(pool, leaving)
-    assert pool.http.delete(f"/workers/{id}?drain=true").status_code == 200
+    assert pool.http.delete(f"/workers/{pool.ids(leaving)}?drain=true").status_code == 200
     assert pool.picture() == pool.flux[0].picture()
     pool.http.post(f"/workers?url={leaving.url}").raise_for_status()
     eventually(pool.all_routable)

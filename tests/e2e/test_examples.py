@@ -167,20 +167,36 @@ def test_rl_loop(pool: Pool, tmp_path: Path) -> None:
     urls = [worker["url"] for worker in ask("GET", f"{pool.url}/workers")["workers"]]
     for url in urls:
         ask("DELETE", f"{url}/simulate/log")
-    done = run(
-        *(sys.executable, EXAMPLES / "rl_loop.py", "--router", pool.url),
-        *("--steps", "3", "--prompts", "6"),
-        cwd=tmp_path,
+    script = EXAMPLES / "rl_loop.py"
+    options = ("--router", pool.url, "--steps", "3", "--prompts", "6", "--verify")
+    done = run(sys.executable, script, *options, cwd=tmp_path)
+    assert len(done.stdout.splitlines()) == 3 * 6 + 1
+    rollout = r"^(\S+ \S+): rollout: 6 groups of weight version (\d+), \d+ bytes, by [12] workers$"
+    versions = [int(number) for _, number in re.findall(rollout, done.stdout, re.M)]
+    refits = re.findall(
+        r"refit: weight version (\d+) on 2 workers, 0 to follow$", done.stdout, re.M
     )
-    assert len(done.stdout.splitlines()) == 7
-    checksums = re.findall(r"^step \d: all have (\w{12}) of step-\d$", done.stdout, re.M)
-    assert len(set(checksums)) == 3
+    assert versions[1:] == list(map(int, refits))
+    assert versions == [*range(versions[0], versions[0] + 4)]
+    assert done.stdout.count(": 2 workers gave their GPU memory back\n") == 3
+    assert done.stdout.count(": 2 workers are awake\n") == 3
+    assert len(set(re.findall(r"verify: all have (\w{12})$", done.stdout, re.M))) == 3
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-0", "step-1", "step-2"]
     made_with: Counter[str] = Counter()
     for url in urls:
         entries = ask("GET", f"{url}/simulate/log")["entries"]
         made_with.update(entry["weights"] for entry in entries if entry["kind"] == "rollout")
     assert list(made_with.values()) == [6] * 4  # no sample of any step is of other weights
+
+
+def test_rl_loop_tells_what_went_wrong(pool: Pool, tmp_path: Path) -> None:
+    command = (sys.executable, EXAMPLES / "rl_loop.py", "--steps", "1")
+    done = run(*command, "--router", pool.url, "--model", "no/such", cwd=tmp_path, status=1)
+    assert "404 " in done.stderr
+    assert "unknown_model" in done.stderr
+    done = run(*command, "--router", "http://127.0.0.1:9", cwd=tmp_path, status=1)
+    assert done.stderr.startswith("http://127.0.0.1:9 could not be reached: ")
+    assert "--checkpoints" in run(*command, "--help", cwd=tmp_path).stdout
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")

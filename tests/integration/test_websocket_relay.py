@@ -177,6 +177,7 @@ def test_messages_pass_unchanged_and_in_order() -> None:
             assert headers[b"x-request-id"] == b"abc"
             record = next(iter(running.parts.registry))
             assert headers[b"x-worker-id"] == record.worker_id.encode()
+            assert headers[b"x-weight-version"] == b"0"
             assert record.active_requests == 1
 
             big = bytes(range(256)) * 20_000  # 5 MB
@@ -303,6 +304,7 @@ def test_refusal_is_passed_on(body: bytes) -> None:
             assert answer.status_code == 403
             headers = dict(answer.headers)
             assert headers[b"x-why"] == b"no"
+            assert headers[b"x-weight-version"] == b"0"
             received = b""
             while isinstance(event := await client.event(), RejectData):
                 received += event.data
@@ -323,6 +325,26 @@ def test_without_workers_it_is_refused_with_our_error() -> None:
             event = await client.event()
             assert isinstance(event, RejectData)
             assert json.loads(bytes(event.data))["code"] == "no_workers"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "code"),
+    [(b"1", 409, "weight_version_unknown"), (b"new", 400, "invalid_header")],
+)
+def test_weights_that_nobody_has_are_refused(wanted: bytes, status: int, code: str) -> None:
+    async def main() -> None:
+        worker = Worker(echo)
+        async with pool(worker) as (_, connect):
+            client = await connect()
+            answer = await client.open(extra_headers=[(b"X-Min-Weight-Version", wanted)])
+            assert isinstance(answer, RejectConnection)
+            assert answer.status_code == status
+            event = await client.event()
+            assert isinstance(event, RejectData)
+            assert json.loads(bytes(event.data))["code"] == code
+            assert not worker.scopes
 
     run(main)
 

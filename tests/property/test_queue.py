@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 from attrs import define, field
 from hypothesis import settings
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from router.pool import events
-from router.pool.candidates import Facts, Need, fitting
+from router.pool.candidates import Facts, Need, fitting, may_have
 from router.pool.cost import Speeds
 from router.pool.lifecycle import (
+    WEIGHTS,
     AdminEvent,
     IllegalTransition,
     MemoryEvent,
@@ -22,6 +24,7 @@ from router.pool.lifecycle import (
     WeightsEvent,
     hopeful,
     routable,
+    step,
 )
 from router.pool.lines import Waiting
 from router.pool.policies import POLICIES, make
@@ -38,6 +41,7 @@ FACTS = st.builds(
     task=st.sampled_from([None, Task.IMAGE, Task.VIDEO]),
     need=st.sampled_from([Need.SLOT, Need.SLOT, Need.SLOT, Need.SESSION, Need.JOB, Need.NOTHING]),
     client=st.sampled_from("abc"),
+    min_version=st.sampled_from([0, 0, 0, 1, 2]),
 )
 CAPABILITIES = st.builds(
     Capabilities,
@@ -46,6 +50,7 @@ CAPABILITIES = st.builds(
     dp_size=st.integers(1, 2),
 )
 INDEX = st.integers(0, 1000)
+Rivals: TypeAlias = tuple[tuple[Worker, ...], int]  # the same workers, the same oldest weights
 
 
 @define(eq=False)
@@ -67,7 +72,7 @@ class Shell:
     holds: list[Hold] = field(factory=list)  # of jobs and ghosts
     refused: int = 0
     # Per set of workers and waiting client: who was served there since it was.
-    overtaken: dict[tuple[tuple[Worker, ...], str], set[str]] = field(factory=dict)
+    overtaken: dict[tuple[Rivals, str], set[str]] = field(factory=dict)
     queue: Queue = field(init=False)
     _due: deque[Callable[[], list[Effect]]] = field(factory=deque)
     _busy: bool = False
@@ -107,6 +112,10 @@ class Shell:
     def fitting(self, waiting: Waiting) -> tuple[Worker, ...]:
         return tuple(fitting(self.registry, waiting.facts))
 
+    def rivals(self, waiting: Waiting) -> Rivals:
+        """What those have in common that take turns with it."""
+        return self.fitting(waiting), waiting.facts.min_version
+
     def add(self, waiting: Waiting) -> None:
         self.waiting[waiting] = None
         self.decide(lambda: self.queue.add(waiting))
@@ -133,6 +142,7 @@ class Shell:
         assert routable(worker)
         assert worker in self.fitting(waiting)
         assert worker not in waiting.tried
+        assert worker.weight_version >= waiting.facts.min_version
         need = waiting.facts.need
         hold = None
         if need is not Need.NOTHING:
@@ -148,18 +158,18 @@ class Shell:
 
     def check_order(self, waiting: Waiting) -> None:
         """Within a client by rank, then by arrival; and clients take turns."""
-        members, client = self.fitting(waiting), waiting.facts.client
+        line, client = self.rivals(waiting), waiting.facts.client
         rivals = [
             other
             for other in self.waiting
-            if not other.eager and not other.tried and self.fitting(other) == members
+            if not other.eager and not other.tried and self.rivals(other) == line
         ]
         mine = [other for other in rivals if other.facts.client == client]
         place = (waiting.rank, waiting.number)
         assert all((other.rank, other.number or 1e9) > place for other in mine)
-        self.overtaken.pop((members, client), None)
+        self.overtaken.pop((line, client), None)
         for other in {rival.facts.client for rival in rivals} - {client}:
-            passed = self.overtaken.setdefault((members, other), set())
+            passed = self.overtaken.setdefault((line, other), set())
             assert client not in passed, f"{client} was served twice while {other} waited"
             passed.add(client)
 
@@ -169,11 +179,20 @@ class Shell:
         self.refused += 1
         fit = [worker for worker in self.fitting(waiting) if worker not in waiting.tried]
         if effect.full:
-            able = [worker for worker in fit if routable(worker)]
+            able = [worker for worker in fit if serves(worker, waiting)]
             assert able
             assert waiting.facts.need is Need.JOB
         else:
-            assert not any(map(hopeful, fit)), "refused though there is hope"
+            assert not any(hopes(w, waiting) for w in fit), "refused though there is hope"
+
+
+def hopes(worker: Worker, waiting: Waiting) -> bool:
+    """Whether the worker may come to serve it without anyone acting."""
+    return hopeful(worker) and may_have(worker, waiting.facts.min_version)
+
+
+def serves(worker: Worker, waiting: Waiting) -> bool:
+    return routable(worker) and worker.weight_version >= waiting.facts.min_version
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -219,6 +238,9 @@ class QueueMachine(RuleBasedStateMachine):
                 case MemoryEvent():
                     self.registry.remember(worker, event)
                 case WeightsEvent():
+                    step(WEIGHTS, worker.weights, event)
+                    if event is WeightsEvent.APPLIED:
+                        worker.weight_version += 1
                     self.registry.weigh(worker, event)
         except IllegalTransition:
             pass
@@ -299,7 +321,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_who_could_be_served(self) -> None:
         for waiting in self.shell.waiting:
-            able = [worker for worker in self.shell.fitting(waiting) if routable(worker)]
+            able = [w for w in self.shell.fitting(waiting) if serves(w, waiting)]
             # Those with trouble serve if there is nobody else.
             able = [worker for worker in able if not worker.troubled] or able
             if not waiting.eager:
@@ -310,7 +332,7 @@ class QueueMachine(RuleBasedStateMachine):
     def nobody_waits_without_hope(self) -> None:
         for waiting in self.shell.waiting:
             members = set(self.shell.fitting(waiting)) - waiting.tried
-            assert any(map(hopeful, members))
+            assert any(hopes(worker, waiting) for worker in members)
 
     @invariant()
     def all_that_wait_are_known(self) -> None:

@@ -899,3 +899,78 @@ def test_a_cancelled_drain_leaves_the_next_one_alone() -> None:
             lease.release()
 
     run(main)
+
+
+# Suspects.
+
+
+def test_what_a_suspect_cannot_take_waits_until_it_is_absolved() -> None:
+    async def main() -> None:
+        pool = Pool()
+        worker = pool.add("a", slots=4)
+        pool.registry.stand(worker, 3, reason=None, stuck=False)
+        async with trio.open_nursery() as nursery:
+            asking = Asking(pool, nursery)
+            await asking.ask("before")
+            pool.registry.suspect(worker, "its idle connection was closed")
+            await asking.ask("job", Facts(need=Need.JOB))
+            await asking.ask("slot")
+            await asking.ask("other", Facts(need=Need.NOTHING))
+            assert (asking.got, asking.errors) == (["before"], {})
+            pool.registry.absolve(worker)
+            await settled()
+            assert sorted(asking.got) == ["before", "job", "other", "slot"]
+            for name in list(asking.leases):
+                await asking.release(name)
+
+    run(main)
+
+
+def test_what_waits_for_a_suspect_is_not_given_to_another_process() -> None:
+    async def main() -> None:
+        pool = Pool()
+        worker = pool.add("a")
+        pool.registry.stand(worker, 3, reason=None, stuck=False)
+        async with trio.open_nursery() as nursery:
+            asking = Asking(pool, nursery)
+            pool.registry.suspect(worker, "its idle connection was closed")
+            await asking.ask("one")
+            pool.registry.reincarnate(worker, "its idle connection was closed")
+            pool.registry.learned(worker, Capabilities(models=("m",), task_types=("T2I",)))
+            pool.registry.probed(worker, Probe.OK)
+            await settled()
+            assert asking.got == []
+            pool.registry.weigh(worker, WeightsEvent.FENCE)
+            pool.registry.weigh(worker, WeightsEvent.APPLIED)
+            await settled()
+            assert asking.got == ["one"]
+            await asking.release("one")
+
+    run(main)
+
+
+def test_others_serve_while_one_is_a_suspect() -> None:
+    async def main() -> None:
+        pool = Pool()
+        a, b = pool.add("a"), pool.add("b")
+        for worker in (a, b):
+            pool.registry.stand(worker, 3, reason=None, stuck=False)
+        pool.registry.suspect(a, "its idle connection was closed")
+        assert {await pool.chosen() for _ in range(4)} == {b}
+        pool.registry.absolve(a)
+        assert {await pool.chosen() for _ in range(4)} == {a, b}
+
+    run(main)
+
+
+def test_optimism_does_not_try_a_suspect_once_weights_were_changed() -> None:
+    async def main() -> None:
+        pool = Pool()
+        restored = pool.registry.add("http://restored", Origin.REGISTERED)
+        pool.fail(restored, 1)
+        pool.registry.suspect(restored, "the router was restarted")
+        assert await pool.chosen() is restored
+        pool.registry.stand(restored, 3, reason=None, stuck=False)
+        await pool.refusal()
+
+    run(main)

@@ -69,6 +69,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "max_request_bytes": GIB,
         "websocket_max_message": 64 * MIB,
         "refit_timeout": 1800.0,
+        "drain_timeout": 1800.0,
+        "trust_external_weights": False,
         "max_assets": 1_000_000,
         "admin_api_key": None,
         "admin_api_key_file": None,

@@ -142,12 +142,14 @@ def test_the_dead_are_deferred_and_counted_once(run_pool: RunPool) -> None:
         assert again.status_code == 200
         assert again.json()["sleeping_workers"] == 1
         assert [row["worker_url"] for row in again.json()["deferred"]] == [c.url]
+        assert memories(a, b, c) == ["asleep", "asleep", "falling_asleep"]
 
         woke = await pool.http.post(WAKE)
         assert woke.status_code == 200
         assert [row["worker_url"] for row in woke.json()["results"]] == [b.url]
-        assert [row["reasons"] for row in woke.json()["deferred"]] == [["unhealthy", "asleep"]]
-        assert memories(a, b, c) == ["asleep", "awake", "awake"]
+        # When they are back they follow.
+        assert [row["reasons"] for row in woke.json()["deferred"]] == [["unhealthy", "waking"]] * 2
+        assert memories(a, b, c) == ["waking", "awake", "waking"]
 
         await pool.http.put(f"/workers/{b.id}", json={"is_dead": True})
         is_ours(await pool.http.post(SLEEP), 503, "no_workers")
@@ -191,8 +193,8 @@ def test_sleep_and_wake_take_turns(run_pool: RunPool) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, SLEEP, a, b)
-            await until(lambda: a.known.memory == "falling_asleep")
-            assert b.known.memory == "falling_asleep"
+            await until(lambda: b.known.memory == "asleep")  # it waits for nobody
+            assert a.known.memory == "falling_asleep"
             is_ours(await pool.image(), 503, "pool_asleep")
             nursery.start_soon(ask, WAKE, b, a)
         assert [answer.status_code for answer in answers.values()] == [200, 200]

@@ -15,12 +15,13 @@ import pytest
 import trio
 
 from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, is_ours
-from tests.integration.deployment import Deployment, never, until
+from tests.integration.deployment import Deployment, answer, never, until
 
 PATH = "/update_weights_from_tensor"
 MIB = 1024 * 1024
 HEAD, TAIL = b'{"serialized_named_tensors": ["', b'"]}'
 STATM = Path("/proc/self/statm")
+SAME_MODEL = {"/v1/models": answer(200, {"data": [{"id": "image/a", "task_type": "T2I"}]})}
 
 
 class Body:
@@ -176,7 +177,7 @@ def test_a_client_that_stalls_is_told(run_pool: RunPool) -> None:
 
 def test_a_target_that_stalls_is_dropped_and_the_others_finish(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member) -> None:
-        stalled = [await pool.script(**{PATH: never}) for _ in range(2)]
+        stalled = [await pool.script(**{PATH: never}, **SAME_MODEL) for _ in range(2)]
         for script in stalled:
             await pool.register(script.url)
         body = Body(40 * MIB)
@@ -204,7 +205,7 @@ def test_a_target_that_stalls_at_the_end(run_pool: RunPool) -> None:
         async def dumb(stream: trio.SocketStream) -> None:
             await trio.sleep_forever()
 
-        script = await pool.script(**{PATH: dumb})
+        script = await pool.script(**{PATH: dumb}, **SAME_MODEL)
         await pool.register(script.url)
         names = f"{a.url},{script.url}"
         _, said = await post(

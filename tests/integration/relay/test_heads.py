@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -57,8 +58,9 @@ def test_response_headers_reach_the_client_pair_by_pair() -> None:
     ]
     _, got = exchange(request("GET"), response(200, *given, body=b"ok"))
     expected = [line if line[-1] != ":" else f"{line} " for line in given]
-    assert lines(without(got.headers, "x-request-id", "x-worker-id")) == expected
-    assert [name for name, _ in got.headers[-2:]] == [b"x-request-id", b"x-worker-id"]
+    ours = ("x-request-id", "x-worker-id", "x-weight-version")
+    assert lines(without(got.headers, *ours)) == expected
+    assert [name.decode() for name, _ in got.headers[-3:]] == list(ours)
 
 
 def test_hop_by_hop_headers_stay_on_their_hop() -> None:
@@ -143,9 +145,34 @@ def test_one_request_id_for_client_and_worker(given: Sequence[str], kept: bool) 
     assert (got["x-request-id"] == b"mine-1") is kept
 
 
-def test_the_answer_names_its_worker_and_the_worker_cannot_name_another() -> None:
-    _, got = exchange(request("GET"), response(200, "X-Worker-Id: somebody"))
+@pytest.mark.parametrize("status", [200, 422, 500])
+def test_the_answer_names_its_worker_and_the_worker_cannot_name_another(status: int) -> None:
+    back = response(status, "X-Worker-Id: somebody", "x-weight-version: 99")
+    _, got = exchange(request("GET"), back)
+    assert got.all("x-weight-version") == [b"0"]
     assert (got["x-worker-id"] or b"").startswith(b"http%3A%2F%2F127.0.0.1%3A")
+
+
+def test_what_weights_will_do_is_between_the_client_and_the_router() -> None:
+    seen, got = exchange(request("GET", "/x", "X-Min-Weight-Version: 0"), response())
+    assert got.status == 200
+    assert seen["x-min-weight-version"] is None
+
+
+@pytest.mark.parametrize("given", ["", "-1", "1.0", "two", "1, 2", "9" * 19, "0x1", "\xb2"])
+def test_a_weight_version_that_is_none_is_refused(given: str) -> None:
+    seen, got = exchange(request("GET", "/x", f"X-Min-Weight-Version: {given}"), response())
+    assert got.status == 400
+    assert json.loads(got.body)["code"] == "invalid_header"
+    assert seen.first == b""
+
+
+def test_a_weight_version_that_was_never_issued_is_not_waited_for() -> None:
+    seen, got = exchange(request("GET", "/x", "X-Min-Weight-Version: 1"), response())
+    assert got.status == 409
+    said = json.loads(got.body)
+    assert (said["code"], said["weight_version"]) == ("weight_version_unknown", 0)
+    assert seen.first == b""
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ OURS = {
     "connection",
     "x-request-id",
     "x-worker-id",
+    "x-weight-version",
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-proto",

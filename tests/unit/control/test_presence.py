@@ -6,8 +6,9 @@ import socket
 
 import pytest
 import trio
+import trio.testing
 
-from router.control.presence import Evidence, open_idle, wait_closed
+from router.control.presence import Evidence, challenge, open_idle, wait_closed
 
 
 def ended(evidence: Evidence, lasted: float, *, proven: bool = True) -> bool:
@@ -90,15 +91,20 @@ def test_the_kernel_finds_out_about_a_peer_that_is_gone_without_a_word() -> None
             assert isinstance(stream, trio.SocketStream)
             assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             if hasattr(socket, "TCP_KEEPIDLE"):
-                names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-                idle, pause, count = (stream.getsockopt(socket.IPPROTO_TCP, n) for n in names)
-                assert isinstance(idle, int)
-                assert idle + pause * count <= 30  # no worker is up again sooner
+                assert keepalive(stream) == (10, 5, 120)
+                await challenge(stream)
+                assert keepalive(stream) == (10, 5, 120)
             accepted, _ = listener.accept()
             accepted.close()
             assert await wait_closed(stream) == "its idle connection was closed"
+            await challenge(stream)  # nothing is left to ask, which is no error
 
-    trio.run(main)
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def keepalive(stream: trio.SocketStream) -> tuple[int | bytes, ...]:
+    names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    return tuple(stream.getsockopt(socket.IPPROTO_TCP, name) for name in names)
 
 
 def test_nobody_listens() -> None:

@@ -199,3 +199,68 @@ def test_an_entry_takes_little_memory() -> None:
         assert taken / len(ids) <= 256
     finally:
         tracemalloc.stop()
+
+
+def names(assets: AssetMap, worker: Worker) -> list[str]:
+    return [made.asset_id for made in assets.latest(worker)]
+
+
+def test_the_latest_of_a_worker_are_its_own() -> None:
+    registry, (a, b) = pool("a", "b")
+    assets = AssetMap()
+    assert names(assets, a) == []
+    assets.learn("i", a, IMAGE)
+    assets.learn("1", a, VIDEO)
+    assets.learn("2", b, VIDEO)
+    assets.learn("m", a, MESH)
+    assets.learn("3", a, VIDEO, finished=True)
+    assert names(assets, a) == ["3", "1", "m", "i"]
+    assert names(assets, b) == ["2"]
+    assets.learn("1", b, VIDEO)  # it was found there
+    assert names(assets, a) == ["3", "m", "i"]
+    assets.forget("3")
+    assert names(assets, a) == ["m", "i"]
+    made = assets.latest(a)
+    registry.reincarnate(a, "it restarted")
+    assert names(assets, a) == []
+    assert not any(map(assets.has, made))
+
+
+def test_few_are_kept_at_hand_and_those_are_the_newest() -> None:
+    _, (a,) = pool("a")
+    assets = AssetMap()
+    for i in range(100):
+        assets.learn(str(i), a, VIDEO)
+    assert names(assets, a)[:3] == ["99", "98", "97"]
+    assert len(names(assets, a)) < 10
+
+
+def test_deleted_ones_do_not_stand_in_the_way_of_others() -> None:
+    """Whoever deletes each of his jobs but the first leaves that one to testify."""
+    _, (a,) = pool("a")
+    assets = AssetMap()
+    assets.learn("first", a, VIDEO)
+    for i in range(100):
+        assets.learn(str(i), a, VIDEO)
+        assets.forget(str(i))
+    assert names(assets, a) == ["first"]
+
+
+def test_dropped_ones_do_not_testify() -> None:
+    _, (a,) = pool("a")
+    assets = AssetMap(limit=3)
+    for i in range(6):
+        assets.learn(str(i), a, IMAGE)
+    assert names(assets, a) == [str(i) for i in range(5, -1, -1) if assets.owner(str(i), IMAGE)]
+
+
+def test_the_latest_of_the_next_owner_in_a_slot_are_not_those_of_the_last() -> None:
+    registry, (a,) = pool("a")
+    assets = AssetMap()
+    assets.learn("old", a, VIDEO)
+    registry.reincarnate(a, "it restarted")
+    assets.purge()
+    assert not assets._latest
+    b = registry.add("http://b:1", Origin.REGISTERED)
+    assets.learn("new", b, VIDEO)
+    assert names(assets, b) == ["new"]

@@ -115,6 +115,6 @@ def test_a_model_that_nobody_has_waits_for_those_that_may_turn_out_to_have_it() 
 
 def test_a_model_that_nobody_has_is_served_as_none() -> None:
     candidates = Candidates([worker("a", model="x")])
-    assert candidates.common(Facts(model="x").wants) == ("x", None, False)
+    assert candidates.common(Facts(model="x").wants) == ("x", None, False, 0)
     assert candidates.common(Facts(model="made-up").wants) == Facts().wants
     assert candidates.fitting(Facts(model="made-up").wants) is candidates.fitting(Facts().wants)

@@ -47,12 +47,15 @@ LEGAL: dict[str, str] = {
         quarantined quarantine quarantined quarantined clear enabled
     """,
     "memory": """
-        awake sleep falling_asleep     awake replaced awake
-        falling_asleep slept asleep    falling_asleep woke awake
-        falling_asleep lost asleep     falling_asleep replaced awake
-        asleep wake waking             asleep sleep falling_asleep    asleep replaced awake
-        waking woke awake              waking slept asleep
-        waking lost asleep             waking replaced awake
+        awake sleep falling_asleep            awake replaced awake
+        falling_asleep sleep falling_asleep   falling_asleep slept asleep
+        falling_asleep woke awake             falling_asleep lost asleep
+        falling_asleep wake waking            falling_asleep replaced falling_asleep
+        asleep sleep falling_asleep           asleep wake waking
+        asleep replaced falling_asleep
+        waking sleep falling_asleep           waking slept asleep
+        waking woke awake                     waking lost asleep
+        waking wake waking                    waking replaced waking
     """,
     "weights": """
         current fence updating     current missed behind      current replaced behind

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from attrs import evolve
+
 from router.pool import events
 from router.pool.candidates import Facts, Need
 from router.pool.cost import Speeds
@@ -49,8 +51,7 @@ class Pool:
         return worker
 
     def ask(self, facts: Facts, client: str = "", rank: float = 0, *tried: Worker) -> Waiting:
-        facts = Facts(facts.model, facts.task, facts.need, client, facts.work, facts.kind)
-        waiting = Waiting(facts, rank, 0.0, frozenset(tried))
+        waiting = Waiting(evolve(facts, client=client), rank, 0.0, frozenset(tried))
         self.refused += [e for e in self.queue.add(waiting) if isinstance(e, Refusal)]
         return waiting
 

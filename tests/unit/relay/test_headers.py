@@ -21,7 +21,9 @@ def to_worker(headers: Headers, framing: tuple[bytes, bytes] | None = None) -> H
 
 
 def to_client(headers: Headers, *, bodiless: bool = False) -> Headers:
-    return for_client(headers, request_id=b"r1", worker_id=b"w1", bodiless=bodiless)
+    return for_client(
+        headers, request_id=b"r1", worker_id=b"w1", weight_version=7, bodiless=bodiless
+    )
 
 
 ADDED_FOR_WORKER = [
@@ -29,7 +31,11 @@ ADDED_FOR_WORKER = [
     (b"x-forwarded-for", b"10.0.0.9"),
     (b"x-forwarded-proto", b"http"),
 ]
-ADDED_FOR_CLIENT = [(b"x-request-id", b"r1"), (b"x-worker-id", b"w1")]
+ADDED_FOR_CLIENT = [
+    (b"x-request-id", b"r1"),
+    (b"x-worker-id", b"w1"),
+    (b"x-weight-version", b"7"),
+]
 
 
 def test_order_case_and_duplicates_are_kept() -> None:

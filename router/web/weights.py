@@ -1,0 +1,233 @@
+"""`/weights`: what every worker has, attesting it, bringing all up, and changes of many calls."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from quart import Blueprint, g
+
+from ..control.broadcast import Call
+from ..errors import BadRequest, Conflict, NotFound
+from ..pool.lifecycle import routable
+from ..pool.targets import healthy_targets, select
+from ..pool.weights import Change, Ledger
+from ..pool.worker import Weights, Worker
+from . import body
+from .parts import parts
+
+blueprint = Blueprint("weights", __name__)
+
+Answer = tuple[dict[str, Any], int]
+
+_SYNC = 600.0  # seconds that POST /weights/sync waits unless it says otherwise
+_HELD = 1800.0  # seconds that a transaction may stay open unless it says otherwise
+_LONGEST = 86_400.0
+
+
+class VersionNeverIssued(Conflict):
+    """No change has that number, so nobody can have it."""
+
+    default_code = "weight_version_unknown"
+
+
+@blueprint.get("/weights")
+async def show() -> dict[str, Any]:
+    """The ledger of every model, and what each worker has of it."""
+    ledgers = {model: parts().ledgers.ledger(model) for model in _models()}
+    models = [_ledger_payload(ledger) for ledger in ledgers.values()]
+    if body.query_flag("verify"):
+        for shown in models:
+            await _verify(shown)
+    return {"models": models, "total": len(models)}
+
+
+@blueprint.post("/weights")
+async def attest() -> dict[str, Any]:
+    """Say what workers have; without `workers`, what the ledger itself is."""
+    content = await body.json_object()
+    body.only(content, ("model", "weight_version", "label", "workers"))
+    version = body.version(content)
+    if version is None:
+        raise BadRequest("The field 'weight_version' is required", code="missing_field")
+    chosen = _chosen(content)
+    model, _ = parts().weights.one_model(chosen)
+    ledger = parts().ledgers.ledger(model)
+    named = content.get("workers")
+    if named is not None and version > ledger.issued:
+        raise VersionNeverIssued(
+            f"Weight version {version} was never issued to {model}; the latest is {ledger.issued}."
+            " To begin a new one, give no workers, or use /weights/begin and /weights/commit",
+            details={"weight_version": ledger.issued},
+        )
+    parts().store.check()
+    label = _text(content, "label")
+    parts().ledgers.attest(model, version, label, None if named is None else chosen)
+    parts().replayer.look(chosen)
+    await parts().store.commit()
+    return {"status": "success", **_ledger_payload(ledger)}
+
+
+@blueprint.post("/weights/sync")
+async def sync() -> Answer:
+    """Bring everyone up now who can be called; answers when that is done, or in the end."""
+    content = await body.json_object()
+    body.only(content, ("model", "workers", "timeout"))
+    within = _seconds(content, _SYNC)
+    chosen = _chosen(content, mixed=True)
+    success = await parts().replayer.sync(chosen, within)
+    targets = healthy_targets(worker for worker in chosen if not worker.is_sleeping)
+    called = set(targets.eligible)
+    return {
+        "success": success,
+        "workers": [_standing(worker) for worker in chosen if worker in called],
+        "deferred": [_standing(worker) for worker in chosen if worker not in called],
+    }, 200 if success else 504
+
+
+@blueprint.post("/weights/begin")
+async def begin() -> Answer:
+    """Fence and drain workers, and hold them for a change of many calls."""
+    content = await body.json_object()
+    body.only(content, ("model", "workers", "timeout", "label"))
+    within, label = _seconds(content, _HELD), _text(content, "label")
+    registry, (model, workers) = parts().registry, _names(content)
+    status, said = await parts().transactions.begin(
+        lambda: select(registry, model=model, workers=workers), label, within
+    )
+    return said, status
+
+
+@blueprint.post("/weights/commit")
+async def commit() -> Answer:
+    """Issue one version for all that was done since the beginning, and let the workers go."""
+    content = await body.json_object()
+    body.only(content, ("txn", "label"))
+    txn, label, transactions = _txn(content), _text(content, "label"), parts().transactions
+    status, said = await parts().errands.do(lambda: transactions.commit(txn, label))
+    return said, status
+
+
+@blueprint.post("/weights/abort")
+async def abort() -> Answer:
+    """Give the change up; the workers that were touched are brought back."""
+    content = await body.json_object()
+    body.only(content, ("txn", "touched"))
+    txn, touched, transactions = _txn(content), _list(content, "touched"), parts().transactions
+    status, said = await parts().errands.do(lambda: transactions.abort(txn, touched))
+    return said, status
+
+
+def _models() -> list[str]:
+    """All models that are served or were ever changed."""
+    ledgers = parts().ledgers
+    served = [ledgers.model_of(worker) for worker in parts().registry]
+    named = [ledger.model for ledger in ledgers]
+    return [name for name in dict.fromkeys([*named, *served]) if name is not None]
+
+
+def _ledger_payload(ledger: Ledger) -> dict[str, Any]:
+    ledgers = parts().ledgers
+    workers = [w for w in parts().registry if ledgers.model_of(w) in (ledger.model, None)]
+    recipe = ledger.recipe
+    return {
+        "model": ledger.model,
+        "weight_version": ledger.version,
+        "label": ledger.label,
+        "latest_issued": ledger.issued,
+        "replay": [
+            {"weight_version": step.version, "path": step.path, "body": json.loads(step.body)}
+            for step in (*recipe.base, *recipe.loras)
+        ],
+        "replayable": recipe.opaque == 0,
+        "pending": [_pending(change) for change in ledger.pending],
+        "last_error": ledger.last_error,
+        "workers": [_standing(worker) for worker in workers],
+    }
+
+
+def _pending(change: Change) -> dict[str, Any]:
+    return {"path": change.path, "body": change.content, "label": change.label}
+
+
+def _standing(worker: Worker) -> dict[str, Any]:
+    version = worker.weight_version
+    return {
+        "worker_id": worker.worker_id,
+        "worker_url": worker.url,
+        "weights": worker.weights,
+        "weight_version": version if version >= 0 else None,
+        "weights_reason": worker.weights_reason,
+        "routable": routable(worker),
+    }
+
+
+async def _verify(shown: dict[str, Any]) -> None:
+    """Add checksums to a ledger, and whether those of its current workers agree."""
+    ids = [row["worker_id"] for row in shown["workers"]]
+    workers = [w for w in parts().registry if w.worker_id in ids]
+    targets = healthy_targets(worker for worker in workers if not worker.is_sleeping)
+    shown["consistent"] = None
+    if not targets.eligible:
+        return
+    headers = [("content-type", "application/json"), ("x-request-id", g.request_id)]
+    call = Call("/get_weights_checksum", headers, b'{"module_names": null}', parts().limits.refit)
+    _, said = await parts().weights.ask(list(targets.eligible), call)
+    sums = {row["worker_url"]: row for row in said["results"]}
+    current = {w.url for w in targets.eligible if w.weights is Weights.CURRENT}
+    for row in shown["workers"]:
+        told = sums.get(row["worker_url"])
+        row["checksums"] = told["body"] if told and told["status_code"] == 200 else None
+    agreed = [row["checksums"] for row in shown["workers"] if row["worker_url"] in current]
+    shown["consistent"] = None not in agreed and all(one == agreed[0] for one in agreed)
+
+
+def _chosen(content: dict[str, Any], *, mixed: bool = False) -> list[Worker]:
+    """The workers that the body names."""
+    model, workers = _names(content)
+    if model is not None and workers is not None:
+        chosen = select(parts().registry, model=None, workers=workers)
+        others = [w for w in chosen if parts().ledgers.model_of(w) not in (model, None)]
+        if others:
+            raise NotFound(
+                f"{others[0].url} does not serve the model {model!r}", code="unknown_model"
+            )
+        return chosen
+    return select(parts().registry, model=model, workers=workers, mixed=mixed)
+
+
+def _names(content: dict[str, Any]) -> tuple[str | None, str | None]:
+    workers = _list(content, "workers")
+    return _text(content, "model"), None if workers is None else ",".join(workers)
+
+
+def _list(content: dict[str, Any], name: str) -> list[str] | None:
+    value = content.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise BadRequest(f"{name} must be a list of worker ids", code="invalid_field")
+    return value
+
+
+def _text(content: dict[str, Any], name: str) -> str | None:
+    value = content.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadRequest(f"{name} must be a string", code="invalid_field")
+    return value
+
+
+def _txn(content: dict[str, Any]) -> str:
+    txn = _text(content, "txn")
+    if not txn:
+        raise BadRequest("The field 'txn' is required", code="missing_field")
+    return txn
+
+
+def _seconds(content: dict[str, Any], default: float) -> float:
+    value = content.get("timeout", default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST:
+        raise BadRequest(
+            f"timeout must be seconds, above 0 and at most {_LONGEST:g}", code="invalid_field"
+        )
+    return float(value)

@@ -1,0 +1,179 @@
+"""Changes of many calls, or past the router: begin, commit, abort."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import trio
+
+from tests.integration.api.pools import IMAGES, Member, RunPool, direct_to, is_ours
+from tests.integration.deployment import Deployment, until
+from tests.integration.weights.refits import (
+    DISK,
+    TENSOR,
+    TENSORS,
+    current,
+    has,
+    ledger,
+    paths,
+    refitted,
+)
+
+
+async def begin(pool: Deployment, **more: Any) -> str:
+    answer = await pool.http.post("/weights/begin", json=more)
+    assert answer.status_code == 200, answer.text
+    txn = answer.json()["txn"]
+    assert isinstance(txn, str)
+    return txn
+
+
+async def call(pool: Deployment, txn: str, path: str, body: Any) -> httpx.Response:
+    return await pool.http.post(path, json=body, params={"txn": txn})
+
+
+async def end(pool: Deployment, how: str, txn: str, **more: Any) -> httpx.Response:
+    return await pool.http.post(f"/weights/{how}", json={"txn": txn, **more})
+
+
+def test_many_calls_are_one_version(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        txn = await begin(pool, model="image/a", label="two halves")
+        assert {a.known.weights, b.known.weights} == {"updating"}
+        for module in ("vae", "transformer"):
+            body = {"model_path": "v1", "target_modules": [module]}
+            answer = await call(pool, txn, DISK, body)
+            assert answer.json()["success"] is True
+            assert answer.json()["weight_version"] == 0
+        async with trio.open_nursery() as nursery:
+            answers: list[httpx.Response] = []
+
+            async def image() -> None:
+                answers.append(await pool.image())
+
+            nursery.start_soon(image)
+            await until(lambda: pool.running.parts.dispatcher.queue.waiting == 1)
+            done = await end(pool, "commit", txn)
+        assert done.json()["weight_version"] == 1
+        assert done.json()["label"] == "two halves"
+        assert answers[0].headers["x-weight-version"] == "1"
+        assert current(a, b)
+        assert len((await ledger(pool))["replay"]) == 2
+        is_ours(await end(pool, "commit", txn), 404, "unknown_transaction")
+        is_ours(await call(pool, txn, DISK, {"model_path": "x"}), 404, "unknown_transaction")
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_pushes_past_the_router(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        async with direct_to(a.url) as worker:
+            await worker.post(TENSOR, json=TENSORS)
+        assert (await end(pool, "commit", txn, label="pushed")).json()["weight_version"] == 1
+        assert current(a)
+        assert (await ledger(pool))["replayable"] is False
+
+    run_pool(test, IMAGES)
+
+
+def test_an_abort_brings_back_what_was_touched(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        await refitted(pool, "v1")
+        txn = await begin(pool)
+        await call(pool, txn, DISK, {"model_path": "half", "target_modules": ["vae"]})
+        answer = await end(pool, "abort", txn)
+        assert answer.json()["unknown"] == [a.id, b.id]
+        await until(lambda: current(a, b))
+        assert has(a, "v1")
+        assert has(b, "v1")
+        assert (await ledger(pool))["weight_version"] == 1
+
+        txn = await begin(pool)
+        before = len(paths(a))
+        is_ours(await end(pool, "abort", txn, touched=["http://x:1"]), 404, "unknown_worker")
+        await end(pool, "abort", txn, touched=[])
+        assert current(a, b)
+        assert len(paths(a)) == before
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_one_that_is_forgotten_ends_by_itself(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        await begin(pool, timeout=0.2)
+        await until(lambda: current(a))
+        assert has(a, "image/a")
+        assert "not committed in time" in (await ledger(pool))["last_error"]
+        assert (await refitted(pool, "v1"))["weight_version"] == 1
+
+    run_pool(test, IMAGES)
+
+
+def test_a_call_that_fails_on_some(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        txn = await begin(pool)
+        b.sim.faults.add("fail_next_update", status=500)
+        assert (await call(pool, txn, DISK, {"model_path": "v1"})).status_code == 502
+        answer = await end(pool, "commit", txn)
+        assert (answer.status_code, answer.json()["success"]) == (502, False)
+        assert (answer.json()["workers"], answer.json()["behind"]) == ([a.id], [b.id])
+        await until(lambda: current(a, b))
+        assert has(b, "v1")
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_a_mistyped_call_spoils_nothing(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        assert (await call(pool, txn, DISK, {"model_path": "bad/x"})).status_code == 400
+        assert (await call(pool, txn, DISK, {"model_path": "v1"})).status_code == 200
+        assert (await end(pool, "commit", txn)).json()["weight_version"] == 1
+        assert has(a, "v1")
+
+    run_pool(test, IMAGES)
+
+
+def test_nobody_has_it(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        a.sim.faults.add("fail_next_update", status=500, effect="partial")
+        await call(pool, txn, DISK, {"model_path": "v1"})
+        is_ours(await end(pool, "commit", txn), 409, "nothing_applied")
+        await until(lambda: current(a))
+        assert has(a, "image/a")
+
+    run_pool(test, IMAGES)
+
+
+def test_a_worker_that_leaves(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        txn = await begin(pool)
+        await pool.http.put(f"/workers/{b.id}", json={"is_dead": True})
+        assert (await call(pool, txn, DISK, {"model_path": "v1"})).status_code == 200
+        answer = await end(pool, "commit", txn)
+        assert answer.json()["behind"] == [b.id]
+        await pool.http.put(f"/workers/{b.id}", json={"is_dead": False})
+        await until(lambda: current(a, b))
+        assert has(b, "v1")
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_others_wait_for_its_end_and_are_dropped_with_their_clients(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        with trio.move_on_after(0.1):
+            await begin(pool)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refitted, pool, "v2")
+            await trio.sleep(0.1)
+            assert paths(a) == []
+            await call(pool, txn, DISK, {"model_path": "v1"})
+            await end(pool, "commit", txn)
+        assert has(a, "v2")
+        assert a.known.weight_version == 2
+
+    run_pool(test, IMAGES)

@@ -1,0 +1,88 @@
+"""Errands: what has begun goes on without its caller, what has not is dropped with it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from router.control.errands import Begin, Errands
+from router.errors import Conflict
+
+
+def test_dropped_or_done_to_its_end() -> None:
+    """In whichever order the caller's end and the turn of the work are seen."""
+    began = ended = 0
+
+    async def main() -> None:
+        errands = Errands()
+        turn = trio.Event()
+
+        async def work(begin: Begin) -> None:
+            nonlocal began, ended
+            await turn.wait()
+            await begin()
+            began += 1
+            await trio.sleep(1)
+            ended += 1
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(errands.run)
+            for _ in range(50):
+                async with trio.open_nursery() as caller:
+                    caller.start_soon(errands.take_on, work)
+                    await trio.testing.wait_all_tasks_blocked()
+                    turn.set()
+                    caller.cancel_scope.cancel()
+                turn = trio.Event()
+                await trio.sleep(2)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert 0 < began < 50
+    assert ended == began
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_caller_that_leaves(begun: bool) -> None:
+    done: list[str] = []
+
+    async def main() -> None:
+        errands = Errands()
+
+        async def work(begin: Begin) -> None:
+            if begun:
+                await begin()
+            await trio.sleep(1)
+            done.append("work")
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(errands.run)
+            with trio.move_on_after(0.5):
+                await errands.take_on(work)
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert done == (["work"] if begun else [])
+
+
+def test_what_comes_of_it_is_told_to_the_caller() -> None:
+    async def main() -> None:
+        errands = Errands()
+
+        async def succeed(begin: Begin) -> int:
+            await begin()
+            return 7
+
+        async def refuse(begin: Begin) -> None:
+            raise Conflict("no")
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(errands.run)
+            assert await errands.take_on(succeed) == 7
+            with pytest.raises(Conflict):
+                await errands.take_on(refuse)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)

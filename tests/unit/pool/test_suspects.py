@@ -1,0 +1,88 @@
+"""Suspects: workers whose process may be another one by now. DESIGN section 4."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.pool import events
+from router.pool.lifecycle import Probe, WeightsEvent, hopeful, reasons, routable
+from router.pool.registry import Registry
+from router.pool.worker import Origin, Weights, Worker
+
+CLOSED = "its idle connection was closed"
+
+
+def healthy(registry: Registry, *, version: int = 0) -> Worker:
+    worker = registry.add("http://a:1", Origin.REGISTERED)
+    registry.probed(worker, Probe.OK)
+    registry.stand(worker, version, reason=None, stuck=False)
+    return worker
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+def test_a_suspect_is_kept_back_once_weights_were_changed(registry: Registry) -> None:
+    worker = healthy(registry, version=1)
+    registry.suspect(worker, CLOSED)
+    assert (routable(worker), reasons(worker)) == (False, ["suspect"])
+    assert hopeful(worker)  # nobody needs to act
+    registry.absolve(worker)
+    assert (routable(worker), reasons(worker)) == (True, [])
+
+
+def test_before_any_change_it_is_not(registry: Registry) -> None:
+    worker = healthy(registry)
+    registry.suspect(worker, CLOSED)
+    assert (routable(worker), reasons(worker)) == (True, [])
+
+
+def test_a_change_that_comes_while_it_is_one_gates_it(registry: Registry) -> None:
+    """The answer to a weight call may come after the end of the connection."""
+    worker = healthy(registry)
+    registry.weigh(worker, WeightsEvent.FENCE)
+    registry.suspect(worker, CLOSED)
+    registry.stand(worker, 1, reason=None, stuck=False)
+    registry.weigh(worker, WeightsEvent.APPLIED)
+    assert reasons(worker) == ["suspect"]
+
+
+def test_nor_where_somebody_else_sees_to_the_weights() -> None:
+    registry = Registry(trust_weights=True)
+    worker = healthy(registry, version=1)
+    registry.suspect(worker, CLOSED)
+    assert (routable(worker), reasons(worker)) == (True, [])
+
+
+def test_to_absolve_one_is_told_once(registry: Registry) -> None:
+    worker = healthy(registry, version=1)
+    told: list[events.Event] = []
+    registry.subscribe(told.append)
+    registry.absolve(worker)
+    registry.suspect(worker, CLOSED)
+    registry.absolve(worker)
+    registry.absolve(worker)
+    assert told == [events.Suspected(worker, CLOSED), events.Absolved(worker, CLOSED)]
+
+
+@pytest.mark.parametrize("suspected", [True, False])
+def test_another_process_has_the_weights_of_its_start(registry: Registry, suspected: bool) -> None:
+    worker = healthy(registry, version=3)
+    if suspected:
+        registry.suspect(worker, CLOSED)
+    seen: list[bool] = []
+    registry.subscribe(lambda _: seen.append(routable(worker)))
+    registry.reincarnate(worker, CLOSED)
+    assert (worker.weights, worker.weight_version) == (Weights.BEHIND, 0)
+    assert seen
+    assert not any(seen)
+
+
+def test_another_process_is_current_where_weights_were_never_changed(registry: Registry) -> None:
+    worker = healthy(registry)
+    registry.reincarnate(worker, CLOSED)
+    registry.probed(worker, Probe.OK)
+    assert worker.weights is Weights.CURRENT
+    assert routable(worker)
