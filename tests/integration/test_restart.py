@@ -286,7 +286,7 @@ def test_a_call_that_was_under_way_counts_as_sleep(run_restarts: RunLives) -> No
                 await begun.wait()
                 nursery.cancel_scope.cancel()
             async with lives.router() as router:
-                assert known(router, scripted.url).memory == "asleep"
+                assert known(router, scripted.url).is_sleeping
                 await router.http.delete(f"/workers/{scripted.url}")
             scripted.stop()
 
