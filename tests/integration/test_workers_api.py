@@ -600,6 +600,7 @@ def test_health_says_whether_a_request_would_be_served(run_router: RunRouter) ->
                     "total_workers": 0,
                     "dead_workers": 0,
                     "sleeping_workers": 0,
+                    "state": "none",
                     **expected,
                 }
                 head = await at.http.head(path)
