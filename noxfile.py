@@ -11,6 +11,7 @@ Only when named:
     lock     renews the lock files after a change of the dependencies in pyproject.toml; keeps the
              versions that still fit. `nox -s lock -- --upgrade` takes the newest ones.
     bench    the benchmarks
+    crash    kills the router at random under load, fifty times over
     flaky    the tests five times over
     chaos    processes that die, freeze, sleep and return under load, for a minute (CHAOS_SECONDS);
              the tests do it for ten seconds
@@ -122,6 +123,14 @@ def real(session: nox.Session) -> None:
         *("pytest", "tests/contract", *session.posargs),
         env={"ROUTER_PYZ": str(PYZ)},
     )
+
+
+@nox.session(default=False, requires=["build"])
+def crash(session: nox.Session) -> None:
+    install(session)
+    rounds = os.environ.get("CRASH_ROUNDS", "50")
+    env = {"ROUTER_PYZ": str(PYZ), "CRASH_ROUNDS": rounds}
+    session.run("pytest", "-s", "tests/e2e/test_crash.py", *session.posargs, env=env)
 
 
 @nox.session(default=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from ..errors import describe, is_refusal
 _KEEPALIVE = 3.0
 _MAX_ANSWER = 8 * 1024 * 1024
 _CONNECT = 5.0
+_POOLS = 256
 
 
 class Unreachable(Exception):
@@ -54,14 +56,8 @@ class ControlClient:
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(
             trust_env=False,
-            # The system's certificates, as the relay trusts them; httpx would bring its own.
-            verify=ssl.create_default_context(),
+            transport=_Pools(),
             headers={"accept-encoding": "identity"},  # bodies are taken as they come
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=None,
-                keepalive_expiry=_KEEPALIVE,
-            ),
             follow_redirects=False,
         )
 
@@ -141,6 +137,28 @@ class ControlClient:
                 refused=is_refusal(error),
                 sent=not isinstance(error, httpx.ConnectError),
             ) from error
+
+
+class _Pools(httpx.AsyncBaseTransport):
+    """Many small pools of connections: one takes time with the square of what is in it."""
+
+    def __init__(self) -> None:
+        # The system's certificates, as the relay trusts them; httpx would bring its own.
+        verify = ssl.create_default_context()
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE
+        )
+        self._pools = [
+            httpx.AsyncHTTPTransport(verify=verify, limits=limits) for _ in range(_POOLS)
+        ]
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        number = zlib.crc32(request.url.netloc) % _POOLS
+        return await self._pools[number].handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()
 
 
 class _Pieces(httpx.AsyncByteStream):

@@ -18,7 +18,7 @@ from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over
 from ..pool.registry import Registry
-from ..pool.worker import Hold, HoldKind
+from ..pool.worker import Health, Hold, HoldKind, Worker
 from .client import ControlClient, Unreachable
 
 _KINDS = {"video": AssetKind.VIDEO, "mesh": AssetKind.MESH}
@@ -42,6 +42,8 @@ class Follower:
     client: ControlClient
     rng: random.Random = field(factory=random.Random)
     _nursery: trio.Nursery | None = field(init=False, default=None)
+    # Ghosts of restored workers that were not found healthy yet.
+    _unasked: dict[Worker, list[Hold]] = field(init=False, factory=dict)
     _looks: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -55,11 +57,22 @@ class Follower:
             await trio.sleep_forever()
 
     def _observe(self, event: events.Event) -> None:
-        if isinstance(event, events.Held):
-            self._follow(event.hold)
+        match event:
+            case events.Held(hold):
+                self._follow(hold)
+            case events.FacetChanged(worker, facet="health", new=Health.HEALTHY):
+                for hold in self._unasked.pop(worker, []):
+                    self._follow(hold)
+            case events.WorkerRemoved(worker):
+                self._unasked.pop(worker, None)
 
     def _follow(self, hold: Hold) -> None:
         assert self._nursery is not None
+        worker = hold.worker
+        if hold.kind is HoldKind.GHOST and hold.restored and worker.health is not Health.HEALTHY:
+            # It is of use once the worker is, and there may be a thousand of them at once.
+            self._unasked.setdefault(worker, []).append(hold)
+            return
         follow = self._job if hold.kind is HoldKind.JOB else self._ghost
         self._nursery.start_soon(follow, hold)
 

@@ -14,6 +14,7 @@ from ..pool.lifecycle import Probe
 from ..pool.registry import Registry
 from ..pool.worker import Health, Worker
 from .client import ControlClient
+from .gate import Gate
 from .health import Finding, NotRead, probe, read_capabilities
 from .presence import Evidence, challenge, open_idle, wait_closed
 from .witness import Verdict, Witness
@@ -68,6 +69,7 @@ class Watchman:
     rng: random.Random = field(factory=random.Random)
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
+    _first_looks: Gate = field(init=False, factory=Gate)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch the workers there are, and those that join; never returns."""
@@ -138,7 +140,11 @@ class Watchman:
                 try:
                     while True:
                         watch.begun += 1
-                        await self._look(watch, nursery)
+                        if watch.begun == 1:  # all there are begin with the router
+                            async with self._first_looks.turn():
+                                await self._look(watch, nursery)
+                        else:
+                            await self._look(watch, nursery)
                         watch.over += 1
                         watch.looked.set()
                         watch.looked = trio.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeAlias
 
 from attrs import frozen
@@ -66,13 +67,21 @@ class Candidates:
 
     def __init__(self, workers: Iterable[Worker]) -> None:
         self._workers = tuple(workers)
-        self._unread = tuple(w for w in self._workers if w.capabilities is None and hopeful(w))
-        self._by_model: dict[str, list[Worker]] = {}
-        for worker in self._workers:
-            for model in worker.capabilities.models if worker.capabilities else ():
-                self._by_model.setdefault(model, []).append(worker)
         # Whatever the version.
         self._found: dict[tuple[Wants, bool], tuple[Worker, ...]] = {}
+
+    # Both only when somebody asks: at a start a thousand workers join one after the other.
+    @cached_property
+    def _unread(self) -> tuple[Worker, ...]:
+        return tuple(w for w in self._workers if w.capabilities is None and hopeful(w))
+
+    @cached_property
+    def _by_model(self) -> dict[str, list[Worker]]:
+        by_model: dict[str, list[Worker]] = {}
+        for worker in self._workers:
+            for model in worker.capabilities.models if worker.capabilities else ():
+                by_model.setdefault(model, []).append(worker)
+        return by_model
 
     def common(self, wants: Wants) -> Wants:
         """The same for all that are served alike: a model that nobody advertises, of the client's

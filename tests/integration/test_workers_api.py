@@ -9,7 +9,6 @@ import httpx
 import pytest
 import trio
 
-from router.pool.lifecycle import MemoryEvent
 from router.pool.worker import Health
 from router.web import workers as web_workers
 from tests.integration.deployment import (
@@ -614,12 +613,10 @@ def test_health_says_whether_a_request_would_be_served(run_router: RunRouter) ->
         await health(200, healthy_workers=2, total_workers=2)
         await at.http.put(path_of(one.url), json={"is_dead": True})
         await health(200, healthy_workers=1, total_workers=2, dead_workers=1)
-        registry = at.running.parts.registry
-        registry.remember(registry.get(one.url), MemoryEvent.SLEEP)  # dead and asleep: dead
-        registry.remember(registry.get(two.url), MemoryEvent.SLEEP)
+        await at.http.post("/release_memory_occupation")  # one will be dead and asleep: dead
         await health(503, total_workers=2, dead_workers=1, sleeping_workers=1)
         refused(await at.image(), 503, "pool_asleep")
-        registry.remember(registry.get(two.url), MemoryEvent.WOKE)
+        await at.http.post("/resume_memory_occupation", params={"workers": two.url})
         await at.http.put(path_of(two.url), json={"draining": True})
         await health(503, total_workers=2, dead_workers=1)
 

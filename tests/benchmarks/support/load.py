@@ -46,17 +46,19 @@ class Rate:
     p99: float
 
 
-def tiny(port: int, *, connections: int, seconds: float, folder: Path) -> Rate:
+def tiny(
+    port: int, *, connections: int, seconds: float, folder: Path, path: str = TINY_PATH
+) -> Rate:
     """Tiny POSTs, one after the other on each of the connections."""
     if WRK is None:
-        return _tiny_by_sockets(port, connections, seconds)
+        return _tiny_by_sockets(port, connections, seconds, path)
     script = folder / "tiny.lua"
     script.write_text(_WRK_SCRIPT, encoding="utf-8")
     done = subprocess.run(
         [
             WRK, "--threads", "1", "--connections", str(connections),
             "--duration", f"{max(1, round(seconds))}s", "--script", str(script), "--timeout", "30s",
-            f"http://127.0.0.1:{port}{TINY_PATH}",
+            f"http://127.0.0.1:{port}{path}",
         ],
         capture_output=True, text=True, check=True, timeout=seconds + 60,
     )  # fmt: skip
@@ -71,8 +73,8 @@ def tiny(port: int, *, connections: int, seconds: float, folder: Path) -> Rate:
 class _Asker:
     """One connection that asks again and again. All answers of a server are of one length."""
 
-    def __init__(self, port: int) -> None:
-        self._request = request_head("POST", TINY_PATH, len(BODY)) + BODY.encode()
+    def __init__(self, port: int, path: str) -> None:
+        self._request = request_head("POST", path, len(BODY)) + BODY.encode()
         self.sock = connect(port)
         self.sock.sendall(self._request)
         response = Response.read_head(self.sock)
@@ -97,12 +99,12 @@ class _Asker:
         return time.perf_counter() - self._asked if self._got >= self._length else None
 
 
-def _tiny_by_sockets(port: int, connections: int, seconds: float) -> Rate:
+def _tiny_by_sockets(port: int, connections: int, seconds: float, path: str) -> Rate:
     took: list[float] = []
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as opened:
 
         def connected() -> _Asker:
-            asker = _Asker(port)
+            asker = _Asker(port, path)
             opened.callback(asker.sock.close)
             selector.register(asker.sock, selectors.EVENT_READ, asker)
             return asker

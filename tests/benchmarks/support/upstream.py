@@ -3,11 +3,13 @@
 Answers what the router asks of a worker, a tiny JSON to a POST once its body has come, and
 `GET /bodies/N` with N bytes. `POST /stall` is never read beyond its head.
 
-Run as a script: `upstream.py PORT`.
+Run as a script: `upstream.py PORT [COUNT]`; COUNT workers are on as many loopback addresses.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import selectors
 import socket
@@ -22,7 +24,7 @@ SELF = {
     "/health": {"status": "ok"},
     "/v1/models": {
         "object": "list",
-        "data": [{"id": MODEL, "object": "model", "supported_task_types": ["T2I"]}],
+        "data": [{"id": MODEL, "object": "model", "supported_task_types": ["T2I", "T2V"]}],
     },
     "/server_info": {"model_path": MODEL, "served_model_name": MODEL, "dp_size": 1024},
     "/model_info": {"model_path": MODEL, "task_type": "T2I", "supported_task_types": ["T2I"]},
@@ -30,6 +32,18 @@ SELF = {
 
 _PIECE = memoryview(bytes(range(256)) * 4096)  # 1 MiB
 _SCRATCH = bytearray(1024 * 1024)
+
+
+_ids = itertools.count(1)
+
+
+def _video(method: str, target: str) -> object:
+    """A job, which is over at once; the list of jobs is empty."""
+    if method == "POST":
+        return {"id": f"{next(_ids):032d}", "object": "video", "status": "completed"}
+    if target.startswith("/v1/videos/"):
+        return {"id": target.rpartition("/")[2], "object": "video", "status": "completed"}
+    return {"object": "list", "data": [], "has_more": False}
 
 
 class _Client:
@@ -75,6 +89,9 @@ class _Client:
             size = int(target.rpartition("/")[2])
             self.answer = [_head(size, b"application/octet-stream")]
             self.unsent = size if method == "GET" else 0
+        elif target.startswith("/v1/videos"):
+            body = json.dumps(_video(method, target)).encode()
+            self.answer = [_head(len(body), b"application/json") + body]
         else:
             body = json.dumps(SELF[target]).encode() if target in SELF else TINY
             self.answer = [_head(len(body), b"application/json") + body]
@@ -107,15 +124,24 @@ def _head(length: int, kind: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, length)
 
 
-def main(port: int) -> None:
+def host_of(number: int) -> str:
+    """The loopback address of the nth worker."""
+    return f"127.0.{number // 250}.{number % 250 + 1}"
+
+
+def main(port: int, count: int = 1) -> None:
     selector = selectors.DefaultSelector()
-    with socket.create_server(("127.0.0.1", port), backlog=1024) as listener:
-        selector.register(listener, selectors.EVENT_READ)
+    with contextlib.ExitStack() as opened:
+        for number in range(count):
+            address = (host_of(number), port)
+            listener = opened.enter_context(socket.create_server(address, backlog=1024))
+            selector.register(listener, selectors.EVENT_READ)
         while True:
             for key, events in selector.select():
                 client: _Client | None = key.data
                 if client is None:
-                    _Client(listener.accept()[0], selector)
+                    assert isinstance(key.fileobj, socket.socket)
+                    _Client(key.fileobj.accept()[0], selector)
                     continue
                 try:
                     if events & selectors.EVENT_READ:
@@ -130,4 +156,4 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,261 @@
+"""What it costs to lose nothing at a restart.
+
+1. How long a start takes with 1,000 workers and many assets, beside an empty one.
+2. The longest pause of the event loop while a snapshot is made.
+3. How many jobs per second are registered durably, beside `--state-dir none`. The jobs are over as
+   soon as they are submitted, so that following them does not hide what the disk costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+from support.load import tiny
+from support.processes import Cores, free_port, running, script_command
+from support.upstream import MODEL, host_of
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from router.control.asset_log import OwnerRecord  # noqa: E402
+from router.pool.assets import AssetKind  # noqa: E402
+from router.pool.known import WorkerRecord  # noqa: E402
+from router.pool.worker import Capabilities, Origin  # noqa: E402
+from router.store import files  # noqa: E402
+from router.store import store as store_module  # noqa: E402
+from router.store.changes import Changes  # noqa: E402
+from router.store.journal import Journal  # noqa: E402
+from router.store.records import unstructured  # noqa: E402
+from router.store.snapshot import Pace, compact  # noqa: E402
+from router.store.store import Store  # noqa: E402
+
+WORKERS = 1_000
+ROUTER = [sys.executable, "-m", "router", "--host", "127.0.0.1", "--log-level", "error"]
+
+
+def fill(folder: Path, assets: int, port: int, workers: int = WORKERS) -> None:
+    """A state directory with a snapshot of so many workers and assets."""
+    folder.mkdir(parents=True)
+    changes = Changes()
+    can = Capabilities(models=(MODEL,), task_types=("T2I", "T2V"), dp_size=8)
+    for number in range(workers):
+        url = f"http://{host_of(number)}:{port}"
+        record = WorkerRecord(url, number, Origin.REGISTERED, registered=True, capabilities=can)
+        changes.put(record.table, record.key, unstructured(record))
+        owner = OwnerRecord(number, url, 1, AssetKind.VIDEO)
+        changes.put(owner.table, owner.key, unstructured(owner))
+    for order in range(1, assets + 1):
+        changes.put(f"assets/{order % workers}", str(uuid.uuid4()), -order)
+    journal = Journal.create(folder, 1)
+    journal.append(changes, 1)
+    journal.close()
+    Journal.create(folder, 2).close()
+    compact(folder, 0, 2, Pace(hurried=True))
+    # As after a long run: the snapshot, the one before it, and no longer the first journal.
+    Journal.create(folder, 3).close()
+    compact(folder, 2, 3, Pace(hurried=True))
+
+
+def answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def healthy(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/health")
+    count: int = json.loads(connection.getresponse().read())["healthy_workers"]
+    connection.close()
+    return count
+
+
+@contextmanager
+def router(*flags: str) -> Iterator[tuple[int, float]]:
+    """A router, and when it was started."""
+    port = free_port()
+    begun = time.monotonic()
+    process = subprocess.Popen([*ROUTER, "--port", str(port), *flags], cwd=ROOT)
+    try:
+        yield port, begun
+    finally:
+        process.kill()
+        process.wait()
+
+
+def start_seconds(folder: str, worker: str | None) -> list[float]:
+    """Seconds until the port answers, until a request would be served, and until all workers are
+    healthy."""
+    flags = ["--state-dir", folder] + (["--worker-urls", worker] if worker else [])
+    with router(*flags) as (port, begun):
+        took = []
+        for path in ("/live", "/ready"):
+            while not answers(port, path):
+                time.sleep(0.005)
+            took.append(time.monotonic() - begun)
+        while worker is None and healthy(port) < WORKERS:
+            time.sleep(0.2)
+        took.append(time.monotonic() - begun)
+    return took
+
+
+def restarts(scratch: Path, rounds: int, *, quick: bool) -> None:
+    port = free_port()
+    print(f"\nSeconds from the start of the process, {WORKERS} restored workers\n")
+    print("| | port answers | a request is served | all workers are healthy | size |")
+    print("| --- | --- | --- | --- | --- |")
+    command = [*script_command("upstream.py", port), str(WORKERS)]
+    with running(command, port, cores=None, log=scratch / "up.log", path="/health"):
+        cases: list[tuple[str, int | None]] = [("empty, one static worker", None), ("no assets", 0)]
+        cases += [("100,000 assets", 100_000)] + ([] if quick else [("1,000,000", 1_000_000)])
+        for name, assets in cases:
+            folder, took, size = scratch / f"start-{assets}", [], 0
+            if assets is not None:
+                fill(folder, assets, port)
+                size = files.snapshot(folder, 3).stat().st_size
+            for _ in range(rounds):
+                worker = f"http://127.0.0.1:{port}" if assets is None else None
+                took.append(start_seconds(str(folder), worker))
+            cells = [f"{statistics.median(column):.2f}" for column in zip(*took, strict=True)]
+            print(f"| {name} | {' | '.join(cells)} | {size / 1e6:.1f} MB |", flush=True)
+
+
+async def longest_pause(folder: Path, *, snapshot: bool, seconds: float) -> tuple[float, float]:
+    """The longest pause of the event loop and the longest commit, in milliseconds, while eight
+    tasks register jobs."""
+    store = Store.open(folder)
+    pause = slowest = 0.0
+
+    async def tick() -> None:
+        nonlocal pause
+        while True:
+            begun = time.perf_counter()
+            await trio.sleep(0.001)
+            pause = max(pause, time.perf_counter() - begun - 0.001)
+
+    async def register(number: int) -> None:
+        nonlocal slowest
+        count = 0
+        while True:
+            count += 1
+            begun = time.perf_counter()
+            store.put_row("jobs", f"{number}-{count % 100}", {"url": "http://w:1", "work": 1.0})
+            await store.commit()
+            slowest = max(slowest, time.perf_counter() - begun)
+            await trio.sleep(0.001)
+
+    async with store.running(), trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        for number in range(8):
+            nursery.start_soon(register, number)
+        await trio.sleep(0.5)
+        pause = slowest = 0.0
+        before = max(files.numbered(folder, "snapshot"))
+        begun = time.monotonic()
+        if snapshot:
+            await store._compact()
+            assert max(files.numbered(folder, "snapshot")) > before
+            seconds = time.monotonic() - begun
+        else:
+            await trio.sleep(seconds)
+        print(f"| {seconds:.1f} s | {pause * 1e3:.1f} | {slowest * 1e3:.1f} |", flush=True)
+        nursery.cancel_scope.cancel()
+    return pause, slowest
+
+
+def pauses(scratch: Path, *, quick: bool) -> None:
+    print("\nMilliseconds at most, while eight tasks register jobs\n")
+    print("| | takes | pause of the event loop | a commit |")
+    print("| --- | --- | --- | --- |")
+    for assets in (100_000,) if quick else (100_000, 1_000_000):
+        folder = scratch / f"pause-{assets}"
+        fill(folder, assets, 1)
+        print("| no snapshot ", end="")
+        trio.run(lambda folder=folder: longest_pause(folder, snapshot=False, seconds=2.0))
+        print(f"| a snapshot of {assets:,} assets ", end="")
+        trio.run(lambda folder=folder: longest_pause(folder, snapshot=True, seconds=0.0))
+
+
+def fsyncs(folder: Path, seconds: float = 1.0) -> float:
+    """Small appends that reach the disk, one after the other, per second."""
+    count = 0
+    with (folder / "fsyncs").open("wb") as file:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            os.write(file.fileno(), b"x" * 400)
+            files.sync(file.fileno())
+            count += 1
+    return count / seconds
+
+
+def jobs(scratch: Path, rounds: int, seconds: float) -> None:
+    cores = Cores.choose()
+    print("\nJobs registered per second at 64 connections; fsyncs/s of the disk: ", end="")
+    print(f"{fsyncs(scratch):.0f}\n")
+    print("| | --state-dir none | durable | share | fsyncs/s |")
+    print("| --- | --- | --- | --- | --- |")
+    rest = cores.rest if cores else None
+    tested = cores.tested if cores else None
+    shares = []
+    up = free_port()
+    with running(
+        script_command("upstream.py", up), up, cores=rest, log=scratch / "up.log", path="/health"
+    ):
+        for round_ in range(1, rounds + 1):
+            rates = []
+            for folder in ("none", str(scratch / f"jobs-{round_}")):
+                port = free_port()
+                command = [
+                    *ROUTER, "--port", str(port), "--worker-urls", f"http://127.0.0.1:{up}",
+                    "--state-dir", folder, "--max-jobs-per-worker", "1000000",
+                    "--worker-concurrency", "10000", "--shutdown-timeout", "1",
+                ]  # fmt: skip
+                log = scratch / f"router-{round_}.log"
+                with running(command, port, cores=tested, log=log, path="/ready"):
+                    load = {"connections": 64, "folder": scratch, "path": "/v1/videos"}
+                    tiny(port, seconds=1, **load)
+                    rates.append(tiny(port, seconds=seconds, **load).per_second)
+            shares.append(rates[1] / rates[0])
+            disk = fsyncs(scratch)
+            cells = f"{rates[0]:.0f} | {rates[1]:.0f} | {shares[-1]:.2f} | {disk:.0f}"
+            print(f"| round {round_} | {cells} |", flush=True)
+    print(f"\nmedian share: {statistics.median(shares):.2f} (wanted: at least 0.85)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one short round, fewer assets")
+    parser.add_argument("--only", choices=["restarts", "pauses", "jobs"], help="one of the three")
+    parser.add_argument("--folder", help="where to write; its disk is the one that is measured")
+    options = parser.parse_args()
+    store_module._LEAST = 1 << 40  # snapshots are made when we say so
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        scratch, rounds = Path(name), 1 if options.quick else 3
+        if options.only in (None, "restarts"):
+            restarts(scratch, rounds, quick=options.quick)
+        if options.only in (None, "pauses"):
+            pauses(scratch, quick=options.quick)
+        if options.only in (None, "jobs"):
+            jobs(scratch, rounds + 2, 2.0 if options.quick else 5.0)
+
+
+if __name__ == "__main__":
+    main()
