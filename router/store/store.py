@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 # What nobody waits for is written after so many seconds.
 _LAZY = 0.1
+# While batches follow one another within so many seconds, others join the next one for so many:
+# on a fast disk a thread for each would cost more than the disk does.
+_BUSY, _GATHER = 0.02, 0.008
 # After a failure, seconds until it is tried again.
 _RETRY_FIRST, _RETRY_MOST = 0.25, 5.0
 # A snapshot is made when the journals since the last one are larger than it, and than this; or
@@ -175,8 +178,9 @@ class Store:
 
         Without a directory, or with `best_effort` while the disk fails, it only yields.
         """
-        await trio.lowlevel.checkpoint()
         mine = self._entered
+        if self._durable >= mine or self.failing is not None:
+            await trio.lowlevel.checkpoint()
         while self._durable < mine and self.failing is None:
             self._wanted.set()
             await self._tried.wait()
@@ -225,7 +229,7 @@ class Store:
         self._due.set()
 
     async def _write_always(self, nursery: trio.Nursery) -> None:
-        retry = _RETRY_FIRST
+        retry, busy_until = _RETRY_FIRST, 0.0
         while True:
             if self._wants_snapshot():
                 nursery.start_soon(self._compact)
@@ -233,7 +237,10 @@ class Store:
                 await self._due.wait()
             with trio.move_on_after(_LAZY):
                 await self._wanted.wait()
+            if trio.current_time() < busy_until:
+                await trio.sleep(_GATHER)
             await self._write()
+            busy_until = trio.current_time() + _BUSY
             if self.failing is None:
                 retry = _RETRY_FIRST
             else:

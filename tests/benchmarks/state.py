@@ -24,7 +24,7 @@ from pathlib import Path
 
 import trio
 from support.load import tiny
-from support.processes import Cores, free_port, running, script_command
+from support.processes import Cores, cpu_seconds, free_port, running, script_command
 from support.upstream import MODEL, host_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,8 +210,8 @@ def jobs(scratch: Path, rounds: int, seconds: float) -> None:
     cores = Cores.choose()
     print("\nJobs registered per second at 64 connections; fsyncs/s of the disk: ", end="")
     print(f"{fsyncs(scratch):.0f}\n")
-    print("| | --state-dir none | durable | share | fsyncs/s |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| | --state-dir none | durable | share | CPU us | CPU us, durable | fsyncs/s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     rest = cores.rest if cores else None
     tested = cores.tested if cores else None
     shares = []
@@ -220,7 +220,7 @@ def jobs(scratch: Path, rounds: int, seconds: float) -> None:
         script_command("upstream.py", up), up, cores=rest, log=scratch / "up.log", path="/health"
     ):
         for round_ in range(1, rounds + 1):
-            rates = []
+            rates, costs = [], []
             for folder in ("none", str(scratch / f"jobs-{round_}")):
                 port = free_port()
                 command = [
@@ -229,13 +229,17 @@ def jobs(scratch: Path, rounds: int, seconds: float) -> None:
                     "--worker-concurrency", "10000", "--shutdown-timeout", "1",
                 ]  # fmt: skip
                 log = scratch / f"router-{round_}.log"
-                with running(command, port, cores=tested, log=log, path="/ready"):
+                with running(command, port, cores=tested, log=log, path="/ready") as server:
                     load = {"connections": 64, "folder": scratch, "path": "/v1/videos"}
                     tiny(port, seconds=1, **load)
-                    rates.append(tiny(port, seconds=seconds, **load).per_second)
+                    before = cpu_seconds(server.pid) or 0.0
+                    rate = tiny(port, seconds=seconds, **load)
+                    rates.append(rate.per_second)
+                    costs.append(((cpu_seconds(server.pid) or 0.0) - before) / rate.requests * 1e6)
             shares.append(rates[1] / rates[0])
             disk = fsyncs(scratch)
-            cells = f"{rates[0]:.0f} | {rates[1]:.0f} | {shares[-1]:.2f} | {disk:.0f}"
+            cells = f"{rates[0]:.0f} | {rates[1]:.0f} | {shares[-1]:.2f} | "
+            cells += f"{costs[0]:.0f} | {costs[1]:.0f} | {disk:.0f}"
             print(f"| round {round_} | {cells} |", flush=True)
     print(f"\nmedian share: {statistics.median(shares):.2f} (wanted: at least 0.85)")
 
