@@ -125,8 +125,8 @@ class Shell:
         worker = self.queue.at_once(waiting.facts)
         if worker is None:
             return False
-        members = self.fitting(waiting)
-        assert not [w for w in self.waiting if not w.eager and self.fitting(w) == members]
+        rivals = self.rivals(waiting)
+        assert not [w for w in self.waiting if not w.eager and self.rivals(w) == rivals]
         self.waiting[waiting] = None
         self.take(Grant(waiting, worker))
         self.queue.taken(worker)
