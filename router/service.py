@@ -190,7 +190,8 @@ async def serve(
             turns,
             store,
             errands,
-            settings.drain_timeout,
+            drain_timeout=settings.drain_timeout,
+            call_timeout=settings.refit_timeout,
         )
         replayer = Replayer(
             registry,
@@ -200,7 +201,6 @@ async def serve(
             turns,
             store,
             weights,
-            call_timeout=settings.refit_timeout,
             drain_timeout=settings.drain_timeout,
         )
         parts = Parts(

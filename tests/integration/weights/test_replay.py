@@ -229,9 +229,7 @@ def test_taken_at_its_word(run_pool: RunPool) -> None:
         async with direct_to(sim.url) as worker:
             await worker.post(DISK, json={"model_path": "v1"})
         body = {"url": sim.url, "weight_version": 5}
-        said = is_ours(
-            await pool.http.post("/workers", json=body), 409, "weight_version_unknown"
-        )
+        said = is_ours(await pool.http.post("/workers", json=body), 409, "weight_version_unknown")
         assert said["weight_version"] == 1
         assert len(pool.running.parts.registry) == 1
         answer = await pool.http.post("/workers", json={**body, "weight_version": 1})
