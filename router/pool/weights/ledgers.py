@@ -95,7 +95,8 @@ class Ledgers(Standings):
             entry.fenced = False
             self._put_standing(worker, entry.standing)
             change, entry.change = entry.change, None
-            if change is not None and not change.over:  # after a crash it is not in doubt
+            # After a crash this worker is not in doubt.
+            if change is not None and not change.over and change.version is None:
                 change.workers = tuple(url for url in change.workers if url != worker.url)
                 self._paper.put(change.record(pending=False))
             self._settle(worker, reason)
@@ -348,6 +349,12 @@ class Ledgers(Standings):
         if change in ledger.pending:
             ledger.pending.remove(change)
         self._paper.put(ledger.record())
+        # It needs no repetition any more; but those it is under way at are in doubt after a crash.
+        self._paper.delete(ChangeRecord, change.change_id)
         for worker in self.workers_of(ledger.model):
-            self._entry(worker).failure = None
+            entry = self._entry(worker)
+            entry.failure = None
+            if entry.change is change:
+                lost = lost_by(entry.standing, change)
+                self._paper.put(weight_record(worker.url, evolve(entry, standing=lost)))
         self.settle(ledger.model)
