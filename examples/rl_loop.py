@@ -123,6 +123,8 @@ class Trainer:
         from the router before they get any request."""
         change = {"model_path": str(checkpoint), "target_modules": [MODULE]}
         told = self.control("/update_weights_from_disk", change)
+        if told.get("pending"):
+            raise RuntimeError("all workers sleep: the change waits until one is woken")
         self.version = told["weight_version"]
         return len(told["results"]), len(told["deferred"])
 

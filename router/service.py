@@ -246,7 +246,8 @@ async def _serve(
             turns,
             store,
             errands,
-            settings.drain_timeout,
+            drain_timeout=settings.drain_timeout,
+            call_timeout=settings.refit_timeout,
         )
         replayer = Replayer(
             registry,
@@ -256,7 +257,6 @@ async def _serve(
             turns,
             store,
             weights,
-            call_timeout=settings.refit_timeout,
             drain_timeout=settings.drain_timeout,
         )
         recovery = Recovery(registry, dispatcher, assets, jobs)

@@ -114,6 +114,9 @@ class Transactions:
         async with held.lock:
             self._find(txn)
             control, change, path = self.weights, held.change, order.call.path
+            for member in held.members.values():
+                if member.worker.suspicion is not None:
+                    self._part(held, member, "it may be another process")
             workers = held.present
             if not workers:
                 raise no_workers()

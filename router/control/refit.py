@@ -103,7 +103,7 @@ class _Work:
 class WeightControl:
     """Changes weights, one change at a time for each model, in order of arrival.
 
-    `drain_timeout`: seconds that a worker may take to end its work.
+    `drain_timeout`: seconds that a worker may take to end its work; `call_timeout`: to answer.
     """
 
     registry: Registry
@@ -114,6 +114,7 @@ class WeightControl:
     store: Store
     errands: Errands
     drain_timeout: float = 1800.0
+    call_timeout: float = 1800.0
     _works: list[_Work] = field(init=False, factory=list)
     _running: list[Transaction] = field(init=False, factory=list)
 
@@ -168,14 +169,16 @@ class WeightControl:
             raise no_workers()
         return names[0], chosen
 
-    def members(self, turn: Turn, chosen: list[Worker]) -> Targets:
+    def members(self, turn: Turn, chosen: list[Worker], path: str = "") -> Targets:
         """Who of the chosen gets a change whose turn has come. One that joined later is taken in,
         unless something else waits for it."""
         targets = awake_targets(worker for worker in chosen if not worker.removed)
         eligible = [
             worker
             for worker in targets.eligible
-            if self.ledgers.model_of(worker) == turn.model and self.turns.extend(turn, worker)
+            if self.ledgers.model_of(worker) == turn.model
+            and self.ledgers.can_take(worker, path)
+            and self.turns.extend(turn, worker)
         ]
         left = [w for w in targets.eligible if w not in eligible]
         return Targets(eligible, [*targets.deferred, *left])
@@ -193,28 +196,41 @@ class WeightControl:
                 details={"workers": [worker.worker_id for worker in some]},
             )
 
-    async def apply_pending(self, change: Change, call: Call) -> bool:
-        """Make a change that has waited for its workers, in its turn; whether one was called."""
-        model = change.model
-        async with self.turns.having(self.queue(model)) as turn:
-            ledger = self.ledgers.ledger(model)
-            if change not in ledger.pending:
-                return True
-            targets = self.members(turn, self.ledgers.workers_of(model))
-            ready = [w for w in targets.eligible if self.is_ready_for(change, w)]
-            if not ready:
-                return False
-            if change.path == DISK and len(self.ledgers.had_lora(ready)) == len(ready):
-                change.error = "its workers had a LoRA since their start"
-                self.ledgers.close(change)
-                return True
-            ready = [w for w in ready if change.path != DISK or not self.ledgers.had_lora([w])]
-            await self._carry_out(change, call, ready, turn)
-            await self.store.commit()
-            return change not in ledger.pending
+    async def make_pending(self, change: Change) -> bool:
+        """Make a change that has waited for its workers, in its turn; whether that is over."""
+        async with self.turns.having(self.queue(change.model)) as turn:
+            return await self._make_pending(change, turn)
+
+    async def _make_pending(self, change: Change, turn: Turn) -> bool:
+        ledger = self.ledgers.ledger(change.model)
+        if change not in ledger.pending:
+            return True
+        targets = self.members(turn, self.ledgers.workers_of(change.model))
+        ready = [
+            worker
+            for worker in targets.eligible
+            if worker.suspicion is None and self.is_ready_for(change, worker)
+        ]
+        able = [w for w in ready if change.path != DISK or not self.ledgers.had_lora([w])]
+        if not ready:
+            return False
+        if able:
+            body = (change.body or "").encode()
+            await self._carry_out(change, self.call_of(change.path, body), able, turn)
+        else:
+            change.error = "its workers had a LoRA since their start"
+            self.ledgers.close(change)
+        await self.store.commit()
+        return change not in ledger.pending
+
+    def call_of(self, path: str, body: bytes) -> Call:
+        """A call of the router's own."""
+        return Call(path, (("content-type", "application/json"),), body, self.call_timeout)
 
     def is_ready_for(self, change: Change, worker: Worker) -> bool:
         """Whether a pending change may be given to the worker before it is replayed."""
+        if not self.ledgers.can_take(worker, change.path):
+            return False
         return change.is_full or not self.ledgers.plan(worker).steps
 
     async def ask(self, chosen: list[Worker], call: Call) -> Answer:
@@ -257,8 +273,12 @@ class WeightControl:
         if found != model:
             raise no_workers()  # those that were meant are gone
         path, body = order.call.path, order.call.body
-        targets = self.members(turn, chosen)
-        sleepers = [worker for worker in targets.deferred if _sleeps(worker)]
+        ledger = self.ledgers.ledger(model)
+        while ledger.pending and await self._make_pending(ledger.pending[0], turn):
+            pass  # they came before
+        targets = self.members(turn, chosen, path)
+        # Who is awake and yet deferred is about to be brought up.
+        sleepers = [w for w in targets.deferred if _sleeps(w) or (w in turn.workers and _is_up(w))]
         self.check_loras(path, model, [*targets.eligible, *sleepers])
         content = order.content or {}
         repeatable = path != TENSOR and isinstance(body, bytes)
@@ -266,6 +286,9 @@ class WeightControl:
         if text is not None and "\ufffd" in text:
             text = json.dumps(content)
         change = self.ledgers.make(uuid4().hex, model, path, text, label_of(path, content), content)
+        if ledger.pending and change.body is not None:
+            later = [*targets.eligible, *sleepers]
+            targets, sleepers = Targets((), [*targets.eligible, *targets.deferred]), later
         if not targets.eligible:
             if not sleepers:
                 raise no_workers()
@@ -351,8 +374,8 @@ class WeightControl:
 
 def _sleeps(worker: Worker) -> bool:
     """Whether the worker would take part if it were awake."""
-    return (
-        worker.health is Health.HEALTHY
-        and worker.admin is not Admin.QUARANTINED
-        and worker.memory is not Memory.AWAKE
-    )
+    return _is_up(worker) and worker.memory is not Memory.AWAKE
+
+
+def _is_up(worker: Worker) -> bool:
+    return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED

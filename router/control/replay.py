@@ -20,8 +20,8 @@ from ..pool.weights import Change, Ledgers, Meaning, Step, meaning
 from ..pool.weights.answers import words
 from ..pool.worker import Admin, Health, Memory, Origin, Weights, Worker
 from ..store.store import Store
-from .broadcast import Call, Row, call_one
-from .client import ControlClient
+from .broadcast import Row, call_one
+from .client import ControlClient, Unreachable
 from .refit import WeightControl
 from .turns import Turns
 
@@ -31,7 +31,6 @@ _AT_ONCE = 8
 _RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
 # After a start, seconds that a pending change waits for the first probe of all its workers.
 _FIRST_PROBES = 10.0
-_HEADERS = (("content-type", "application/json"),)
 
 
 @define(eq=False)
@@ -47,8 +46,7 @@ class _Tending:
 class Replayer:
     """Replays ledgers on workers that lack something, and makes changes that were pending.
 
-    `call_timeout`: seconds for a worker's answer. `restart`: starts a worker of ours again, which
-    is tried where it can be helped in no other way.
+    `restart`: starts a worker of ours again, which is tried where it can be helped in no other way.
     """
 
     registry: Registry
@@ -58,7 +56,6 @@ class Replayer:
     turns: Turns
     store: Store
     weights: WeightControl
-    call_timeout: float = 1800.0
     drain_timeout: float = 1800.0
     restart: Callable[[Worker], None] | None = None
     _nursery: trio.Nursery | None = field(init=False, default=None)
@@ -120,8 +117,8 @@ class Replayer:
                 if isinstance(event, events.Reincarnated) or not _callable(worker):
                     self._stop(worker)
                 self.look([worker])
-            case events.WorkerRemoved(worker):
-                self._stop(worker)
+            case events.WorkerRemoved(worker) | events.Suspected(worker):
+                self._stop(worker)  # the next call might reach another process
                 self.look([worker])
             case (
                 events.WorkerAdded(worker)
@@ -151,7 +148,7 @@ class Replayer:
         ledger = self.ledgers.ledger_of(worker)
         if ledger is None or not _lags(worker) or not _callable(worker):
             return False
-        if self.turns.working(worker) or (ledger.live and worker.suspicion is not None):
+        if self.turns.working(worker) or worker.suspicion is not None:
             return False
         if ledger.pending and self.weights.is_ready_for(ledger.pending[0], worker):
             return False  # that comes first
@@ -207,14 +204,16 @@ class Replayer:
         before = self.ledgers.standing(worker)
         if not step.optional:
             self.ledgers.sending(worker, lora=step.is_lora)
-        call = Call(step.path, _HEADERS, step.body.encode(), self.call_timeout)
+        body = step.body.encode()
         rows: dict[Worker, Row] = {}
-        await call_one(self.client, worker, call, step.body.encode(), rows)
+        await call_one(self.client, worker, self.weights.call_of(step.path, body), body, rows)
         if not _is(worker, incarnation):
             return False
         row = rows[worker]
         what = meaning(step.path, row.status, row.body, sent=row.sent)
-        if what is Meaning.APPLIED or (step.optional and row.answered):
+        if what is Meaning.APPLIED:
+            return True
+        if step.optional and row.answered and await self._acts_no_lora(worker):
             return True
         if what is Meaning.UNCHANGED:
             self.ledgers.returned(worker, before)
@@ -226,6 +225,17 @@ class Replayer:
         if worker.origin is Origin.LAUNCHED and self.restart is not None:
             self.restart(worker)
         return False
+
+    async def _acts_no_lora(self, worker: Worker) -> bool:
+        """Whether the worker says that no LoRA has an effect on it."""
+        try:
+            answer = await self.client.call(
+                "GET", worker.url, "/v1/list_loras", within=self.weights.call_timeout
+            )
+        except Unreachable:
+            return False
+        said = answer.json()
+        return answer.status == 200 and isinstance(said, dict) and not said.get("active")
 
     async def _save(self) -> None:
         try:
@@ -248,9 +258,8 @@ class Replayer:
                     await woken.wait()
                     pause = _RETRY_FIRST
                     continue
-                call = Call(change.path, _HEADERS, (change.body or "").encode(), self.call_timeout)
                 try:
-                    done = await self.weights.apply_pending(change, call)
+                    done = await self.weights.make_pending(change)
                 except StateUnavailable as error:
                     logger.warning("%s waits: %s", change.name, error)
                     done = False

@@ -33,6 +33,14 @@ class Member:
     left: str | None = None  # why it has left the change
     reported: bool = False
     refusal: tuple[int, str] | None = None
+    # Set, and replaced, when it is proven to be the same process.
+    absolved: trio.Event = field(factory=trio.Event)
+
+    async def is_known(self) -> None:
+        """Wait until there is no doubt which process it is: what a new one was sent while it was
+        taken for the old one would be forgotten."""
+        while self.worker.suspicion is not None:
+            await self.absolved.wait()
 
 
 def departure(event: events.Event) -> tuple[Worker, str] | None:
@@ -101,6 +109,10 @@ class Transaction:
 
     def told(self, event: events.Event) -> None:
         """Something has happened in the registry."""
+        if isinstance(event, events.Absolved) and event.worker in self._members:
+            known = self._members[event.worker]
+            known.absolved.set()
+            known.absolved = trio.Event()
         gone = departure(event)
         if gone is None:
             return
@@ -150,8 +162,10 @@ class Transaction:
     async def _drained(self, member: Member) -> bool:
         """Wait until nothing runs on the worker; if that takes too long its row says so."""
         worker, within = member.worker, self.drain_timeout
-        if await self.dispatcher.idle(worker, within):
-            return True
+        with trio.move_on_after(within):
+            if await self.dispatcher.idle(worker, within):
+                await member.is_known()
+                return True
         said = _said(f"its work did not end within {within:g} s", "drain_timeout")
         self.rows[worker] = Row(worker, 504, said, sent=False, answered=False)
         return False

@@ -21,12 +21,14 @@ class Turn:
     model: str | None
     _on_release: Callable[[Turn, set[Worker]], None] = field(repr=False)
     has_begun: bool = False
+    let_go: set[Worker] = field(factory=set)
     moved: trio.Event = field(factory=trio.Event)  # one before it has let go of something
 
     def release(self, worker: Worker) -> None:
         """Let others have this worker already."""
         if worker in self.workers:
             self.workers.discard(worker)
+            self.let_go.add(worker)
             self._on_release(self, {worker})
 
     def collides(self, other: Turn) -> bool:
@@ -74,7 +76,8 @@ class Turns:
             yield turn
         finally:
             self._turns.remove(turn)
-            workers, turn.workers = turn.workers, set()
+            # Also those that were let go: there is more that may begin only after its end.
+            workers, turn.workers = turn.workers | turn.let_go, set()
             self._released(turn, workers)
 
     def extend(self, turn: Turn, worker: Worker) -> bool:

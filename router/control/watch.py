@@ -173,15 +173,19 @@ class Watchman:
         """One probe with all that follows from it."""
         watch.wake = trio.Event()
         worker = watch.worker
-        # Before the probe, so that no death between the two goes unseen.
-        if watch.idle is None:
-            stream = await open_idle(worker.url)
-            if stream is not None:
-                watch.idle = stream
-                nursery.start_soon(self._hold, watch, stream)
-        idle = watch.idle
-        asked = trio.current_time()
-        finding = await probe(self.client, worker.url)
+        # Before the probe, so that no death between the two goes unseen. Where there was nobody to
+        # connect to, and a moment later there is: again.
+        for _ in range(2):
+            if watch.idle is None:
+                stream = await open_idle(worker.url)
+                if stream is not None:
+                    watch.idle = stream
+                    nursery.start_soon(self._hold, watch, stream)
+            idle = watch.idle
+            asked = trio.current_time()
+            finding = await probe(self.client, worker.url)
+            if idle is not None or finding.probe is not Probe.OK:
+                break
         if finding.probe is Probe.OK:
             finding = await self._well(watch, idle)
         if finding.probe is not Probe.OK:

@@ -15,11 +15,9 @@ from urllib.parse import quote
 from attrs import define, field
 
 from ..pool.assets import AssetKind, AssetMap, Made
+from ..pool.worker import ROUTER_RESTARTED as ROUTER_RESTARTED
 from ..pool.worker import Worker
 from .client import ControlClient, Unreachable
-
-# Why a worker that was restored from the disk is a suspect.
-ROUTER_RESTARTED = "the router was restarted"
 
 _MOST_ASKED = 3
 _PATIENCE = 5.0  # seconds for an answer; reads of jobs and images queue behind nothing

@@ -49,6 +49,9 @@ class Weights(StrEnum):
     FAILED = "failed"
 
 
+# Why a worker is a suspect of which something was known before the router was restarted.
+ROUTER_RESTARTED = "the router was restarted"
+
 # A weight version that nobody knows; less than any other.
 UNKNOWN_VERSION = -1
 

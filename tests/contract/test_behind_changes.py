@@ -163,3 +163,14 @@ def test_several_calls_are_one_version(pool: Pool, start: Start) -> None:
     (ledger,) = [one for one in ledgers if one["model"] == FLUX]
     assert (ledger["weight_version"], ledger["label"]) == (start.version + 1, "both")
     assert ledger["consistent"] is True
+
+
+def test_refused_tensors_leave_what_was(pool: Pool, start: Start) -> None:
+    """Nobody can say what they left, so that the workers get their version anew."""
+    pool.change(DISK, model_path=pool.flux[0].weights)
+    path = f"/update_weights_from_tensor?model={FLUX}"
+    answer = pool.http.post(path, json={"serialized_named_tensors": ["AAAA"]})
+    assert (answer.status_code, answer.json()["success"]) == (400, False)
+    at_current_version(pool, start.version + 1)
+    assert pool.sums() == start.sums
+    assert pool.picture() == start.picture

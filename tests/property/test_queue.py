@@ -245,7 +245,10 @@ class QueueMachine(RuleBasedStateMachine):
         except IllegalTransition:
             pass
 
-    @rule(index=INDEX, how=st.sampled_from(["remove", "reincarnate", "trouble", "forgive"]))
+    @rule(
+        index=INDEX,
+        how=st.sampled_from(["remove", "reincarnate", "suspect", "absolve", "trouble", "forgive"]),
+    )
     def upset(self, index: int, how: str) -> None:
         if worker := self.worker(index):
             match how:
@@ -253,6 +256,10 @@ class QueueMachine(RuleBasedStateMachine):
                     self.registry.remove(worker)
                 case "reincarnate":
                     self.registry.reincarnate(worker, "why")
+                case "suspect":
+                    self.registry.suspect(worker, "why")
+                case "absolve":
+                    self.registry.absolve(worker)
                 case "trouble":
                     self.registry.trouble(worker, "why")
                 case "forgive":

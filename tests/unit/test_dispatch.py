@@ -282,6 +282,7 @@ def test_first_contact_is_optimistic_if_nobody_is_routable() -> None:
         pool.fail(new, 1)
         assert await pool.chosen() is new
         assert (await pool.refusal(ANYTHING, new)).code == "no_routable_worker"
+        assert (await pool.refusal(Facts(min_version=1))).code == "no_routable_worker"
         pool.fail(new, 1)
         assert (await pool.refusal()).code == "no_routable_worker"
 

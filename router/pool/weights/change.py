@@ -45,6 +45,7 @@ class Change:
     # Workers that refused in words that mean nothing until all have answered.
     refusals: dict[Worker, object] = field(factory=dict)
     error: str | None = None  # the last refusal, for people
+    over: bool = False
     # The steps of a transaction, whose calls are sent one by one.
     steps: list[Step] = field(factory=list)
     opaque: bool = False

@@ -46,8 +46,11 @@ class Entry:
     standing: Standing = FRESH
     version: int = 0  # of the last entry of which it had all; UNKNOWN_VERSION
     fenced: bool = False  # a change has it
+    change: Change | None = None  # which one
     failure: str | None = None  # why its last replay was refused
     reason: str | None = None  # why it is not current, where somebody knows better
+    restored: bool = False  # it is what was known before a restart of the router
+    unproven: bool = False  # nor could it be proven since that it is the same process
     claim: int | None = None  # what its owner says that it has, until its model is known
 
 
@@ -92,9 +95,10 @@ def after(has: Standing, change: Change, was_current: bool) -> Standing:
     return Standing(base, loras, wrapped)
 
 
-def weight_record(url: str, model: str | None, has: Standing) -> WeightRecord:
+def weight_record(url: str, entry: Entry) -> WeightRecord:
     """What of a worker's standing outlives the process."""
-    return WeightRecord(url, model, has.base, has.loras, has.wrapped)
+    has = entry.standing
+    return WeightRecord(url, entry.model, has.base, has.loras, has.wrapped, entry.unproven)
 
 
 def why_not_current(

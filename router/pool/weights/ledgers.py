@@ -7,32 +7,24 @@ worker whether it is current and what it must replay to be so. It alone drives t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from attrs import evolve
 
 from .. import events
 from ..registry import Registry
 from ..targets import model_of
-from ..worker import UNKNOWN_VERSION, Weights, Worker
+from ..worker import ROUTER_RESTARTED, Worker
 from .change import Change, restored
-from .ledger import (
-    Entry,
-    Ledger,
-    after,
-    at_version,
-    lost_by,
-    next_event,
-    weight_record,
-    why_not_current,
-)
+from .ledger import Entry, Ledger, after, at_version, lost_by, weight_record
 from .recipe import FRESH, Plan, Recipe, Standing
-from .records import ChangeRecord, LedgerRecord, NoPaper, Paper, WeightRecord
+from .records import ChangeRecord, LedgerRecord, Paper, WeightRecord
+from .standings import Standings
 
 _MOST_LEFT = 10_000  # workers that left, whose standing is remembered should they come again
 
 
-class Ledgers:
+class Ledgers(Standings):
     """The ledgers by model, and the standing of every worker.
 
     Make it before the dispatcher: it must hear of events first, so that a worker that is not
@@ -43,75 +35,9 @@ class Ledgers:
     def __init__(
         self, registry: Registry, *, paper: Paper | None = None, gating: bool = True
     ) -> None:
-        self.gating = gating
-        self._registry = registry
-        self._paper = paper or NoPaper()
-        self._ledgers: dict[str, Ledger] = {}
-        self._entries: dict[Worker, Entry] = {}
-        self._left: dict[str, Entry] = {}  # by URL: of workers that left, or of before a restart
+        super().__init__(registry, paper, gating)
         self._numbers = itertools.count(1)
         registry.subscribe(self._observe)
-
-    # To look at.
-
-    def model_of(self, worker: Worker) -> str | None:
-        """The ledger that the worker belongs to; None while its model is not known."""
-        return self._entry(worker).model
-
-    def __iter__(self) -> Iterator[Ledger]:
-        return iter(tuple(self._ledgers.values()))
-
-    def ledger(self, model: str) -> Ledger:
-        """The ledger of a model, a new one if there was none."""
-        return self._ledgers.setdefault(model, Ledger(model))
-
-    def ledger_of(self, worker: Worker) -> Ledger | None:
-        """The ledger of the worker's model; None while that is not known."""
-        model = self._entry(worker).model
-        return None if model is None else self.ledger(model)
-
-    def workers_of(self, model: str) -> list[Worker]:
-        """The registered workers that belong to the ledger of the model."""
-        return [worker for worker, entry in self._entries.items() if entry.model == model]
-
-    def standing(self, worker: Worker) -> Standing:
-        return self._entry(worker).standing
-
-    def plan(self, worker: Worker) -> Plan:
-        """What the worker must be sent to be at its ledger's entry; pending changes come on top."""
-        ledger = self.ledger_of(worker)
-        if ledger is None:
-            return Plan()
-        can = worker.capabilities
-        return ledger.recipe.plan(self.standing(worker), can.model_path if can else None)
-
-    def is_current(self, worker: Worker) -> bool:
-        """Whether what it generates now is of its ledger's weights."""
-        if not self.gating:
-            return True
-        entry = self._entry(worker)
-        if entry.model is None:
-            return not any(ledger.live for ledger in self._ledgers.values())
-        ledger = self.ledger(entry.model)
-        if ledger.pending or (ledger.version and worker.suspicion is not None):
-            return False
-        return self.plan(worker) == Plan()
-
-    def needs_replay(self, worker: Worker) -> bool:
-        """Whether calls to the worker alone bring it to its ledger's entry, as far as is known."""
-        return self.gating and not self._entry(worker).fenced and bool(self.plan(worker).steps)
-
-    def latest_issued(self, model: str | None) -> int:
-        """The highest number issued to the model that a request names; to any, if nobody serves
-        it by that name or none is named. For `X-Min-Weight-Version`."""
-        pool = [w for w in self._registry if w.capabilities and model in w.capabilities.models]
-        serving = {model_of(worker) for worker in pool}
-        some = [ledger for ledger in self if ledger.model in serving or not serving]
-        return max((ledger.issued for ledger in some), default=0)
-
-    def had_lora(self, workers: Iterable[Worker]) -> list[Worker]:
-        """Those whose process had a LoRA, or may have had: updates would miss some layers."""
-        return [worker for worker in workers if self.standing(worker).wrapped]
 
     # Changes. Each is made, opened, reported on for each of its workers, and closed.
 
@@ -134,7 +60,10 @@ class Ledgers:
 
     def open(self, change: Change, workers: Iterable[Worker]) -> None:
         """The change begins on these workers: enter its intent."""
-        change.workers = tuple(worker.url for worker in workers)
+        change.workers = ()
+        for worker in workers:
+            self._entry(worker).change = change
+            change.workers = (*change.workers, worker.url)
         self._paper.put(change.record(pending=False))
 
     def fence(self, worker: Worker, reason: str) -> None:
@@ -165,6 +94,11 @@ class Ledgers:
         if entry is not None:
             entry.fenced = False
             self._put_standing(worker, entry.standing)
+            change, entry.change = entry.change, None
+            # After a crash this worker is not in doubt.
+            if change is not None and not change.over and change.version is None:
+                change.workers = tuple(url for url in change.workers if url != worker.url)
+                self._paper.put(change.record(pending=False))
             self._settle(worker, reason)
 
     def unchanged(self, change: Change, worker: Worker, reason: str) -> None:
@@ -182,6 +116,7 @@ class Ledgers:
     def close(self, change: Change) -> None:
         """All workers of the change have been reported on; without a success it is void."""
         ledger = self.ledger(change.model)
+        change.over = True
         if change in ledger.pending:
             ledger.pending.remove(change)
         if change.version is None and change.error is not None:
@@ -193,6 +128,7 @@ class Ledgers:
     def came_to_nothing(self, change: Change) -> None:
         """No worker was called, and nobody has said a word against it. If it was pending it still
         is; else it is void."""
+        change.workers = ()
         if change in self.ledger(change.model).pending:
             self._paper.put(change.record(pending=True))
         else:
@@ -251,7 +187,7 @@ class Ledgers:
         what the worker has of LoRAs is not known."""
         entry = self._entry(worker)
         lost = evolve(entry.standing, loras=None, wrapped=True)
-        self._paper.put(weight_record(worker.url, entry.model, lost))
+        self._paper.put(weight_record(worker.url, evolve(entry, standing=lost)))
 
     def delayed(self, worker: Worker, reason: str) -> None:
         """A replay did not come about; it is due again."""
@@ -279,7 +215,7 @@ class Ledgers:
             for url, entry in self._left.items():
                 if entry.model == model:
                     entry.standing = at_version(ledger, version, entry.standing.wrapped)
-                    self._paper.put(weight_record(url, entry.model, entry.standing))
+                    self._paper.put(weight_record(url, entry))
         elif label is not None and version == ledger.version:
             ledger.label = label
         self._paper.put(ledger.record())
@@ -320,27 +256,23 @@ class Ledgers:
             ledger.last_error = record.last_error
         for weight in weights:
             standing = Standing(weight.base, weight.loras, weight.wrapped, doubt=True)
-            self._left[weight.url] = Entry(weight.model, standing)
+            self._left[weight.url] = Entry(
+                weight.model, standing, restored=True, unproven=weight.doubt
+            )
         for intent in sorted(changes, key=lambda change: change.number):
             change = restored(intent)
             self._numbers = itertools.count(max(intent.number + 1, next(self._numbers)))
             if not intent.pending:
                 for url in intent.workers:
-                    entry = self._left.setdefault(url, Entry(intent.model, FRESH))
+                    entry = self._left.setdefault(url, Entry(intent.model, restored=True))
                     entry.standing = evolve(lost_by(entry.standing, change), doubt=True)
-                    self._paper.put(weight_record(url, entry.model, entry.standing))
+                    self._paper.put(weight_record(url, entry))
             if change.body is None:
                 self._paper.delete(ChangeRecord, change.change_id)
             else:
                 self.ledger(intent.model).pending.append(change)
 
-    # Where workers stand.
-
-    def settle(self, model: str | None = None) -> None:
-        """Let the facets of the workers say what the ledgers say."""
-        for worker, entry in list(self._entries.items()):
-            if model is None or entry.model in (model, None):
-                self._settle(worker)
+    # What happens to workers.
 
     def _observe(self, event: events.Event) -> None:
         match event:
@@ -350,29 +282,44 @@ class Ledgers:
                 if known is not None:
                     entry.model = known.model
                     entry.standing = evolve(known.standing, doubt=True)
+                    entry.unproven = known.unproven or not known.restored
+                    if known.restored:
+                        self._registry.suspect(worker, ROUTER_RESTARTED)
                 self._settle(worker, "it has joined")
             case events.WorkerRemoved(worker):
                 gone = self._entries.pop(worker, None)
                 if gone is not None:
-                    self._left[worker.url] = gone
-                    if len(self._left) > _MOST_LEFT:
-                        del self._left[next(iter(self._left))]
-                    self._paper.delete(WeightRecord, worker.url)
+                    self._remember(worker.url, gone)
             case events.CapabilitiesLearned(worker):
                 self._learn_model(worker)
             case events.Suspected(worker, reason):
                 self._settle(worker, reason)
-            case events.Absolved(worker):
+            case events.Absolved(worker, reason):
                 self._entry(worker).claim = None
-                self._put_standing(worker, evolve(self.standing(worker), doubt=False))
+                # The same as then; else only as since it joined.
+                if reason == ROUTER_RESTARTED and not self._entry(worker).unproven:
+                    self._put_standing(worker, evolve(self.standing(worker), doubt=False))
                 self._settle(worker, "it is the same process")
             case events.Reincarnated(worker, reason):
                 entry = self._entry(worker)
                 entry.failure = entry.reason = None
-                if not entry.standing.doubt:
+                # After a restart of the router nobody may know; else it is taken for a fresh one.
+                if not (entry.standing.doubt and reason.startswith(f"{ROUTER_RESTARTED};")):
                     entry.standing, entry.version = FRESH, 0
+                entry.unproven = entry.standing.doubt
+                self._put_standing(worker, entry.standing)
                 entry.model = None
                 self._settle(worker, reason)
+
+    def _remember(self, url: str, entry: Entry) -> None:
+        """The same process may be registered again."""
+        self._left[url] = entry
+        forgotten = url if entry.standing == FRESH else None
+        if len(self._left) > _MOST_LEFT:
+            forgotten = next(iter(self._left))
+        if forgotten is not None:
+            del self._left[forgotten]
+            self._paper.delete(WeightRecord, forgotten)
 
     def _learn_model(self, worker: Worker) -> None:
         entry = self._entry(worker)
@@ -402,46 +349,12 @@ class Ledgers:
         if change in ledger.pending:
             ledger.pending.remove(change)
         self._paper.put(ledger.record())
+        # It needs no repetition any more; but those it is under way at are in doubt after a crash.
+        self._paper.delete(ChangeRecord, change.change_id)
         for worker in self.workers_of(ledger.model):
-            self._entry(worker).failure = None
+            entry = self._entry(worker)
+            entry.failure = None
+            if entry.change is change:
+                lost = lost_by(entry.standing, change)
+                self._paper.put(weight_record(worker.url, evolve(entry, standing=lost)))
         self.settle(ledger.model)
-
-    def _put_standing(self, worker: Worker, standing: Standing) -> None:
-        entry = self._entry(worker)
-        entry.standing = standing
-        if worker in self._entries:
-            self._paper.put(weight_record(worker.url, entry.model, entry.standing))
-
-    def _settle(self, worker: Worker, reason: str | None = None) -> None:
-        entry = self._entries.get(worker)
-        if entry is None:
-            return
-        current = self.is_current(worker)
-        ledger = None if entry.model is None else self.ledger(entry.model)
-        blocked = None
-        if current:
-            entry.failure = entry.reason = None
-            entry.version = ledger.version if ledger else 0
-        else:
-            if entry.standing.base is None or entry.standing.loras is None:
-                entry.version = UNKNOWN_VERSION
-            # A pending change may set all that is missing.
-            if ledger is not None and not ledger.pending:
-                blocked = self.plan(worker).blocked
-        why = None if current else why_not_current(worker, entry, ledger, blocked)
-        if entry.fenced:
-            wanted = Weights.UPDATING
-        elif current:
-            wanted = Weights.CURRENT
-        else:
-            wanted = Weights.FAILED if entry.failure is not None else Weights.BEHIND
-        stuck = blocked is not None and wanted is not Weights.UPDATING
-        self._registry.stand(worker, entry.version, reason=why, stuck=stuck)
-        while worker.weights is not wanted:
-            self._registry.weigh(worker, next_event(worker.weights, wanted), reason or why)
-
-    def _entry(self, worker: Worker) -> Entry:
-        entry = self._entries.get(worker)
-        if entry is None and not worker.removed:  # it was there before this was
-            entry = self._entries[worker] = Entry(model_of(worker))
-        return entry or self._left.get(worker.url) or Entry()

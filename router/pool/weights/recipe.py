@@ -20,7 +20,8 @@ class Step:
     """One call that brings a worker nearer to its ledger.
 
     `version`: of the entry that it belongs to. `modules`: those that a disk update loads (None:
-    all); the targets of a LoRA call. `optional`: it may be refused.
+    all); the targets of a LoRA call. `optional`: it may be refused by a worker on which no LoRA
+    acts.
     """
 
     version: int
@@ -38,11 +39,16 @@ class Step:
         """Whether it loads everything, so that nothing before it matters."""
         return self.path == DISK and self.modules is None
 
+    @property
+    def is_of_all(self) -> bool:
+        """Whether it is about every module."""
+        return self.modules is None or _ALL in self.modules
+
     def covers(self, other: Step) -> bool:
         """Whether nothing of the other is left after this one, both being of one kind."""
-        if self.modules is None or _ALL in self.modules:
+        if self.is_of_all:
             return True
-        return other.modules is not None and set(other.modules) <= set(self.modules)
+        return set(other.modules or [_ALL]) <= set(self.modules or ())
 
 
 def step_of(path: str, body: str, content: Mapping[str, Any], version: int = 0) -> Step:
@@ -72,6 +78,15 @@ class Plan:
 
     steps: tuple[Step, ...] = ()
     blocked: str | None = None
+
+
+def _sound(loras: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Without those that find nothing set that they could merge, or take out."""
+    found: list[Step] = []
+    for step in loras:
+        if step.path == SET_LORA or any(s.covers(step) or step.covers(s) for s in found):
+            found.append(step)
+    return tuple(found)
 
 
 @frozen
@@ -110,7 +125,7 @@ class Recipe:
             kept = tuple(s for s in self.loras if not step.covers(s))
         else:  # what is set stays set: this only says whether it acts
             kept = tuple(s for s in self.loras if s.path == SET_LORA or not step.covers(s))
-        return evolve(self, loras=(*kept, step), lora_version=step.version)
+        return evolve(self, loras=_sound((*kept, step)), lora_version=step.version)
 
     def then_opaque(self, version: int) -> Recipe:
         """With a change that cannot be repeated."""
@@ -133,7 +148,8 @@ class Recipe:
         base, blocked = self._base_plan(has, model_path)
         if blocked is not None:
             return Plan(blocked=blocked)
-        first = (_UNMERGE_ALL,) if has.loras is None and not self.loras else ()
+        anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
+        first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
         return Plan((*first, *base, *self._lora_plan(has)))
 
     def _base_plan(
@@ -146,12 +162,10 @@ class Recipe:
         if known is not None:
             steps = tuple(step for step in self.base if step.version > known)
         reset = known is None and not self.is_full
-        if has.loras is None and not self.loras:
-            # A LoRA that may act, where none should: start from the ground.
-            reset, steps = not self.is_full, self.base
         if self.opaque and (known is None or known < self.opaque):
             return (), "weights were changed in a way that cannot be repeated for it"
-        if has.wrapped and steps and (has.base is None or has.base < self.base_version):
+        lacks = has.base is None or has.base < self.base_version
+        if has.wrapped and lacks and (steps or reset):
             return (), "it had a LoRA since its start, so that an update would miss some layers"
         if reset:
             if model_path is None:

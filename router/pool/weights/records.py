@@ -38,6 +38,7 @@ class WeightRecord:
     base: int | None
     loras: int | None
     wrapped: bool
+    doubt: bool = False  # whether this was the process of which all that was known
 
     @property
     def key(self) -> str:

@@ -103,6 +103,7 @@ class Engine:
             self.asleep = path == RELEASE
             return answer(success=True, sleeping=self.asleep)
         assert isinstance(said, Answer)
+        self.asleep = said.json().get("sleeping", self.asleep)  # it does not lie
         return said
 
     @property

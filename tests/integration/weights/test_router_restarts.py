@@ -1,0 +1,331 @@
+"""The router dies in the middle, and starts again on what its store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from router import service
+from router.errors import StateUnavailable
+from router.server import open_listeners
+from router.settings import RouterSettings
+from router.store.store import Store
+from simulated_worker import SimulatedWorker, WorkerConfig
+from simulated_worker import serve as serve_worker
+from tests.integration.api.pools import Member, is_ours, restart
+from tests.integration.deployment import Deployment, run, until
+from tests.integration.weights.refits import (
+    DISK,
+    SET,
+    SLEEP,
+    TENSOR,
+    TENSORS,
+    WAKE,
+    current,
+    has,
+    ledger,
+    paths,
+    refit,
+    refitted,
+)
+
+Tables = dict[str, dict[str, Any]]
+
+
+class KeptStore(Store):
+    """One whose tables outlive the router of a test."""
+
+    tables: Tables
+
+    def put(self, record: Any) -> None:
+        self.tables.setdefault(record.table, {})[record.key] = record
+
+    def delete(self, kind: Any, key: str) -> None:
+        self.tables.get(kind.table, {}).pop(key, None)
+
+    def restored(self, kind: Any) -> dict[str, Any]:
+        return dict(self.tables.get(kind.table, {}))
+
+
+class World:
+    """Workers that outlive routers, and what is on the disk."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.workers: list[SimulatedWorker] = []
+
+    async def worker(self) -> SimulatedWorker:
+        config = WorkerConfig(
+            port=0, model_path="image/a", time_scale=0.01, warmup_seconds=0, load_seconds=0
+        )
+        worker: SimulatedWorker = await self.nursery.start(serve_worker, config)
+        self.workers.append(worker)
+        return worker
+
+    async def router(self, test: Callable[..., Awaitable[None]], **settings: Any) -> None:
+        """A router of these workers until the test returns; then it is gone at once."""
+        stop = trio.Event()
+        listeners = open_listeners("127.0.0.1", 0)
+        urls = tuple(worker.url for worker in self.workers)
+        options = {"host": "127.0.0.1", "health_check_interval": 0.05, **settings}
+        async with trio.open_nursery() as nursery:
+            running = await nursery.start(
+                service.serve, RouterSettings(port=0, worker_urls=urls, **options), listeners, stop
+            )
+            address = f"http://127.0.0.1:{running.port}"
+            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=15) as http:
+                pool = Deployment(running, http, self.nursery)
+                registry = running.parts.registry
+                members = [Member(sim, registry.get(sim.url)) for sim in self.workers]
+                await until(lambda: all(m.known.health == "healthy" for m in members))
+                await test(pool, *members)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def run_world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`run_world(test, count)`: `test(world)` with so many workers."""
+    tables: Tables = {}
+
+    class Kept(KeptStore):
+        pass
+
+    Kept.tables = tables
+    monkeypatch.setattr(service, "Store", Kept)
+
+    def go(test: Callable[[World], Awaitable[None]], count: int = 2) -> None:
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                world = World(nursery)
+                for _ in range(count):
+                    await world.worker()
+                await test(world)
+                for worker in world.workers:
+                    worker.kill()
+
+        run(main)
+
+    return go
+
+
+RunWorld = Callable[..., None]
+
+
+def test_versions_go_on_and_what_cannot_be_proven_is_replayed(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            await refitted(pool, "v1")
+            # Only this one has made something that it can be known by.
+            made = await pool.image()
+            assert made.headers["x-worker-id"] == a.id
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await until(lambda: current(a, b))
+            known = await ledger(pool)
+            assert (known["weight_version"], known["label"]) == (1, "v1")
+            assert has(a, "v1")
+            assert paths(b) == [DISK, DISK]
+            assert (await refitted(pool, "v2"))["weight_version"] == 2
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test)
+
+
+def test_a_worker_that_was_replaced_meanwhile(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member) -> None:
+            await refitted(pool, "v1")
+
+        async def after(pool: Deployment, a: Member) -> None:
+            answer = await pool.image()
+            assert answer.headers["x-weight-version"] == "1"
+            assert has(a, "v1")
+
+        await world.router(before)
+        sim = world.workers[0]
+        sim.kill()
+        await sim.ended.wait()
+        config = WorkerConfig(port=sim.port, strict_ports=True, model_path="image/a",
+                              time_scale=0.01, warmup_seconds=0, load_seconds=0)  # fmt: skip
+        world.workers[0] = await world.nursery.start(serve_worker, config)
+        await world.router(after)
+
+    run_world(test, 1)
+
+
+@pytest.mark.parametrize("when", ["before any has it", "after one has it"])
+def test_a_change_that_was_under_way_is_made(run_world: RunWorld, when: str) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            await refitted(pool, "v1")
+            b.sim.faults.add("delay", path=DISK, by=0.5, count=1)
+            if when == "before any has it":
+                a.sim.faults.add("delay", path=DISK, by=0.5, count=1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(refit, pool, "v2")
+                await until(lambda: len(paths(b)) == 2)
+                if when == "after one has it":
+                    await until(lambda: has(a, "v2") and current(a))
+                nursery.cancel_scope.cancel()
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await until(lambda: current(a, b))
+            assert has(a, "v2")
+            assert has(b, "v2")
+            known = await ledger(pool)
+            assert (known["weight_version"], known["pending"]) == (2, [])
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test)
+
+
+def test_a_bad_change_that_was_under_way_is_void(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            await refitted(pool, "v1")
+            for member in (a, b):
+                member.sim.faults.add("delay", path=DISK, by=0.5, count=1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(refit, pool, "/nonexistent/x")
+                await until(lambda: len(paths(b)) == 2)
+                nursery.cancel_scope.cancel()
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await until(lambda: current(a, b))
+            assert has(a, "v1")
+            assert has(b, "v1")
+            known = await ledger(pool)
+            assert known["weight_version"] == 1
+            assert "/nonexistent/x" in known["last_error"]
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test)
+
+
+def test_a_tensor_change_that_was_under_way_leaves_them_behind(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member) -> None:
+            await refitted(pool, "v1")
+            a.sim.faults.add("delay", path=TENSOR, by=0.5, count=1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: pool.http.post(TENSOR, json=TENSORS))
+                await until(lambda: paths(a)[-1] == TENSOR)
+                nursery.cancel_scope.cancel()
+
+        async def after(pool: Deployment, a: Member) -> None:
+            await until(lambda: current(a))
+            assert has(a, "v1")  # which is what can be proven
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test, 1)
+
+
+def test_an_open_transaction_is_not_trusted(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member) -> None:
+            await refitted(pool, "v1")
+            txn = (await pool.http.post("/weights/begin", json={})).json()["txn"]
+            half = {"model_path": "half", "target_modules": ["vae"]}
+            await pool.http.post(DISK, json=half, params={"txn": txn})
+
+        async def after(pool: Deployment, a: Member) -> None:
+            await until(lambda: current(a))
+            assert has(a, "v1")
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test, 1)
+
+
+def test_what_waits_for_sleepers_waits_on(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member) -> None:
+            await pool.http.post(SLEEP)
+            await refitted(pool, "v1")
+
+        async def after(pool: Deployment, a: Member) -> None:
+            is_ours(await pool.image(), 503, "pool_asleep")
+            assert len((await ledger(pool))["pending"]) == 1
+            await pool.http.post(WAKE)
+            answer = await pool.image()
+            assert answer.headers["x-weight-version"] == "1"
+            assert has(a, "v1")
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test, 1)
+
+
+def test_a_lora_after_a_restart(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member) -> None:
+            await refitted(pool, "v1")
+            await pool.http.post(SET, json={"lora_nickname": "x", "lora_path": "loras/x"})
+
+        async def after(pool: Deployment, a: Member) -> None:
+            await until(lambda: current(a))
+            assert a.known.weight_version == 2
+            assert a.sim.scheduler.loras.identity
+            is_ours(await refit(pool, "v3"), 409, "lora_active")
+            again = await restart(pool, a, model_path="image/a")
+            world.workers[0] = again.sim
+            await until(lambda: paths(again) == [DISK, SET] and current(a))
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test, 1)
+
+
+def test_nothing_is_begun_that_cannot_be_made_durable(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def here(pool: Deployment, a: Member) -> None:
+            store = pool.running.parts.store
+            store.failing = "the disk is full"
+            is_ours(await refit(pool, "v1"), 503, "state_unavailable")
+            assert paths(a) == []
+            assert current(a)
+            store.failing = None
+            await refitted(pool, "v1")
+
+        await world.router(here)
+
+    run_world(test, 1)
+
+
+def test_a_disk_that_fails_in_the_middle_fences_nobody_for_ever(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def here(pool: Deployment, a: Member, b: Member) -> None:
+            store = pool.running.parts.store
+            for member in (a, b):
+                member.sim.faults.add("delay", path=DISK, by=0.2, count=1)
+
+            async def break_it() -> None:
+                await until(lambda: paths(a) and paths(b))
+                store.failing = "the disk is full"
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(break_it)
+                is_ours(await refit(pool, "v1"), 503, "state_unavailable")
+            assert current(a, b)
+            assert a.known.weight_version == 1
+            with pytest.raises(StateUnavailable):
+                await store.commit()
+
+        await world.router(here)
+
+    run_world(test)

@@ -1,0 +1,163 @@
+"""What a worker must be sent to be current, by what it has; and what its answers mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from router.pool.weights import Meaning, Recipe, meaning
+from router.pool.weights.answers import alike
+from router.pool.weights.recipe import (
+    DISK,
+    FRESH,
+    MERGE,
+    SET_LORA,
+    TENSOR,
+    UNMERGE,
+    Standing,
+    Step,
+    step_of,
+)
+
+HAS_ALL = Standing(base=9, loras=9)
+
+
+def recipe(*calls: tuple[str, dict[str, Any]]) -> Recipe:
+    """The recipe after these changes, numbered from 1."""
+    made = Recipe()
+    for version, (path, content) in enumerate(calls, 1):
+        if path == TENSOR:
+            made = made.then_opaque(version)
+        else:
+            made = made.then(step_of(path, "{}", content, version))
+    return made
+
+
+def numbers(made: Recipe, has: Standing = FRESH) -> list[int]:
+    """The versions of the steps that it is sent; 0: one that is of no version."""
+    plan = made.plan(has, "start")
+    assert plan.blocked is None
+    return [step.version for step in plan.steps]
+
+
+FULL: tuple[str, dict[str, Any]] = (DISK, {"model_path": "x"})
+
+
+def part(*modules: str) -> tuple[str, dict[str, Any]]:
+    return DISK, {"model_path": "x", "target_modules": list(modules)}
+
+
+def lora(path: str, target: object = "all") -> tuple[str, dict[str, Any]]:
+    return path, {"target": target}
+
+
+def test_a_full_update_replaces_what_came_before() -> None:
+    made = recipe(FULL, part("vae"), FULL, part("vae"), part("text"))
+    assert numbers(made) == [3, 4, 5]
+    assert numbers(made, Standing(base=3)) == [4, 5]
+    assert numbers(made, Standing(base=4)) == [5]
+    assert numbers(made, HAS_ALL) == []
+
+
+def test_of_each_module_the_last_partial_update_counts() -> None:
+    assert numbers(recipe(part("vae"), part("vae"))) == [2]
+    assert numbers(recipe(part("vae"), part("text", "vae"), part("text"))) == [2, 3]
+    # The weights of the start are the ground of these: where they are lost they come first.
+    assert numbers(recipe(part("vae")), Standing(base=None)) == [0, 1]
+    assert numbers(recipe(FULL, part("vae")), Standing(base=None)) == [1, 2]
+
+
+def test_tensors_block_those_that_missed_them() -> None:
+    made = recipe(FULL, (TENSOR, {}), part("vae"))
+    assert made.plan(FRESH, "start").blocked
+    assert made.plan(Standing(base=None), "start").blocked
+    assert numbers(made, Standing(base=2)) == [3]
+    assert numbers(made.then(step_of(DISK, "{}", {}, 4))) == [4]
+
+
+def test_loras_of_each_target() -> None:
+    made = recipe(lora(SET_LORA, "t"), lora(SET_LORA, "v"), lora(SET_LORA, "t"))
+    assert numbers(made) == [2, 3]
+    assert numbers(recipe(lora(SET_LORA, "t"), lora(SET_LORA))) == [2]
+    assert numbers(recipe(lora(SET_LORA), lora(MERGE), lora(MERGE))) == [1, 3]
+    assert numbers(recipe(lora(SET_LORA), lora(SET_LORA, ["t", "v"]))) == [1, 2]
+
+
+def test_what_was_taken_out_is_not_put_in() -> None:
+    made = recipe(lora(SET_LORA), lora(UNMERGE))
+    assert numbers(made) == []
+    assert numbers(made, Standing(loras=1, wrapped=True)) == [1, 2]
+    assert numbers(recipe(lora(SET_LORA), lora(UNMERGE), lora(MERGE))) == [1, 3]
+    assert numbers(recipe(lora(UNMERGE))) == []
+    # What merges nothing any more is not sent before there is something to merge.
+    assert numbers(recipe(lora(SET_LORA, "t"), lora(MERGE), lora(SET_LORA, "t"))) == [3]
+
+
+def test_an_unknown_lora_is_taken_out_first() -> None:
+    [step] = Recipe().plan(Standing(loras=None, wrapped=True), "start").steps
+    assert (step.path, step.optional) == (UNMERGE, True)
+    assert numbers(recipe(lora(SET_LORA)), Standing(loras=None, wrapped=True)) == [1]
+    assert numbers(recipe(lora(SET_LORA, "t")), Standing(loras=None, wrapped=True)) == [0, 1]
+
+
+def test_wrapped_layers_cannot_be_updated() -> None:
+    wrapped = Standing(base=0, loras=0, wrapped=True)
+    assert recipe(FULL).plan(wrapped, "start").blocked
+    assert Recipe().plan(Standing(base=None, wrapped=True), "start").blocked
+    assert numbers(recipe(lora(SET_LORA)), wrapped) == [1]
+
+
+def test_in_doubt_it_may_be_fresh() -> None:
+    made = recipe(FULL, lora(SET_LORA))
+    assert numbers(made, Standing(2, 2, wrapped=True, doubt=True)) == [1, 2]
+    assert numbers(recipe(lora(SET_LORA)), Standing(0, 1, wrapped=True, doubt=True)) == [1]
+    assert numbers(Recipe(), Standing(doubt=True)) == []
+    assert made.plan(Standing(0, 2, wrapped=True, doubt=True), "start").blocked
+
+
+def test_without_a_path_of_its_own() -> None:
+    assert Recipe().plan(Standing(base=None), None).blocked
+    assert recipe(FULL).plan(Standing(base=None), None).blocked is None
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "body", "sent", "means"),
+    [
+        (DISK, 200, {"success": True}, True, Meaning.APPLIED),
+        (DISK, 200, None, True, Meaning.APPLIED),
+        (DISK, 200, {"success": False}, True, Meaning.UNKNOWN),
+        (DISK, 400, {"message": "not found"}, True, Meaning.UNCHANGED),
+        (DISK, 400, {"message": "All modules rolled back"}, True, Meaning.UNKNOWN),
+        (DISK, 400, {"message": "Failed to update module 'vae'"}, True, Meaning.UNKNOWN),
+        (DISK, 422, {"detail": []}, True, Meaning.UNCHANGED),
+        (DISK, 500, "oops", True, Meaning.UNKNOWN),
+        (DISK, 504, {"error": "no answer"}, True, Meaning.UNKNOWN),
+        (DISK, 502, {"error": "refused"}, False, Meaning.UNCHANGED),
+        (TENSOR, 400, {"message": "bad"}, True, Meaning.UNKNOWN),
+        (TENSOR, 502, {}, False, Meaning.UNCHANGED),
+        (SET_LORA, 200, {"status": "ok"}, True, Meaning.APPLIED),
+        (SET_LORA, 500, {"detail": "no such path"}, True, Meaning.REFUSED),
+        (SET_LORA, 500, "oops", True, Meaning.UNKNOWN),
+        (SET_LORA, 422, {"detail": []}, True, Meaning.UNCHANGED),
+        (MERGE, 504, {"error": "x"}, True, Meaning.UNKNOWN),
+    ],
+)
+def test_what_answers_mean(path: str, status: int, body: Any, sent: bool, means: Meaning) -> None:
+    assert meaning(path, status, body, sent=sent) is means
+
+
+def test_refusals_that_say_the_same() -> None:
+    one = alike(500, {"detail": "no adapter at 0x7f31 on rank 3"})
+    assert one == alike(500, {"detail": "no adapter at 0x99 on rank 12"})
+    assert one != alike(500, {"detail": "out of memory"})
+    assert one != alike(400, {"detail": "no adapter at 0x7f31 on rank 3"})
+
+
+def test_steps_name_what_they_are_about() -> None:
+    assert step_of(DISK, "{}", {}).is_full
+    assert step_of(DISK, "{}", {"target_modules": None}).is_full
+    assert not step_of(DISK, "{}", {"target_modules": ["a"]}).is_full
+    assert step_of(SET_LORA, "{}", {}).is_of_all
+    assert step_of(SET_LORA, "{}", {"target": ["all", "t"]}).is_of_all
+    assert Step(1, DISK, "{}", ("a",)).covers(Step(1, DISK, "{}", ("a",)))
