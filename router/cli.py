@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
-    from .settings import RouterSettings, load, split_flags
+    from .settings import RouterSettings, load, split_flags, with_launchers
 
     if _asks_for(arguments, "--version"):
         return _show(_version())
     if _asks_for(arguments, "--help", "-h"):
         return _show(_serve_help())
     flags = split_flags(arguments, RouterSettings, config=True)
-    settings = load(RouterSettings, flags, checks=[_bad_worker_urls])
+    settings = load(RouterSettings, flags, checks=[_bad_worker_urls], steps=[with_launchers])
 
     from . import service
 

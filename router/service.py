@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import sys
+import tempfile
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,7 +28,13 @@ from .control.refit import WeightControl
 from .control.retire import Retirer
 from .control.watch import Watchman
 from .dispatch import Dispatcher, QueueLimits
-from .errors import StartError, describe
+from .errors import StartError, describe, unwrapped
+from .launch import display
+from .launch.base import Backend, Planner
+from .launch.fleet import Fleet
+from .launch.launcher import Launcher, Shared
+from .launch.local import LocalBackend
+from .launch.planner import make_planners
 from .observe import logs
 from .pool import ids, policies
 from .pool.assets import AssetMap
@@ -43,7 +50,7 @@ from .relay.upstream import Upstream
 from .relay.websocket import WebSocketRelay
 from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
-from .settings import QueueOrder, RouterSettings
+from .settings import LauncherSettings, QueueOrder, RouterSettings
 from .store.store import Store
 from .web.app import create_app
 from .web.parts import CallLimits, Parts
@@ -61,6 +68,7 @@ class Running:
     port: int
     parts: Parts
     upstream: Upstream
+    fleet: Fleet
 
 
 def run(settings: RouterSettings) -> int:
@@ -70,7 +78,8 @@ def run(settings: RouterSettings) -> int:
     # Before the port answers.
     settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
     listeners = open_listeners(settings.host, settings.port)
-    return trio.run(_until_signalled, settings, listeners, strict_exception_groups=True)
+    with unwrapped():
+        return trio.run(_until_signalled, settings, listeners, strict_exception_groups=True)
 
 
 async def _until_signalled(settings: RouterSettings, listeners: list[socket.socket]) -> int:
@@ -154,6 +163,8 @@ async def serve(
     async with ControlClient() as client:
         watchman = Watchman(registry, client, settings.health_check_interval)
         retirer = Retirer(registry, dispatcher)
+        fleet = await _fleet(settings, registry, store, retirer)
+        watchman.prove = fleet.proves
         errands = Errands()
         assets = AssetMap(settings.max_assets)
         follower = Follower(registry, dispatcher, assets, client)
@@ -169,6 +180,7 @@ async def serve(
             weights=WeightControl(client),
             memory=MemoryControl(registry, client),
             errands=errands,
+            launcher=fleet,
             limits=CallLimits(refit=settings.refit_timeout, idle=settings.idle_timeout),
         )
         app: App = Relay(cast(App, create_app(parts)), forwarder, websockets, assets, jobs.owner)
@@ -185,26 +197,86 @@ async def serve(
             registry.add(ids.normalise_url(url), Origin.STATIC)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upstream.run)
-            nursery.start_soon(_wind_down, stop, dispatcher, restarting, settings.shutdown_timeout)
+            nursery.start_soon(
+                partial(_wind_down, stop, dispatcher, fleet, restarting, settings.shutdown_timeout)
+            )
             await nursery.start(watchman.run)
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
             await nursery.start(follower.run)
+            await nursery.start(fleet.run)
+            nursery.start_soon(_give_up, fleet)
+            nursery.start_soon(display.show, fleet.views, fleet.changed)
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)
-                task_status.started(Running(port, parts, upstream))
+                task_status.started(Running(port, parts, upstream, fleet))
+            await fleet.close()
+            await store.commit()
             nursery.cancel_scope.cancel()
 
 
+async def _fleet(
+    settings: RouterSettings, registry: Registry, store: Store, retirer: Retirer
+) -> Fleet:
+    """The workers that the settings want launched. Raises StartError."""
+    local = LocalBackend()
+    planners = await make_planners(settings.launchers)
+    shared = Shared(
+        registry, store, _log_folder(settings, store.folder), keep=settings.keep_workers
+    )
+    launchers = [
+        _launcher(launcher, planner, local)
+        for launcher, planner in zip(settings.launchers, planners, strict=True)
+    ]
+    return Fleet(launchers, shared, retirer.drain_and_remove, {local.name: local})
+
+
+def _launcher(settings: LauncherSettings, planner: Planner, backend: Backend) -> Launcher:
+    return Launcher(
+        planner,
+        backend,
+        workers=settings.num_workers,
+        wait_timeout=settings.wait_timeout,
+        restart=settings.restart,
+        restart_backoff=settings.restart_backoff,
+        max_concurrency=settings.max_concurrency,
+        log_dir=None if settings.log_dir is None else Path(settings.log_dir).absolute(),
+    )
+
+
+def _log_folder(settings: RouterSettings, state: Path | None) -> Path:
+    """Where the output of launched workers goes, if their settings do not say."""
+    if state is not None:
+        return state / "logs"
+    if all(launcher.log_dir is not None for launcher in settings.launchers):
+        return Path()
+    folder = Path(tempfile.mkdtemp(prefix="sglang-d-router-logs-"))
+    logger.info("the logs of the workers are in %s", folder)
+    return folder
+
+
+async def _give_up(fleet: Fleet) -> None:
+    """End the router if its own workers have all failed at their start, and there is no other."""
+    await fleet.watch_for_collapse()
+    raise StartError(
+        "no worker could be started, and there is no other; why is above, and in their logs"
+    )
+
+
 async def _wind_down(
-    stop: trio.Event, dispatcher: Dispatcher, restarting: trio.Event, patience: float
+    stop: trio.Event,
+    dispatcher: Dispatcher,
+    fleet: Fleet,
+    restarting: trio.Event,
+    patience: float,
 ) -> None:
     """At the stop, refuse what waits for a worker. What has one may finish; but WebSocket sessions
     have no end of their own: give them a moment, then close them."""
     await stop.wait()
     dispatcher.close()
+    fleet.stop()
     await trio.sleep(min(_SESSION_GRACE, patience / 2))
     restarting.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import trio
 from attrs import define, field
@@ -54,6 +55,8 @@ class Watchman:
     registry: Registry
     client: ControlClient
     interval: float = 10.0
+    # Whether the process of a suspect is the one that was probed; None if nobody can prove it.
+    prove: Callable[[Worker], bool | None] = lambda _: None
     rng: random.Random = field(factory=random.Random)
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
@@ -134,7 +137,8 @@ class Watchman:
             watch.retry = _RETRY_FIRST
             delay = self.interval * self.rng.uniform(1 - _JITTER, 1 + _JITTER)
         else:
-            delay = min(self.interval, watch.retry)
+            # One of ours that loads may serve at any moment, and a look at it costs little.
+            delay = min(self.interval, _RETRY_FIRST if watch.worker.starting else watch.retry)
             watch.retry = min(_RETRY_MOST, watch.retry * 2)
         with trio.move_on_after(delay):
             await watch.wake.wait()
@@ -167,7 +171,7 @@ class Watchman:
     async def _well(self, watch: _Watch) -> Finding:
         """`/health` is well: learn what is not known of this process yet."""
         worker = watch.worker
-        replaced = worker.suspicion if worker.met else None
+        replaced = worker.suspicion if worker.met and not self.prove(worker) else None
         back = worker.met and worker.health is Health.UNHEALTHY
         if worker.capabilities is None or replaced or back or watch.refresh:
             # Before reading: a wish that comes while we read is for another look.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar, cast
 
 import trio
@@ -23,6 +24,8 @@ class Store:
 
     # Why records cannot be made durable now, in one sentence; None while they can.
     failing: str | None = None
+    # Where they are kept; None: nowhere.
+    folder: Path | None = None
     _tables: dict[str, dict[str, Record]] = field(init=False, factory=dict, repr=False)
 
     def restored(self, kind: type[R]) -> dict[str, R]:

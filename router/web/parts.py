@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, Protocol, cast
 
 from attrs import frozen
 from quart import current_app
@@ -16,6 +16,7 @@ from ..control.retire import Retirer
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..pool.registry import Registry
+from ..pool.worker import Worker
 from ..store.store import Store
 
 _KEY = "router"
@@ -27,6 +28,25 @@ class CallLimits:
 
     refit: float  # from the last byte of the call to its answer
     idle: float  # without taking a byte of a streamed body
+
+
+class LaunchedWorkers(Protocol):
+    """What the endpoints need of the launcher (router/launch/fleet.py)."""
+
+    def describe(self, worker: Worker) -> dict[str, Any] | None:
+        """What is told of a launched worker; None of any other."""
+
+    def restart(self, worker: Worker) -> None:
+        """Start it again. Raises Conflict."""
+
+    async def tail(self, worker: Worker, lines: int) -> list[str]:
+        """The end of its output. Raises NotFound."""
+
+    async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
+        """Have so many workers of a launcher. Raises RouterError."""
+
+    async def settled(self, worker: Worker) -> None:
+        """Wait until what ran for a removed worker has ended."""
 
 
 @frozen
@@ -43,6 +63,7 @@ class Parts:
     weights: WeightControl
     memory: MemoryControl
     errands: Errands
+    launcher: LaunchedWorkers
     limits: CallLimits
 
     def attach(self, extensions: dict[str, object]) -> None:
