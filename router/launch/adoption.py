@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import trio
 from attrs import frozen
@@ -27,18 +27,20 @@ class Inheritance:
 
 
 async def inherit(
-    store: Store, backend: Backend, slots: Mapping[str, Slot], records: Iterable[LaunchRecord]
+    backend: Backend, records: Iterable[LaunchRecord], slots: Callable[[], Mapping[str, Slot]]
 ) -> Inheritance:
     """Let the slots take over the living launches that they would have made themselves.
 
-    Compared is what was recorded, never what the system shows: launchers exec other programs.
+    `slots` are looked at once the backend has answered. Compared is what was recorded, never what
+    the system shows: launchers exec other programs.
     Raises EngineUnavailable.
     """
     mine = {record.token: record for record in records if record.backend == backend.name}
     living = await backend.find([record.handle for record in mine.values()]) if mine else {}
     adopted, unwanted = [], []
+    wanted = slots()
     for token, record in mine.items():
-        handle, slot = living.get(token), slots.get(record.key)
+        handle, slot = living.get(token), wanted.get(record.key)
         if handle is None:
             logger.info("%s has ended while no router ran", record.name)
         elif slot is not None and _would_be_the_same(slot, record):
@@ -72,18 +74,18 @@ async def clear(
             nursery.start_soon(end, record, handle)
 
 
-async def reap(store: Store, backends: Mapping[str, Backend]) -> tuple[list[str], list[str]]:
+async def reap(store: Store, backends: Mapping[str, Backend]) -> tuple[set[str], set[str]]:
     """End all launches that are recorded; the names of those that lived, and of those that no
     backend here knows."""
     records = list(store.restored(LaunchRecord).values())
-    ended: list[str] = []
+    ended: set[str] = set()
     for name, backend in backends.items():
         mine = [record for record in records if record.backend == name]
         living = await backend.find([record.handle for record in mine])
         handles = [(record, living.get(record.token, record.handle)) for record in mine]
         await clear(store, backend, handles)
-        ended += [record.name for record in mine if record.token in living]
-    unknown = [record.name for record in records if record.backend not in backends]
+        ended |= {record.name for record in mine if record.token in living}
+    unknown = {record.name for record in records if record.backend not in backends}
     await store.commit()
     return ended, unknown
 

@@ -182,7 +182,8 @@ class Backend(Protocol):
 
         First politely (SIGINT), then firmly (SIGTERM), then by force: `patience` has the seconds
         before the second and the third, and may be empty for force at once. Ending what has ended
-        cleans up what it left behind. Where it is cancelled, force is used before it raises.
+        cleans up what it left behind. Where it is cancelled, force is used before it raises, for
+        a few seconds at most where an engine does not answer.
         """
 
     async def find(self, handles: Sequence[Handle]) -> Mapping[str, Handle]:

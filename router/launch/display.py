@@ -44,6 +44,8 @@ async def show(views: Views, changed: Changed, *, console: Console | None = None
     `changed` waits until one of them has changed. Without `console`, standard error decides: a
     line per worker if it is a terminal, else a line per change.
     """
+    if not views():
+        return
     if console is None and _is_terminal():
         from rich.console import Console
 
@@ -61,7 +63,7 @@ async def _follow(
     while True:
         seen = views()
         tell(seen)
-        if seen and not any(view.phase in _ON_THE_WAY for view in seen):
+        if not any(view.phase in _ON_THE_WAY for view in seen):
             return
         with trio.move_on_after(float("inf") if tick is None else tick):
             await changed()  # nothing is awaited since `views`, so that no change is missed
@@ -85,7 +87,7 @@ class _Lines:
         self._last = ""
 
     def tell(self, views: Sequence[SlotView]) -> None:
-        words = summary(views) if views else ""
+        words = summary(views)
         if words != self._last:
             self._last = words
             logger.info("%s", words)

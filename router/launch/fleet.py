@@ -7,7 +7,8 @@ over. A backend only runs what it is told to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -48,6 +49,7 @@ class Fleet:
     _begun: set[Slot] = field(init=False, factory=set)  # those whose task runs
     _nursery: trio.Nursery | None = field(init=False, default=None)
     _ended: trio.Event = field(init=False, factory=trio.Event)
+    _inherited: set[str] = field(init=False, factory=set)  # backends that have been looked through
     _unbidden: dict[str, trio.Event] = field(init=False, factory=dict)  # see `_clear`
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -148,6 +150,12 @@ class Fleet:
         logger.info("%s is restarted by request", slot.name)
         slot.restart()
 
+    def rouse(self, workers: Collection[Worker]) -> None:
+        """A wake of these workers was asked for: start those again that died asleep."""
+        for slot in self._all():
+            if slot.phase is Phase.DOWN and slot.worker in workers:
+                slot.restart()
+
     async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
         """Have so many workers of a launcher from now on; says which ones start and end.
 
@@ -212,20 +220,19 @@ class Fleet:
         self, nursery: trio.Nursery, backend: Backend, records: Iterable[LaunchRecord]
     ) -> None:
         """Take over what runs there, end what is not wanted, then start the others."""
-        slots = [slot for slot in self._slots.values() if slot.launcher.backend is backend]
-        by_key = {f"{slot.launcher.name}/{slot.index}": slot for slot in slots}
         while True:
             try:
-                found = await adoption.inherit(self.shared.store, backend, by_key, records)
+                found = await adoption.inherit(backend, records, partial(self._on, backend))
                 break
             except EngineUnavailable as error:
                 logger.warning("%s: %s", backend.name, error)
-                for slot in slots:
+                for slot in self._on(backend).values():
                     slot.enter(Phase.QUEUED, str(error))
                 await trio.sleep(_PAUSE)
+        self._inherited.add(backend.name)
         for slot in found.adopted:
             self._begin_slot(nursery, slot)
-        others = [slot for slot in slots if slot not in found.adopted]
+        others = [slot for slot in self._on(backend).values() if slot not in found.adopted]
         if not found.unwanted:
             for slot in others:
                 slot.prepare()
@@ -250,7 +257,8 @@ class Fleet:
     def _add(self, launcher: Launcher, index: int) -> Slot:
         assert self._nursery is not None
         slot = self._slots[f"{launcher.name}/{index}"] = Slot(launcher, index, self.shared)
-        self._begin_slot(self._nursery, slot)
+        if launcher.backend.name in self._inherited:  # else it may be taken over yet
+            self._begin_slot(self._nursery, slot)
         return slot
 
     def _begin_slot(self, nursery: trio.Nursery, slot: Slot) -> None:
@@ -280,8 +288,11 @@ class Fleet:
         """Have the slot no more, once its worker has done its work."""
         assert self._nursery is not None
         del self._slots[f"{slot.launcher.name}/{slot.index}"]
-        self._leaving.add(slot)
-        self._nursery.start_soon(self._drain, slot)
+        if slot in self._begun:
+            self._leaving.add(slot)
+            self._nursery.start_soon(self._drain, slot)
+        else:
+            slot.launcher.planner.forget(slot.index)
 
     async def _drain(self, slot: Slot) -> None:
         if slot.worker is not None and not slot.worker.removed:
@@ -333,6 +344,9 @@ class Fleet:
         self.shared.store.put(SizeRecord(launcher.name, launcher.workers, tuple(sorted(indices))))
 
     # Small things.
+
+    def _on(self, backend: Backend) -> dict[str, Slot]:
+        return {key: slot for key, slot in self._slots.items() if slot.launcher.backend is backend}
 
     def _all(self) -> list[Slot]:
         return [*self._slots.values(), *self._leaving]

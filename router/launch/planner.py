@@ -34,8 +34,7 @@ async def make_planners(
     if gpus.cpu:
         assert gpus.found is not None
         logger.warning("CPU mode: no GPU was found by %s, so workers get none", gpus.found.source)
-    for launcher in launchers:
-        gpus.take(launcher, range(launcher.num_workers))
+    gpus.check()
     for name, workers in gpus.shared().items():
         logger.warning("GPU %s is named for several workers: %s", name, ", ".join(workers))
     ports, asked = PortBook(), _Asked(environ)

@@ -180,7 +180,7 @@ class _Search:
     """Binds what it finds, and closes it again unless told to keep it."""
 
     def __init__(self, taken: Collection[int]) -> None:
-        self._taken = set(taken)
+        self._taken = frozenset(taken)
         self._sockets: list[socket.socket] = []
 
     def __enter__(self) -> _Search:
@@ -194,7 +194,6 @@ class _Search:
         for candidate in candidates:
             port = self._bind(candidate, wide)
             if port is not None:
-                self._taken.update(range(port, port + wide))
                 return port
         return None
 

@@ -6,7 +6,7 @@ Ids are texts as CUDA_VISIBLE_DEVICES takes them: an index, `GPU-<uuid>`, `MIG-<
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 
 from attrs import define, field, frozen
@@ -132,6 +132,32 @@ class GpuShares:
     launchers: Sequence[LauncherSettings]
     found: Found | None
     _shares: dict[tuple[str, int], tuple[str, ...]] = field(init=False, factory=dict)
+    # What the workers of the settings get if it is free. Others get these last, so that after a
+    # restart all find the GPUs that they had.
+    _first_choice: dict[tuple[str, int], tuple[str, ...]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        free = [gpu.id for gpu in self._free()] if self.found is not None else []
+        self._first_choice = {}
+        for launcher, index in self._leave_it_to_us():
+            group, free = (
+                free[: launcher.num_gpus_per_worker],
+                free[launcher.num_gpus_per_worker :],
+            )
+            if len(group) == launcher.num_gpus_per_worker:
+                self._first_choice[launcher.name, index] = tuple(group)
+
+    def check(self) -> None:
+        """Whether there are enough for all workers of the settings. Raises StartError if not."""
+        for launcher, index in self._leave_it_to_us():
+            if not self.cpu and (launcher.name, index) not in self._first_choice:
+                raise StartError(self._too_few(launcher, index, 0))
+
+    def _leave_it_to_us(self) -> Iterator[tuple[LauncherSettings, int]]:
+        for launcher in self.launchers:
+            if launcher.num_gpus_per_worker and not launcher.worker_gpu_ids:
+                for index in range(launcher.num_workers):
+                    yield launcher, index
 
     @property
     def cpu(self) -> bool:
@@ -182,10 +208,15 @@ class GpuShares:
             )
         if self.cpu:
             return ()
-        free = self._free()
+        free = [gpu.id for gpu in self._free()]
+        first = self._first_choice.get((launcher.name, index), ())
+        if first and set(first) <= set(free):
+            return first
         if len(free) < wanted:
             raise StartError(self._too_few(launcher, index, len(free)))
-        return tuple(gpu.id for gpu in free[:wanted])
+        chosen_first = {name for group in self._first_choice.values() for name in group}
+        free.sort(key=lambda name: name in chosen_first)  # the order is kept otherwise
+        return tuple(free[:wanted])
 
     def _free(self) -> list[Gpu]:
         assert self.found is not None, "made without looking, though somebody leaves it to us"

@@ -58,6 +58,7 @@ class Slot:
     _left: bool = False  # retired without being ended
     _quick: int = 0  # deaths in a row, each soon after its start
     _mourned: bool = True  # the registry knows that the last process has ended
+    _bereaved: bool = False
     _avoid: set[int] = field(factory=set)
 
     @property
@@ -152,7 +153,7 @@ class Slot:
 
     def bereave(self) -> None:
         """What an earlier router launched for it has ended, or is ended now."""
-        self._mourned = False
+        self._bereaved = True
 
     # Its task.
 
@@ -208,16 +209,14 @@ class Slot:
     async def _launch(self) -> Death | None:
         """Have a worker started; None if that was done. What fails for want of an engine or of
         a disk is tried until it is done."""
-        if self.worker is not None and self.worker.memory is Memory.ASLEEP:
-            # It was restored so.
-            await self._park(Phase.DOWN, "it has ended, and its pool sleeps")
         pause, token = _PAUSE, secrets.token_hex(16)
         while True:
             try:
                 if self.record is None:
                     await self.launcher.planner.learn()
                     self.prepare()
-                    self._replaced("its process ended while no router ran")
+                if self.worker is not None and self.worker.memory is Memory.ASLEEP:  # restored so
+                    await self._park(Phase.DOWN, "it has ended, and its pool sleeps")
                 await self._order(token)
                 return None
             except (EngineUnavailable, StateUnavailable) as error:
@@ -260,7 +259,7 @@ class Slot:
         """Watch what runs until it ends, or must be ended."""
         self._mourned = False
         self.begun, self.ready_at = trio.current_time(), None
-        self.enter(Phase.STARTING)
+        self.enter(Phase.QUEUED)
         found: list[Death] = []
         async with trio.open_nursery() as nursery:
 
@@ -298,6 +297,10 @@ class Slot:
             self.enter(Phase.QUEUED)
         self.register(url)
         assert self.worker is not None
+        if self._bereaved:  # what is known of the worker may be of the one that has ended
+            self._bereaved = False
+            self._replaced("its process ended while no router ran")
+            self._mourned = False
         self.shared.registry.identify(self.worker, run.process)
         if self.phase is Phase.QUEUED:
             self.begun, self.ready_at = trio.current_time(), None
@@ -311,22 +314,18 @@ class Slot:
         now = trio.current_time()
         served = self.ready_at is not None and now - self.ready_at
         self._quick = 0 if served >= self.shared.supervision.settled else self._quick + 1
-        if death.hopeless:
-            logger.error("%s", death.reason)
-        else:
-            words = await self.last_words()
-            if self.ready_at is None and self.plan is not None:
-                self._avoid |= self.launcher.planner.taken(words, self.plan.ports)
-            logger.error(
-                "%s %s after %.0f s; the end of its log:\n%s",
-                self.name,
-                death.reason,
-                self.age(),
-                words,
-            )
+        self.enter(Phase.ENDING if death.condemned else Phase.RESTARTING, self._how(death))
         # A sleeper stays one, without a process, until its pool wakes up.
         if self.worker is not None and self.worker.memory is Memory.AWAKE:
             self._replaced(f"its process {death.reason}")
+        if death.hopeless:
+            logger.error("%s", death.reason)
+            return
+        age, words = self.age(), await self.last_words()
+        if self.ready_at is None and self.plan is not None:
+            self._avoid |= self.launcher.planner.taken(words, self.plan.ports)
+        told = "%s %s after %.0f s; the end of its log:\n%s"
+        logger.error(told, self.name, death.reason, age, words)
 
     async def _wait_after(self, death: Death) -> None:
         """Wait as long as it takes until it may be started again."""

@@ -64,6 +64,7 @@ async def sleep() -> Answer:
 async def wake() -> Answer:
     """Every sleeping worker takes its GPU memory again."""
     call = _call(await upload().whole())
+    parts().launcher.rouse(_chosen())
     return await _do(lambda: parts().memory.wake(_chosen(), call))
 
 

@@ -91,6 +91,7 @@ def test_the_last_frame_stays() -> None:
     run(script, console)
     drawn = frames(stream)
     assert any(re.search(r"image-0  starting  7 s  Loading +shards +1/9", each) for each in drawn)
+    assert "\x1b[31m" not in stream.getvalue(), "of a worker, and not for our terminal"
     lines = [line.rstrip() for line in drawn[-1].splitlines()]
     assert re.fullmatch(r"image-0  ready", lines[0])
     assert re.fullmatch(r"image-1  failed +given up: it exited with status 1", lines[1])
@@ -157,6 +158,16 @@ def test_the_log_goes_above_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert log.endswith("long [bold]end[/bold]")
     assert drawn[0].startswith("image-0  starting")
     assert pieces[-1].rstrip().endswith("afterwards")
+
+
+def test_no_workers_no_display() -> None:
+    console, stream = terminal()
+
+    async def script(workers: Workers) -> None:
+        pass
+
+    run(script, console)
+    assert stream.getvalue() == ""
 
 
 def test_lines_elsewhere_one_per_change(

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import trio
 import trio.testing
+from attrs import define, field
 
 from router.launch import probing
 from router.launch.probing import find_gpus, knows_flag
@@ -159,3 +160,85 @@ def gone(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+@define
+class Library:
+    """As libnvidia-ml answers: a GPU, one in two parts (MIG), and one that has gone."""
+
+    calls: list[str] = field(factory=list)
+    init: int = 0
+    old: bool = False
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if self.old and "Mig" in name:
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            return int(getattr(Answers, name)(self, *arguments))
+
+        return call
+
+
+class Answers:
+    def nvmlInit_v2(self: Library) -> int:
+        return self.init
+
+    def nvmlShutdown(self: Library) -> int:
+        return 0
+
+    def nvmlDeviceGetCount_v2(self: Library, count: Any) -> int:
+        count._obj.value = 3
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self: Library, index: int, device: Any) -> int:
+        device._obj.value = 100 + index
+        return 15 if index == 2 else 0  # NVML_ERROR_GPU_IS_LOST
+
+    def nvmlDeviceGetMigMode(self: Library, device: Any, mode: Any, pending: Any) -> int:
+        mode._obj.value = int(device.value == 101)
+        return 3 if device.value == 100 else 0  # NVML_ERROR_NOT_SUPPORTED
+
+    def nvmlDeviceGetMaxMigDeviceCount(self: Library, device: Any, count: Any) -> int:
+        count._obj.value = 7
+        return 0
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(
+        self: Library, device: Any, index: int, part: Any
+    ) -> int:
+        part._obj.value = 1000 + index
+        return 0 if index in (0, 3) else 6  # NVML_ERROR_NOT_FOUND
+
+    def nvmlDeviceGetUUID(self: Library, device: Any, text: Any, size: Any) -> int:
+        kind = "GPU" if device.value < 1000 else "MIG"
+        text.value = f"{kind}-{device.value}".encode()
+        assert size.value == len(text)
+        return 0
+
+
+def library(monkeypatch: pytest.MonkeyPatch, **how: Any) -> Library:
+    made = Library(**how)
+    monkeypatch.setattr(probing.ctypes, "CDLL", lambda _: made)
+    return made
+
+
+def test_what_nvml_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = library(monkeypatch)
+    assert probing.nvml_gpus() == (
+        Gpu("0", "GPU-100"),
+        Gpu("MIG-1000", "MIG-1000"),
+        Gpu("MIG-1003", "MIG-1003"),
+    )
+    assert (fake.calls[0], fake.calls[-1]) == ("nvmlInit_v2", "nvmlShutdown")
+
+
+def test_a_library_from_before_mig(monkeypatch: pytest.MonkeyPatch) -> None:
+    library(monkeypatch, old=True)
+    assert [gpu.id for gpu in probing.nvml_gpus()] == ["0", "1"]
+
+
+def test_a_library_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = library(monkeypatch, init=9)  # NVML_ERROR_DRIVER_NOT_LOADED
+    assert probing.nvml_gpus() == ()
+    assert fake.calls == ["nvmlInit_v2"]

@@ -45,6 +45,7 @@ def found(count: int) -> Found:
 
 def shares(gpus: Found | None, *launchers: LauncherSettings) -> list[list[tuple[str, ...]]]:
     made = GpuShares(launchers, gpus)
+    made.check()
     for each in launchers:
         made.take(each, range(each.num_workers))
     return [[made.of(each, index) for index in range(each.num_workers)] for each in launchers]
@@ -154,6 +155,7 @@ def test_a_launcher_may_want_none() -> None:
         [()] * 9,
         [("0",)],
     ]
+    assert shares(None, launcher(num_gpus_per_worker=0)) == [[()]]
 
 
 def test_workers_that_come_and_go() -> None:
@@ -172,12 +174,30 @@ def test_workers_that_come_and_go() -> None:
     assert made.of(video, 1) == ("2",)
 
 
+def test_all_get_the_same_again_after_a_restart() -> None:
+    image, video = launcher(num_workers=2), launcher(name="video", num_workers=1)
+    before = GpuShares([image, video], found(4))
+    before.take(image, [0, 1])
+    before.take(video, [0])
+    before.take(image, [2])
+    assert before.of(image, 2) == ("3",)
+    after = GpuShares([image, video], found(4))
+    after.take(image, [0, 1, 2])
+    assert [after.of(image, 2), after.of(video, 0)] == [("3",), ("2",)]
+    # And where one has fewer workers, so that another has its GPUs:
+    fewer = GpuShares([image, video], found(3))
+    fewer.check()
+    fewer.take(image, [0])
+    fewer.take(video, [0, 1])
+    assert [fewer.of(video, 0), fewer.of(video, 1)] == [("2",), ("1",)]
+
+
 def test_a_refused_growth_takes_nothing() -> None:
     image = launcher()
     made = GpuShares([image], found(2))
     with pytest.raises(StartError):
         made.take(image, [0, 1, 2])
-    assert made.of(image, 7) == ("0",)
+    assert [made.of(image, 7), made.of(image, 0)] == [("1",), ("0",)]
 
 
 def test_workers_beyond_the_named_ones() -> None:
