@@ -23,7 +23,8 @@ class Inheritance:
     """What was found of recorded launches."""
 
     adopted: Sequence[Slot]
-    unwanted: Sequence[tuple[LaunchRecord, Handle]]  # living ones, and what dead ones left behind
+    unwanted: Sequence[tuple[LaunchRecord, Handle]]  # they live
+    remains: Sequence[tuple[LaunchRecord, Handle]]  # of dead ones
 
 
 async def inherit(
@@ -37,12 +38,13 @@ async def inherit(
     """
     mine = {record.token: record for record in records if record.backend == backend.name}
     living = await backend.find([record.handle for record in mine.values()]) if mine else {}
-    adopted, unwanted = [], []
+    adopted, unwanted, remains = [], [], []
     wanted = slots()
     for token, record in mine.items():
         handle, slot = living.get(token), wanted.get(record.key)
         if handle is None:
             logger.info("%s has ended while no router ran", record.name)
+            remains.append((record, record.handle))
         elif slot is not None and _would_be_the_same(slot, record):
             slot.adopt(record, handle)
             adopted.append(slot)
@@ -51,10 +53,10 @@ async def inherit(
         else:
             why = "it is not wanted any more" if slot is None else "its settings have changed"
             logger.warning("%s is ended: %s", record.name, why)
-        unwanted.append((record, handle or record.handle))
+            unwanted.append((record, handle))
         if slot is not None:
             slot.bereave()
-    return Inheritance(adopted, unwanted)
+    return Inheritance(adopted, unwanted, remains)
 
 
 async def clear(

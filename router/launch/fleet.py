@@ -233,6 +233,7 @@ class Fleet:
         for slot in found.adopted:
             self._begin_slot(nursery, slot)
         others = [slot for slot in self._on(backend).values() if slot not in found.adopted]
+        await adoption.clear(self.shared.store, backend, found.remains, ())
         if not found.unwanted:
             for slot in others:
                 slot.prepare()
@@ -281,7 +282,7 @@ class Fleet:
             del self._slots[key]
         if key not in self._slots:
             slot.launcher.planner.forget(slot.index)
-        if slot.worker is not None:
+        if slot.worker is not None and not slot.left:
             self.shared.registry.remove(slot.worker)
 
     def _dismiss(self, slot: Slot) -> None:

@@ -144,6 +144,7 @@ class Slot:
         self._reservation = planner.adopt(self.index, record.ports)
         self._used = True
         self.handle, self.restarts = handle, record.restarts
+        self.run = Run(RunState.RUNNING, process=handle.process)  # so its backend has just said
         self.record = evolve(record, ident=handle.ident, process=handle.process)
         self.shared.store.put(self.record)
         if self.launcher.backend.local:
@@ -154,6 +155,11 @@ class Slot:
     def bereave(self) -> None:
         """What an earlier router launched for it has ended, or is ended now."""
         self._bereaved = True
+
+    @property
+    def left(self) -> bool:
+        """Whether its worker was left to a later router."""
+        return self._left
 
     # Its task.
 
@@ -397,6 +403,8 @@ class Slot:
                 batching=self.plan.batching if self.plan else 1,
                 starting=True,
             )
+            # It was known before: to an earlier router, if that is not the one we took over.
+            self._bereaved = self._bereaved or (self.worker.met and not self.runs)
 
     def enter(self, phase: Phase, detail: str | None = None) -> None:
         """Note where it stands, and why."""
