@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except StartError as error:
         _complain(str(error))
-        return EXIT_FAILED
+        return error.status
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -100,9 +100,53 @@ def _simulate_worker(arguments: list[str]) -> int:
     return int(worker.main(arguments) or 0)
 
 
+def _state(arguments: list[str]) -> int:
+    """Look at a state directory."""
+    from pathlib import Path
+
+    from .store import showing
+
+    if _asks_for(arguments, "--help", "-h"):
+        return _show(_state_help())
+    match arguments:
+        case ["show", folder, *table] if len(table) <= 1:
+            for line in showing.show(Path(folder), *table):
+                print(line)
+            return EXIT_OK
+        case ["check", folder]:
+            lines, good = showing.check(Path(folder))
+            for line in lines:
+                print(line)
+            return EXIT_OK if good else EXIT_FAILED
+    raise SettingsError([Problem("state", "expected 'show DIR [TABLE]' or 'check DIR'")])
+
+
+def _reap(arguments: list[str]) -> int:
+    """End the workers that a router has left running."""
+    from pathlib import Path
+
+    if _asks_for(arguments, "--help", "-h"):
+        return _show(_reap_help())
+    if len(arguments) != 1:
+        raise SettingsError([Problem("reap", "expected one state directory")])
+
+    from . import service
+
+    ended, unreached = service.reap(Path(arguments[0]))
+    for name in sorted(ended):
+        print(f"{name} was ended")
+    for name in sorted(unreached):
+        print(f"{name} does not run on this machine, and was left")
+    if not ended and not unreached:
+        print("no worker was left")
+    return EXIT_FAILED if unreached else EXIT_OK
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "demo": _demo,
+    "reap": _reap,
+    "state": _state,
     "simulate-worker": _simulate_worker,
 }
 
@@ -193,11 +237,15 @@ def _help() -> str:
     commands = {
         "serve": "run the router; the default when no command is given",
         "demo": "run a router and simulated workers, to try it without a GPU",
+        "reap": "end the workers that a router which was killed has left running",
+        "state": "print or verify what a router keeps on the disk",
         "simulate-worker": "run one simulated worker; takes the flags of 'sglang serve'",
     }
     return (
         f"Usage: {PROG} [serve] [flags]\n"
         f"       {PROG} demo [flags]\n"
+        f"       {PROG} reap DIR\n"
+        f"       {PROG} state show|check DIR\n"
         f"       {PROG} simulate-worker --model-path MODEL --port PORT [flags]\n\n"
         "A router in front of SGLang diffusion workers: image, video and mesh generation.\n\n"
         "Commands:\n"
@@ -237,7 +285,8 @@ def _serve_flags(width: int) -> str:
         "  curl http://localhost:30080/health\n"
         "  curl -X POST 'http://localhost:30080/workers?url=http://10.0.0.7:30000'\n"
         "\n"
-        "Exit status: 0 after a clean stop, 1 if it could not start, 2 for wrong settings.\n"
+        "Exit status: 0 after a clean stop, 1 if it could not start, 2 for wrong settings or a"
+        " state\ndirectory that cannot be used.\n"
     )
 
 
@@ -262,6 +311,39 @@ def _demo_help() -> str:
         f"  {PROG} demo --check\n"
         "\n"
         "Exit status: 0 after a clean stop or a good --check, 1 if it failed, 2 for wrong flags.\n"
+    )
+
+
+def _state_help() -> str:
+    from .settings import entry
+
+    width = _width()
+    return (
+        f"Usage: {PROG} state show DIR [TABLE]\n"
+        f"       {PROG} state check DIR\n\n"
+        + _notes(
+            width,
+            "Look at what a router keeps in its --state-dir. Nothing is changed there, and a router"
+            " may be running on it.",
+        )
+        + "\n"
+        + entry("show", "print all tables, or all rows of one; assets are only counted", width)
+        + entry("check", "verify every file, and say what was found", width)
+        + "\nExit status: 0 if all is good, 1 if it cannot be read or check found damage, 2 for"
+        " wrong usage.\n"
+    )
+
+
+def _reap_help() -> str:
+    return (
+        f"Usage: {PROG} reap DIR\n\n"
+        + _notes(
+            _width(),
+            "End the workers that a router with this --state-dir has launched and left running,"
+            " after it was killed or with --keep-workers. No router may be running on it.",
+        )
+        + "\nExit status: 0 when none is left, 1 if some run where they cannot be reached, 2 if"
+        " the directory\ncannot be used.\n"
     )
 
 

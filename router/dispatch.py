@@ -184,6 +184,27 @@ class Dispatcher:
         if hold is not None:
             self._jobs[job_id] = hold
 
+    def job_found(
+        self,
+        worker: Worker,
+        job_id: str,
+        kind: str,
+        *,
+        work: float = 0.0,
+        since: float | None = None,
+        begun: float | None = None,
+    ) -> None:
+        """An unfinished job from before a restart of the router: it holds a slot until it has
+        ended. `work`: 0 if not known; `since`, `begun`: as of a hold, None if not known."""
+        if job_id in self._jobs or worker.removed:
+            return
+        since = trio.current_time() if since is None else since
+        hold = Hold(
+            worker, worker.incarnation, HoldKind.JOB, kind, work, since, begun, True, job_id
+        )
+        self._jobs[job_id] = hold
+        self._registry.occupy(hold)
+
     def job_ended(self, job_id: str, *, ok: bool) -> None:
         """The job has ended, or its worker no longer knows it."""
         hold = self._jobs.pop(job_id, None)

@@ -139,6 +139,8 @@ class SettingsError(Exception):
 class StartError(Exception):
     """The router cannot start (a port in use, say). The message is one sentence for the user."""
 
+    status: ClassVar[int] = 1  # of the process
+
 
 @contextmanager
 def unwrapped() -> Iterator[None]:

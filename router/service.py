@@ -23,13 +23,16 @@ from .control.client import ControlClient
 from .control.errands import Errands
 from .control.follow import Follower
 from .control.jobs import JobControl
+from .control.keeper import Keeper
 from .control.memory import MemoryControl
+from .control.recovery import Recovery
 from .control.refit import WeightControl
 from .control.retire import Retirer
 from .control.watch import Watchman
+from .control.witness import Verdict, Witness
 from .dispatch import Dispatcher, QueueLimits
 from .errors import StartError, describe, unwrapped
-from .launch import display
+from .launch import adoption, display
 from .launch.base import Backend, Planner
 from .launch.fleet import Fleet
 from .launch.launcher import Launcher, Shared
@@ -40,7 +43,7 @@ from .pool import ids, policies
 from .pool.assets import AssetMap
 from .pool.cost import Speeds
 from .pool.registry import Registry
-from .pool.worker import Origin
+from .pool.worker import Worker
 from .relay.access import AdminKey
 from .relay.asgi import Relay
 from .relay.attempts import Attempts
@@ -51,6 +54,7 @@ from .relay.websocket import WebSocketRelay
 from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
 from .settings import LauncherSettings, QueueOrder, RouterSettings
+from .store.opening import StateRefused, default_folder
 from .store.store import Store
 from .web.app import create_app
 from .web.parts import CallLimits, Parts
@@ -77,12 +81,45 @@ def run(settings: RouterSettings) -> int:
     raise_open_files_limit()
     # Before the port answers.
     settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
-    listeners = open_listeners(settings.host, settings.port)
-    with unwrapped():
-        return trio.run(_until_signalled, settings, listeners, strict_exception_groups=True)
+    store = open_store(settings)
+    try:
+        listeners = open_listeners(settings.host, settings.port)
+        with unwrapped():
+            main = partial(_until_signalled, settings, listeners, store)
+            return trio.run(main, strict_exception_groups=True)
+    finally:
+        store.close()
 
 
-async def _until_signalled(settings: RouterSettings, listeners: list[socket.socket]) -> int:
+def open_store(settings: RouterSettings) -> Store:
+    """The store that the settings name. Raises StateRefused."""
+    given = settings.state_dir
+    if given == "none":
+        return Store()
+    if given is None and settings.port == 0:
+        logger.info("no state is kept: the port is another one each time; give a --state-dir")
+        return Store()
+    folder: Path | None = None
+    try:
+        folder = default_folder(settings.port) if given is None else Path(given)
+        return Store.open(
+            folder.absolute(), fresh=settings.fresh, best_effort=settings.state_best_effort
+        )
+    except (OSError, RuntimeError) as error:  # the latter where the user has no home
+        if given is not None:
+            raise StateRefused(
+                f"The state directory {folder} cannot be used: {describe(error)}"
+            ) from error
+        where = "" if folder is None else f"{folder} cannot be used: "
+        logger.warning(
+            "NO STATE IS KEPT: %s%s; give a --state-dir, or none", where, describe(error)
+        )
+        return Store()
+
+
+async def _until_signalled(
+    settings: RouterSettings, listeners: list[socket.socket], store: Store
+) -> int:
     stop = trio.Event()
     status = 0
     async with trio.open_nursery() as nursery:
@@ -107,7 +144,7 @@ async def _until_signalled(settings: RouterSettings, listeners: list[socket.sock
         await nursery.start(obey_signals)
         for listener in listeners:
             logger.info("listening on %s", address_of(listener))
-        await serve(settings, listeners, stop)
+        await serve(settings, listeners, stop, store)
         nursery.cancel_scope.cancel()
     logger.info("stopped")
     return status
@@ -117,11 +154,27 @@ async def serve(
     settings: RouterSettings,
     listeners: list[socket.socket],
     stop: trio.Event,
+    store: Store | None = None,
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a router on these listeners until `stop` is set and what was in flight has ended."""
-    store = Store()
+    """Run a router on these listeners until `stop` is set and what was in flight has ended.
+
+    Without a store nothing outlives it. Raises StateRefused if the store's records make no sense.
+    """
+    store = store or Store()
+    async with store.running():
+        await _serve(settings, listeners, stop, store, task_status)
+        await store.finish()
+
+
+async def _serve(
+    settings: RouterSettings,
+    listeners: list[socket.socket],
+    stop: trio.Event,
+    store: Store,
+    task_status: trio.TaskStatus[Running],
+) -> None:
     registry = Registry(
         failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
@@ -161,14 +214,16 @@ async def serve(
         websocket_message=settings.websocket_max_message,
     )
     async with ControlClient() as client:
-        watchman = Watchman(registry, client, settings.health_check_interval)
         retirer = Retirer(registry, dispatcher)
         fleet = await _fleet(settings, registry, store, retirer)
-        watchman.prove = fleet.proves
         errands = Errands()
         assets = AssetMap(settings.max_assets)
+        witness = Witness(assets, client, [partial(_prove, fleet)])
+        watchman = Watchman(registry, client, witness, settings.health_check_interval)
         follower = Follower(registry, dispatcher, assets, client)
         jobs = JobControl(registry, assets, client)
+        recovery = Recovery(registry, dispatcher, assets, jobs)
+        keeper = Keeper(store, registry, dispatcher, assets)
         parts = Parts(
             store=store,
             registry=registry,
@@ -178,12 +233,13 @@ async def serve(
             client=client,
             jobs=jobs,
             weights=WeightControl(client),
-            memory=MemoryControl(registry, client),
+            memory=MemoryControl(registry, client, store),
             errands=errands,
             launcher=fleet,
             limits=CallLimits(refit=settings.refit_timeout, idle=settings.idle_timeout),
         )
-        app: App = Relay(cast(App, create_app(parts)), forwarder, websockets, assets, jobs.owner)
+        own = cast(App, create_app(parts))
+        app: App = Relay(own, forwarder, websockets, assets, store, jobs.owner)
         key = admin_key(settings)
         if key is not None:
             app = AdminKey(app, key.encode())
@@ -193,18 +249,23 @@ async def serve(
                 "set --admin-api-key-file",
                 settings.host,
             )
-        for url in settings.worker_urls:
-            registry.add(ids.normalise_url(url), Origin.STATIC)
+        restored = keeper.restore(map(ids.normalise_url, settings.worker_urls))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upstream.run)
             nursery.start_soon(
                 partial(_wind_down, stop, dispatcher, fleet, restarting, settings.shutdown_timeout)
             )
-            await nursery.start(watchman.run)
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
             await nursery.start(follower.run)
+            await nursery.start(recovery.run, restored)
             await nursery.start(fleet.run)
+            keeper.settle()
+            told = keeper.summary()
+            if told is not None:
+                logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
+            await nursery.start(keeper.run)
+            await nursery.start(watchman.run)  # the others wait for what it finds
             nursery.start_soon(_give_up, fleet)
             nursery.start_soon(display.show, fleet.views, fleet.changed)
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
@@ -213,7 +274,7 @@ async def serve(
                 await front.start(serving)
                 task_status.started(Running(port, parts, upstream, fleet))
             await fleet.close()
-            await store.commit()
+            keeper.put_speeds()
             nursery.cancel_scope.cancel()
 
 
@@ -255,6 +316,35 @@ def _log_folder(settings: RouterSettings, state: Path | None) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="sglang-d-router-logs-"))
     logger.info("the logs of the workers are in %s", folder)
     return folder
+
+
+async def _prove(fleet: Fleet, worker: Worker) -> Verdict:
+    """Ask the launcher whether a worker's process is the one that it launched."""
+    await trio.lowlevel.checkpoint()
+    match fleet.proves(worker):
+        case None:
+            return Verdict.UNKNOWN
+        case same:
+            return Verdict.SAME if same else Verdict.OTHER
+
+
+def reap(folder: Path) -> tuple[set[str], set[str]]:
+    """End the workers that a router of this state directory has left running; the names of those
+    that lived, and of those that run where this program cannot reach them. Raises StartError."""
+    logs.configure("warning")
+    if not folder.is_dir():
+        raise StartError(f"There is no state directory {folder}")
+    try:
+        store = Store.open(folder.absolute())
+    except OSError as error:
+        raise StateRefused(f"{folder} cannot be used: {describe(error)}") from error
+
+    async def end_all() -> tuple[set[str], set[str]]:
+        local = LocalBackend()
+        async with store.running():
+            return await adoption.reap(store, {local.name: local})
+
+    return trio.run(end_all, strict_exception_groups=True)
 
 
 async def _give_up(fleet: Fleet) -> None:

@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
+
 from hypothesis import settings
 
 # No deadline: how long one example takes says more about a busy machine than about the code.
 # Named, so that hypothesis does not load its own profile where it sees a CI.
 settings.register_profile("router", settings.get_profile("default"), deadline=None, print_blob=True)
 settings.load_profile("router")
+
+# Of all routers that tests start: none may write to the user's own directory.
+_state = tempfile.mkdtemp(prefix="router-tests-state-")
+atexit.register(shutil.rmtree, _state, ignore_errors=True)
+os.environ["XDG_STATE_HOME"] = _state

@@ -47,14 +47,21 @@ class Follower:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow whatever comes to be held; never returns."""
         async with trio.open_nursery() as self._nursery:
+            for worker in self.registry:
+                for hold in worker.holds:  # since before a restart of the router
+                    self._follow(hold)
             self.registry.subscribe(self._observe)
             task_status.started()
             await trio.sleep_forever()
 
     def _observe(self, event: events.Event) -> None:
-        if isinstance(event, events.Held) and self._nursery is not None:
-            follow = self._job if event.hold.kind is HoldKind.JOB else self._ghost
-            self._nursery.start_soon(follow, event.hold)
+        if isinstance(event, events.Held):
+            self._follow(event.hold)
+
+    def _follow(self, hold: Hold) -> None:
+        assert self._nursery is not None
+        follow = self._job if hold.kind is HoldKind.JOB else self._ghost
+        self._nursery.start_soon(follow, hold)
 
     async def _job(self, hold: Hold) -> None:
         """Look at the job until it has ended; passing polls may tell us first."""

@@ -199,19 +199,19 @@ class JobControl:
 
         async def ask(worker: Worker) -> None:
             async with limit:
-                jobs = await self._all_jobs(worker, kind)
+                jobs = await self.all_jobs(worker, kind)
             if jobs is None:
                 silent.append(worker)
             else:
                 listed.append(_Listed(worker, jobs))
 
-        asked = _able(self.registry, kind)
+        asked = able(self.registry, kind)
         async with trio.open_nursery() as nursery:
             for worker in asked:
                 nursery.start_soon(ask, worker)
         return listed, [worker for worker in asked if worker in silent and not worker.removed]
 
-    async def _all_jobs(self, worker: Worker, kind: AssetKind) -> list[dict[str, Any]] | None:
+    async def all_jobs(self, worker: Worker, kind: AssetKind) -> list[dict[str, Any]] | None:
         """All jobs of one worker; None if it did not answer."""
         for _ in range(_RESTARTS):
             try:
@@ -271,7 +271,7 @@ def _conclude(finding: _Finding, asset_id: str, kind: AssetKind) -> Worker:
     raise unknown_asset(asset_id, kind)
 
 
-def _able(workers: Iterable[Worker], kind: AssetKind) -> list[Worker]:
+def able(workers: Iterable[Worker], kind: AssetKind) -> list[Worker]:
     """The workers that may hold jobs of the kind: all but those known to be unable to."""
     task = _TASKS[kind]
     return [w for w in workers if not w.capabilities or w.capabilities.can(task) is not False]

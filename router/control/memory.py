@@ -14,6 +14,7 @@ from ..pool.lifecycle import MemoryEvent
 from ..pool.registry import Registry
 from ..pool.targets import Targets, asleep_targets, awake_targets, no_workers
 from ..pool.worker import Worker
+from ..store.store import Store
 from .broadcast import Call, Row, answer, broadcast
 from .client import ControlClient
 
@@ -25,6 +26,7 @@ class MemoryControl:
 
     registry: Registry
     client: ControlClient
+    store: Store
     _locks: WeakKeyDictionary[Worker, trio.Lock] = field(init=False, factory=WeakKeyDictionary)
 
     async def sleep(self, chosen: list[Worker], call: Call) -> tuple[int, dict[str, Any]]:
@@ -69,15 +71,18 @@ class MemoryControl:
     ) -> tuple[int, dict[str, Any]]:
         if not targets.eligible:
             raise no_workers()
+        self.store.check()
         under_way: list[Worker] = []
         try:
             for worker in targets.eligible:
                 self.registry.remember(worker, begin, "by request")
                 under_way.append(worker)
+            await self.store.commit()
             rows = await broadcast(self.client, targets.eligible, call)
             for row in rows:
                 self.registry.remember(row.worker, _outcome(row, done))
                 under_way.remove(row.worker)
+            await self.store.commit()
         finally:
             for worker in under_way:  # cancelled: nobody knows what the worker did
                 self.registry.remember(worker, MemoryEvent.LOST, "the call was broken off")

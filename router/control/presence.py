@@ -6,12 +6,70 @@ end of file arrives within milliseconds (DESIGN section 4).
 
 from __future__ import annotations
 
+import socket
 import ssl
 from urllib.parse import urlsplit
 
 import trio
+from attrs import define, field
 
 CONNECT_TIMEOUT = 5.0  # seconds
+# A machine that loses its power sends no end of file, and one behind a broken network cannot: then
+# the kernel ends the connection by itself, sooner than a worker can be up again. Seconds, and how
+# often in vain.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+# So many ends in a row that meant nothing, and they say nothing any more.
+_MOST_VAIN = 3
+# Ends that come as regularly as this are no deaths of processes: a share of the time that the
+# connection lasted, and seconds.
+_ALIKE, _ALIKE_AT_LEAST = 0.1, 0.5
+_MUCH_LONGER, _MUCH_LONGER_AT_LEAST = 2.0, 1.0
+
+
+@define
+class Evidence:
+    """Whether the end of a worker's idle connection says that its process has ended.
+
+    Something in between (a proxy, a tunnel) may end it again and again though the process goes on.
+    Then it is no evidence, until one lasts much longer than those did.
+    """
+
+    # How long those lasted, in seconds, whose ends meant nothing; the last few in a row.
+    _vain: list[float] = field(init=False, factory=list)
+    # How long the one lasted whose end is not explained yet.
+    _open: float | None = field(init=False, default=None)
+
+    @property
+    def counts(self) -> bool:
+        return len(self._vain) < _MOST_VAIN
+
+    def ended(self, lasted: float) -> bool:
+        """The connection has ended after so many seconds; whether that is evidence."""
+        if not self.counts:
+            usual = max(self._vain)
+            if lasted > max(_MUCH_LONGER * usual, usual + _MUCH_LONGER_AT_LEAST):
+                self._vain.clear()
+        self._open = lasted
+        return self.counts
+
+    def take(self) -> float | None:
+        """How long the connection lasted whose end is to be explained now, if there is one."""
+        lasted, self._open = self._open, None
+        return lasted
+
+    def was_vain(self, lasted: float, *, proven: bool) -> None:
+        """The worker was well at once after that end; `proven`: and its process is the same.
+        What cannot be proven is believed where the ends are regular."""
+        if not proven:
+            if not self.counts:
+                return
+            if self._vain and abs(lasted - self._vain[-1]) > max(_ALIKE_AT_LEAST, _ALIKE * lasted):
+                self._vain.clear()
+        self._vain = [*self._vain, lasted][-_MOST_VAIN:]
+
+    def was_true(self) -> None:
+        """The process has ended, or the worker could not be reached for a while."""
+        self._vain.clear()
 
 
 async def open_idle(url: str) -> trio.abc.Stream | None:
@@ -21,13 +79,15 @@ async def open_idle(url: str) -> trio.abc.Stream | None:
     stream: trio.abc.Stream | None = None
     try:
         with trio.move_on_after(CONNECT_TIMEOUT):
+            stream = plain = await trio.open_tcp_stream(host, port)
+            _keep_alive(plain)
             if parts.scheme == "https":
                 # Without a handshake the worker would close it as a stalled client.
-                secure = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
-                stream = secure
+                stream = secure = trio.SSLStream(
+                    plain, ssl.create_default_context(), server_hostname=host, https_compatible=True
+                )
                 await secure.do_handshake()
-                return secure
-            return await trio.open_tcp_stream(host, port)
+            return stream
     except (OSError, trio.BrokenResourceError, ssl.SSLError):
         pass
     except BaseException:
@@ -37,6 +97,13 @@ async def open_idle(url: str) -> trio.abc.Stream | None:
     if stream is not None:
         await trio.aclose_forcefully(stream)
     return None
+
+
+def _keep_alive(stream: trio.SocketStream) -> None:
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def wait_closed(stream: trio.abc.Stream) -> str:

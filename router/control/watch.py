@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable
 
 import trio
 from attrs import define, field
 
 from ..pool import events
+from ..pool.assets import Made
 from ..pool.lifecycle import Probe
 from ..pool.registry import Registry
 from ..pool.worker import Health, Worker
 from .client import ControlClient
 from .health import Finding, NotRead, probe, read_capabilities
-from .presence import open_idle, wait_closed
+from .presence import Evidence, open_idle, wait_closed
+from .witness import Verdict, Witness
+
+logger = logging.getLogger("router.control")
 
 # After a failure, and until health is regained, probes come at these distances (seconds).
 _RETRY_FIRST, _RETRY_MOST = 1.0, 10.0
 # With a generation in flight, silence counts only after so long (seconds).
 PATIENCE_WHILE_BUSY = 60.0
 _JITTER = 0.1
-# An idle connection that ends sooner says little (seconds). One such end may be a process that
-# dies young; after a few in a row it is something in between that accepts and hangs up.
+# An idle connection that ends sooner, twice in a row, does not ask for a probe: something in
+# between may accept it and hang up, again and again (seconds).
 _BRIEF = 1.0
-_MOST_BRIEF = 3
+_UNSEEN = "it no longer knows what it made"
+_MOST_SILENT = 3  # times that a witness may give no answer, before the worker counts as another
 
 
 @define(eq=False)
@@ -40,7 +45,11 @@ class _Watch:
     over: int = 0
     refresh: bool = False
     idle: trio.abc.Stream | None = None
+    evidence: Evidence = field(factory=Evidence)
     brief: int = 0  # idle connections in a row that ended at once
+    # What may testify that the process is the same; None while nothing has given cause to ask.
+    recalled: tuple[Made, ...] | None = None
+    silent: int = 0  # times in a row that there was no answer to it
     silent_since: float | None = None  # when the first probe began that was not answered well
     retry: float = _RETRY_FIRST
 
@@ -54,9 +63,8 @@ class Watchman:
 
     registry: Registry
     client: ControlClient
+    witness: Witness
     interval: float = 10.0
-    # Whether the process of a suspect is the one that was probed; None if nobody can prove it.
-    prove: Callable[[Worker], bool | None] = lambda _: None
     rng: random.Random = field(factory=random.Random)
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
@@ -112,10 +120,16 @@ class Watchman:
                     watch.looked.set()
             case events.Trouble(worker, _):
                 self.nudge(worker)
+            case events.Suspected(worker, _):
+                watch = self._watches.get(worker)
+                if watch is not None:
+                    self._recall(watch)
 
     def _begin(self, worker: Worker) -> None:
         assert self._nursery is not None
         watch = self._watches[worker] = _Watch(worker)
+        if worker.suspicion is not None:
+            self._recall(watch)
         self._nursery.start_soon(self._watch, watch)
 
     async def _watch(self, watch: _Watch) -> None:
@@ -132,8 +146,15 @@ class Watchman:
                 finally:
                     nursery.cancel_scope.cancel()
 
+    def _recall(self, watch: _Watch) -> None:
+        """Note what the process has made, before another one may make something."""
+        if watch.recalled is None:
+            watch.recalled = self.witness.recall(watch.worker)
+
     async def _pause(self, watch: _Watch) -> None:
-        if watch.worker.health is Health.HEALTHY and not watch.worker.consecutive_failures:
+        worker = watch.worker
+        well = worker.health is Health.HEALTHY and not worker.consecutive_failures
+        if well and worker.suspicion is None and not watch.silent:
             watch.retry = _RETRY_FIRST
             delay = self.interval * self.rng.uniform(1 - _JITTER, 1 + _JITTER)
         else:
@@ -153,10 +174,13 @@ class Watchman:
             if stream is not None:
                 watch.idle = stream
                 nursery.start_soon(self._hold, watch, stream)
+        idle = watch.idle
         asked = trio.current_time()
         finding = await probe(self.client, worker.url)
         if finding.probe is Probe.OK:
-            finding = await self._well(watch)
+            finding = await self._well(watch, idle)
+        if finding.probe is not Probe.OK:
+            self._not_well(watch, finding)
         if finding.probe is not Probe.FAILED:
             watch.silent_since = None
         else:
@@ -166,14 +190,32 @@ class Watchman:
             if worker.active_requests and silence < PATIENCE_WHILE_BUSY:
                 return  # busy, not dead
         self.registry.probed(worker, finding.probe, finding.reason)
+        if watch.idle is None:
+            self._recall(watch)  # until one is open, another process may come unseen
         watch.contacted.set()
 
-    async def _well(self, watch: _Watch) -> Finding:
-        """`/health` is well: learn what is not known of this process yet."""
+    def _not_well(self, watch: _Watch, finding: Finding) -> None:
+        """It may have been down, so the end of its connection was no chance."""
+        if watch.evidence.take() is not None:
+            watch.evidence.was_true()
+        if watch.worker.met and (watch.idle is None or not watch.evidence.counts):
+            # With a connection that tells, and is intact, it would be no more than a flap.
+            self.registry.suspect(watch.worker, finding.reason or "it was not well")
+
+    async def _well(self, watch: _Watch, idle: trio.abc.Stream | None) -> Finding:
+        """`/health` is well: is it the same process, and what is not known of it yet?
+
+        `idle`: the connection that was open before it was asked.
+        """
         worker = watch.worker
-        replaced = worker.suspicion if worker.met and not self.prove(worker) else None
+        if not worker.met and worker.suspicion is None:
+            watch.recalled = None  # nobody is known who could have been replaced
+        verdict = None if watch.recalled is None else await self._judge(watch)
+        doubt = worker.suspicion
+        new = verdict is Verdict.OTHER or (verdict is Verdict.UNKNOWN and doubt is not None)
         back = worker.met and worker.health is Health.UNHEALTHY
-        if worker.capabilities is None or replaced or back or watch.refresh:
+        capabilities = None
+        if worker.capabilities is None or new or back or watch.refresh:
             # Before reading: a wish that comes while we read is for another look.
             watch.refresh, wished = False, watch.refresh
             try:
@@ -181,20 +223,49 @@ class Watchman:
             except NotRead as error:
                 watch.refresh = watch.refresh or wished
                 return error.finding
-            if replaced:
-                # No witness is kept yet, so a suspect that is back is another process.
-                self.registry.reincarnate(worker, replaced)
+        if verdict is not None and verdict is not Verdict.SILENT:
+            if watch.idle is not idle and watch.evidence.counts:
+                return Finding(Probe.OK)  # who said all this has ended since: look again
+            watch.recalled = None
+            if new:
+                proof = "" if verdict is Verdict.OTHER else "; nothing proves that it is the same"
+                self.registry.reincarnate(worker, f"{doubt or _UNSEEN}{proof}")
+            else:
+                self.registry.absolve(worker)
+        if capabilities is not None:
             self.registry.learned(worker, capabilities)
-        elif worker.suspicion is not None:
-            self.registry.absolve(worker)
         return Finding(Probe.OK)
+
+    async def _judge(self, watch: _Watch) -> Verdict:
+        """Whether the process is the one that was known, and what the end of its idle connection
+        has meant then."""
+        evidence = watch.evidence
+        lasted, counted = evidence.take(), evidence.counts
+        verdict = await self.witness.judge(watch.worker, watch.recalled or ())
+        watch.silent = watch.silent + 1 if verdict is Verdict.SILENT else 0
+        if watch.silent >= _MOST_SILENT:
+            watch.silent, verdict = 0, Verdict.UNKNOWN
+        if verdict is Verdict.OTHER:
+            evidence.was_true()
+        elif verdict is not Verdict.SILENT and lasted is not None:
+            evidence.was_vain(lasted, proven=verdict is Verdict.SAME)
+            if counted and not evidence.counts:
+                logger.warning(
+                    "worker %s: something in between ends its idle connection, after %g s this "
+                    "time; such an end does not count as one of the process any more",
+                    watch.worker.url,
+                    round(lasted, 1),
+                )
+        return verdict
 
     async def _hold(self, watch: _Watch, stream: trio.abc.Stream) -> None:
         opened = trio.current_time()
         reason = await wait_closed(stream)
+        lasted = trio.current_time() - opened
         watch.idle = None
-        watch.brief = watch.brief + 1 if trio.current_time() - opened < _BRIEF else 0
-        if watch.worker.met and watch.brief <= _MOST_BRIEF:
+        watch.brief = watch.brief + 1 if lasted < _BRIEF else 0
+        self._recall(watch)
+        if watch.evidence.ended(lasted) and watch.worker.met:
             self.registry.suspect(watch.worker, reason)
         if watch.brief <= 1:  # else we would look without a pause
             watch.wake.set()

@@ -22,6 +22,7 @@ from ..pool.registry import Registry
 from ..pool.worker import Health, Origin
 from ..server import open_listeners
 from ..settings import DemoSettings, LogLevel, RouterSettings
+from ..store.store import Store
 from .check import check
 from .screen import Screen
 
@@ -76,7 +77,7 @@ async def _main(demo: _Demo, listeners: list[socket.socket]) -> int:
             shutdown_timeout=5.0,
         )
         running: service.Running = await nursery.start(
-            service.serve, settings, listeners, trio.Event()
+            service.serve, settings, listeners, trio.Event(), Store.open(demo.logs / "state")
         )
         registry = running.parts.registry
         for url in urls:

@@ -49,8 +49,11 @@ def configure(level: str) -> None:
 def log_event(event: events.Event) -> None:
     """Log what happened to a worker. An observer of the registry."""
     match event:
-        case events.WorkerAdded(worker):
-            logger.info("worker %s added (%s)", worker.url, worker.origin)
+        case events.WorkerAdded(worker, past):
+            known = ", known from before the restart" if past is not None else ""
+            logger.info("worker %s added (%s%s)", worker.url, worker.origin, known)
+        case events.WorkerRegistered(worker):
+            logger.info("worker %s registered; it stays without a flag too", worker.url)
         case events.WorkerRemoved(worker):
             logger.info("worker %s removed", worker.url)
         case events.FacetChanged(worker, facet, old, new, reason):
@@ -63,8 +66,10 @@ def log_event(event: events.Event) -> None:
             logger.info("worker %s serves %s", worker.url, models)
         case events.Suspected(worker, reason):
             logger.info("worker %s may be another process now: %s", worker.url, reason)
+        case events.Absolved(worker, reason):
+            logger.info("worker %s is still the same process (%s)", worker.url, reason)
         case events.Reincarnated(worker, reason):
-            logger.warning("worker %s is another process now (%s)", worker.url, reason)
+            logger.warning("worker %s counts as another process now (%s)", worker.url, reason)
         case events.Trouble(worker, reason):
             logger.debug("worker %s: %s", worker.url, reason)
         case events.LeaseGranted(lease):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from itertools import islice
+from typing import Protocol
 
 from attrs import define, field, frozen
 
@@ -19,6 +21,7 @@ _BATCH = 0.01
 _ORDER_BITS = 40
 _ORDER = (1 << _ORDER_BITS) - 1
 _MOST_PLACES = 10_000
+_MOST_LATEST = 8  # of each owner: some may be deleted before they are needed
 
 
 class AssetKind(StrEnum):
@@ -43,6 +46,50 @@ class Owner:
         return self.worker.removed or self.worker.incarnation != self.incarnation
 
 
+class AssetLog(Protocol):
+    """Where an asset map is kept. `slot`: the index of an owner, which may be used again once that
+    is gone."""
+
+    def entered(self, slot: int, asset_id: str, order: int, *, finished: bool, new: bool) -> None:
+        """An asset was entered, or has ended. `new`: it was not known before."""
+        ...
+
+    def dropped(self, slot: int, asset_id: str) -> None:
+        """An asset is not known any more, or not as this owner's."""
+        ...
+
+    def owner_entered(self, slot: int, owner: Owner) -> None:
+        """An owner was entered, before the first of its assets."""
+        ...
+
+    def owner_gone(self, slot: int) -> None:
+        """An owner is gone, and everything that it owned."""
+        ...
+
+
+class _NoLog:
+    def entered(self, slot: int, asset_id: str, order: int, *, finished: bool, new: bool) -> None:
+        pass
+
+    def dropped(self, slot: int, asset_id: str) -> None:
+        pass
+
+    def owner_entered(self, slot: int, owner: Owner) -> None:
+        pass
+
+    def owner_gone(self, slot: int) -> None:
+        pass
+
+
+@frozen
+class Made:
+    """Something that one process of a worker has made."""
+
+    asset_id: str
+    kind: AssetKind
+    owner: Owner
+
+
 @define(eq=False)
 class AssetMap:
     """Asset id to owner, at most `limit` of them; the oldest finished go first.
@@ -52,6 +99,7 @@ class AssetMap:
     """
 
     limit: int = 1_000_000
+    log: AssetLog = field(factory=_NoLog, repr=False)
     # In the order in which they ended, and in that of creation.
     _finished: dict[str, int] = field(init=False, factory=dict, repr=False)
     _running: dict[str, int] = field(init=False, factory=dict, repr=False)
@@ -60,6 +108,8 @@ class AssetMap:
     # A slot whose owner is gone is None, and used again.
     _owners: list[Owner | None] = field(init=False, factory=list)
     _index: dict[tuple[Worker, int, AssetKind], int] = field(init=False, factory=dict)
+    # The newest of each owner, by its index and in their order.
+    _latest: dict[int, dict[str, None]] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
 
     def __len__(self) -> int:
@@ -78,15 +128,25 @@ class AssetMap:
         A known one keeps its place in the order of creation, also if it was forgotten lately.
         """
         done = finished or kind is AssetKind.IMAGE or asset_id in self._finished
+        before = self._packed(asset_id)
         order = self.order(asset_id)
         if not order:
             self._count += 1
             order = self._count
-        packed = self._slot(worker, kind) << _ORDER_BITS | order
+        slot = self._slot(worker, kind)
+        packed = slot << _ORDER_BITS | order
+        if before is not None and before != packed:
+            self.log.dropped(before >> _ORDER_BITS, asset_id)
+        if before != packed or (done and asset_id in self._running):
+            self.log.entered(slot, asset_id, order, finished=done, new=before is None)
         self._places.pop(asset_id, None)
         if done:
             self._running.pop(asset_id, None)
         (self._finished if done else self._running)[asset_id] = packed
+        latest = self._latest.setdefault(slot, {})
+        latest[asset_id] = None
+        if len(latest) > _MOST_LATEST:
+            del latest[next(iter(latest))]
         if len(self) > self.limit:
             self._make_room()
 
@@ -99,6 +159,22 @@ class AssetMap:
         if owner is None or owner.gone or owner.kind is not kind:
             return None
         return owner
+
+    def latest(self, worker: Worker) -> tuple[Made, ...]:
+        """A few of the assets that the worker's present process has made: jobs before images, of
+        each kind the newest first."""
+        found: list[Made] = []
+        for kind in AssetKind:
+            slot = self._index.get((worker, worker.incarnation, kind))
+            owner = None if slot is None else self._owners[slot]
+            if slot is not None and owner is not None:
+                made = [Made(asset_id, kind, owner) for asset_id in self._latest.get(slot, ())]
+                found += filter(self.has, reversed(made))
+        return tuple(found)
+
+    def has(self, made: Made) -> bool:
+        """Whether it is still known as this owner's: not deleted, nor found elsewhere."""
+        return self.owner(made.asset_id, made.kind) is made.owner
 
     def order(self, asset_id: str) -> int:
         """Its place in the order of creation; 0 if it is not known. That of an asset which is gone
@@ -113,13 +189,39 @@ class AssetMap:
         packed = self._running.pop(asset_id, None)
         if packed is not None:
             self._finished[asset_id] = packed
+            slot, order = packed >> _ORDER_BITS, packed & _ORDER
+            self.log.entered(slot, asset_id, order, finished=True, new=False)
 
     def forget(self, asset_id: str) -> None:
         """Drop an asset that was deleted."""
         for pool in (self._finished, self._running):
             packed = pool.pop(asset_id, None)
             if packed is not None:
+                self._latest.get(packed >> _ORDER_BITS, {}).pop(asset_id, None)
                 self._keep_place(asset_id, packed)
+                self.log.dropped(packed >> _ORDER_BITS, asset_id)
+
+    def adopt(self, worker: Worker, kind: AssetKind, orders: dict[str, int]) -> int:
+        """Enter what a log has of an owner, its present process; the slot. `orders`: the place in
+        the order of creation, negative for those that have ended; the oldest first. The log is
+        told nothing."""
+        log, self.log = self.log, _NoLog()
+        slot = self._slot(worker, kind)
+        base = slot << _ORDER_BITS
+        self._finished.update((i, base | -order) for i, order in orders.items() if order < 0)
+        self._running.update((i, base | order) for i, order in orders.items() if order > 0)
+        self._count = max(self._count, *map(abs, orders.values()), 0)
+        newest = list(islice(reversed(orders), _MOST_LATEST))
+        self._latest.setdefault(slot, {}).update(dict.fromkeys(reversed(newest)))
+        self.log = log
+        return slot
+
+    def sort(self) -> None:
+        """Bring what was adopted from several owners into one order; drop what is too much."""
+        by_order = sorted(self._finished.items(), key=lambda item: item[1] & _ORDER)
+        self._finished = dict(by_order)
+        if len(self) > self.limit:
+            self._make_room()
 
     def purge(self) -> None:
         """Drop every asset whose owner is gone."""
@@ -130,7 +232,9 @@ class AssetMap:
             for asset_id in [i for i, packed in pool.items() if packed >> _ORDER_BITS in gone]:
                 self._keep_place(asset_id, pool.pop(asset_id))
         for index in gone:
+            self.log.owner_gone(index)
             self._owners[index] = None
+            self._latest.pop(index, None)
         self._index = {key: i for key, i in self._index.items() if i not in gone}
 
     def _slot(self, worker: Worker, kind: AssetKind) -> int:
@@ -146,6 +250,7 @@ class AssetMap:
                 index = len(self._owners)
                 self._owners.append(owner)
             self._index[key] = index
+            self.log.owner_entered(index, owner)
         return index
 
     def _packed(self, asset_id: str) -> int | None:
@@ -169,7 +274,9 @@ class AssetMap:
         surplus += int(self.limit * _BATCH)
         for pool in (self._finished, self._running):
             for asset_id in _first(pool, surplus):
-                self._keep_place(asset_id, pool.pop(asset_id))
+                packed = pool.pop(asset_id)
+                self._keep_place(asset_id, packed)
+                self.log.dropped(packed >> _ORDER_BITS, asset_id)
                 surplus -= 1
 
 

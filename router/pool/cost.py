@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, field, frozen
 
@@ -78,6 +78,8 @@ class Costs:
         return shape.work
 
 
+ALL = "*"  # instead of a worker: all of them
+
 # Measurements that count, of one worker and of all. The median of few is not moved by outliers
 # (the first generation of a process compiles), and follows a change within half of them.
 _OWN, _ALL = 9, 31
@@ -109,6 +111,7 @@ class Speeds:
     clock: Callable[[], float] = lambda: 0.0
     _own: dict[str, dict[str, _Track]] = field(init=False, factory=dict)
     _all: dict[str, _Track] = field(init=False, factory=dict)
+    _changed: set[str] = field(init=False, factory=set)
 
     def learn(self, url: str, kind: str, work: float, seconds: float) -> None:
         """A generation of this much work took so many seconds on the worker."""
@@ -118,6 +121,7 @@ class Speeds:
         pool = self._all.setdefault(kind, _Track(deque(maxlen=_ALL)))
         for track in (own, pool):
             track.add(seconds / work)
+        self._changed |= {url, ALL}
 
     def per_unit(self, url: str, kind: str) -> float | None:
         """Seconds per unit of work on that worker; None if nothing was learnt yet."""
@@ -151,6 +155,26 @@ class Speeds:
     def forget(self, url: str) -> None:
         """Forget a worker that was removed."""
         self._own.pop(url, None)
+
+    def changed(self) -> dict[str, dict[str, list[float]]]:
+        """The last measurements by kind, of each worker that had any since this was asked last; as
+        `ALL` those of all together."""
+        names, self._changed = self._changed, set()
+        return {
+            name: {kind: list(track.recent) for kind, track in tracks.items()}
+            for name in names
+            if (tracks := self._all if name == ALL else self._own.get(name))
+        }
+
+    def restore(self, name: str, measured: Mapping[str, Sequence[float]]) -> None:
+        """Take up what `changed` told of a worker, or of `ALL`."""
+        for kind, values in measured.items():
+            track = _Track(deque(maxlen=_ALL if name == ALL else _OWN))
+            for value in values:
+                track.add(value)
+            tracks = self._all if name == ALL else self._own.setdefault(name, {})
+            if values:
+                tracks[kind] = track
 
     def of(self, url: str) -> dict[str, float]:
         """What was learnt of a worker: seconds per unit, by kind."""

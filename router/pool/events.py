@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from .known import WorkerRecord
 from .worker import Hold, Lease, Worker
 
 
 @frozen
 class WorkerAdded:
+    """`past`: what was known of it before a restart of the router, if anything was."""
+
+    worker: Worker
+    past: WorkerRecord | None = None
+
+
+@frozen
+class WorkerRegistered:
+    """A request has registered a worker that was known already by the flags."""
+
     worker: Worker
 
 
@@ -44,6 +55,14 @@ class CapabilitiesLearned:
 @frozen
 class Suspected:
     """It is doubtful whether the worker's process is still the same."""
+
+    worker: Worker
+    reason: str
+
+
+@frozen
+class Absolved:
+    """The process is proven to be the same: the doubt is over, and everything stays."""
 
     worker: Worker
     reason: str
@@ -96,11 +115,13 @@ class SlotsChanged:
 
 Event = (
     WorkerAdded
+    | WorkerRegistered
     | WorkerRemoved
     | FacetChanged
     | ProspectsChanged
     | CapabilitiesLearned
     | Suspected
+    | Absolved
     | Reincarnated
     | Trouble
     | LeaseGranted

@@ -103,8 +103,15 @@ class Queue:
                 # While it has not told what it can do, its hope decides what awaits it.
                 unread = worker.capabilities is None
                 return self._changed(worker) if unread else self._touched(worker)
-            case events.SlotsChanged(worker) | events.Trouble(worker):
+            case (
+                events.SlotsChanged(worker)
+                | events.Trouble(worker)
+                | events.Suspected(worker)
+                | events.Absolved(worker)
+            ):
                 return self._touched(worker)
+            case events.Held(hold) if hold.restored:
+                return self._touched(hold.worker)
             case events.SlotFreed(hold):
                 return self._touched(hold.worker)
         return []

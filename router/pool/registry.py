@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
 from ..errors import NotFound
 from . import events, ids
+from .known import WorkerRecord
 from .lifecycle import (
     ADMIN,
     HEALTH,
@@ -43,7 +44,9 @@ class Registry:
         self._workers: dict[str, Worker] = {}
         self._observers: list[Observer] = []
         self._failure_threshold = failure_threshold
-        self._concurrency = concurrency  # of workers for which nothing else was set
+        self.concurrency = concurrency  # of workers for which nothing else was set
+        self._past: dict[str, WorkerRecord] = {}
+        self._doubt = ""
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -79,16 +82,49 @@ class Registry:
         """Register a normalised URL. A URL that is known already keeps its record."""
         known = self._workers.get(url)
         if known is not None:
+            if origin is Origin.REGISTERED and not known.registered:
+                known.registered = True
+                self._tell(events.WorkerRegistered(known))
             if concurrency is not None:
                 self.set_concurrency(known, concurrency)
             return known
-        limit = self._concurrency if concurrency is None else concurrency
+        past = self._past.pop(url, None)
+        limit = self.concurrency
+        if concurrency is not None:
+            limit = concurrency
+        elif past is not None and past.concurrency_set:
+            limit = past.concurrency
         worker = Worker(
             url=url, origin=origin, concurrency_limit=limit, batching=batching, starting=starting
         )
+        worker.registered = origin is Origin.REGISTERED
+        if past is not None:
+            worker.registered = worker.registered or past.registered
+            worker.admin, worker.memory = past.admin, past.memory
+            worker.incarnation = past.incarnation
+            worker.met = past.capabilities is not None
         self._workers[url] = worker
-        self._tell(events.WorkerAdded(worker))
+        self._tell(events.WorkerAdded(worker, past))
+        if past is not None and past.capabilities is not None:
+            self.learned(worker, past.capabilities)
+            self.suspect(worker, self._doubt)
         return worker
+
+    def recall(self, past: Iterable[WorkerRecord], *, doubt: str) -> None:
+        """What was known of workers before a restart of the router: `add` takes it up. Those that
+        were met are suspects then, for the reason `doubt`."""
+        self._past = {record.url: record for record in past}
+        self._doubt = doubt
+
+    @property
+    def past(self) -> Mapping[str, WorkerRecord]:
+        """What was recalled of workers that were not added since."""
+        return self._past
+
+    def forget_past(self) -> list[WorkerRecord]:
+        """Recall no more of those that were not added; what it was."""
+        past, self._past = self._past, {}
+        return list(past.values())
 
     def remove(self, worker: Worker) -> None:
         """Forget the worker. Leases on it stay valid until their exchanges end."""
@@ -148,6 +184,12 @@ class Registry:
             room -= 1
             if hold.begun is None:
                 hold.begun = now
+
+    def occupy(self, hold: Hold) -> None:
+        """Take a slot for what goes on at the worker since before this router knew of it."""
+        hold.restored = True
+        hold.worker.holds[hold] = None
+        self._tell(events.Held(hold))
 
     def set_concurrency(self, worker: Worker, limit: int | None) -> None:
         """Set the worker's slots; None returns to what it can do by itself."""
@@ -256,7 +298,9 @@ class Registry:
 
     def absolve(self, worker: Worker) -> None:
         """The process is proven to be the same."""
-        worker.suspicion = None
+        reason, worker.suspicion = worker.suspicion, None
+        if reason is not None:
+            self._tell(events.Absolved(worker, reason))
 
     def reincarnate(self, worker: Worker, reason: str) -> None:
         """Another process answers at this URL: forget what only the old one knew.

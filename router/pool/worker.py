@@ -146,6 +146,8 @@ class Worker:
     starting: bool = False
     # Proves which process runs, if its launcher knows: equal ones mean the same process.
     process: str | None = None
+    # By a request: it stays though no flag names it any more.
+    registered: bool = False
     # What the operator set; None: as many as the worker can (see `max_concurrency`).
     concurrency_limit: int | None = None
     # Requests that each of its copies runs together, where its launcher knows.
@@ -233,6 +235,8 @@ class Hold:
     # For a job, from its submission on; and its id, once it is known.
     job: bool = False
     job_id: str | None = None
+    # It was not granted but found: by what was known before a restart of the router.
+    restored: bool = False
 
 
 @define(eq=False)

@@ -12,6 +12,7 @@ from attrs import define
 from ..errors import RouterError
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
+from ..store.store import Store
 from .client import App, Receive, Scope, Send, error_answer, link_of, request_id, target_of
 from .exchange import ClientGone, ClientStalled
 from .forward import CutOff, Forwarder
@@ -96,6 +97,7 @@ class Relay:
     forwarder: Forwarder
     websockets: WebSocketRelay
     assets: AssetMap
+    store: Store
     # Finds the owner of an asset, asking around if need be; raises RouterError if there is none.
     find_owner: Callable[[str, AssetKind], Awaitable[Worker]]
 
@@ -127,7 +129,9 @@ class Relay:
                     owner = await self.find_owner(asset_id, route.asset)
                 dispatcher = self.forwarder.attempts.dispatcher
                 method, path = exchange.method, exchange.path
-                watching = watcher(self.assets, dispatcher, route, method, path)
+                watching = watcher(self.assets, dispatcher, self.store, route, method, path)
+                if route.how is How.SUBMIT:
+                    self.store.check()  # before a worker begins with what could not be recorded
                 await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
             except RouterError as error:
                 await self._refuse(exchange, error)

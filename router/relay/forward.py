@@ -57,6 +57,11 @@ class Watcher(Protocol):
         """The whole body has come, or as much as was to be held."""
         ...
 
+    async def durable(self) -> None:
+        """Wait until what was learnt of the held body outlives a restart, before the client sees
+        it. Raises StateUnavailable."""
+        ...
+
 
 class _Nobody:
     holds = 0
@@ -68,6 +73,9 @@ class _Nobody:
         pass
 
     def over(self) -> None:
+        pass
+
+    async def durable(self) -> None:
         pass
 
 
@@ -318,6 +326,7 @@ class _Attempt:
             watcher.saw(piece)
             held += piece
         watcher.over()
+        await watcher.durable()
         return bytes(held)
 
     def _lost_answer(self, why: str) -> WorkerFailed:

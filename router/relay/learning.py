@@ -7,9 +7,11 @@ import json
 from attrs import define, field
 
 from ..dispatch import Dispatcher
+from ..errors import StateUnavailable
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over
 from ..pool.worker import Lease
+from ..store.store import Store
 from .facts import leading_fields
 from .forward import Watcher
 from .routes import How, Route
@@ -26,10 +28,12 @@ class _Submission:
 
     assets: AssetMap
     dispatcher: Dispatcher
+    store: Store
     kind: AssetKind
     holds: int = _MOST_HELD
     _lease: Lease | None = field(init=False, default=None)
     _body: bytearray = field(init=False, factory=bytearray)
+    _learnt: str | None = field(init=False, default=None)  # the id of the job
 
     def begin(self, lease: Lease, status: int) -> None:
         self._lease = lease if 200 <= status < 300 else None
@@ -48,7 +52,18 @@ class _Submission:
             self.assets.learn(job_id, self._lease.worker, self.kind, finished=done)
             if not done:
                 self.dispatcher.job_began(self._lease, job_id)
+            self._learnt = job_id
         self._lease = None
+
+    async def durable(self) -> None:
+        if self._learnt is None or not self.store.keeps:
+            return
+        try:
+            await self.store.commit()
+        except StateUnavailable as error:
+            error.message = f"The job was taken, but may be forgotten at a restart: {error.message}"
+            error.details |= {"id": self._learnt, "retry_safe": False}
+            raise
 
 
 @define(eq=False)
@@ -75,6 +90,9 @@ class _Pictures:
 
     def over(self) -> None:
         self._lease = None
+
+    async def durable(self) -> None:
+        pass  # a lost one is found by asking
 
 
 @define(eq=False)
@@ -111,13 +129,16 @@ class _Reading:
             self.assets.finish(self.asset_id)
             self.dispatcher.job_ended(self.asset_id, ok=job.get("status") == "completed")
 
+    async def durable(self) -> None:
+        pass
+
 
 def watcher(
-    assets: AssetMap, dispatcher: Dispatcher, route: Route, method: str, path: str
+    assets: AssetMap, dispatcher: Dispatcher, store: Store, route: Route, method: str, path: str
 ) -> Watcher | None:
     """Who looks at the answer to a request; None if there is nothing to learn from it."""
     if route.how is How.SUBMIT and route.asset is not None:
-        return _Submission(assets, dispatcher, route.asset)
+        return _Submission(assets, dispatcher, store, route.asset)
     if route.path in ("/v1/images/generations", "/v1/images/edits"):
         return _Pictures(assets)
     if route.how is How.OWNER and route.asset is not AssetKind.IMAGE:

@@ -202,6 +202,32 @@ class RouterSettings:
         group="Limits",
         help="videos, meshes and images whose worker is remembered; the oldest finished go first",
     )
+    state_dir: str | None = setting(
+        None,
+        Text(optional=True),
+        metavar="DIR",
+        default_text="by host name and port, in the user's state directory",
+        group="State",
+        help="directory for what a restart must not lose; none keeps nothing",
+    )
+    fresh: bool = setting(
+        False,
+        Switch(),
+        group="State",
+        help="begin without what is in the state directory; it is set aside there",
+    )
+    state_best_effort: bool = setting(
+        False,
+        Switch(),
+        group="State",
+        help="while the state cannot be written, acknowledge changes rather than refuse them",
+    )
+    trust_downtime: float = setting(
+        0.0,
+        Duration(0),
+        group="State",
+        help="take workers for the same processes, without proof, if no router ran for less",
+    )
     admin_api_key: str | None = setting(
         None,
         Text(optional=True),

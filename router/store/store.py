@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import trio
 from attrs import define, field
 
-from ..errors import StateUnavailable
-from .records import Record
+from ..errors import StateUnavailable, describe
+from . import files
+from .changes import Changes, Tables
+from .journal import Journal
+from .lines import BadLine, Unreadable
+from .opening import StateRefused, take
+from .reading import Damaged
+from .records import R, Record, structured, unstructured
+from .snapshot import Pace, compact
 
-R = TypeVar("R", bound=Record)
+logger = logging.getLogger("router.store")
+
+T = TypeVar("T")
+
+# What nobody waits for is written after so many seconds.
+_LAZY = 0.1
+# After a failure, seconds until it is tried again.
+_RETRY_FIRST, _RETRY_MOST = 0.25, 5.0
+# A snapshot is made when the journals since the last one are larger than it, and than this; or
+# when there are so many of them.
+_LEAST = 8 * 1024 * 1024
+_MOST_JOURNALS = 16
+_COMPACT_AGAIN = 60.0  # seconds until one that failed is tried again
+_ALIVE = 5.0  # seconds between two signs of life
 
 
 @define(eq=False)
@@ -19,31 +44,286 @@ class Store:
     """Keeps records; without a directory, for as long as the process lives.
 
     `put` and `delete` take effect at once here and on the disk soon after, in their order.
-    Whoever acknowledges something awaits `commit` first.
+    Whoever acknowledges something awaits `commit` first. What is put between two awaits is on the
+    disk together or not at all.
     """
 
     # Why records cannot be made durable now, in one sentence; None while they can.
     failing: str | None = None
     # Where they are kept; None: nowhere.
     folder: Path | None = None
-    _tables: dict[str, dict[str, Record]] = field(init=False, factory=dict, repr=False)
+    # Acknowledge what cannot be made durable rather than refuse it (`--state-best-effort`).
+    best_effort: bool = False
+    # Seconds since the last sign of life of the router before, at the start; None: there was none.
+    absence: float | None = None
+    _tables: Tables = field(factory=dict, alias="tables", repr=False)
+    _lock: files.Lock | None = field(default=None, alias="lock", repr=False)
+    _journal: Journal | None = field(default=None, alias="journal", repr=False)
+    _base: int = field(default=0, alias="base")  # the number of the last snapshot
+    _seq: int = field(default=0, alias="seq")  # of the last batch on the disk
+    _unsaved: int = field(default=0, alias="unsaved")  # batches since the last snapshot
+    _pending: Changes = field(init=False, factory=Changes, repr=False)
+    _entered: int = field(init=False, default=0)  # changes so far
+    _durable: int = field(init=False, default=0)  # those that are on the disk
+    _due: trio.Event = field(init=False, factory=trio.Event, repr=False)  # something is pending
+    _wanted: trio.Event = field(init=False, factory=trio.Event, repr=False)  # and waited for
+    _tried: trio.Event = field(init=False, factory=trio.Event, repr=False)  # replaced at each try
+    _writing: trio.Lock = field(init=False, factory=trio.Lock, repr=False)
+    _compacting: trio.Lock = field(init=False, factory=trio.Lock, repr=False)
+    _compact_after: float = field(init=False, default=0.0)
+    # A snapshot that is being made is not waited for where its task is cancelled.
+    _pace: Pace = field(
+        init=False, factory=lambda: Pace(poll=trio.from_thread.check_cancelled), repr=False
+    )
+    _closed_size: int = field(init=False, default=0)  # of the other journals since the snapshot
+    _snapshot_size: int = field(init=False, default=0)
+    # Of its own, lest it wait behind other work.
+    _threads: trio.CapacityLimiter = field(
+        init=False, factory=lambda: trio.CapacityLimiter(3), repr=False
+    )
+
+    @classmethod
+    def open(cls, folder: Path, *, fresh: bool = False, best_effort: bool = False) -> Store:
+        """The store of a directory. Raises StateRefused if it cannot be used, OSError if it
+        cannot be written."""
+        taken = take(folder, fresh=fresh)
+        loaded = taken.loaded
+        store = cls(
+            folder=folder,
+            best_effort=best_effort,
+            absence=None if fresh else taken.absence,
+            tables=loaded.tables,
+            lock=taken.lock,
+            journal=taken.journal,
+            base=loaded.base,
+            seq=loaded.seq,
+            unsaved=loaded.batches,
+        )
+        with contextlib.suppress(OSError):
+            for number in range(loaded.base or 1, taken.journal.number):
+                store._closed_size += files.journal(folder, number).stat().st_size
+            if loaded.base:
+                store._snapshot_size = files.snapshot(folder, loaded.base).stat().st_size
+        return store
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a directory: else nothing outlives the process."""
+        return self._journal is not None
 
     def restored(self, kind: type[R]) -> dict[str, R]:
-        """The records of one table by key, as they were found at the start."""
-        return cast("dict[str, R]", dict(self._tables.get(kind.table, {})))
+        """The records of one table by key, as they were found at the start. Raises StateRefused
+        if they are not of that kind."""
+        found = {}
+        for key, value in self.rows(kind.table).items():
+            try:
+                found[key] = structured(value, kind)
+            # cattrs raises groups of whatever went wrong.
+            except (ExceptionGroup, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise StateRefused(
+                    f"The state in {self.folder} has a row in {kind.table} that makes no sense, "
+                    f"{key!r}; 'state show' prints it, and --fresh starts without any"
+                ) from error
+        return found
+
+    def rows(self, table: str) -> dict[str, Any]:
+        """The rows of a table as they were found at the start: JSON values by key."""
+        return self._tables.get(table, {})
+
+    def tables(self) -> list[str]:
+        """The tables that were found at the start."""
+        return list(self._tables)
+
+    def release(self) -> None:
+        """Let go of what was found at the start: all of it is restored."""
+        self._tables = {}
 
     def put(self, record: Record) -> None:
         """Enter a record, or replace the one of the same key."""
+        if self._journal is not None:
+            self.put_row(record.table, record.key, unstructured(record))
 
     def delete(self, kind: type[Record], key: str) -> None:
         """Drop a record, if it is there."""
+        self.delete_row(kind.table, key)
+
+    def put_row(self, table: str, key: str, value: Any, *, new: bool = False) -> None:
+        """Enter a row of JSON values. `new`: no file has one of this key."""
+        if self._journal is not None:
+            self._pending.put(table, key, value, new=new)
+            self._enter()
+
+    def delete_row(self, table: str, key: str) -> None:
+        """Drop a row, if it is there."""
+        if self._journal is not None:
+            self._pending.delete(table, key)
+            self._enter()
+
+    def clear(self, table: str) -> None:
+        """Drop all rows of a table."""
+        if self._journal is not None:
+            self._pending.clear(table)
+            self._enter()
 
     def check(self) -> None:
         """Refuse what could not be made durable, before it is begun. Raises StateUnavailable."""
-        if self.failing is not None:
+        if self.failing is not None and not self.best_effort:
             raise StateUnavailable(f"The router cannot write its state: {self.failing}")
 
     async def commit(self) -> None:
-        """Wait until all that was put so far is durable. Raises StateUnavailable."""
+        """Wait until all that was put so far is durable. Raises StateUnavailable.
+
+        Without a directory, or with `best_effort` while the disk fails, it only yields.
+        """
         await trio.lowlevel.checkpoint()
-        self.check()
+        mine = self._entered
+        while self._durable < mine and self.failing is None:
+            self._wanted.set()
+            await self._tried.wait()
+        if self._durable < mine:
+            self.check()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Write for the length of the block. What is pending at its end is written, if the disk
+        lets us; `finish` before it also makes a snapshot."""
+        if self._journal is None:
+            yield
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_always, nursery)
+                nursery.start_soon(self._show_life)
+                try:
+                    yield
+                finally:
+                    nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._write()
+            self.close()
+
+    async def finish(self) -> None:
+        """Make a snapshot of everything: nobody puts more."""
+        self._pace.hurried = True
+        await self._write()
+        if self.keeps and self._unsaved:
+            await self._compact()
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock.touch()
+            self._lock.release()
+
+    def _enter(self) -> None:
+        self._entered += 1
+        self._due.set()
+
+    async def _write_always(self, nursery: trio.Nursery) -> None:
+        retry = _RETRY_FIRST
+        while True:
+            if self._wants_snapshot():
+                nursery.start_soon(self._compact)
+            while self._durable == self._entered:
+                await self._due.wait()
+            with trio.move_on_after(_LAZY):
+                await self._wanted.wait()
+            await self._write()
+            if self.failing is None:
+                retry = _RETRY_FIRST
+            else:
+                await trio.sleep(retry)
+                retry = min(_RETRY_MOST, retry * 2)
+
+    async def _write(self) -> None:
+        """Try to write what is pending, as one batch."""
+        async with self._writing:
+            journal, batch, upto = self._journal, self._pending, self._entered
+            for event in (self._due, self._wanted):
+                event.set()  # those who look at this one look again
+            self._pending, self._due, self._wanted = Changes(), trio.Event(), trio.Event()
+            try:
+                if journal is not None and batch:
+                    await self._in_thread(partial(journal.append, batch, self._seq + 1))
+                    self._seq += 1
+                    self._unsaved += 1
+            except BaseException as error:
+                batch.follow(self._pending)
+                self._pending = batch
+                self._due.set()
+                if not isinstance(error, OSError):
+                    raise
+                self._failed(describe(error))
+            else:
+                self._durable = upto
+                if self.failing is not None:
+                    self.failing = None
+                    logger.warning("the state in %s can be written again", self.folder)
+            self._tried.set()
+            self._tried = trio.Event()
+
+    def _failed(self, why: str) -> None:
+        if self.failing is None:
+            what = "acknowledged all the same" if self.best_effort else "refused"
+            logger.error(
+                "the state in %s cannot be written: %s; changes are %s until it can",
+                *(self.folder, why, what),
+            )
+        self.failing = why
+
+    def _wants_snapshot(self) -> bool:
+        assert self._journal is not None
+        if self._compacting.locked() or self.failing is not None:
+            return False
+        if not self._unsaved or trio.current_time() < self._compact_after:
+            return False
+        many = self._journal.number - (self._base or 1) >= _MOST_JOURNALS
+        size = self._closed_size + self._journal.size
+        return many or size > max(_LEAST, self._snapshot_size)
+
+    async def _compact(self) -> None:
+        """Begin another journal, and make a snapshot of the ones before."""
+        assert self.folder is not None
+        async with self._compacting:
+            closed = self._unsaved
+            try:
+                number = await self._rotate()
+                if number is None:
+                    return
+                self._snapshot_size = await self._in_thread(
+                    partial(compact, self.folder, self._base, number, self._pace)
+                )
+            except (OSError, BadLine, Damaged, Unreadable) as error:
+                self._compact_after = trio.current_time() + _COMPACT_AGAIN
+                logger.error("no snapshot was made in %s: %s", self.folder, describe(error))
+                return
+            self._base, self._closed_size = number, 0
+            self._unsaved -= closed
+
+    async def _rotate(self) -> int | None:
+        """The number of the new journal. None while the disk fails: what it has of a batch must
+        stay at the end of the last one."""
+        async with self._writing:
+            journal, folder = self._journal, self.folder
+            if journal is None or folder is None or self.failing is not None:
+                return None
+            following = await self._in_thread(partial(Journal.create, folder, journal.number + 1))
+            self._journal = following
+            self._closed_size += journal.size
+            journal.close()
+            return following.number
+
+    async def _show_life(self) -> None:
+        assert self._lock is not None
+        while True:
+            with contextlib.suppress(OSError):
+                await self._in_thread(self._lock.touch)
+            await trio.sleep(_ALIVE)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._threads)

@@ -24,10 +24,17 @@ async def health() -> tuple[dict[str, Any], int]:
     """200 while a request would be served, 503 while it would be refused at once."""
     count = census(parts().registry)
     serving = parts().dispatcher.serves()
-    return {
+    store = parts().store
+    body: dict[str, Any] = {
         "status": "healthy" if serving else "unhealthy",
         "healthy_workers": count.routable,
         "total_workers": count.total,
         "dead_workers": count.dead,
         "sleeping_workers": count.sleeping,
-    }, 200 if serving else 503
+        "state": "none",
+    }
+    if store.keeps:
+        body["state"] = "ok" if store.failing is None else "failing"
+    if store.failing is not None:
+        body["state_reason"] = store.failing
+    return body, 200 if serving else 503

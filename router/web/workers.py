@@ -28,6 +28,7 @@ async def add_worker() -> dict[str, Any]:
     limit = body.concurrency(content)
     url = normalise_url(_url_of(content))
     registry, watchman = parts().registry, parts().watchman
+    parts().store.check()
     known = registry.find(url) is not None
     worker = registry.add(url, Origin.REGISTERED, concurrency=limit)
     if limit is None and "max_concurrency" in content:
@@ -35,6 +36,7 @@ async def add_worker() -> dict[str, Any]:
     if known:
         parts().retirer.keep(worker)
         watchman.nudge(worker)
+    await parts().store.commit()  # now, lest a worker that does not answer delays it
     await watchman.first_contact(worker, within=FIRST_CONTACT)
     return {"status": "success", "worker": _payload(worker), "message": _finding(worker)}
 
@@ -73,6 +75,7 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
         )
 
     registry, watchman = parts().registry, parts().watchman
+    parts().store.check()
     if is_dead is True:
         registry.administer(worker, AdminEvent.QUARANTINE, "by request")
     elif is_dead is False:
@@ -83,6 +86,7 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
         )
     if "max_concurrency" in content:
         registry.set_concurrency(worker, limit)
+    await parts().store.commit()
     if refresh or is_dead is False:
         await watchman.look_again(worker, within=FIRST_CONTACT)
     return {"status": "success", "worker": _payload(worker)}
@@ -93,6 +97,7 @@ async def delete_worker(worker_id: str) -> dict[str, Any]:
     """Forget a worker; with `?drain=true` after what is in flight there has ended. One that was
     launched is drained unless told otherwise, and ended."""
     worker = parts().registry.get(worker_id)
+    parts().store.check()
     launched = worker.origin is Origin.LAUNCHED
     if body.query_flag("drain", absent=launched):
         await parts().retirer.drain_and_remove(worker)
@@ -112,7 +117,9 @@ async def add_worker_as_before() -> dict[str, Any]:
 async def remove_worker_as_before() -> dict[str, Any]:
     """`DELETE /workers/{worker_id}`, as older trainers call it."""
     worker = parts().registry.get(normalise_url(_url_of(await body.json_object())))
+    parts().store.check()
     parts().retirer.remove(worker)
+    await parts().store.commit()
     return {"status": "success", "worker_id": worker.worker_id, "url": worker.url}
 
 

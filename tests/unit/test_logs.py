@@ -64,6 +64,7 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     registry.subscribe(logs.log_event)
     registry.subscribe(told.append)
     worker = registry.add("http://w:1", Origin.STATIC)
+    registry.add("http://w:1", Origin.REGISTERED)
     registry.learned(worker, Capabilities())
     registry.probed(worker, Probe.OK)
     registry.lease(worker).release()
@@ -74,6 +75,8 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     registry.drop(ghost)
     registry.set_concurrency(worker, 2)
     registry.trouble(worker, "connection reset")
+    registry.suspect(worker, "its idle connection was closed")
+    registry.absolve(worker)
     registry.probed(worker, Probe.REFUSED, "GET /health failed: connection refused")
     registry.reincarnate(worker, "it refused a connection")
     registry.remove(worker)
@@ -81,6 +84,7 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert lines == [
         ("INFO", "worker http://w:1 added (static)"),
+        ("INFO", "worker http://w:1 registered; it stays without a flag too"),
         ("INFO", "worker http://w:1 serves no model named"),
         ("INFO", "worker http://w:1: health unknown -> healthy"),
         ("DEBUG", "worker http://w:1: lease granted"),
@@ -91,12 +95,14 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
         ("DEBUG", "worker http://w:1: slot freed (ghost)"),
         ("DEBUG", "worker http://w:1: 2 slots"),
         ("DEBUG", "worker http://w:1: connection reset"),
+        ("INFO", "worker http://w:1 may be another process now: its idle connection was closed"),
+        ("INFO", "worker http://w:1 is still the same process (its idle connection was closed)"),
         ("INFO", "worker http://w:1 may be another process now: it refused a connection"),
         (
             "WARNING",
             "worker http://w:1: health healthy -> unhealthy:"
             " GET /health failed: connection refused",
         ),
-        ("WARNING", "worker http://w:1 is another process now (it refused a connection)"),
+        ("WARNING", "worker http://w:1 counts as another process now (it refused a connection)"),
         ("INFO", "worker http://w:1 removed"),
     ]

@@ -2,147 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
-import trio.testing
-from attrs import Factory, define
 
 from router.control import watch as watch_module
 from router.control.client import Answer, Unreachable
 from router.control.watch import Watchman
+from router.control.witness import Witness
 from router.pool import events
+from router.pool.assets import AssetMap
 from router.pool.lifecycle import AdminEvent
 from router.pool.registry import Registry
-from router.pool.worker import Health, Origin, Worker
-
-URL = "http://w:1"
-OK = Answer(200, b'{"status":"ok"}')
-WARMING = Answer(503, b"")
-DEAD = Answer(503, b'{"status":"unhealthy","error":"OOM"}')
-REFUSED = Unreachable("GET /health failed: connection refused", refused=True)
-HANGS = "hangs"
-
-
-def models(*names: str) -> Answer:
-    return Answer(200, json.dumps({"data": [{"id": name} for name in names]}).encode())
-
-
-@define(eq=False)
-class Process:
-    """A worker's side: what it answers, and what it was asked when."""
-
-    answers: dict[str, Any] = Factory(dict)
-    asked: list[tuple[float, str]] = Factory(list)
-    takes: float = 0.0  # seconds per answer
-    listens: bool = True
-    hangs_up: bool = False  # on idle connections, as soon as they are open
-    idle: list[Any] = Factory(list)  # its ends of the idle connections
-    opened: int = 0  # idle connections
-
-    async def get(self, url: str, path: str, *, within: float) -> Answer:
-        self.asked.append((trio.current_time(), path))
-        answer = self.answers.get(path, OK if path == "/health" else models("m"))
-        if answer == HANGS:
-            await trio.sleep(within)
-            raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
-        await trio.sleep(self.takes)
-        if isinstance(answer, Unreachable):
-            raise answer
-        assert isinstance(answer, Answer)
-        return answer
-
-    async def open_idle(self, url: str) -> trio.abc.Stream | None:
-        await trio.lowlevel.checkpoint()
-        if not self.listens:
-            return None
-        ours, theirs = trio.testing.memory_stream_pair()
-        self.idle.append(theirs)
-        self.opened += 1
-        assert self.opened < 10_000, "in virtual time a busy loop would go on for ever"
-        if self.hangs_up:
-            self.die()
-        return ours
-
-    def die(self) -> None:
-        for stream in self.idle:
-            stream.send_stream.close()
-        self.idle.clear()
-
-    def times(self, path: str = "/health") -> list[float]:
-        return [round(when, 6) for when, asked in self.asked if asked == path]
-
-    def health(self, answer: Any) -> None:
-        self.answers["/health"] = answer
-
-
-@define(eq=False)
-class Scene:
-    process: Process
-    registry: Registry
-    watchman: Watchman
-    told: list[events.Event]
-
-    def add(self, url: str = URL) -> Worker:
-        return self.registry.add(url, Origin.REGISTERED)
-
-    async def healthy(self) -> Worker:
-        """A worker that was met, a moment ago."""
-        worker = self.add()
-        await settle()
-        assert worker.health is Health.HEALTHY
-        return worker
-
-
-async def settle() -> None:
-    """Let everything happen that takes no time."""
-    await trio.testing.wait_all_tasks_blocked()
-
-
-Body = Callable[[Scene], Awaitable[None]]
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Run a scene: a watchman over a registry whose workers are all `Process`."""
-
-    def run(body: Body, *, interval: float = 10.0, jitter: float = 0.0) -> None:
-        monkeypatch.setattr(watch_module, "_JITTER", jitter)
-
-        @asynccontextmanager
-        async def scene() -> AsyncIterator[Scene]:
-            process, registry = Process(), Registry(failure_threshold=3)
-            monkeypatch.setattr(watch_module, "open_idle", process.open_idle)
-            told: list[events.Event] = []
-            registry.subscribe(told.append)
-            watchman = Watchman(
-                registry,
-                process,  # type: ignore[arg-type]
-                interval,
-                random.Random(1),
-            )
-            async with trio.open_nursery() as nursery:
-                await nursery.start(watchman.run)
-                yield Scene(process, registry, watchman, told)
-                nursery.cancel_scope.cancel()
-
-        async def main() -> None:
-            async with scene() as one:
-                await body(one)
-
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-    return run
-
-
-Play = Callable[..., None]
+from router.pool.worker import Health, Origin
+from tests.unit.control.watching import (
+    DEAD,
+    HANGS,
+    OK,
+    REFUSED,
+    URL,
+    WARMING,
+    Play,
+    Process,
+    Scene,
+    models,
+    settle,
+)
 
 
 def test_a_worker_is_healthy_once_probed_and_read(play: Play) -> None:
@@ -164,7 +52,8 @@ def test_workers_that_are_there_already_are_watched(monkeypatch: pytest.MonkeyPa
         process, registry = Process(), Registry()
         monkeypatch.setattr(watch_module, "open_idle", process.open_idle)
         worker = registry.add(URL, Origin.STATIC)
-        watchman = Watchman(registry, process)  # type: ignore[arg-type]
+        witness = Witness(AssetMap(), process)  # type: ignore[arg-type]
+        watchman = Watchman(registry, process, witness)  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             await nursery.start(watchman.run)
             await settle()
@@ -345,7 +234,7 @@ def test_a_suspect_stays_one_until_it_answers(play: Play) -> None:
         scene.process.health(OK)
         await trio.sleep(20)
         assert (worker.health, worker.incarnation) == (Health.HEALTHY, 2)
-        assert sum(isinstance(event, events.Reincarnated) for event in scene.told) == 1
+        assert scene.count(events.Reincarnated) == 1
 
     play(body)
 

@@ -1,0 +1,264 @@
+"""Keeps the pool in the store, and restores it from there. DESIGN section 8, "Membership"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from datetime import UTC, datetime
+from typing import ClassVar
+
+import trio
+from attrs import define, field, frozen
+
+from ..dispatch import Dispatcher
+from ..pool import events
+from ..pool.assets import AssetMap
+from ..pool.cost import ALL
+from ..pool.known import WorkerRecord
+from ..pool.registry import Registry
+from ..pool.worker import Hold, HoldKind, Origin, Worker
+from ..store.showing import lasting
+from ..store.store import Store
+from .asset_log import StoredAssets
+from .witness import ROUTER_RESTARTED
+
+_SPEEDS_EVERY = 15.0  # seconds
+_FACETS = ("admin", "memory")
+
+
+@frozen
+class JobRecord:
+    """A video or mesh job that has not ended. Times are seconds by the clock on the wall."""
+
+    table: ClassVar[str] = "jobs"
+
+    job_id: str
+    url: str
+    incarnation: int
+    endpoint: str  # the kind of endpoint, as speeds are learnt
+    work: float
+    submitted: float
+    begun: float | None = None
+
+    @property
+    def key(self) -> str:
+        return self.job_id
+
+
+@frozen
+class SpeedRecord:
+    """The last measurements of a worker, or of all together (`*`), by kind of endpoint."""
+
+    table: ClassVar[str] = "speeds"
+
+    worker: str
+    measured: Mapping[str, list[float]]
+
+    @property
+    def key(self) -> str:
+        return self.worker
+
+
+@define(eq=False)
+class Keeper:
+    """Puts what happens in the pool into the store, in the moment in which it happens."""
+
+    store: Store
+    registry: Registry
+    dispatcher: Dispatcher
+    assets: AssetMap
+    wall: Callable[[], float] = lambda: datetime.now(UTC).timestamp()
+    _stored_assets: StoredAssets = field(init=False)
+    _numbers: dict[Worker, int] = field(init=False, factory=dict)
+    _last: int = field(init=False, default=0)
+    _jobs: dict[str, set[str]] = field(init=False, factory=dict)  # ids, by the worker's URL
+    _waiting: dict[str, list[JobRecord]] = field(init=False, factory=dict)
+    _summary: str | None = field(init=False, default=None)
+    # Restored, and not yet known to be the same process or another one.
+    _doubted: set[Worker] = field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self._stored_assets = StoredAssets(self.store, self.assets)
+
+    def restore(self, static: Iterable[str]) -> Set[Worker]:
+        """Make the pool what it was; the workers that were known before. `static` are the URLs that
+        today's flags name.
+
+        To be called when all observers of the registry have subscribed. Workers that were launched
+        are taken up when their launcher adds them; `settle` forgets the others. Raises
+        StateRefused.
+        """
+        records = sorted(self.store.restored(WorkerRecord).values(), key=lambda r: r.number)
+        self._last = max((record.number for record in records), default=0)
+        static = dict.fromkeys(static)
+        kept = []
+        for record in records:
+            if record.url in static or record.registered or record.origin is Origin.LAUNCHED:
+                kept.append(record)
+            else:  # no flag names it any more
+                self.store.delete(WorkerRecord, record.url)
+        jobs = self.store.restored(JobRecord)
+        for job in jobs.values():
+            self._waiting.setdefault(job.url, []).append(job)
+        speeds = self.store.restored(SpeedRecord)
+        for speed in speeds.values():
+            self.dispatcher.speeds.restore(speed.worker, speed.measured)
+        self.registry.recall(kept, doubt=ROUTER_RESTARTED)
+        self.registry.subscribe(self._observe)
+        for record in kept:
+            if record.registered and record.url not in static:
+                self.registry.add(record.url, Origin.REGISTERED)
+            elif record.url in static:
+                self.registry.add(record.url, Origin.STATIC)
+        for url in static:
+            self.registry.add(url, Origin.STATIC)
+        self._stored_assets.restore(self.registry.find, lambda url: url in self.registry.past)
+        if records:
+            self._summary = self._summarise(len(kept), len(jobs))
+        return set(self._doubted)
+
+    def settle(self) -> None:
+        """Forget what belongs to workers that were not added again: all launchers have."""
+        for record in self.registry.forget_past():
+            self.store.delete(WorkerRecord, record.url)
+        for jobs in self._waiting.values():
+            for job in jobs:
+                self.store.delete(JobRecord, job.job_id)
+        self._waiting.clear()
+        self._stored_assets.drop_waiting()
+        known = {worker.url for worker in self.registry}
+        for name in self.store.rows(SpeedRecord.table):
+            if name != ALL and name not in known:
+                self.dispatcher.speeds.forget(name)
+                self.store.delete(SpeedRecord, name)
+        self.store.release()
+
+    def summary(self) -> str | None:
+        """What was restored, for people; None if nothing was there."""
+        return self._summary
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Put now and then what changes with every generation; never returns."""
+        task_status.started()
+        while True:
+            await trio.sleep(_SPEEDS_EVERY)
+            self.put_speeds()
+
+    def put_speeds(self) -> None:
+        """Put the speeds that were measured lately."""
+        for name, measured in self.dispatcher.speeds.changed().items():
+            self.store.put(SpeedRecord(name, measured))
+
+    def _summarise(self, workers: int, jobs: int) -> str:
+        parts = [
+            _count(workers, "worker"),
+            _count(jobs, "unfinished job"),
+            _count(len(self.assets), "asset"),
+        ]
+        for model, row in self.store.rows("ledgers").items():
+            parts.append(f"weights of {model} at version {row.get('version')}")
+        absence = self.store.absence
+        age = "" if absence is None else f"; the router was last alive {lasting(absence)} before"
+        return ", ".join(parts) + age
+
+    def _observe(self, event: events.Event) -> None:
+        match event:
+            case events.WorkerAdded(worker, past):
+                self._added(worker, past)
+            case events.WorkerRemoved(worker):
+                self._doubted.discard(worker)
+                self._numbers.pop(worker, None)
+                self._forget_jobs(worker)
+                self.store.delete(WorkerRecord, worker.url)
+                self.store.delete(SpeedRecord, worker.url)
+            case events.Reincarnated(worker):
+                self._forget_jobs(worker)
+                self._put(worker)
+                if worker in self._doubted:
+                    # Nothing proves that it is the same, nor that it is not: it may be busy.
+                    self._doubted.discard(worker)
+                    self._haunt(worker)
+            case events.Absolved(worker):
+                self._doubted.discard(worker)
+            case events.FacetChanged(worker, facet) if facet in _FACETS:
+                self._put(worker)
+            case (
+                events.SlotsChanged(worker)
+                | events.CapabilitiesLearned(worker)
+                | events.WorkerRegistered(worker)
+            ):
+                self._put(worker)
+            case events.Held(hold):
+                self._held(hold)
+            case events.SlotFreed(hold):
+                self._freed(hold)
+
+    def _added(self, worker: Worker, past: WorkerRecord | None) -> None:
+        if past is None:
+            self._last += 1
+            self._numbers[worker] = self._last
+            self._put(worker)
+            return
+        self._numbers[worker] = past.number
+        if past.origin is not worker.origin:
+            self._put(worker)
+        self._resume_jobs(worker)
+        self._stored_assets.added(worker)
+        self._doubted.add(worker)
+        self._haunt(worker)
+
+    def _put(self, worker: Worker) -> None:
+        number = self._numbers.get(worker)
+        if number is not None:
+            self.store.put(WorkerRecord.of(worker, number, self.registry.concurrency))
+
+    def _haunt(self, worker: Worker) -> None:
+        """What the worker was doing when the router ended may go on: one slot stays taken until it
+        has come to what it is asked then."""
+        now = trio.current_time()
+        ghost = Hold(worker, worker.incarnation, HoldKind.GHOST, since=now, begun=now)
+        self.registry.occupy(ghost)
+
+    def _resume_jobs(self, worker: Worker) -> None:
+        now, wall = trio.current_time(), self.wall()
+        for job in self._waiting.pop(worker.url, []):
+            if job.incarnation != worker.incarnation:
+                self.store.delete(JobRecord, job.job_id)
+                continue
+            begun = None if job.begun is None else now - max(0.0, wall - job.begun)
+            self.dispatcher.job_found(
+                *(worker, job.job_id, job.endpoint),
+                work=job.work,
+                since=now - max(0.0, wall - job.submitted),
+                begun=begun,
+            )
+
+    def _held(self, hold: Hold) -> None:
+        if hold.job_id is None:
+            return
+        if hold.kind is not HoldKind.JOB:  # deleted: nobody asks for it any more
+            self._freed(hold)
+            return
+        now, wall = trio.current_time(), self.wall()
+        self._jobs.setdefault(hold.worker.url, set()).add(hold.job_id)
+        self.store.put(
+            JobRecord(
+                *(hold.job_id, hold.worker.url, hold.incarnation, hold.endpoint, hold.work),
+                submitted=wall - (now - hold.since),
+                begun=None if hold.begun is None else wall - (now - hold.begun),
+            )
+        )
+
+    def _freed(self, hold: Hold) -> None:
+        jobs = self._jobs.get(hold.worker.url)
+        if hold.job_id is None or jobs is None or hold.job_id not in jobs:
+            return
+        jobs.discard(hold.job_id)
+        self.store.delete(JobRecord, hold.job_id)
+
+    def _forget_jobs(self, worker: Worker) -> None:
+        for job_id in self._jobs.pop(worker.url, ()):
+            self.store.delete(JobRecord, job_id)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,88 @@
+"""Finds the jobs that were never recorded: submitted in the moment in which the router died."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Set
+from typing import Any
+
+import trio
+from attrs import define, field
+
+from ..dispatch import Dispatcher
+from ..pool import events
+from ..pool.assets import AssetKind, AssetMap
+from ..pool.catalog import is_over, told_place
+from ..pool.registry import Registry
+from ..pool.worker import Health, Worker
+from .jobs import JobControl, able
+
+logger = logging.getLogger("router.control")
+
+_ENDPOINTS = {AssetKind.VIDEO: "video", AssetKind.MESH: "mesh"}
+# Seconds until a list that was not told is asked for again.
+_RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
+
+
+@define(eq=False)
+class Recovery:
+    """Reads each restored worker's list of jobs once, as soon as it is healthy again."""
+
+    registry: Registry
+    dispatcher: Dispatcher
+    assets: AssetMap
+    jobs: JobControl
+    _due: set[Worker] = field(init=False, factory=set)
+    _nursery: trio.Nursery | None = field(init=False, default=None)
+
+    async def run(
+        self,
+        restored: Set[Worker],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Read the lists; never returns. `restored` are those that are there already."""
+        async with trio.open_nursery() as self._nursery:
+            self._due |= restored
+            self.registry.subscribe(self._observe)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def _observe(self, event: events.Event) -> None:
+        match event:
+            case events.WorkerAdded(worker, past) if past is not None:
+                self._due.add(worker)
+            case events.Reincarnated(worker) | events.WorkerRemoved(worker):
+                self._due.discard(worker)  # its jobs ended with its process
+            case events.FacetChanged(worker, facet="health", new=Health.HEALTHY):
+                if worker in self._due:
+                    assert self._nursery is not None
+                    self._due.discard(worker)
+                    self._nursery.start_soon(self._recover, worker, worker.incarnation)
+
+    async def _recover(self, worker: Worker, incarnation: int) -> None:
+        for kind in _ENDPOINTS:
+            pause = _RETRY_FIRST
+            while able([worker], kind):
+                jobs = await self.jobs.all_jobs(worker, kind)
+                if worker.removed or worker.incarnation != incarnation:
+                    return
+                if jobs is not None:
+                    self._enter(worker, kind, {job["id"]: job for job in jobs})
+                    break
+                await trio.sleep(pause)
+                pause = min(_RETRY_MOST, pause * 2)
+
+    def _enter(self, worker: Worker, kind: AssetKind, jobs: Mapping[str, Any]) -> None:
+        found = 0
+        for job_id, job in sorted(jobs.items(), key=lambda item: told_place(item[1])):
+            over = is_over(job)
+            if self.assets.owner(job_id, kind) is None and not self.assets.full:
+                self.assets.learn(job_id, worker, kind, finished=over)
+                found += 1
+            if over:
+                self.assets.finish(job_id)
+            else:
+                self.dispatcher.job_found(worker, job_id, _ENDPOINTS[kind])
+        if found:
+            logger.info("worker %s: %d of its %s were not recorded", worker.url, found, kind)

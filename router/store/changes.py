@@ -1,0 +1,110 @@
+"""A set of changes to the tables: what waits to be written, and what a journal adds up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from attrs import define, field
+
+
+class _Deleted:
+    def __repr__(self) -> str:
+        return "DELETED"
+
+
+DELETED: Final = _Deleted()
+
+Tables = dict[str, dict[str, Any]]
+Op = Sequence[Any]  # ["put", table, key, value], ["del", table, key] or ["clear", table]
+
+
+@define(eq=False)
+class Changes:
+    """Changes by table and key; a later one replaces an earlier one of the same key.
+
+    So it never holds more than there are rows, however long it grows. Tables keep the order of
+    the last puts.
+    """
+
+    # What was put or deleted since the table was cleared, if it was.
+    tables: Tables = field(factory=dict)
+    cleared: dict[str, None] = field(factory=dict)
+    # Keys that no file can hold yet: deleted again, nothing is left of them.
+    _new: dict[str, set[str]] = field(init=False, factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.tables or self.cleared)
+
+    def __len__(self) -> int:
+        return len(self.cleared) + sum(map(len, self.tables.values()))
+
+    def put(self, table: str, key: str, value: Any, *, new: bool = False) -> None:
+        """Enter a row. `new`: there was none of this key before."""
+        rows = self.tables.setdefault(table, {})
+        if new and key not in rows:
+            self._new.setdefault(table, set()).add(key)
+        rows.pop(key, None)
+        rows[key] = value
+
+    def delete(self, table: str, key: str) -> None:
+        rows = self.tables.setdefault(table, {})
+        rows.pop(key, None)
+        new = self._new.get(table)
+        if new is None or key not in new:
+            rows[key] = DELETED
+            return
+        new.discard(key)
+        if not rows:
+            del self.tables[table]
+
+    def clear(self, table: str) -> None:
+        """Drop all rows of a table."""
+        self.tables.pop(table, None)
+        self._new.pop(table, None)
+        self.cleared[table] = None
+
+    def follow(self, later: Changes) -> None:
+        """Let the later changes come after these."""
+        for table in later.cleared:
+            self.clear(table)
+        for table, rows in later.tables.items():
+            new = later._new.get(table, ())
+            for key, value in rows.items():
+                if value is DELETED:
+                    self.delete(table, key)
+                else:
+                    self.put(table, key, value, new=key in new)
+
+    def apply(self, op: Op) -> None:
+        """Enter an op of a journal. Raises ValueError for what is none."""
+        match op:
+            case ["put", str(table), str(key), value]:
+                self.put(table, key, value)
+            case ["del", str(table), str(key)]:
+                self.delete(table, key)
+            case ["clear", str(table)]:
+                self.clear(table)
+            case _:
+                raise ValueError(f"no such change: {op!r:.100}")
+
+    def ops(self) -> Iterator[Op]:
+        """All of it as ops of a journal."""
+        for table in self.cleared:
+            yield ["clear", table]
+        for table, rows in self.tables.items():
+            for key, value in rows.items():
+                yield ["del", table, key] if value is DELETED else ["put", table, key, value]
+
+    def onto(self, tables: Tables) -> None:
+        """Carry the changes out on whole tables."""
+        for table in self.cleared:
+            tables.pop(table, None)
+        for table, rows in self.tables.items():
+            there = tables.setdefault(table, {})
+            for key, value in rows.items():
+                there.pop(key, None)
+                if value is not DELETED:
+                    there[key] = value
+            if not there:
+                del tables[table]

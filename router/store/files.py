@@ -1,0 +1,152 @@
+"""The files of a state directory: their names, and writing them so that they are really there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attrs import define
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK = "lock"
+_NAME = re.compile(r"(journal|snapshot)-(\d+)\.jsonl\Z")
+_PATIENCE, _PAUSE = 0.5, 0.02  # seconds: a reader may have the lock for a moment
+
+
+def journal(folder: Path, number: int) -> Path:
+    return folder / f"journal-{number}.jsonl"
+
+
+def snapshot(folder: Path, number: int) -> Path:
+    return folder / f"snapshot-{number}.jsonl"
+
+
+def numbered(folder: Path, holds: str) -> list[int]:
+    """The numbers of the journals or snapshots that are there, in their order."""
+    found = (_NAME.match(name) for name in os.listdir(folder))
+    return sorted(int(match[2]) for match in found if match and match[1] == holds)
+
+
+def now() -> str:
+    """The time of day, for people."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def age(path: Path) -> float | None:
+    """Seconds since a file was touched, by the clock on the wall: it outlives processes."""
+    try:
+        return max(0.0, datetime.now(UTC).timestamp() - path.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of it where the file stands. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync(fd: int) -> None:
+    """Wait until what was written to a file is on the disk. Raises OSError."""
+    if sys.platform == "linux":
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that came and went durable. Raises OSError."""
+    if sys.platform == "win32":
+        return  # folders cannot be opened there
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """Write a file under another name, and give it its own once it is on the disk.
+
+    Gives the descriptor. Raises OSError; whatever is raised, `path` is what it was.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        try:
+            yield fd
+            sync(fd)
+        finally:
+            os.close(fd)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@define(eq=False)
+class Lock:
+    """The right to write in a state directory; it ends with the process, however that ends."""
+
+    path: Path
+    fd: int | None
+
+    @classmethod
+    def take(cls, folder: Path) -> Lock | None:
+        """None if another process has it. Raises OSError."""
+        path = folder / LOCK
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if sys.platform != "win32":
+            for _ in range(round(_PATIENCE / _PAUSE)):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(_PAUSE)
+            else:
+                os.close(fd)
+                return None
+        os.ftruncate(fd, 0)
+        os.write(fd, b"%d\n" % os.getpid())
+        return cls(path, fd)
+
+    def touch(self) -> None:
+        """Show that its holder lives. Raises OSError."""
+        if self.fd is not None:
+            os.utime(self.path)
+
+    def release(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+def holder(folder: Path) -> str | None:
+    """The process that has the lock, as far as it can be told; None if nobody has it."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fd = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

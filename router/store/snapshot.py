@@ -1,0 +1,143 @@
+"""Snapshots: made of the one before and the journals since, from file to file.
+
+Nothing of what lives is read, so nobody has to stand still for it; and no more is held than the
+journals since, however many rows there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+from . import files
+from .changes import DELETED, Changes
+from .lines import header, sealed
+from .reading import Loaded, read_journal, snapshot_lines
+
+_ROWS = 256  # of one line: the interpreter is held for no longer than one takes
+_FLUSH = 256 * 1024  # bytes written at once
+_SYNC = 4 * 1024 * 1024  # bytes left for one sync: others wait for the disk too
+_WORK, _REST = 0.001, 0.002  # seconds: the share of the interpreter that it takes
+
+
+@define(eq=False)
+class Pace:
+    """Lets others have their turn. `hurried`: nobody else needs it. `poll` may raise whatever
+    breaks the work off."""
+
+    hurried: bool = False
+    poll: Callable[[], None] = lambda: None
+    _since: float = field(init=False, factory=time.perf_counter)
+
+    def rest(self) -> None:
+        """Called between two small pieces of work."""
+        self.poll()
+        if not self.hurried and time.perf_counter() - self._since > _WORK:
+            time.sleep(_REST)
+            self._since = time.perf_counter()
+
+
+@define(eq=False)
+class _Writer:
+    """Writes rows, several to a line, and the end."""
+
+    fd: int
+    pace: Pace
+    count: int = 0
+    _table: str = ""
+    _rows: dict[str, Any] = field(factory=dict)
+    _data: bytearray = field(factory=bytearray)
+    _unsynced: int = 0
+
+    def row(self, table: str, key: str, value: Any) -> None:
+        if self._rows and (table != self._table or len(self._rows) >= _ROWS):
+            self._line()
+        self._table = table
+        self._rows[key] = value
+        self.count += 1
+
+    def end(self, seq: int) -> None:
+        if self._rows:
+            self._line()
+        self._data += sealed({"end": self.count, "seq": seq})
+        self._flush()
+
+    def _line(self) -> None:
+        self._data += sealed({"table": self._table, "rows": self._rows})
+        self._rows = {}
+        if len(self._data) >= _FLUSH:
+            self._flush()
+        self.pace.rest()
+
+    def _flush(self) -> None:
+        files.write(self.fd, bytes(self._data))
+        self._unsynced += len(self._data)
+        self._data.clear()
+        if self._unsynced >= _SYNC:
+            files.sync(self.fd)
+            self._unsynced = 0
+
+
+def compact(folder: Path, base: int, number: int, pace: Pace) -> int:
+    """Make snapshot `number` of snapshot `base` (0: none) and the journals since, which are closed
+    all; its size in bytes. Then drop what is older than `base`.
+
+    The journals since `base` stay: should the new snapshot be lost, nothing is. Raises OSError and
+    what reading raises.
+    """
+    changes, read = Changes(), Loaded(last=number)
+    for journal in range(base or 1, number):
+        read_journal(files.journal(folder, journal), journal, changes, read, pace.rest)
+    path = files.snapshot(folder, number)
+    with files.replacing(path) as fd:
+        files.write(fd, header("snapshot", number, files.now()))
+        writer = _Writer(fd, pace)
+        for table, key, value in _merged(folder, base, changes, read):
+            writer.row(table, key, value)
+        writer.end(read.seq)
+    _drop_older(folder, base)
+    return path.stat().st_size
+
+
+def _merged(
+    folder: Path, base: int, changes: Changes, read: Loaded
+) -> Iterator[tuple[str, str, Any]]:
+    """The rows of the new snapshot: table by table, each in the order of the last puts."""
+    left = changes.tables
+    current: str | None = None
+    if base:
+        for content in snapshot_lines(files.snapshot(folder, base), base):
+            if "rows" not in content:
+                read.seq = max(read.seq, content["seq"])
+                continue
+            table = content["table"]
+            if current is not None and table != current:
+                yield from _put(current, left.pop(current, {}))
+            current = table
+            if table in changes.cleared:
+                continue
+            newer = left.get(table, {})
+            for key, value in content["rows"].items():
+                if key not in newer:
+                    yield table, key, value
+        if current is not None:
+            yield from _put(current, left.pop(current, {}))
+    for table, rows in left.items():
+        yield from _put(table, rows)
+
+
+def _put(table: str, rows: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    return ((table, key, value) for key, value in rows.items() if value is not DELETED)
+
+
+def _drop_older(folder: Path, base: int) -> None:
+    for holds, name in (("snapshot", files.snapshot), ("journal", files.journal)):
+        for number in files.numbered(folder, holds):
+            if number < base:
+                with contextlib.suppress(OSError):  # the next one tries again
+                    name(folder, number).unlink()

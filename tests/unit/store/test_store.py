@@ -1,0 +1,571 @@
+"""The store: what is acknowledged is there again, whatever happens to the files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import trio
+import trio.testing
+from attrs import frozen
+
+from router.errors import StateUnavailable
+from router.store import files, lines, opening, reading
+from router.store import store as store_module
+from router.store.opening import StateRefused
+from router.store.store import Store
+
+
+@frozen
+class Kite:
+    table: ClassVar[str] = "kites"
+    key: str
+    colour: str = "red"
+    length: int | None = None
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        with trio.fail_after(20):
+            await main()
+
+    trio.run(bounded, strict_exception_groups=True)
+
+
+def written(folder: Path, *records: Kite, finish: bool = False) -> None:
+    """Put records one batch after the other, as one run of the router does."""
+
+    async def main() -> None:
+        store = Store.open(folder)
+        async with store.running():
+            for record in records:
+                store.put(record)
+                await store.commit()
+            if finish:
+                await store.finish()
+
+    run(main)
+
+
+def found(folder: Path) -> dict[str, Kite]:
+    """What a router finds there; the directory stays as it is."""
+    copy = folder.with_name(folder.name + "-copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    store = Store.open(copy)
+    records = store.restored(Kite)
+    store.close()
+    return records
+
+
+def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
+    one, two = Kite("1"), Kite("2", "blue", 3)
+    written(tmp_path, one, two)
+    store = Store.open(tmp_path)
+    assert store.keeps
+    assert store.restored(Kite) == {"1": one, "2": two}
+    assert store.absence is not None
+    store.close()
+    written(tmp_path, Kite("1", "green"))
+    assert found(tmp_path) == {"1": Kite("1", "green"), "2": two}
+
+
+def test_without_a_directory_nothing_is_kept() -> None:
+    async def main() -> None:
+        store = Store()
+        async with store.running():
+            store.put(Kite("1"))
+            store.delete(Kite, "1")
+            await store.commit()
+            await store.finish()
+        assert not store.keeps
+        assert store.restored(Kite) == {}
+
+    run(main)
+
+
+def test_what_nobody_waits_for_is_written_soon(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put(Kite("1"))
+            store.put(Kite("2"))
+            store.delete(Kite, "2")
+            while not found(tmp_path):
+                await trio.sleep(0.01)
+            assert found(tmp_path) == {"1": Kite("1")}
+
+    run(main)
+
+
+def test_commits_side_by_side_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = 0
+
+    def sync(fd: int) -> None:
+        nonlocal synced
+        synced += 1
+
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        monkeypatch.setattr(files, "sync", sync)
+
+        async def one(number: int) -> None:
+            store.put(Kite(str(number)))
+            await store.commit()
+
+        async with store.running():
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(one, number)
+            assert 0 < synced <= 3
+            assert len(found(tmp_path)) == 20
+
+    run(main)
+
+
+def test_commit_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        begun, gate = trio.Event(), trio.Event()
+
+        def sync(fd: int) -> None:
+            trio.from_thread.run_sync(begun.set)
+            trio.from_thread.run(gate.wait)
+
+        over = []
+
+        async def one() -> None:
+            store.put(Kite("1"))
+            await store.commit()
+            over.append(True)
+
+        async with store.running(), trio.open_nursery() as nursery:
+            monkeypatch.setattr(files, "sync", sync)
+            nursery.start_soon(one)
+            await begun.wait()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not over
+            gate.set()
+        assert over
+
+    run(main)
+
+
+def test_a_second_store_is_refused(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    with pytest.raises(StateRefused, match=rf"process {os.getpid()}\) keeps its state in"):
+        Store.open(tmp_path)
+    assert files.holder(tmp_path) == str(os.getpid())
+    store.close()
+    assert files.holder(tmp_path) is None
+    Store.open(tmp_path).close()
+
+
+def test_fresh_sets_aside_what_is_there(tmp_path: Path) -> None:
+    written(tmp_path, Kite("1"))
+    store = Store.open(tmp_path, fresh=True)
+    assert store.restored(Kite) == {}
+    assert store.absence is None
+    store.close()
+    assert found(tmp_path) == {}
+    assert found(tmp_path / opening.ASIDE) == {"1": Kite("1")}
+    Store.open(tmp_path, fresh=True).close()
+    assert found(tmp_path / opening.ASIDE) == {}
+
+
+def test_a_torn_end_is_cut_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written(tmp_path, Kite("1"), Kite("2"))
+    journal = files.journal(tmp_path, 1)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-5])
+    store = Store.open(tmp_path)
+    assert store.restored(Kite) == {"1": Kite("1")}
+    store.close()
+    [record] = caplog.records
+    last = len(whole.splitlines(keepends=True)[-1]) - 5
+    assert f"cut {last} bytes" in record.getMessage()
+    assert found(tmp_path) == {"1": Kite("1")}
+    assert len(caplog.records) == 1
+
+
+def test_a_bad_line_in_the_middle_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, Kite("1"), Kite("2"), Kite("3"))
+    journal = files.journal(tmp_path, 1)
+    text = journal.read_bytes()
+    journal.write_bytes(text.replace(b'"red"', b'"rad"', 1))
+    with pytest.raises(StateRefused, match=r"journal-1.jsonl is damaged: line 2: .*--fresh"):
+        Store.open(tmp_path)
+    # Nothing was written after the second one was on the disk.
+    assert text.count(b"\n") == 4
+    bad = text.replace(b'"key":"3"', b'"key":"x"')
+    journal.write_bytes(bad)
+    assert list(found(tmp_path)) == ["1", "2"]
+
+
+def test_a_torn_journal_before_another_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, Kite("1"))
+    written(tmp_path, Kite("2"))
+    journal = files.journal(tmp_path, 1)
+    journal.write_bytes(journal.read_bytes()[:-5])
+    with pytest.raises(StateRefused, match="damaged"):
+        Store.open(tmp_path)
+
+
+def test_a_missing_journal_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        written(tmp_path, Kite(str(number)))
+    files.journal(tmp_path, 2).unlink()
+    with pytest.raises(StateRefused, match=r"journal-2.jsonl is missing"):
+        Store.open(tmp_path)
+
+
+def test_the_lock_is_given_back_where_opening_fails(tmp_path: Path) -> None:
+    written(tmp_path, Kite("1"))
+    files.journal(tmp_path, 1).write_bytes(b'{"format":99}\n')
+    for _ in range(2):
+        with pytest.raises(StateRefused, match="format 99"):
+            Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["journal-1.jsonl", "snapshot-2.jsonl"])
+def test_a_newer_format_is_refused(tmp_path: Path, name: str) -> None:
+    written(tmp_path, Kite("1"), finish=True)
+    (tmp_path / name).write_bytes(b'{"format":2,"else":"unknown"}\n')
+    if name.startswith("journal"):
+        files.snapshot(tmp_path, 2).unlink()
+    with pytest.raises(StateRefused, match=r"format 2, and this version knows up to 1; start"):
+        Store.open(tmp_path)
+
+
+@pytest.fixture
+def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """After it is called, the program is of a later format: kites were called birds."""
+
+    def later() -> None:
+        def renamed(table: str, key: str, value: Any) -> tuple[str, str, Any] | None:
+            if table == "stones":
+                return None
+            if value is not None:
+                value = {"key": value["key"], "colour": value["tint"]}
+            return ("kites" if table == "birds" else table), key, value
+
+        monkeypatch.setattr(lines, "FORMAT", 2)
+        monkeypatch.setattr(reading, "FORMAT", 2)
+        monkeypatch.setitem(lines.MIGRATIONS, 1, renamed)
+
+    return later
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_the_format_before_is_read(tmp_path: Path, older: Callable[[], None], finish: bool) -> None:
+    async def before() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put_row("birds", "0", {"key": "0", "tint": "grey"})
+            store.clear("birds")
+            store.put_row("birds", "1", {"key": "1", "tint": "blue"})
+            store.put_row("birds", "2", {"key": "2", "tint": "blue"})
+            store.put_row("stones", "3", {"key": "3", "tint": "grey"})
+            await store.commit()
+            store.delete_row("birds", "2")
+            if finish:
+                await store.finish()
+
+    run(before)
+    older()
+    store = Store.open(tmp_path)
+    assert store.restored(Kite) == {"1": Kite("1", "blue")}
+    assert store.tables() == ["kites"]
+    store.close()
+    written(tmp_path, Kite("4"), finish=True)  # from old and new ones
+    assert found(tmp_path) == {"1": Kite("1", "blue"), "4": Kite("4")}
+    newest = max(files.numbered(tmp_path, "snapshot"))
+    assert json.loads(files.snapshot(tmp_path, newest).read_text().splitlines()[0])["format"] == 2
+
+
+def test_a_format_that_is_too_old_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, Kite("1"))
+    monkeypatch.setattr(lines, "FORMAT", 2)
+    with pytest.raises(StateRefused, match="cannot read any more"):
+        Store.open(tmp_path)
+
+
+def test_unknown_tables_and_fields_are_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put_row("riddles", "1", {"what": [1, 2]})
+            store.put_row("kites", "1", {"key": "1", "later": True})
+            await store.commit()
+
+    run(main)
+    written(tmp_path, finish=True)
+    written(tmp_path, Kite("2"), finish=True)
+    store = Store.open(tmp_path)
+    assert store.rows("riddles") == {"1": {"what": [1, 2]}}
+    assert store.restored(Kite) == {"1": Kite("1"), "2": Kite("2")}
+    store.release()
+    assert store.tables() == []
+    store.close()
+
+
+def test_a_row_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put_row("kites", "7", {"length": "long"})
+
+    run(main)
+    store = Store.open(tmp_path)
+    with pytest.raises(StateRefused, match=r"a row in kites that makes no sense, '7'"):
+        store.restored(Kite)
+    store.close()
+
+
+class Snapshots:
+    """A directory with two snapshots and journals since the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for number in range(3):
+            written(folder, Kite(str(number)), Kite("last", str(number)), finish=number < 2)
+        self.kept = [files.snapshot(folder, n) for n in files.numbered(folder, "snapshot")]
+
+    def all(self) -> dict[str, Kite]:
+        return {**{str(n): Kite(str(n)) for n in range(3)}, "last": Kite("last", "2")}
+
+
+@pytest.fixture
+def snapshots(tmp_path: Path) -> Snapshots:
+    return Snapshots(tmp_path / "state")
+
+
+def test_snapshots_take_the_place_of_older_files(snapshots: Snapshots) -> None:
+    assert found(snapshots.folder) == snapshots.all()
+    assert [path.name for path in snapshots.kept] == ["snapshot-2.jsonl", "snapshot-4.jsonl"]
+    written(snapshots.folder, Kite("x"), finish=True)
+    # The one before, and the journals since it.
+    assert files.numbered(snapshots.folder, "snapshot") == [4, 7]
+    assert files.numbered(snapshots.folder, "journal") == [4, 5, 6, 7]
+    assert found(snapshots.folder) == {**snapshots.all(), "x": Kite("x")}
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "empty", "longer", "gone"])
+def test_a_corrupt_snapshot_costs_nothing(
+    snapshots: Snapshots, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = snapshots.kept[-1]
+    data = last.read_bytes()
+    lines = data.splitlines(keepends=True)
+    if harm == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(
+            {
+                "cut": b"".join(lines[:-1]),
+                "flipped": data.replace(b"red", b"rad"),
+                "empty": b"",
+                "longer": data + lines[1],
+            }[harm]
+        )
+    store = Store.open(snapshots.folder)
+    assert store.restored(Kite) == snapshots.all()
+    store.close()
+    if harm == "gone":
+        assert not caplog.records
+        return
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert "set aside as snapshot-4.jsonl.corrupt" in record.getMessage()
+    assert last.with_name(last.name + ".corrupt").exists()
+    assert not last.exists()
+    assert found(snapshots.folder) == snapshots.all()
+    written(snapshots.folder, Kite("x"), finish=True)
+    assert found(snapshots.folder) == {**snapshots.all(), "x": Kite("x")}
+
+
+def test_two_corrupt_snapshots_are_refused(snapshots: Snapshots) -> None:
+    for path in snapshots.kept:
+        path.write_bytes(b"")
+    with pytest.raises(StateRefused, match=r"snapshot-4.jsonl cannot be read: .* no earlier"):
+        Store.open(snapshots.folder)
+    assert all(path.exists() for path in snapshots.kept)
+
+
+def test_a_first_snapshot_that_is_corrupt_costs_nothing(tmp_path: Path) -> None:
+    written(tmp_path, Kite("1"), finish=True)
+    written(tmp_path, Kite("2"))
+    files.snapshot(tmp_path, 2).write_bytes(b"x")
+    assert found(tmp_path) == {"1": Kite("1"), "2": Kite("2")}
+
+
+def test_a_clean_stop_without_changes_makes_no_snapshot(tmp_path: Path) -> None:
+    written(tmp_path, Kite("1"), finish=True)
+    written(tmp_path, finish=True)
+    assert files.numbered(tmp_path, "snapshot") == [2]
+
+
+def test_many_starts_are_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_MOST_JOURNALS", 4)
+
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put(Kite("x"))
+            await store.commit()
+            while not files.numbered(tmp_path, "snapshot"):
+                await trio.sleep(0.01)
+
+    for number in range(5):
+        written(tmp_path, Kite(str(number)))
+    run(main)
+    assert set(found(tmp_path)) == {"0", "1", "2", "3", "4", "x"}
+
+
+class Disk:
+    """Lets writing fail, at will."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self.room = 0  # bytes that are still taken when it is full
+        write = files.write
+
+        def limited(fd: int, data: bytes) -> None:
+            if self.full:
+                write(fd, data[: self.room])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(fd, data)
+
+        monkeypatch.setattr(files, "write", limited)
+        monkeypatch.setattr(store_module, "_RETRY_FIRST", 0.01)
+        monkeypatch.setattr(store_module, "_RETRY_MOST", 0.01)
+        monkeypatch.setattr(store_module, "_LAZY", 0.01)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@pytest.mark.parametrize("room", [0, 1, 60])
+def test_a_full_disk_refuses_until_it_heals(tmp_path: Path, disk: Disk, room: int) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put(Kite("1"))
+            await store.commit()
+            disk.full, disk.room = True, room
+            store.put(Kite("2"))
+            with pytest.raises(StateUnavailable, match="no space left") as raised:
+                await store.commit()
+            assert raised.value.status == 503
+            assert raised.value.code == "state_unavailable"
+            with pytest.raises(StateUnavailable):
+                store.check()
+            store.put(Kite("2", "blue"))
+            store.put(Kite("3"))
+            with pytest.raises(StateUnavailable):
+                await store.commit()
+            disk.full = False
+            while store.failing:
+                await trio.sleep(0.01)
+            store.check()
+            await store.commit()
+            expected = {"1": Kite("1"), "2": Kite("2", "blue"), "3": Kite("3")}
+            assert found(tmp_path) == expected
+
+    run(main)
+
+
+def test_a_full_disk_at_best_effort(tmp_path: Path, disk: Disk) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path, best_effort=True)
+        async with store.running():
+            disk.full = True
+            store.put(Kite("1"))
+            await store.commit()
+            store.check()
+            assert store.failing == "no space left on device"
+            disk.full = False
+            while store.failing:
+                await trio.sleep(0.01)
+
+    run(main)
+    assert found(tmp_path) == {"1": Kite("1")}
+
+
+def test_what_waits_for_a_full_disk_is_bounded(tmp_path: Path, disk: Disk) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            disk.full = True
+            for number in range(1000):
+                store.put(Kite("same", str(number)))
+                store.put_row("assets", str(number), 1, new=True)
+                store.delete_row("assets", str(number))
+                if number % 100 == 0:
+                    with pytest.raises(StateUnavailable):
+                        await store.commit()
+            assert len(store._pending) < 20
+            disk.full = False
+
+    run(main)
+    assert found(tmp_path) == {"same": Kite("same", "999")}
+
+
+def test_no_snapshot_on_a_full_disk(tmp_path: Path, disk: Disk) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put(Kite("1"))
+            await store.commit()
+            disk.full = True
+            await store.finish()
+            assert store.failing is None
+            disk.full = False
+            store.put(Kite("2"))
+            await store.commit()
+
+    run(main)
+    assert files.numbered(tmp_path, "snapshot") == []
+    assert not list(tmp_path.glob("*.tmp"))
+    assert found(tmp_path) == {"1": Kite("1"), "2": Kite("2")}
+
+
+def test_a_journal_that_was_deleted_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            files.journal(tmp_path, 1).unlink()
+            store.put(Kite("1"))
+            with pytest.raises(StateUnavailable, match="was deleted"):
+                await store.commit()
+
+    run(main)
+
+
+def test_what_is_pending_is_written_at_a_cancelled_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        with trio.CancelScope() as scope:
+            async with store.running():
+                store.put(Kite("1"))
+                scope.cancel()
+                await trio.sleep_forever()
+
+    run(main)
+    assert found(tmp_path) == {"1": Kite("1")}
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not list(tmp_path.rglob("*.tmp"))
