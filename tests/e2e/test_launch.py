@@ -82,7 +82,9 @@ def test_ctrl_c_during_the_start_leaves_nothing(
             time.sleep(0.05)
             running.send_signal(signal.SIGINT)
         status = running.wait(WITHIN)
-        assert status in ((0, 130) if twice else (0,)), (tmp_path / "router.log").read_text()
+        # The second may come when all is done, and Python about to exit.
+        good = (0, 130, -signal.SIGINT) if twice else (0,)
+        assert status in good, (tmp_path / "router.log").read_text()
         assert left(config) == []
 
 
