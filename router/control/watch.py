@@ -55,9 +55,9 @@ class Watchman:
     registry: Registry
     client: ControlClient
     interval: float = 10.0
+    rng: random.Random = field(factory=random.Random)
     # Whether the process of a suspect is the one that was probed; None if nobody can prove it.
     prove: Callable[[Worker], bool | None] = lambda _: None
-    rng: random.Random = field(factory=random.Random)
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
 
