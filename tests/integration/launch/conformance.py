@@ -50,7 +50,7 @@ async def it_runs_until_it_is_ended(site: Site) -> None:
     assert handle.token == order.token
     run = await running(site.backend, handle)
     assert run.process
-    assert await site.alive(order.token) == 1
+    await has(site, order, 1)
     await site.backend.end(handle, patience=PATIENCE)
     assert await site.alive(order.token) == 0
     assert (await site.backend.watch(handle, run)).state is RunState.ENDED
@@ -69,8 +69,7 @@ async def the_stubborn_one_is_ended_with_its_children(site: Site) -> None:
     order = site.order(site.stubborn())
     handle = await site.backend.launch(order)
     await running(site.backend, handle)
-    while await site.alive(order.token) < 2:
-        await trio.sleep(0.01)
+    await has(site, order, 2)
     await site.backend.end(handle, patience=PATIENCE)
     assert await site.alive(order.token) == 0
 
@@ -86,7 +85,7 @@ async def the_same_token_is_one_launch(site: Site) -> None:
     order = site.order(site.stays())
     first = await site.backend.launch(order)
     assert await site.backend.launch(order) == first
-    assert await site.alive(order.token) == 1
+    await has(site, order, 1)
     await site.backend.end(first, patience=PATIENCE)
 
 
@@ -148,8 +147,7 @@ async def a_cancelled_end_uses_force(site: Site) -> None:
     order = site.order(site.stubborn())
     handle = await site.backend.launch(order)
     await running(site.backend, handle)
-    while await site.alive(order.token) < 2:
-        await trio.sleep(0.01)
+    await has(site, order, 2)
     with trio.move_on_after(0.1):
         await site.backend.end(handle, patience=(600, 600))
     assert await site.alive(order.token) == 0
@@ -177,6 +175,13 @@ CASES: tuple[Case, ...] = (
     a_cancelled_end_uses_force,
     the_end_of_its_output_can_be_read,
 )
+
+
+async def has(site: Site, order: Order, count: int) -> None:
+    """Wait until a launch has so many processes: one that has just begun shows no token yet."""
+    while (found := await site.alive(order.token)) < count:
+        await trio.sleep(0.01)
+    assert found == count
 
 
 async def running(backend: Backend, handle: Handle) -> Run:

@@ -23,9 +23,11 @@ from tests.integration.launch.fleets import (
 )
 
 
-async def killed_with(world: World, workers: int) -> dict[int, str | None]:
+async def killed_with(
+    world: World, workers: int, planner: FakePlanner | None = None
+) -> dict[int, str | None]:
     """Leave ready workers behind; their processes by index."""
-    async with router(world, workers=workers, killed=True) as bench:
+    async with router(world, workers=workers, planner=planner, killed=True) as bench:
         for index in range(workers):
             await bench.serve(index)
         await bench.store.commit()
@@ -63,7 +65,7 @@ def test_dead_ones_are_started_again_as_other_processes() -> None:
 
 def test_those_of_other_settings_are_ended_before_the_new_ones_start() -> None:
     async def main(world: World) -> None:
-        await killed_with(world, 2)
+        await killed_with(world, 2, FakePlanner(command=("stubborn",)))
         old = world.living()
         async with router(world, workers=2, planner=other_settings(FakePlanner())) as bench:
             while len(world.engine.jobs) == 2:

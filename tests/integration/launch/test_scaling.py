@@ -97,8 +97,8 @@ def test_fewer_wait_for_work_to_end_and_more_call_them_back() -> None:
 
 def test_an_index_is_taken_again_only_when_it_is_free() -> None:
     async def main(world: World) -> None:
-        world.engine.latency = 5
-        async with router(world, workers=2) as bench:
+        stubborn = FakePlanner(command=("stubborn",))
+        async with router(world, workers=2, planner=stubborn) as bench:
             await bench.serve(0)
             first = await bench.serve(1)
             job = bench.job(1)

@@ -125,6 +125,41 @@ def test_one_that_left_its_group_is_found_by_token_or_by_log(tmp_path: Path) -> 
     with_backend(body)
 
 
+CHILD = """
+import os, sys, time
+place, session, env = sys.argv[1:]
+if os.fork():
+    time.sleep(60)
+if session == "another":
+    os.setsid()
+with open(place, "w") as told:
+    told.write(str(os.getpid()))
+code = f"import time; open({place!r}, 'a').write(' ready'); time.sleep(60)"
+null = os.open(os.devnull, os.O_WRONLY)
+os.dup2(null, 1)
+os.execve(sys.executable, [sys.executable, "-I", "-S", "-c", code], dict(os.environ) if env else {})
+"""
+
+
+@pytest.mark.parametrize(("session", "env"), [("the same", ""), ("another", "its own")])
+def test_group_and_token_are_each_enough_to_be_ended(
+    tmp_path: Path, session: str, env: str
+) -> None:
+    place = tmp_path / "child"
+    place.touch()
+
+    async def body(backend: LocalBackend) -> None:
+        words = (sys.executable, "-I", "-S", "-c", CHILD, str(place), session, env)
+        handle = await backend.launch(command(tmp_path, *words))
+        await until(lambda: "ready" in place.read_text())
+        child = int(place.read_text().split()[0])
+        assert processes.look_up(child)
+        await backend.end(handle, patience=())
+        assert processes.look_up(child) is None
+
+    with_backend(body)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_an_unnoted_launch_that_hides_its_environment_is_found_by_its_log(tmp_path: Path) -> None:
     async def body(backend: LocalBackend) -> None:
