@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
-    from .settings import RouterSettings, load, split_flags
+    from .settings import RouterSettings, load, split_flags, with_launchers
 
     if _asks_for(arguments, "--version"):
         return _show(_version())
     if _asks_for(arguments, "--help", "-h"):
         return _show(_serve_help())
     flags = split_flags(arguments, RouterSettings, config=True)
-    settings = load(RouterSettings, flags, checks=[_bad_worker_urls])
+    settings = load(RouterSettings, flags, checks=[_bad_worker_urls], steps=[with_launchers])
 
     from . import service
 
@@ -121,9 +121,31 @@ def _state(arguments: list[str]) -> int:
     raise SettingsError([Problem("state", "expected 'show DIR [TABLE]' or 'check DIR'")])
 
 
+def _reap(arguments: list[str]) -> int:
+    """End the workers that a router has left running."""
+    from pathlib import Path
+
+    if _asks_for(arguments, "--help", "-h"):
+        return _show(_reap_help())
+    if len(arguments) != 1:
+        raise SettingsError([Problem("reap", "expected one state directory")])
+
+    from . import service
+
+    ended, unreached = service.reap(Path(arguments[0]))
+    for name in sorted(ended):
+        print(f"{name} was ended")
+    for name in sorted(unreached):
+        print(f"{name} does not run on this machine, and was left")
+    if not ended and not unreached:
+        print("no worker was left")
+    return EXIT_FAILED if unreached else EXIT_OK
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "demo": _demo,
+    "reap": _reap,
     "state": _state,
     "simulate-worker": _simulate_worker,
 }
@@ -215,12 +237,14 @@ def _help() -> str:
     commands = {
         "serve": "run the router; the default when no command is given",
         "demo": "run a router and simulated workers, to try it without a GPU",
+        "reap": "end the workers that a router which was killed has left running",
         "state": "print or verify what a router keeps on the disk",
         "simulate-worker": "run one simulated worker; takes the flags of 'sglang serve'",
     }
     return (
         f"Usage: {PROG} [serve] [flags]\n"
         f"       {PROG} demo [flags]\n"
+        f"       {PROG} reap DIR\n"
         f"       {PROG} state show|check DIR\n"
         f"       {PROG} simulate-worker --model-path MODEL --port PORT [flags]\n\n"
         "A router in front of SGLang diffusion workers: image, video and mesh generation.\n\n"
@@ -307,6 +331,19 @@ def _state_help() -> str:
         + entry("check", "verify every file, and say what was found", width)
         + "\nExit status: 0 if all is good, 1 if it cannot be read or check found damage, 2 for"
         " wrong usage.\n"
+    )
+
+
+def _reap_help() -> str:
+    return (
+        f"Usage: {PROG} reap DIR\n\n"
+        + _notes(
+            _width(),
+            "End the workers that a router with this --state-dir has launched and left running,"
+            " after it was killed or with --keep-workers. No router may be running on it.",
+        )
+        + "\nExit status: 0 when none is left, 1 if some run where they cannot be reached, 2 if"
+        " the directory\ncannot be used.\n"
     )
 
 

@@ -10,6 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -139,6 +140,21 @@ class StartError(Exception):
     """The router cannot start (a port in use, say). The message is one sentence for the user."""
 
     status: ClassVar[int] = 1  # of the process
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Let a StartError out of the groups that nurseries wrap it in."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        found: BaseException | None
+        found, rest = group.split(StartError)
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        if found is not None and rest is None:
+            raise found from None
+        raise
 
 
 def describe(error: BaseException) -> str:

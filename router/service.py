@@ -6,13 +6,12 @@ a router that answers without one of its parts.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import tempfile
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -34,15 +33,22 @@ from .control.replay import Replayer
 from .control.retire import Retirer
 from .control.turns import Turns
 from .control.watch import Watchman
-from .control.witness import Witness
+from .control.witness import Verdict, Witness
 from .dispatch import Dispatcher, QueueLimits
-from .errors import StartError, describe
+from .errors import StartError, describe, unwrapped
+from .launch import adoption, display
+from .launch.base import Backend, Planner
+from .launch.fleet import Fleet
+from .launch.launcher import Launcher, Shared
+from .launch.local import LocalBackend
+from .launch.planner import make_planners
 from .observe import logs
 from .pool import ids, policies
 from .pool.assets import AssetMap
 from .pool.cost import Speeds
 from .pool.registry import Registry
 from .pool.weights import ChangeRecord, LedgerRecord, Ledgers, WeightRecord
+from .pool.worker import Worker
 from .relay.access import AdminKey
 from .relay.asgi import Relay
 from .relay.attempts import Attempts
@@ -52,7 +58,7 @@ from .relay.upstream import Upstream
 from .relay.websocket import WebSocketRelay
 from .server import ServerLimits, open_listeners
 from .server import serve as serve_http
-from .settings import QueueOrder, RouterSettings
+from .settings import LauncherSettings, QueueOrder, RouterSettings
 from .store.opening import StateRefused, default_folder
 from .store.store import Store
 from .web.app import create_app
@@ -71,6 +77,7 @@ class Running:
     port: int
     parts: Parts
     upstream: Upstream
+    fleet: Fleet
 
 
 def run(settings: RouterSettings) -> int:
@@ -222,9 +229,10 @@ async def _serve(
     )
     async with ControlClient() as client:
         retirer = Retirer(registry, dispatcher)
+        fleet = await _fleet(settings, registry, store, retirer)
         errands = Errands()
         assets = AssetMap(settings.max_assets)
-        witness = Witness(assets, client)
+        witness = Witness(assets, client, [partial(_prove, fleet)])
         watchman = Watchman(registry, client, witness, settings.health_check_interval)
         follower = Follower(registry, dispatcher, assets, client)
         jobs = JobControl(registry, assets, client)
@@ -275,6 +283,7 @@ async def _serve(
             replayer=replayer,
             memory=memory,
             errands=errands,
+            launcher=fleet,
             limits=CallLimits(refit=settings.refit_timeout, idle=settings.idle_timeout),
         )
         own = cast(App, create_app(parts))
@@ -290,54 +299,127 @@ async def _serve(
             )
         restored = keeper.restore(map(ids.normalise_url, settings.worker_urls))
         memory.restore()
-        keeper.settle()
-        told = keeper.summary()
-        if told is not None:
-            logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upstream.run)
-            nursery.start_soon(_wind_down, stop, dispatcher, restarting, settings.shutdown_timeout)
+            nursery.start_soon(
+                partial(_wind_down, stop, dispatcher, fleet, restarting, settings.shutdown_timeout)
+            )
             await nursery.start(retirer.run)
             await nursery.start(errands.run)
             await nursery.start(replayer.run)
             await nursery.start(memory.run)
             await nursery.start(follower.run)
             await nursery.start(recovery.run, restored)
+            await nursery.start(fleet.run)
+            keeper.settle()
+            told = keeper.summary()
+            if told is not None:
+                logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
             await nursery.start(keeper.run)
             await nursery.start(watchman.run)  # the others wait for what it finds
+            nursery.start_soon(_give_up, fleet)
+            nursery.start_soon(display.show, fleet.views, fleet.changed)
             serving = partial(serve_http, app, listeners, limits=limits, stop=stop)
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)
-                task_status.started(Running(port, parts, upstream))
+                task_status.started(Running(port, parts, upstream, fleet))
+            await fleet.close()
             keeper.put_speeds()
             nursery.cancel_scope.cancel()
 
 
+async def _fleet(
+    settings: RouterSettings, registry: Registry, store: Store, retirer: Retirer
+) -> Fleet:
+    """The workers that the settings want launched. Raises StartError."""
+    local = LocalBackend()
+    planners = await make_planners(settings.launchers)
+    shared = Shared(
+        registry, store, _log_folder(settings, store.folder), keep=settings.keep_workers
+    )
+    launchers = [
+        _launcher(launcher, planner, local)
+        for launcher, planner in zip(settings.launchers, planners, strict=True)
+    ]
+    return Fleet(launchers, shared, retirer.drain_and_remove, {local.name: local})
+
+
+def _launcher(settings: LauncherSettings, planner: Planner, backend: Backend) -> Launcher:
+    return Launcher(
+        planner,
+        backend,
+        workers=settings.num_workers,
+        wait_timeout=settings.wait_timeout,
+        restart=settings.restart,
+        restart_backoff=settings.restart_backoff,
+        max_concurrency=settings.max_concurrency,
+        log_dir=None if settings.log_dir is None else Path(settings.log_dir).absolute(),
+    )
+
+
+def _log_folder(settings: RouterSettings, state: Path | None) -> Path:
+    """Where the output of launched workers goes, if their settings do not say."""
+    if state is not None:
+        return state / "logs"
+    if all(launcher.log_dir is not None for launcher in settings.launchers):
+        return Path()
+    folder = Path(tempfile.mkdtemp(prefix="sglang-d-router-logs-"))
+    logger.info("the logs of the workers are in %s", folder)
+    return folder
+
+
+async def _prove(fleet: Fleet, worker: Worker) -> Verdict:
+    """Ask the launcher whether a worker's process is the one that it launched."""
+    await trio.lowlevel.checkpoint()
+    match fleet.proves(worker):
+        case None:
+            return Verdict.UNKNOWN
+        case same:
+            return Verdict.SAME if same else Verdict.OTHER
+
+
+def reap(folder: Path) -> tuple[set[str], set[str]]:
+    """End the workers that a router of this state directory has left running; the names of those
+    that lived, and of those that run where this program cannot reach them. Raises StartError."""
+    logs.configure("warning")
+    if not folder.is_dir():
+        raise StartError(f"There is no state directory {folder}")
+    try:
+        store = Store.open(folder.absolute())
+    except OSError as error:
+        raise StateRefused(f"{folder} cannot be used: {describe(error)}") from error
+
+    async def end_all() -> tuple[set[str], set[str]]:
+        local = LocalBackend()
+        async with store.running():
+            return await adoption.reap(store, {local.name: local})
+
+    return trio.run(end_all, strict_exception_groups=True)
+
+
+async def _give_up(fleet: Fleet) -> None:
+    """End the router if its own workers have all failed at their start, and there is no other."""
+    await fleet.watch_for_collapse()
+    raise StartError(
+        "no worker could be started, and there is no other; why is above, and in their logs"
+    )
+
+
 async def _wind_down(
-    stop: trio.Event, dispatcher: Dispatcher, restarting: trio.Event, patience: float
+    stop: trio.Event,
+    dispatcher: Dispatcher,
+    fleet: Fleet,
+    restarting: trio.Event,
+    patience: float,
 ) -> None:
     """At the stop, refuse what waits for a worker. What has one may finish; but WebSocket sessions
     have no end of their own: give them a moment, then close them."""
     await stop.wait()
     dispatcher.close()
+    fleet.stop()
     await trio.sleep(min(_SESSION_GRACE, patience / 2))
     restarting.set()
-
-
-@contextlib.contextmanager
-def unwrapped() -> Iterator[None]:
-    """Let a StartError out of the groups that nurseries wrap it in."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found: BaseException | None
-        found, rest = group.split(StartError)
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        if found is not None and rest is None:
-            raise found from None
-        raise
 
 
 def address_of(listener: socket.socket) -> str:

@@ -164,7 +164,8 @@ class Watchman:
             watch.retry = _RETRY_FIRST
             delay = self.interval * self.rng.uniform(1 - _JITTER, 1 + _JITTER)
         else:
-            delay = min(self.interval, watch.retry)
+            # One of ours that loads may serve at any moment, and a look at it costs little.
+            delay = min(self.interval, _RETRY_FIRST if watch.worker.starting else watch.retry)
             watch.retry = min(_RETRY_MOST, watch.retry * 2)
         with trio.move_on_after(delay):
             await watch.wake.wait()

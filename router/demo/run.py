@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import socket
 import tempfile
@@ -11,9 +12,11 @@ import trio
 from attrs import define, field
 
 from .. import program, service
-from ..errors import StartError
-from ..launch.local import LocalProcess, ProcessSpec, Supervisor
-from ..launch.resources import free_port_pair
+from ..errors import StartError, unwrapped
+from ..launch.base import Handle, Order, Run, RunState, WorkerPlan, WorkerPorts
+from ..launch.local import PATIENCE, LocalBackend
+from ..launch.output import last_words
+from ..launch.ports import free_port_pair
 from ..observe import logs
 from ..pool.registry import Registry
 from ..pool.worker import Health, Origin
@@ -33,8 +36,8 @@ class _Demo:
     settings: DemoSettings
     screen: Screen
     logs: Path
-    processes: dict[str, LocalProcess] = field(factory=dict)
-    casualty: LocalProcess | None = None
+    backend: LocalBackend = field(factory=LocalBackend)
+    casualty: str | None = None  # how the first worker died, with its last words
     failed: trio.Event = field(factory=trio.Event)
 
 
@@ -48,7 +51,7 @@ def run(settings: DemoSettings) -> int:
     listeners = open_listeners(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="sglang-d-router-demo-") as folder:
         demo = _Demo(settings, Screen(verbose=settings.verbose), Path(folder))
-        with service.unwrapped():
+        with unwrapped():
             return trio.run(_main, demo, listeners, strict_exception_groups=True)
 
 
@@ -66,9 +69,7 @@ async def _main(demo: _Demo, listeners: list[socket.socket]) -> int:
                 nursery.cancel_scope.cancel()
 
         await nursery.start(obey_signals)
-        supervisor = Supervisor(lambda process: _report(demo, process))
-        await nursery.start(supervisor.run)
-        urls = await _start_workers(demo, supervisor)
+        urls = await _start_workers(demo, nursery)
         settings = RouterSettings(
             host=demo.settings.host,
             port=demo.settings.port,
@@ -88,31 +89,53 @@ async def _main(demo: _Demo, listeners: list[socket.socket]) -> int:
             status = 0 if await check(address, demo.screen) else 1
         else:
             await demo.failed.wait()
-            raise StartError(_death(demo))
+            raise StartError(demo.casualty)
         nursery.cancel_scope.cancel()
     demo.screen.say("all processes have ended")
     return status
 
 
-async def _start_workers(demo: _Demo, supervisor: Supervisor) -> list[str]:
+async def _start_workers(demo: _Demo, nursery: trio.Nursery) -> list[str]:
     urls: list[str] = []
     taken: set[int] = set()
     for index in range(demo.settings.workers):
         base = demo.settings.worker_base_port
         port = base + 2 * index if base else free_port_pair(_HOST, avoid=taken)
         taken |= {port, port + 1}
-        name = f"worker {index + 1}"
-        command = [
+        url = f"http://{_HOST}:{port}"
+        command = (
             *program.self_command(),
             "simulate-worker",
             *("--model-path", MODEL, "--supported-task-types", "T2I,TI2I,T2V"),
             *("--host", _HOST, "--port", str(port), "--strict-ports", "true"),
             *("--time-scale", f"{demo.settings.time_scale:g}"),
-        ]
-        spec = ProcessSpec(name, command, demo.logs / f"worker-{index + 1}.log")
-        demo.processes[name] = await supervisor.start(spec)
-        urls.append(f"http://{_HOST}:{port}")
+        )
+        ports = WorkerPorts(port, 0, 0)
+        plan = WorkerPlan("demo", index, f"worker {index + 1}", command, {}, url, ports)
+        order = Order(plan, secrets.token_hex(16), demo.logs / f"worker-{index + 1}.log")
+        await nursery.start(_keep_worker, demo, order)
+        urls.append(url)
     return urls
+
+
+async def _keep_worker(
+    demo: _Demo, order: Order, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run a worker until it ends by itself, which the demo does not survive."""
+    handle = Handle(order.token, log=order.log)
+    try:
+        handle = await demo.backend.launch(order)
+        task_status.started()
+        run: Run | None = None
+        while run is None or run.state is RunState.RUNNING:
+            run = await demo.backend.watch(handle, run)
+    finally:
+        with trio.CancelScope(shield=True):
+            await demo.backend.end(handle, patience=PATIENCE)
+    if demo.casualty is None:
+        words = last_words(order.log)
+        demo.casualty = f"simulated {order.plan.name} {run.reason}; the end of its log:\n{words}"
+    demo.failed.set()
 
 
 async def _wait_until_ready(demo: _Demo, registry: Registry) -> None:
@@ -129,22 +152,8 @@ async def _wait_until_ready(demo: _Demo, registry: Registry) -> None:
             with trio.move_on_after(0.1):
                 await demo.failed.wait()
     if demo.failed.is_set():
-        raise StartError(_death(demo))
+        raise StartError(demo.casualty)
     raise StartError(f"the workers were not ready within {_READY_WITHIN:g} s")
-
-
-def _report(demo: _Demo, process: LocalProcess) -> None:
-    demo.casualty = demo.casualty or process
-    demo.failed.set()
-
-
-def _death(demo: _Demo) -> str:
-    process = demo.casualty
-    assert process is not None
-    return (
-        f"simulated {process.spec.name} {process.how_it_ended()}; the end of its log:\n"
-        f"{process.last_words()}"
-    )
 
 
 def _tell(demo: _Demo, address: str, registry: Registry) -> None:

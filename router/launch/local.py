@@ -1,4 +1,9 @@
-"""Worker processes on this machine: spawned under our nursery, ended with it."""
+"""The backend for this machine: workers are processes in groups of their own.
+
+They outlive a router that is killed, and are recognised by pid and start time. One that was
+spawned by a router that died before it could note the pid is found by the token in its
+environment, or as the writer of its log.
+"""
 
 from __future__ import annotations
 
@@ -6,137 +11,191 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..errors import StartError
+from . import output, processes
+from .base import TOKEN_VARIABLE, Handle, Order, Run, RunState
 
-# How long a worker has after each signal before the next, harder one (seconds). A worker without
-# `--http-graceful-shutdown-timeout` waits for ever after the first (worker contract).
-_PATIENCE = (5.0, 3.0)
-_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
-_LAST_WORDS = 12  # lines of its log that are shown when a process dies
+PATIENCE = (5.0, 3.0)
+"""Seconds that a worker has after SIGINT, then after SIGTERM. Without
+`--http-graceful-shutdown-timeout` one waits for ever after the first (worker contract)."""
 
-
-@frozen
-class ProcessSpec:
-    """One process to run. `log` is appended to; it gets standard output and error."""
-
-    name: str
-    command: Sequence[str]
-    log: Path
-    env: Mapping[str, str] = field(factory=dict)  # in addition to our own
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_POLL = 0.1  # seconds, where the system cannot tell us of an exit
+_FORCE = 5.0  # seconds that SIGKILL may take: a process in the kernel's hands dies later
+_KILL = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
 
 
 @define(eq=False)
-class LocalProcess:
-    """A process that runs, or has run."""
+class LocalBackend:
+    """Runs workers as processes of this machine."""
 
-    spec: ProcessSpec
-    process: trio.Process
-    exited: trio.Event = field(factory=trio.Event)
+    name: str = "local"
+    local: bool = True
+    _children: dict[str, tuple[Handle, trio.Process]] = field(init=False, factory=dict)
 
-    @property
-    def returncode(self) -> int | None:
-        return self.process.returncode
+    async def launch(self, order: Order) -> Handle:
+        """Spawn the worker. Raises StartError."""
+        if order.token in self._children:
+            return self._children[order.token][0]
+        child = await _spawn(order)
+        identity = processes.identity_of(child.pid)
+        handle = Handle(order.token, str(child.pid), identity, order.log)
+        self._children[order.token] = handle, child
+        return handle
 
-    def last_words(self) -> str:
-        """The end of its log, for people."""
+    async def watch(self, handle: Handle, known: Run | None) -> Run:
+        """RUNNING until the process has exited, then ENDED."""
+        if known is None and await trio.to_thread.run_sync(_lives, handle):
+            return Run(RunState.RUNNING, process=handle.process, pid=int(handle.ident))
+        await self._exit(handle)
+        if handle.token not in self._children:
+            return Run(RunState.ENDED, reason="ended")
+        _, child = self._children[handle.token]
+        # Its group first: until its status is read, its number is nobody else's.
+        processes.signal_group(child.pid, _KILL)
+        status = await child.wait()
+        return Run(RunState.ENDED, status=status, reason=how_it_ended(status))
+
+    async def end(self, handle: Handle, *, patience: Sequence[float] = PATIENCE) -> None:
+        """End the process, its group, and whatever else carries its token."""
         try:
-            with self.spec.log.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - 16_384))
-                lines = log.read().decode(errors="replace").splitlines()
-        except OSError as error:
-            return f"(its log cannot be read: {error.strerror})"
-        return "\n".join(lines[-_LAST_WORDS:])
-
-    def how_it_ended(self) -> str:
-        """`exited with status 3` or `was ended by SIGKILL`."""
-        code = self.returncode
-        if code is not None and code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
-        return f"exited with status {code}"
-
-
-@define(eq=False)
-class Supervisor:
-    """Runs processes; when it is cancelled it ends all of them, and waits until they are gone.
-
-    `on_exit` is told of every process that ended by itself.
-    """
-
-    on_exit: Callable[[LocalProcess], None]
-    _nursery: trio.Nursery | None = field(init=False, default=None)
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the processes; never returns."""
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
-
-    async def start(self, spec: ProcessSpec) -> LocalProcess:
-        """Start one process. Raises StartError if it cannot be started at all."""
-        assert self._nursery is not None
-        local: LocalProcess = await self._nursery.start(self._keep, spec)
-        return local
-
-    async def _keep(self, spec: ProcessSpec, *, task_status: trio.TaskStatus[LocalProcess]) -> None:
-        local = LocalProcess(spec, await _spawn(spec))
-        try:
-            task_status.started(local)
-            await local.process.wait()
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await end(local.process)
-            raise
+            for number, seconds in zip(_SIGNALS, patience, strict=False):
+                if not await trio.to_thread.run_sync(_lives, handle):
+                    break
+                processes.signal_group(int(handle.ident), number)
+                with trio.move_on_after(seconds):
+                    await self._exit(handle)
         finally:
-            local.exited.set()
-        self.on_exit(local)
+            # Also after a clean exit: its children must not outlive it.
+            with trio.CancelScope(shield=True):
+                await self._force(handle)
+
+    async def find(self, handles: Sequence[Handle]) -> Mapping[str, Handle]:
+        """The launches whose first process lives."""
+        return await trio.to_thread.run_sync(_find, handles)
+
+    async def tail(self, handle: Handle, lines: int) -> list[str]:
+        """The end of its log."""
+        if handle.log is None:
+            return []
+        try:
+            return await trio.to_thread.run_sync(output.last_lines, handle.log, lines)
+        except OSError:
+            return []
+
+    async def _exit(self, handle: Handle) -> None:
+        """Wait until the process has exited, without reading its status."""
+        if not handle.ident:
+            return
+        pid = int(handle.ident)
+        waiting = _pidfd(pid)
+        if waiting is None:
+            while await trio.to_thread.run_sync(_lives, handle):  # noqa: ASYNC110 - no event
+                await trio.sleep(_POLL)
+            return
+        try:
+            # Only now: before it was opened, the pid may have become another process's.
+            if await trio.to_thread.run_sync(_lives, handle):
+                await trio.lowlevel.wait_readable(waiting)
+        finally:
+            os.close(waiting)
+
+    async def _force(self, handle: Handle) -> None:
+        with trio.move_on_after(_FORCE):
+            while await trio.to_thread.run_sync(_kill_all, handle):  # noqa: ASYNC110 - no event
+                await trio.sleep(0.02)
+        if handle.token in self._children:
+            _, child = self._children.pop(handle.token)
+            with trio.move_on_after(_FORCE):
+                await child.wait()
 
 
-async def _spawn(spec: ProcessSpec) -> trio.Process:
+def how_it_ended(status: int) -> str:
+    """`exited with status 3` or `was ended by SIGKILL`."""
+    if status >= 0:
+        return f"exited with status {status}"
     try:
-        spec.log.parent.mkdir(parents=True, exist_ok=True)
-        # Never a pipe through us: it would die with the router, and the worker with it.
-        with spec.log.open("ab") as log:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal
+        return f"was ended by signal {-status}"
+
+
+async def _spawn(order: Order) -> trio.Process:
+    plan = order.plan
+    try:
+        if order.log is not None:
+            order.log.parent.mkdir(parents=True, exist_ok=True)
+        with Path(order.log or os.devnull).open("ab") as log:  # noqa: ASYNC230 - a local file
             return await trio.lowlevel.open_process(
-                list(spec.command),
+                list(plan.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **spec.env},
+                env={**os.environ, **plan.env, TOKEN_VARIABLE: order.token},
                 # A group of its own, so that Ctrl-C reaches it through us, and that its
                 # children end with it.
                 start_new_session=sys.platform != "win32",
             )
     except OSError as error:
-        what = error.filename or spec.command[0]
-        raise StartError(f"{spec.name} could not be started: {what}: {error.strerror}") from error
+        what = error.filename or plan.command[0]
+        raise StartError(f"{plan.name} could not be started: {what}: {error.strerror}") from error
 
 
-async def end(process: trio.Process) -> None:
-    """End a process and its group: SIGINT, then SIGTERM, then SIGKILL; returns when it is gone."""
-    for number, patience in zip(_SIGNALS, _PATIENCE, strict=True):
-        _signal(process, number)
-        with trio.move_on_after(patience):
-            await process.wait()
-            break
-    # Also after a clean exit: the rest of its group must not outlive it.
-    _signal(process, None)
-    await process.wait()
-
-
-def _signal(process: trio.Process, number: signal.Signals | None) -> None:
-    """Signal the process's group; None kills."""
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable at the exit of a process, where there is such a thing."""
+    if sys.platform != "linux":
+        return None
     try:
-        if sys.platform != "win32":
-            os.killpg(process.pid, number or signal.SIGKILL)
-        elif number is None:
-            process.kill()
-        else:
-            process.terminate()
-    except (ProcessLookupError, PermissionError):
-        pass  # it is gone
+        return os.pidfd_open(pid)
+    except OSError:  # gone, or the system does not let us
+        return None
+
+
+def _lives(handle: Handle) -> bool:
+    return bool(handle.ident) and processes.is_alive(int(handle.ident), handle.process)
+
+
+def _find(handles: Sequence[Handle]) -> dict[str, Handle]:
+    found = {handle.token: handle for handle in handles if _lives(handle)}
+    unnoted = [handle for handle in handles if not handle.ident]
+    marked = processes.marked(TOKEN_VARIABLE, [handle.token for handle in unnoted])
+    for handle in unnoted:
+        candidates = [*marked[handle.token]]
+        if handle.log is not None:
+            candidates += processes.writers(handle.log)
+        for process in candidates:
+            if process.pid == process.group:  # the one that we spawned
+                known = partial(Handle, handle.token, log=handle.log)
+                found[handle.token] = known(ident=str(process.pid), process=process.identity)
+    return found
+
+
+def _kill_all(handle: Handle) -> bool:
+    """SIGKILL what is left of a launch; whether there was anything."""
+    left = {process.pid: process for process in _rest(handle)}
+    for process in left.values():
+        with suppress(ProcessLookupError, PermissionError):  # gone meanwhile
+            os.kill(process.pid, _KILL)
+    return bool(left)
+
+
+def _rest(handle: Handle) -> list[processes.Process]:
+    rest = list(processes.marked(TOKEN_VARIABLE, [handle.token])[handle.token])
+    if handle.log is not None:
+        rest += processes.writers(handle.log)
+    if not handle.ident:
+        return rest
+    leader, group = processes.look_up(int(handle.ident)), processes.members(int(handle.ident))
+    # A number is not given anew while its group has members. If another process has it as its
+    # own by now, the group is that one's.
+    if leader is None or leader.identity == handle.process:
+        rest += group
+    return rest

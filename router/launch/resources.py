@@ -1,30 +1,255 @@
-"""Ports for workers."""
+"""GPUs for workers: what was found, and which worker gets which. Looks at nothing itself.
+
+Ids are texts as CUDA_VISIBLE_DEVICES takes them: an index, `GPU-<uuid>`, `MIG-<uuid>`.
+"""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import Enum
+
+from attrs import define, field, frozen
 
 from ..errors import StartError
+from ..settings import LauncherSettings
 
-_ATTEMPTS = 200
+CUDA = "CUDA_VISIBLE_DEVICES"
+HIP = "HIP_VISIBLE_DEVICES"
+ROCR = "ROCR_VISIBLE_DEVICES"
 
 
-def free_port_pair(host: str, *, avoid: Collection[int] = ()) -> int:
-    """A port P such that P and P+1 can both be bound: a worker takes both (worker contract).
+class Vendor(Enum):
+    NVIDIA = "nvidia"
+    AMD = "amd"
 
-    Raises StartError if none is found. Somebody else may still take it before the worker does.
+
+@frozen
+class Gpu:
+    """One GPU, or one part of it (MIG) that works as one."""
+
+    id: str
+    uuid: str = ""  # also names it, where that is known; may be abbreviated by users
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` means this one."""
+        return name == self.id or (len(name) > 4 and self.uuid.lower().startswith(name.lower()))
+
+
+@frozen
+class Found:
+    """The GPUs of this machine that we may use. `source` ends the sentence "found by"."""
+
+    gpus: tuple[Gpu, ...] = ()
+    source: str = ""
+    vendor: Vendor = Vendor.NVIDIA
+    # Where indices stand for places on the bus. CUDA itself counts the fastest first.
+    by_bus: bool = False
+    # A variable that hides all others, so that workers must be told by the same one.
+    variable: str = CUDA
+
+    def describe(self) -> str:
+        """`2 GPUs (0, 1) in CUDA_VISIBLE_DEVICES`, or `no GPU`."""
+        if not self.gpus:
+            return f"no GPU (by {self.source})" if self.source else "no GPU"
+        names = ", ".join(gpu.id for gpu in self.gpus)
+        return f"{count(len(self.gpus), 'GPU')} ({names}) by {self.source}"
+
+
+def from_environment(environ: Mapping[str, str]) -> Found | None:
+    """The GPUs that the environment leaves to us; None if it says nothing of them."""
+    for variable in (CUDA, HIP, ROCR):
+        text = environ.get(variable)
+        if text is not None:
+            vendor = Vendor.NVIDIA if variable == CUDA and HIP not in environ else Vendor.AMD
+            gpus = tuple(Gpu(name, _uuid(name)) for name in visible(text))
+            return Found(gpus, variable, vendor, variable=variable)
+    return None
+
+
+def visible(text: str) -> list[str]:
+    """The ids of a list like `0,2,GPU-5ee`. As CUDA does, all after a wrong one are left out."""
+    names: list[str] = []
+    for part in text.split(","):
+        name = part.strip()
+        # "NoDevFiles" and "none" are what some schedulers write for no GPU at all.
+        if not re.fullmatch(r"[0-9]+|(GPU|MIG)-[\w:./-]+", name) or name in names:
+            break
+        names.append(name)
+    return names
+
+
+def _uuid(name: str) -> str:
+    return "" if name.isdigit() else name
+
+
+def from_nvidia_smi(text: str) -> tuple[Gpu, ...]:
+    """What `nvidia-smi -L` lists. Of a GPU in parts (MIG), the parts."""
+    found: list[Gpu] = []
+    whole: Gpu | None = None
+    for line in text.splitlines():
+        uuid = re.search(r"\(UUID: ((?:GPU|MIG)-[^)\s]+)\)", line)
+        head = re.match(r"GPU (\d+):", line)
+        if head:
+            whole = Gpu(head[1], uuid[1] if uuid else "")
+            found.append(whole)
+        elif uuid and uuid[1].startswith("MIG-"):
+            if found and found[-1] is whole:
+                found.pop()
+            found.append(Gpu(uuid[1], uuid[1]))
+    return tuple(found)
+
+
+def from_rocm_smi(text: str) -> tuple[Gpu, ...]:
+    """What `rocm-smi --showid` lists."""
+    indices = sorted({int(index) for index in re.findall(r"^GPU\[(\d+)\]", text, re.MULTILINE)})
+    return tuple(Gpu(str(index)) for index in indices)
+
+
+def variables(
+    ids: Sequence[str], found: Found | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """What makes a worker see these GPUs and no others; for none, what hides them all."""
+    text = ",".join(ids)
+    if found is not None and found.variable == ROCR and ids:
+        return {ROCR: text}  # its ids mean nothing to the other two, which count what it leaves
+    amd = HIP in environ or ROCR in environ or (found is not None and found.vendor is Vendor.AMD)
+    # HIP obeys both, so they must agree.
+    names = {CUDA: text, HIP: text} if amd else {CUDA: text}
+    if found is not None and found.by_bus and any(name.isdigit() for name in ids):
+        names["CUDA_DEVICE_ORDER"] = environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    return names
+
+
+@define(eq=False)
+class GpuShares:
+    """Which worker of which launcher has which GPUs. No two of them share one that we chose.
+
+    Made with all launchers, so that none takes a GPU that another names. `found` is None where
+    nobody had to look, since all launchers name their GPUs or want none.
     """
-    for _ in range(_ATTEMPTS):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as first:
-            first.bind((host, 0))
-            port: int = first.getsockname()[1]
-            if port in avoid or port + 1 in avoid or port >= 65535:
-                continue
-            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as second:
-                try:
-                    second.bind((host, port + 1))
-                except OSError:
-                    continue
-                return port
-    raise StartError(f"no two neighbouring free ports were found on {host}")
+
+    launchers: Sequence[LauncherSettings]
+    found: Found | None
+    _shares: dict[tuple[str, int], tuple[str, ...]] = field(init=False, factory=dict)
+    # What the workers of the settings get if it is free. Others get these last, so that after a
+    # restart all find the GPUs that they had.
+    _first_choice: dict[tuple[str, int], tuple[str, ...]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        free = [gpu.id for gpu in self._free()] if self.found is not None else []
+        self._first_choice = {}
+        for launcher, index in self._leave_it_to_us():
+            group, free = (
+                free[: launcher.num_gpus_per_worker],
+                free[launcher.num_gpus_per_worker :],
+            )
+            if len(group) == launcher.num_gpus_per_worker:
+                self._first_choice[launcher.name, index] = tuple(group)
+
+    def check(self) -> None:
+        """Whether there are enough for all workers of the settings. Raises StartError if not."""
+        for launcher, index in self._leave_it_to_us():
+            if not self.cpu and (launcher.name, index) not in self._first_choice:
+                raise StartError(self._too_few(launcher, index, 0))
+
+    def _leave_it_to_us(self) -> Iterator[tuple[LauncherSettings, int]]:
+        for launcher in self.launchers:
+            if launcher.num_gpus_per_worker and not launcher.worker_gpu_ids:
+                for index in range(launcher.num_workers):
+                    yield launcher, index
+
+    @property
+    def cpu(self) -> bool:
+        """Whether there are no GPUs though somebody wants some: workers run on the CPU."""
+        return self.found is not None and not self.found.gpus
+
+    def take(self, launcher: LauncherSettings, indices: Collection[int]) -> None:
+        """Give each of these workers its GPUs, unless it has them. Raises StartError, and then
+        none of them has got any."""
+        before = dict(self._shares)
+        try:
+            for index in sorted(indices):
+                key = (launcher.name, index)
+                if key not in self._shares:
+                    self._shares[key] = self._choose(launcher, index)
+        except StartError:
+            self._shares = before
+            raise
+
+    def of(self, launcher: LauncherSettings, index: int) -> tuple[str, ...]:
+        """The GPUs of one worker; none if it runs on the CPU. Raises StartError."""
+        self.take(launcher, [index])
+        return self._shares[launcher.name, index]
+
+    def give_back(self, launcher: LauncherSettings, index: int) -> None:
+        """The worker is gone for good."""
+        self._shares.pop((launcher.name, index), None)
+
+    def shared(self) -> dict[str, list[str]]:
+        """GPUs that several workers were told to use, with the names of these workers."""
+        users: dict[str, list[str]] = {}
+        for launcher in self.launchers:
+            for index, group in enumerate(launcher.worker_gpu_ids[: launcher.num_workers]):
+                for name in group:
+                    users.setdefault(name, []).append(f"{launcher.name}-{index}")
+        return {name: workers for name, workers in users.items() if len(workers) > 1}
+
+    def _choose(self, launcher: LauncherSettings, index: int) -> tuple[str, ...]:
+        wanted = launcher.num_gpus_per_worker
+        if wanted == 0:
+            return ()
+        if launcher.worker_gpu_ids:
+            if index < len(launcher.worker_gpu_ids):
+                return launcher.worker_gpu_ids[index]
+            raise StartError(
+                f"Launcher {launcher.name}: worker_gpu_ids names GPUs for"
+                f" {count(len(launcher.worker_gpu_ids), 'worker')}, and none for worker {index}"
+            )
+        if self.cpu:
+            return ()
+        free = [gpu.id for gpu in self._free()]
+        first = self._first_choice.get((launcher.name, index), ())
+        if first and set(first) <= set(free):
+            return first
+        if len(free) < wanted:
+            raise StartError(self._too_few(launcher, index, len(free)))
+        chosen_first = {name for group in self._first_choice.values() for name in group}
+        free.sort(key=lambda name: name in chosen_first)  # the order is kept otherwise
+        return tuple(free[:wanted])
+
+    def _free(self) -> list[Gpu]:
+        assert self.found is not None, "made without looking, though somebody leaves it to us"
+        taken = {name for group in self._shares.values() for name in group}
+        for launcher in self.launchers:
+            # All that it names, also for workers that may be added later.
+            taken.update(name for group in launcher.worker_gpu_ids for name in group)
+        return [gpu for gpu in self.found.gpus if not any(map(gpu.is_called, taken))]
+
+    def _too_few(self, launcher: LauncherSettings, index: int, free: int) -> str:
+        assert self.found is not None
+        if index >= launcher.num_workers:
+            return (
+                f"Launcher {launcher.name}: worker {index} needs"
+                f" {count(launcher.num_gpus_per_worker, 'GPU')}, but {free} of"
+                f" {self.found.describe()} {'is' if free == 1 else 'are'} free"
+            )
+        chosen, named = (
+            sum(
+                each.num_workers * each.num_gpus_per_worker
+                for each in self.launchers
+                if bool(each.worker_gpu_ids) is by_name
+            )
+            for by_name in (False, True)
+        )
+        beside = f" beside the {named} named in worker_gpu_ids" if named else ""
+        need = "launchers need" if len(self.launchers) > 1 else "launcher needs"
+        return (
+            f"The {need} {count(chosen, 'GPU')}{beside}, but found were {self.found.describe()};"
+            " have fewer workers, or set num_gpus_per_worker to 0 to run them without GPUs"
+        )
+
+
+def count(number: int, thing: str) -> str:
+    """`1 GPU`, `2 GPUs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -77,7 +77,15 @@ class Registry:
             raise UnknownWorker(f"No worker is registered at {url}")
         return worker
 
-    def add(self, url: str, origin: Origin, *, concurrency: int | None = None) -> Worker:
+    def add(
+        self,
+        url: str,
+        origin: Origin,
+        *,
+        concurrency: int | None = None,
+        batching: int = 1,
+        starting: bool = False,
+    ) -> Worker:
         """Register a normalised URL. A URL that is known already keeps its record."""
         known = self._workers.get(url)
         if known is not None:
@@ -94,7 +102,12 @@ class Registry:
         elif past is not None and past.concurrency_set:
             limit = past.concurrency
         worker = Worker(
-            url=url, origin=origin, concurrency_limit=limit, trusted=self._trust_weights
+            url=url,
+            origin=origin,
+            concurrency_limit=limit,
+            batching=batching,
+            starting=starting,
+            trusted=self._trust_weights,
         )
         worker.registered = origin is Origin.REGISTERED
         if past is not None:
@@ -201,7 +214,10 @@ class Registry:
         if worker.removed:
             return
         before = hopeful(worker), worker.troubled
+        if worker.starting and probe in (Probe.FAILED, Probe.REFUSED):
+            probe = Probe.WARMING  # its process is known to live, or to come
         if probe is Probe.OK:
+            worker.starting = False
             worker.troubled = False
             worker.consecutive_failures = 0
             worker.consecutive_successes += 1
@@ -224,6 +240,27 @@ class Registry:
             worker.met = True
         if (hopeful(worker), worker.troubled) != before:
             self._tell(events.ProspectsChanged(worker))
+
+    def expect(self, worker: Worker, reason: str) -> None:
+        """Its process was started, or will be without anyone acting: until it serves, it warms."""
+        if worker.removed:
+            return
+        worker.starting = True
+        worker.consecutive_failures = worker.consecutive_successes = 0
+        worker.health_reason = reason
+        self._health(worker, HealthEvent.WARM, reason)
+
+    def give_up(self, worker: Worker, reason: str) -> None:
+        """Its process has ended, and will not come back unless somebody acts."""
+        if worker.removed:
+            return
+        worker.starting = False
+        worker.health_reason = reason
+        self._health(worker, HealthEvent.FAIL, reason)
+
+    def identify(self, worker: Worker, process: str | None) -> None:
+        """Record what proves which process runs; None where nothing does."""
+        worker.process = process
 
     def learned(self, worker: Worker, capabilities: Capabilities) -> None:
         """Record what the worker says it can do."""

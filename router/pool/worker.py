@@ -152,12 +152,19 @@ class Worker:
     troubled: bool = False
     # Set while it is doubtful whether the process is still the one that was probed.
     suspicion: str | None = None
+    # Its process was started, or will be without anyone acting: until it serves, refusing
+    # connections means that it loads. Only of launched workers.
+    starting: bool = False
+    # Proves which process runs, if its launcher knows: equal ones mean the same process.
+    process: str | None = None
     # By a request: it stays though no flag names it any more.
     registered: bool = False
     # Somebody else sees to its weights (`--trust-external-weights`): that doubt keeps nothing back.
     trusted: bool = False
     # What the operator set; None: as many as the worker can (see `max_concurrency`).
     concurrency_limit: int | None = None
+    # Requests that each of its copies runs together, where its launcher knows.
+    batching: int = 1
     removed: bool = False
     leases: set[Lease] = field(factory=set, repr=False)
     # What occupies its slots, the oldest first: generations until the head of their answer, jobs
@@ -177,7 +184,7 @@ class Worker:
         """Generations it works on at once (slots)."""
         if self.concurrency_limit is not None:
             return self.concurrency_limit
-        return self.capabilities.dp_size if self.capabilities else 1
+        return self.batching * (self.capabilities.dp_size if self.capabilities else 1)
 
     @property
     def active_requests(self) -> int:

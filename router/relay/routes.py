@@ -85,7 +85,10 @@ _G, _P, _D = ("GET",), ("POST",), ("DELETE",)
 ROUTES: tuple[Route, ...] = (
     # The router's own.
     Route(("GET", "POST"), "/workers", How.OWN),
+    Route(_G, "/workers/{+worker_id}/logs", How.OWN),
+    Route(("PUT", "POST"), "/workers/{+worker_id}/restart", How.OWN),
     Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),
+    Route(_P, "/launcher/scale", How.OWN),
     Route(_P, "/add_worker", How.OWN),
     Route(_P, "/remove_worker", How.OWN),
     Route(_G, "/list_workers", How.OWN),

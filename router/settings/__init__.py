@@ -9,6 +9,8 @@ from __future__ import annotations
 from .fields import FlagRow, describe, markdown_table
 from .flags import Flags, split_flags
 from .helptext import entry, flag_help
+from .launcher import LauncherBackend, LauncherFile, LauncherSettings, Restart
+from .launcher_file import with_launchers
 from .load import load
 from .model import (
     GIB,
@@ -30,8 +32,12 @@ __all__ = [
     "DemoSettings",
     "FlagRow",
     "Flags",
+    "LauncherBackend",
+    "LauncherFile",
+    "LauncherSettings",
     "LogLevel",
     "QueueOrder",
+    "Restart",
     "RouterSettings",
     "RoutingAlgorithm",
     "describe",
@@ -42,4 +48,5 @@ __all__ = [
     "read_yaml",
     "split_flags",
     "structure",
+    "with_launchers",
 ]

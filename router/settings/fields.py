@@ -133,11 +133,11 @@ def describe(cls: type[attrs.AttrsInstance]) -> tuple[FlagRow, ...]:
     )
 
 
-def markdown_table(cls: type[attrs.AttrsInstance], *, keys: bool = True) -> str:
-    """`describe(cls)` as a Markdown table; without the YAML keys if `keys` is false."""
-    titles = ["Flag", *(["YAML key"] if keys else []), "Default", "Range", "Meaning"]
+def markdown_table(cls: type[attrs.AttrsInstance], *, flags: bool = True, keys: bool = True) -> str:
+    """`describe(cls)` as a Markdown table; without the flags or the YAML keys if so told."""
+    titles = ["Flag"] * flags + ["YAML key"] * keys + ["Default", "Range", "Meaning"]
     lines = [titles, ["---"] * len(titles)]
     for row in describe(cls):
-        key = [f"`{row.key}`"] if keys else []
-        lines.append([f"`{row.flag}`", *key, row.default, row.range, row.help])
+        names = [f"`{row.flag}`"] * flags + [f"`{row.key}`"] * keys
+        lines.append([*names, row.default, row.range, row.help])
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

@@ -25,13 +25,17 @@ class Settings(attrs.AttrsInstance, Protocol):
 S = TypeVar("S", bound=Settings)
 
 Check = Callable[[S], Iterable[Problem]]
+Step = Callable[[S], tuple[S, Sequence[Problem]]]
 
 
-def load(cls: type[S], flags: Flags, *, checks: Sequence[Check[S]] = ()) -> S:
+def load(
+    cls: type[S], flags: Flags, *, checks: Sequence[Check[S]] = (), steps: Sequence[Step[S]] = ()
+) -> S:
     """Make the settings, or raise SettingsError with every mistake of flags and file.
 
     `checks` are further tests of the settings, beside their own `problems()`; the paths of what
-    they find are field names (`worker_urls[1]`), which become the flag or the file's key.
+    they find are field names (`worker_urls[1]`), which become the flag or the file's key. `steps`
+    complete the settings, as from another file; the paths of their problems are left as they are.
     """
     problems = list(flags.problems)
     values: dict[str, object] = {}
@@ -54,6 +58,9 @@ def load(cls: type[S], flags: Flags, *, checks: Sequence[Check[S]] = ()) -> S:
         for problem in check(settings):
             source = origin.get(_field_of(problem), "")
             problems.append(at(source, problem) if source else _at_flag(problem))
+    for step in steps:
+        settings, more = step(settings)
+        problems += more
     if problems:
         raise SettingsError(problems)
     return settings

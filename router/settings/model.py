@@ -10,6 +10,7 @@ from attrs import frozen
 from ..errors import Problem
 from .fields import setting
 from .kinds import Choice, Duration, Many, Number, Size, Switch, Text, WholeNumber
+from .launcher import LauncherSettings, same_names
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -86,8 +87,17 @@ class RouterSettings:
         metavar="FILE",
         default_text="none",
         group="Workers",
-        help="YAML file that says which workers to start (not supported yet)",
+        help="YAML file that says which workers to start",
     )
+    keep_workers: bool = setting(
+        False,
+        Switch(),
+        group="Workers",
+        help="leave the started workers running at the end; the next start takes them over",
+    )
+    # Only in the file: they are no single values. See docs/launching.md.
+    launcher: LauncherSettings | None = None
+    launchers: tuple[LauncherSettings, ...] = ()
     routing_algorithm: RoutingAlgorithm = setting(  # noqa: RUF009 - makes an attrs field
         RoutingAlgorithm.LEAST_REQUEST,
         Choice(RoutingAlgorithm),
@@ -270,8 +280,11 @@ class RouterSettings:
         """What no single field can tell. The one place for such checks; paths are field names."""
         if self.admin_api_key is not None and self.admin_api_key_file is not None:
             yield Problem("admin_api_key_file", "cannot be given beside admin_api_key")
-        if self.launcher_config is not None:
-            yield Problem("launcher_config", "is not yet supported in this version")
+        if self.launcher_config is not None and (self.launcher or self.launchers):
+            yield Problem(
+                "launcher_config", "cannot be given beside launcher or launchers in the file"
+            )
+        yield from same_names(self.launcher, self.launchers)
 
 
 @frozen(kw_only=True)

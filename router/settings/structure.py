@@ -17,7 +17,8 @@ import attrs
 
 from ..errors import Problem, SettingsError
 from .fields import kind_of
-from .kinds import Choice, Many, Number, Switch, Text, Unfit, WholeNumber, did_you_mean, got
+from .kinds import Choice, Kind, Many, Number, Switch, Text, Unfit, WholeNumber, did_you_mean, got
+from .launch_kinds import Pairs
 
 if TYPE_CHECKING:
     import cattrs
@@ -31,6 +32,9 @@ def structure(data: object, cls: type[T], *, source: str = "") -> T:
     Strict: no unknown or repeated keys, `true` is no number, 3 is no text. Keys of classes may be
     written with `-` for `_`. Raises SettingsError with all problems; each path is `source`, if
     given, and the dotted path in the data: `launch.yaml: launchers[1].model`.
+
+    A class may have a method `cross_checks` that yields Problems: what no single field can tell.
+    It is asked once all fields are good; its paths are relative to the object.
     """
     value, problems = try_structure(data, cls)
     if problems:
@@ -62,6 +66,10 @@ def key_name(key: object) -> object:
 
 class _RepeatedKey(Unfit):
     pass
+
+
+class _Inconsistent(Unfit):
+    """Something that a class's own `cross_checks` found; the argument is a Problem."""
 
 
 @cache
@@ -152,18 +160,48 @@ def _many_hook(kind: Many) -> Callable[[object, Any], Any]:
     return hook
 
 
+def _pairs_hook(kind: Pairs) -> Callable[[object, Any], Any]:
+    """As `kind.parse`, with notes of which pair is wrong."""
+    from cattrs.errors import IterableValidationError, IterableValidationNote
+
+    def hook(value: object, type_: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise kind.unfit(value)
+        made, errors = {}, []
+        for name, text in value.items():
+            try:
+                made[kind.name(name)] = kind.text(name, text)
+            except Unfit as unfit:
+                unfit.__notes__ = [IterableValidationNote(f"key {name!r}", str(name), type_)]
+                errors.append(unfit)
+        if errors:
+            raise IterableValidationError("wrong pairs", errors, type_)
+        return made
+
+    return hook
+
+
+def _kind_hook(kind: Kind) -> Callable[[object, Any], Any]:
+    match kind:
+        case Many():
+            return _many_hook(kind)
+        case Pairs():
+            return _pairs_hook(kind)
+        case _:
+            return _hook(kind.parse)
+
+
 def _class_hook(cls: Any, converter: cattrs.Converter) -> Callable[[object, Any], Any]:
     from cattrs.errors import ClassValidationError
     from cattrs.gen import make_dict_structure_fn, override
 
     kinds = {a.name: kind_of(a) for a in attrs.fields(cls)}
     overrides: dict[str, Any] = {
-        name: override(
-            struct_hook=_many_hook(kind) if isinstance(kind, Many) else _hook(kind.parse)
-        )
+        name: override(struct_hook=_kind_hook(kind))
         for name, kind in kinds.items()
         if kind is not None
     }
+    cross_checks = getattr(cls, "cross_checks", None)
     inner: Callable[..., Any] = make_dict_structure_fn(
         cls, converter, _cattrs_forbid_extra_keys=True, **overrides
     )
@@ -185,6 +223,10 @@ def _class_hook(cls: Any, converter: cattrs.Converter) -> Callable[[object, Any]
             raise error.derive([*error.exceptions, *repeated]) from None
         if repeated:
             raise ClassValidationError("repeated keys", repeated, cls)
+        if cross_checks is not None:
+            wrong = [_Inconsistent(problem) for problem in cross_checks(made)]
+            if wrong:
+                raise ClassValidationError("inconsistent", wrong, cls)
         return made
 
     return hook
@@ -215,6 +257,10 @@ def _problems(error: Exception, path: str) -> list[Problem]:
     elif isinstance(error, _RepeatedKey):
         message = "is given twice, once with '-' and once with '_'"
         return [Problem(_join(path, error.args[0]), message)]
+    elif isinstance(error, _Inconsistent):
+        found: Problem = error.args[0]
+        separator = "." if path and found.path and not found.path.startswith("[") else ""
+        return [Problem(f"{path}{separator}{found.path}", found.message)]
     elif isinstance(error, KeyError):
         return [Problem(path, "is required")]
     elif isinstance(error, ValueError | TypeError):

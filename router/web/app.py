@@ -6,7 +6,7 @@ import quart
 from quart import g, request
 from quart_trio import QuartTrio
 
-from . import control, errors, jobs, models, ops, queue, weights, workers
+from . import control, errors, jobs, launcher, models, ops, queue, weights, workers
 from .parts import Parts
 from .uploads import Connection
 
@@ -26,7 +26,7 @@ def create_app(parts: Parts) -> QuartTrio:
     app.before_request(_name_request)
     app.after_request(_return_name)
     errors.install(app)
-    for room in (workers, models, jobs, control, weights, queue, ops):
+    for room in (workers, launcher, models, jobs, control, weights, queue, ops):
         app.register_blueprint(room.blueprint)
     return app
 

@@ -58,10 +58,12 @@ def only(content: dict[str, Any], allowed: tuple[str, ...]) -> None:
         )
 
 
-def query_flag(name: str) -> bool:
-    """A boolean of the query string: absent is false. Raises BadRequest."""
+def query_flag(name: str, *, absent: bool = False) -> bool:
+    """A boolean of the query string. Raises BadRequest."""
     value = request.args.get(name)
-    if value is None or value.lower() in ("false", "0", "no"):
+    if value is None:
+        return absent
+    if value.lower() in ("false", "0", "no"):
         return False
     if value.lower() in ("", "true", "1", "yes"):
         return True
@@ -78,3 +80,15 @@ def version(content: dict[str, Any]) -> int | None:
             code="invalid_field",
         )
     return value
+
+
+def query_number(name: str, *, absent: int, least: int, most: int) -> int:
+    """A whole number of the query string. Raises BadRequest."""
+    value = request.args.get(name)
+    if value is None:
+        return absent
+    if not (value.isascii() and value.isdigit() and least <= int(value[:9]) <= most):
+        raise BadRequest(
+            f"?{name}= must be a whole number from {least} to {most}", code="invalid_field"
+        )
+    return int(value)

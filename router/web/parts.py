@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Collection
+from typing import Any, Protocol, cast
 
 from attrs import frozen
 from quart import current_app
@@ -19,6 +20,7 @@ from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..pool.registry import Registry
 from ..pool.weights import Ledgers
+from ..pool.worker import Worker
 from ..store.store import Store
 
 _KEY = "router"
@@ -30,6 +32,28 @@ class CallLimits:
 
     refit: float  # from the last byte of the call to its answer
     idle: float  # without taking a byte of a streamed body
+
+
+class LaunchedWorkers(Protocol):
+    """What the endpoints need of the launcher (router/launch/fleet.py)."""
+
+    def describe(self, worker: Worker) -> dict[str, Any] | None:
+        """What is told of a launched worker; None of any other."""
+
+    def restart(self, worker: Worker) -> None:
+        """Start it again. Raises Conflict."""
+
+    def rouse(self, workers: Collection[Worker]) -> None:
+        """Start those again that died asleep: a wake was asked for."""
+
+    async def tail(self, worker: Worker, lines: int) -> list[str]:
+        """The end of its output. Raises NotFound."""
+
+    async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
+        """Have so many workers of a launcher. Raises RouterError."""
+
+    async def settled(self, worker: Worker) -> None:
+        """Wait until what ran for a removed worker has ended."""
 
 
 @frozen
@@ -49,6 +73,7 @@ class Parts:
     replayer: Replayer
     memory: MemoryControl
     errands: Errands
+    launcher: LaunchedWorkers
     limits: CallLimits
 
     def attach(self, extensions: dict[str, object]) -> None:

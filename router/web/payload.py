@@ -9,8 +9,8 @@ from ..pool.lifecycle import reasons, routable
 from ..pool.worker import Task, Worker
 
 
-def worker_payload(worker: Worker, speeds: Speeds) -> dict[str, Any]:
-    """The JSON of one worker. DESIGN section 9."""
+def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None) -> dict[str, Any]:
+    """The JSON of one worker; `launch` is what its launcher tells of it. DESIGN section 9."""
     can = worker.capabilities
     return {
         "worker_id": worker.worker_id,
@@ -43,4 +43,5 @@ def worker_payload(worker: Worker, speeds: Speeds) -> dict[str, Any]:
         "ghosts": worker.ghosts,
         "outstanding_seconds": round(speeds.outstanding(worker), 3),
         "seconds_per_unit_of_work": speeds.of(worker.url),
+        "launch": launch,
     }

@@ -106,14 +106,16 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
 
 @blueprint.delete("/workers/<path:worker_id>")
 async def delete_worker(worker_id: str) -> dict[str, Any]:
-    """Forget a worker; with `?drain=true` after what is in flight there has ended."""
+    """Forget a worker; with `?drain=true` after what is in flight there has ended. One that was
+    launched is drained unless told otherwise, and ended."""
     worker = parts().registry.get(worker_id)
     parts().store.check()
-    if body.query_flag("drain"):
+    launched = worker.origin is Origin.LAUNCHED
+    if body.query_flag("drain", absent=launched):
         await parts().retirer.drain_and_remove(worker)
     else:
         parts().retirer.remove(worker)
-    await parts().store.commit()
+    await parts().launcher.settled(worker)
     return {"status": "success", "worker_id": worker.worker_id}
 
 
@@ -156,7 +158,7 @@ def _url_of(content: dict[str, Any]) -> str:
 
 
 def _payload(worker: Worker) -> dict[str, Any]:
-    return worker_payload(worker, parts().dispatcher.speeds)
+    return worker_payload(worker, parts().dispatcher.speeds, parts().launcher.describe(worker))
 
 
 def _finding(worker: Worker) -> str:

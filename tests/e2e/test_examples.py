@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,6 +221,65 @@ def test_the_lines_of_the_readme(pool: Pool, tmp_path: Path) -> None:
             assert "localhost" not in lines
             run("bash", "-euo", "pipefail", "-c", lines, cwd=tmp_path)
     assert size_of(tmp_path / "kite.png") == (1024, 1024)
+
+
+def simulated(name: str, router_pyz: Path, folder: Path) -> Path:
+    """A file of launchers with simulated workers, few of them, on any free ports."""
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    command = json.dumps(
+        [sys.executable, str(router_pyz), "simulate-worker", "--time-scale", "0.1"]
+    )
+    text = re.sub(r"num_workers: \d+", "num_workers: 1", text)
+    text = re.sub(r"\n +worker_base_port: .*", "", text)
+    ports = "worker_base_port: 0, master_port_base: 0, scheduler_port_base: 0"
+    more = f"<<: {{{ports}, log_dir: {json.dumps(str(folder / 'logs'))}, command: {command}}}"
+    path = folder / name
+    path.write_text(re.sub(r"^( +)(model: )", rf"\1{more}\n\1\2", text, flags=re.M))
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
+@pytest.mark.parametrize(
+    ("name", "models"),
+    [
+        ("local_launcher.yaml", ["Qwen/Qwen-Image"]),
+        ("mixed_launcher.yaml", ["Qwen/Qwen-Image", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"]),
+    ],
+)
+def test_launchers(
+    router_pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, models: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = simulated(name, router_pyz, tmp_path)
+    with router(router_pyz, tmp_path / "router.log", "--launcher-config", path) as url:
+        wait_until_ready(url)
+        end = time.monotonic() + WITHIN
+        found: list[str] = []
+        while found != models and time.monotonic() < end:
+            with contextlib.suppress(OSError):  # 503 until one of them has loaded
+                found = sorted(model["id"] for model in ask("GET", f"{url}/v1/models")["data"])
+            time.sleep(0.05)
+        assert found == models, (tmp_path / "router.log").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
+def test_the_command_of_the_systemd_unit(
+    router_pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    unit = (EXAMPLES / "sglang-d-router.service").read_text(encoding="utf-8")
+    found = re.search(r"^ExecStart=((?:.*\\\n)*.*)$", unit, re.M)
+    assert found
+    (tmp_path / "admin-key").write_text("secret\n")
+    launch = simulated("local_launcher.yaml", router_pyz, tmp_path)
+    words = found[1].replace("\\\n", " ").split()
+    assert words[:2] == ["/usr/bin/python3", "/opt/sglang-d-router/router.pyz"]
+    words = [word.replace("/etc/sglang-d-router", str(tmp_path)) for word in words[2:]]
+    words = [str(launch) if word.endswith("/launcher.yaml") else word for word in words]
+    with router(router_pyz, tmp_path / "router.log", *words) as url:
+        wait_until_ready(url)
 
 
 def test_every_example_is_tested() -> None:

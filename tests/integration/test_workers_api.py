@@ -85,6 +85,7 @@ def test_registering(run_router: RunRouter, form: Any) -> None:
             "origin": "registered",
             "incarnation": 1,
             "suspicion": None,
+            "launch": None,
             "models": ["org/picture"],
             "model_path": "org/picture",
             "task_types": ["T2I", "T2V"],

@@ -126,7 +126,7 @@ def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["dmo", "--port", "x"]) == 2
     assert capsys.readouterr().err == (
         "sglang-d-router: error: dmo: unknown command (did you mean demo?);"
-        " expected one of serve, demo, state, simulate-worker\n"
+        " expected one of serve, demo, reap, state, simulate-worker\n"
         "Try 'sglang-d-router --help'.\n"
     )
 

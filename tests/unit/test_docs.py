@@ -179,7 +179,7 @@ def test_the_fields_of_a_worker_in_the_api() -> None:
     text = text_of("docs/api.md").partition("\n### A worker\n")[2].partition("\n#")[0]
     listed = [name for cells in rows(text) for name in re.findall(r"`([a-z_]+)`", cells[0])]
     worker = Worker(url="http://127.0.0.1:30000", origin=Origin.REGISTERED)
-    assert sorted(listed) == sorted(worker_payload(worker, Speeds()))
+    assert sorted(listed) == sorted(worker_payload(worker, Speeds(), None))
 
 
 def test_the_version_of_sglang() -> None:

@@ -119,11 +119,11 @@ def test_an_empty_file_says_nothing(config: Path) -> None:
 def test_mistakes_of_flags_and_file_together(config: Path) -> None:
     config.write_text(
         "port: true\nhealth_check_interval: soon\nretries:\nconfig: x\nretrys: 1\n"
-        "launcher_config: launch.yaml\nport: 1.5\n"
+        "admin_api_key: a\nadmin_api_key_file: b\nport: 1.5\n"
     )
     assert problems("--config", "router.yaml", "--port", "99999", "--launcher") == [
         "--launcher: unknown flag (did you mean --launcher-config?)",
-        "router.yaml: line 7, column 1: the key 'port' is given twice, first in line 1",
+        "router.yaml: line 8, column 1: the key 'port' is given twice, first in line 1",
         "router.yaml: port: expected a whole number from 0 to 65535, got 1.5",
         "router.yaml: retries: expected a whole number from 0 to 100, got nothing",
         "router.yaml: health_check_interval: expected a time of at least 1ms (seconds, or like"
@@ -131,16 +131,16 @@ def test_mistakes_of_flags_and_file_together(config: Path) -> None:
         "router.yaml: config: unknown key",
         "router.yaml: retrys: unknown key (did you mean retries?)",
         "--port: expected a whole number from 0 to 65535, got '99999'",
-        "router.yaml: launcher_config: is not yet supported in this version",
+        "router.yaml: admin_api_key_file: cannot be given beside admin_api_key",
     ]
 
 
 def test_the_blame_for_a_check_goes_where_the_value_came_from(config: Path) -> None:
-    config.write_text("launcher_config: a.yaml\nworker_urls: [x]\n")
-    message = "launcher_config: is not yet supported in this version"
-    assert problems("--config=router.yaml") == [f"router.yaml: {message}"]
-    assert problems("--config=router.yaml", "--launcher-config=b") == [
-        f"--{message.replace('launcher_config', 'launcher-config')}"
+    config.write_text("admin_api_key: a\nadmin_api_key_file: b\nworker_urls: [x]\n")
+    message = "cannot be given beside admin_api_key"
+    assert problems("--config=router.yaml") == [f"router.yaml: admin_api_key_file: {message}"]
+    assert problems("--config=router.yaml", "--admin-api-key-file=c") == [
+        f"--admin-api-key-file: {message}"
     ]
 
     def check(settings: RouterSettings) -> list[Problem]:

@@ -1,0 +1,102 @@
+"""What an earlier router has left running: taken over where the settings still want it so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import trio
+from attrs import frozen
+
+from ..errors import StartError
+from ..store.store import Store
+from .base import Backend, Handle
+from .local import PATIENCE
+from .records import LaunchRecord
+from .slot import Slot
+
+logger = logging.getLogger("router.launch")
+
+
+@frozen
+class Inheritance:
+    """What was found of recorded launches."""
+
+    adopted: Sequence[Slot]
+    unwanted: Sequence[tuple[LaunchRecord, Handle]]  # they live
+    remains: Sequence[tuple[LaunchRecord, Handle]]  # of dead ones
+
+
+async def inherit(
+    backend: Backend, records: Iterable[LaunchRecord], slots: Callable[[], Mapping[str, Slot]]
+) -> Inheritance:
+    """Let the slots take over the living launches that they would have made themselves.
+
+    `slots` are looked at once the backend has answered. Compared is what was recorded, never what
+    the system shows: launchers exec other programs.
+    Raises EngineUnavailable.
+    """
+    mine = {record.token: record for record in records if record.backend == backend.name}
+    living = await backend.find([record.handle for record in mine.values()]) if mine else {}
+    adopted, unwanted, remains = [], [], []
+    wanted = slots()
+    for token, record in mine.items():
+        handle, slot = living.get(token), wanted.get(record.key)
+        if handle is None:
+            logger.info("%s has ended while no router ran", record.name)
+            remains.append((record, record.handle))
+        elif slot is not None and _would_be_the_same(slot, record):
+            slot.adopt(record, handle)
+            adopted.append(slot)
+            logger.info("%s goes on: %s", record.name, handle.ident)
+            continue
+        else:
+            why = "it is not wanted any more" if slot is None else "its settings have changed"
+            logger.warning("%s is ended: %s", record.name, why)
+            unwanted.append((record, handle))
+        if slot is not None:
+            slot.bereave()
+    return Inheritance(adopted, unwanted, remains)
+
+
+async def clear(
+    store: Store,
+    backend: Backend,
+    unwanted: Iterable[tuple[LaunchRecord, Handle]],
+    patience: tuple[float, ...] = PATIENCE,
+) -> None:
+    """End them with all that they left behind, side by side, and forget them."""
+
+    async def end(record: LaunchRecord, handle: Handle) -> None:
+        await backend.end(handle, patience=patience)
+        store.delete(LaunchRecord, record.key)
+
+    async with trio.open_nursery() as nursery:
+        for record, handle in unwanted:
+            nursery.start_soon(end, record, handle)
+
+
+async def reap(store: Store, backends: Mapping[str, Backend]) -> tuple[set[str], set[str]]:
+    """End all launches that are recorded; the names of those that lived, and of those that no
+    backend here knows."""
+    records = list(store.restored(LaunchRecord).values())
+    ended: set[str] = set()
+    for name, backend in backends.items():
+        mine = [record for record in records if record.backend == name]
+        living = await backend.find([record.handle for record in mine])
+        handles = [(record, living.get(record.token, record.handle)) for record in mine]
+        await clear(store, backend, handles)
+        ended |= {record.name for record in mine if record.token in living}
+    unknown = {record.name for record in records if record.backend not in backends}
+    await store.commit()
+    return ended, unknown
+
+
+def _would_be_the_same(slot: Slot, record: LaunchRecord) -> bool:
+    if slot.launcher.backend.name != record.backend:
+        return False
+    try:
+        plan = slot.launcher.planner.plan(slot.index, record.ports)
+    except StartError:
+        return False
+    return plan.fingerprint == record.fingerprint

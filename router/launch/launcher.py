@@ -1,0 +1,88 @@
+"""A launcher as the fleet needs it, and how its workers are looked after."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import trio
+from attrs import define, field, frozen
+
+from ..pool.registry import Registry
+from ..settings.launcher import Restart
+from ..store.store import Store
+from .base import Backend, Planner
+from .local import PATIENCE
+
+
+@frozen
+class Launcher:
+    """Some equal workers: what plans them, what runs them, and the settings of their life."""
+
+    planner: Planner
+    backend: Backend
+    workers: int
+    wait_timeout: float = 600.0
+    restart: Restart = Restart.ON_FAILURE
+    restart_backoff: float = 1.0
+    max_concurrency: int | None = None
+    log_dir: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.planner.launcher
+
+
+@frozen
+class Supervision:
+    """When workers are given up, restarted and ended. Times in seconds."""
+
+    settled: float = 60.0  # a death after so long a service is no quick one
+    quick_deaths: int = 5  # in a row, then it is given up
+    backoff_most: float = 60.0
+    unhealthy: float = 60.0  # then it counts as dead
+    patience: tuple[float, ...] = PATIENCE
+    end_within: float = 120.0  # for engines; then its end is left to the engine
+
+    def pause(self, first: float, quick: int, rng: random.Random) -> float:
+        """How long to wait before a restart, after so many quick deaths in a row."""
+        longest: float = first * 2.0 ** min(max(quick - 1, 0), 30)
+        return min(longest, self.backoff_most) * rng.uniform(0.5, 1)
+
+
+@frozen
+class Death:
+    """How a launch came to its end by itself."""
+
+    reason: str  # `exited with status 1`
+    status: int | None = None
+    hopeless: bool = False  # it could not be started, and never can
+    condemned: bool = False  # it still runs, and serves nobody
+    lost: bool = False  # it is where nobody can end it
+
+    def calls_for(self, policy: Restart) -> bool:
+        """Whether a worker of this policy is started again."""
+        if policy is Restart.ON_FAILURE:
+            return self.status != 0
+        return policy is Restart.ALWAYS
+
+
+@define(eq=False)
+class Shared:
+    """What all slots of a fleet work with."""
+
+    registry: Registry
+    store: Store
+    log_dir: Path
+    supervision: Supervision = field(factory=Supervision)
+    owner: str = ""
+    keep: bool = False  # workers are to outlive the router
+    rng: random.Random = field(factory=random.Random)
+    changed: trio.Event = field(factory=trio.Event)  # replaced at each change of any slot
+    ever_ready: bool = False
+    stopping: bool = False  # nothing is started any more
+
+    def tell(self) -> None:
+        """Wake whoever shows the slots."""
+        self.changed.set()
+        self.changed = trio.Event()

@@ -1,0 +1,43 @@
+"""Where each launched worker stands, as people and `GET /workers` see it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from attrs import frozen
+
+
+class Phase(StrEnum):
+    """What the launcher is doing about one worker."""
+
+    QUEUED = "queued"  # not started yet: it waits for room, for an engine or for the disk
+    STARTING = "starting"  # its process runs, and has not served yet
+    READY = "ready"  # it has served since it was started
+    RESTARTING = "restarting"  # it has died, and starts again after a pause
+    DOWN = "down"  # it died while it slept, and starts again at the next wake
+    ENDING = "ending"
+    EXITED = "exited"  # it has exited, and its restart policy says to leave it so
+    FAILED = "failed"  # given up: it could not be started, or died too often too soon
+
+
+@frozen
+class SlotView:
+    """One launched worker at one moment."""
+
+    name: str
+    launcher: str
+    index: int
+    phase: Phase
+    since: float  # when the phase began, on trio's clock
+    url: str | None = None
+    pid: int | None = None
+    restarts: int = 0
+    detail: str | None = None  # why it is so, in a sentence
+    last_line: str | None = None  # of its log; kept up while it starts
+    log: Path | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has exited for good, unless somebody asks for a restart."""
+        return self.phase in (Phase.EXITED, Phase.FAILED)

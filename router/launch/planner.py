@@ -1,0 +1,137 @@
+"""Planners for workers on this machine: they share its GPUs and ports out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+
+import trio
+from attrs import define, field
+
+from ..errors import StartError
+from ..settings import LauncherSettings
+from . import probing
+from .base import WorkerPlan, WorkerPorts
+from .command import STRICT, help_command, make_plan, may_need_strict
+from .ports import HeldPorts, PortBook, first_choice, taken_ports
+from .resources import GpuShares, variables
+
+logger = logging.getLogger("router.launch")
+
+
+async def make_planners(
+    launchers: Sequence[LauncherSettings], environ: Mapping[str, str] = os.environ
+) -> list[LocalPlanner]:
+    """One planner for each launcher; no two of their workers share a port, or a GPU that the
+    router chose. Looks for GPUs if a launcher leaves the choice to us.
+
+    Raises StartError if there are too few GPUs.
+    """
+    look = any(each.num_gpus_per_worker and not each.worker_gpu_ids for each in launchers)
+    gpus = GpuShares(launchers, await probing.find_gpus(environ) if look else None)
+    if gpus.cpu:
+        assert gpus.found is not None
+        logger.warning("CPU mode: no GPU was found by %s, so workers get none", gpus.found.source)
+    gpus.check()
+    for name, workers in gpus.shared().items():
+        logger.warning("GPU %s is named for several workers: %s", name, ", ".join(workers))
+    ports, asked = PortBook(), _Asked(environ)
+    return [LocalPlanner(launcher, gpus, ports, asked, environ) for launcher in launchers]
+
+
+@define(eq=False)
+class _Asked:
+    """What commands know, each asked once."""
+
+    _environ: Mapping[str, str]
+    _strict: dict[tuple[str, ...], bool] = field(init=False, factory=dict)
+    _lock: trio.Lock = field(init=False, factory=trio.Lock)
+
+    def knows_strict_ports(self, settings: LauncherSettings) -> bool:
+        """False until it was asked."""
+        return self._strict.get(settings.command, False)
+
+    async def ask(self, settings: LauncherSettings) -> None:
+        command = settings.command
+        if command in self._strict or not may_need_strict(settings):
+            return
+        async with self._lock:
+            if command not in self._strict:
+                env = {**self._environ, **settings.worker_env}
+                self._strict[command] = await probing.knows_flag(
+                    help_command(settings), STRICT, env
+                )
+
+
+@define(eq=False)
+class LocalPlanner:
+    """Says what the workers of one launcher on this machine are to be. A `Planner`."""
+
+    settings: LauncherSettings
+    _gpus: GpuShares
+    _ports: PortBook
+    _asked: _Asked
+    _environ: Mapping[str, str]
+
+    @property
+    def launcher(self) -> str:
+        """The launcher's name."""
+        return self.settings.name
+
+    def check(self, indices: Collection[int]) -> None:
+        """Whether there are GPUs for these workers, which are theirs from now on. Raises
+        StartError if not, and then nobody has got any."""
+        self._gpus.take(self.settings, indices)
+
+    def forget(self, index: int) -> None:
+        """The worker is not wanted any more: others may have its GPUs."""
+        self._gpus.give_back(self.settings, index)
+
+    async def learn(self) -> None:
+        """Ask the command which flags it knows; at once if that is known. To be awaited before a
+        plan is made that is to be launched; a living worker can be adopted without.
+
+        Raises StartError if there is no such program.
+        """
+        program = self.settings.command[0]
+        path = self.settings.worker_env.get("PATH", self._environ.get("PATH"))
+        if "{" not in program and shutil.which(program, path=path) is None:
+            where = "found" if os.sep in program else "on PATH"
+            hint = "; install SGLang, or set command" if program == "sglang" else ""
+            raise StartError(
+                f"Launcher {self.launcher}: the program {program} is not {where}{hint}"
+            )
+        await self._asked.ask(self.settings)
+
+    def reserve(
+        self, index: int, *, keep: WorkerPorts | None = None, avoid: Collection[int] = ()
+    ) -> HeldPorts:
+        """Find and bind ports for a worker: `keep` if they are free, else those of the settings,
+        else the next ones; never one of `avoid`. Raises StartError."""
+        return self._ports.reserve(self.settings, index, keep=keep, avoid=avoid)
+
+    def adopt(self, index: int, ports: WorkerPorts) -> HeldPorts:
+        """Note ports that a living worker holds, without binding them."""
+        return self._ports.adopt(ports, self.settings.replicas)
+
+    def taken(self, words: str, ports: WorkerPorts) -> frozenset[int]:
+        """Which of its ports somebody else had, by a dead worker's last words."""
+        return taken_ports(words, ports, self.settings.replicas)
+
+    def plan(self, index: int, ports: WorkerPorts) -> WorkerPlan:
+        """The worker of this index on these ports. The same every time, once `learn` has run.
+        Raises StartError."""
+        gpus = self._gpus.of(self.settings, index)
+        hide = self.settings.num_gpus_per_worker == 0
+        return make_plan(
+            self.settings,
+            index,
+            gpus=gpus,
+            ports=ports,
+            first_choice=first_choice(self.settings, index),
+            # Without GPUs there is nothing to hide, and workers on other hardware know their own.
+            visible=variables(gpus, self._gpus.found, self._environ) if gpus or hide else {},
+            strict_ports=self._asked.knows_strict_ports(self.settings),
+        )

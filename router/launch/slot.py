@@ -1,0 +1,427 @@
+"""One wanted worker of a launcher: started, watched, started again, ended. DESIGN section 8.
+
+A slot outlives the processes that fill it. Its task is one loop: launch, live, clean up, decide
+what follows. What others want of it (`retire`, `restart`) is noted, and breaks off whatever the
+loop waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+from attrs import define, evolve, field
+
+from ..errors import StartError, StateUnavailable
+from ..pool.lifecycle import MemoryEvent
+from ..pool.worker import Health, Memory, Origin, Worker
+from . import output, vigil
+from .base import EngineUnavailable, Handle, Order, Reservation, Run, RunState, WorkerPlan
+from .launcher import Death, Launcher, Shared
+from .phases import Phase, SlotView
+from .records import LaunchRecord
+
+logger = logging.getLogger("router.launch")
+
+_PAUSE, _PAUSE_MOST = 1.0, 30.0  # seconds between two tries of what cannot be done just now
+
+
+@define(eq=False)
+class Slot:
+    """A worker that should run, and what runs for it."""
+
+    launcher: Launcher
+    index: int
+    shared: Shared
+    phase: Phase = Phase.QUEUED
+    since: float = field(factory=trio.current_time)
+    detail: str | None = None
+    last_line: str | None = None
+    restarts: int = 0
+    plan: WorkerPlan | None = None
+    worker: Worker | None = None
+    handle: Handle | None = None
+    run: Run | None = None
+    record: LaunchRecord | None = None
+    retiring: bool = False
+    over: trio.Event = field(factory=trio.Event)
+    moved: trio.Event = field(factory=trio.Event)  # replaced when a facet of the worker changes
+    begun: float = 0.0  # when the present launch began to run
+    ready_at: float | None = None  # when it first served
+    _reservation: Reservation | None = None
+    _used: bool = False  # a worker may have the reserved ports, or have had them
+    _scope: trio.CancelScope = field(factory=trio.CancelScope)
+    _again: bool = False
+    _left: bool = False  # retired without being ended
+    _quick: int = 0  # deaths in a row, each soon after its start
+    _mourned: bool = True  # the registry knows that the last process has ended
+    _bereaved: bool = False
+    _avoid: set[int] = field(factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.plan.name if self.plan else f"{self.launcher.name}-{self.index}"
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process is known to run."""
+        return self.run is not None and self.run.state is RunState.RUNNING
+
+    @property
+    def log(self) -> Path | None:
+        """Where its output goes, if that is a file of ours."""
+        if self.handle is not None and self.handle.log is not None:
+            return self.handle.log
+        if self.plan is None or not self.launcher.backend.local:
+            return None
+        return (self.launcher.log_dir or self.shared.log_dir) / f"{self.plan.name}.log"
+
+    def view(self) -> SlotView:
+        """It as people see it now."""
+        return SlotView(
+            name=self.name,
+            launcher=self.launcher.name,
+            index=self.index,
+            phase=self.phase,
+            since=self.since,
+            url=self.worker.url if self.worker else None,
+            pid=self.run.pid if self.run and self.runs else None,
+            restarts=self.restarts,
+            detail=self.detail,
+            last_line=self.last_line,
+            log=self.log,
+        )
+
+    # What others want.
+
+    def retire(self, *, leave: bool = False) -> None:
+        """Have no such worker any more: end it, or `leave` it to a later router."""
+        self.retiring = True
+        self._left = self._left or leave
+        self._scope.cancel()
+
+    def restart(self) -> None:
+        """Start it again now, whether it runs or was given up."""
+        self._again = True
+        self._scope.cancel()
+
+    def noticed(self) -> None:
+        """The registry has changed a facet of its worker."""
+        worker = self.worker
+        if worker and self.phase is Phase.STARTING and worker.health is Health.HEALTHY:
+            self.ready_at = trio.current_time()
+            self.shared.ever_ready = True
+            logger.info("%s is ready after %.0f s: %s", self.name, self.age(), worker.url)
+            self.enter(Phase.READY)
+        if worker and self.phase is Phase.DOWN and worker.memory is not Memory.ASLEEP:
+            self.restart()
+        self.moved.set()
+        self.moved = trio.Event()
+
+    # Before its task runs.
+
+    def prepare(self) -> None:
+        """Choose its ports, and register it where they are its address. Raises StartError."""
+        planner, keep = self.launcher.planner, None
+        if self._reservation is not None and self._used:
+            keep = self._reservation.ports
+            self._reservation.give_back()
+            self._reservation = None
+        if self._reservation is None:
+            self._reservation = planner.reserve(self.index, keep=keep, avoid=self._avoid)
+            self._used = False
+        self.plan = planner.plan(self.index, self._reservation.ports)
+        if self.launcher.backend.local:
+            self.register(self.plan.url)
+
+    def adopt(self, record: LaunchRecord, handle: Handle) -> None:
+        """Take over what an earlier router launched. Raises StartError."""
+        planner = self.launcher.planner
+        self.plan = planner.plan(self.index, record.ports)
+        self._reservation = planner.adopt(self.index, record.ports)
+        self._used = True
+        self.handle, self.restarts = handle, record.restarts
+        self.run = Run(RunState.RUNNING, process=handle.process)  # so its backend has just said
+        self.record = evolve(record, ident=handle.ident, process=handle.process)
+        self.shared.store.put(self.record)
+        if self.launcher.backend.local:
+            self.register(self.plan.url)
+            assert self.worker is not None
+            self.shared.registry.identify(self.worker, handle.process)
+
+    def bereave(self) -> None:
+        """What an earlier router launched for it has ended, or is ended now."""
+        self._bereaved = True
+
+    @property
+    def left(self) -> bool:
+        """Whether its worker was left to a later router."""
+        return self._left
+
+    # Its task.
+
+    async def keep(self) -> None:
+        """Fill the slot until it is retired. Cancelled, it ends what runs by force."""
+        try:
+            while not self.retiring:
+                await self._fill()
+        finally:
+            outlives = self._left or (self.shared.keep and not self.retiring)
+            if self.handle is not None and not outlives:
+                with trio.CancelScope(shield=True):
+                    await self._end(())
+            if self.record is not None and not outlives:
+                self.shared.store.delete(LaunchRecord, self.record.key)
+            if self._reservation is not None:
+                self._reservation.give_back()
+            self.enter(Phase.EXITED)
+            self.over.set()
+
+    async def _fill(self) -> None:
+        """One launch, from its beginning to the decision what comes next."""
+        self._again = False
+        death: Death | None = None
+        with self._interruptible():
+            if self.handle is None:
+                death = await self._launch()
+            if death is None:
+                death = await self._live()
+        if self._left:
+            return
+        if self.retiring:
+            self.enter(Phase.ENDING)
+        elif death is not None:
+            await self._mourn(death)
+        if self.handle is not None:
+            if death is None or death.condemned:
+                await self._end(self.shared.supervision.patience)
+            elif not death.lost:
+                await self._end(())  # what its first process has left behind
+            self.handle = self.run = self.record = None
+        if death is not None:
+            await self._wait_after(death)
+        if not self.retiring:
+            self._begin_anew(death)
+
+    def _interruptible(self) -> trio.CancelScope:
+        self._scope = trio.CancelScope()
+        if self.retiring or self._again:
+            self._scope.cancel()
+        return self._scope
+
+    async def _launch(self) -> Death | None:
+        """Have a worker started; None if that was done. What fails for want of an engine or of
+        a disk is tried until it is done."""
+        pause, token = _PAUSE, secrets.token_hex(16)
+        while True:
+            try:
+                if self.record is None:
+                    await self.launcher.planner.learn()
+                    self.prepare()
+                if self.worker is not None and self.worker.memory is Memory.ASLEEP:  # restored so
+                    await self._park(Phase.DOWN, "it has ended, and its pool sleeps")
+                await self._order(token)
+                return None
+            except (EngineUnavailable, StateUnavailable) as error:
+                self.enter(Phase.QUEUED, str(error))
+                logger.warning("%s waits: %s", self.name, error)
+                await trio.sleep(pause * self.shared.rng.uniform(0.5, 1))
+                pause = min(_PAUSE_MOST, pause * 2)
+            except StartError as error:
+                return Death(str(error), hopeless=True)
+
+    async def _order(self, token: str) -> None:
+        plan, store, backend, log = self.plan, self.shared.store, self.launcher.backend, self.log
+        assert plan is not None
+        assert self._reservation is not None
+        self.record = LaunchRecord(
+            launcher=plan.launcher,
+            index=plan.index,
+            name=plan.name,
+            backend=backend.name,
+            token=token,
+            fingerprint=plan.fingerprint,
+            command=plan.command,
+            ports=plan.ports,
+            log=str(log) if log else None,
+            restarts=self.restarts,
+        )
+        # Durable before the spawn: a worker that nobody knows of would hold its GPU for ever.
+        store.check()
+        store.put(self.record)
+        await store.commit()
+        self.handle = Handle(token, log=log)
+        self._reservation.unbind()
+        self._used = True
+        self.handle = await backend.launch(Order(plan, token, log, self.shared.owner))
+        self.record = evolve(self.record, ident=self.handle.ident, process=self.handle.process)
+        store.put(self.record)  # durable soon: until then it is found by its token
+        logger.info("%s started: %s", self.name, " ".join(plan.command))
+
+    async def _live(self) -> Death:
+        """Watch what runs until it ends, or must be ended."""
+        self._mourned = False
+        self.begun, self.ready_at = trio.current_time(), None
+        self.enter(Phase.QUEUED)
+        found: list[Death] = []
+        async with trio.open_nursery() as nursery:
+
+            async def conclude(wait: Callable[[], Awaitable[Death]]) -> None:
+                found.append(await wait())
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(conclude, self._gone)
+            nursery.start_soon(conclude, lambda: vigil.hopelessly_unhealthy(self))
+            nursery.start_soon(vigil.tell_slowness, self)
+            nursery.start_soon(vigil.watch_output, self)
+        return found[0]
+
+    async def _gone(self) -> Death:
+        assert self.handle is not None
+        run: Run | None = None
+        while True:
+            self.run = run = await self.launcher.backend.watch(self.handle, run)
+            if run.state is RunState.RUNNING:
+                self._running(run)
+            elif run.state is RunState.PENDING:
+                self.enter(Phase.QUEUED, run.reason or "there is no room for it yet")
+            else:
+                lost = run.state is RunState.LOST
+                return Death(run.reason or run.state.value, run.status, lost=lost)
+
+    def _running(self, run: Run) -> None:
+        plan, worker = self.plan, self.worker
+        url = run.url or (plan.url if plan and self.launcher.backend.local else None)
+        if url is None:
+            return
+        if worker is not None and worker.process not in (None, run.process):
+            self._replaced("its engine has started it again")
+            self._mourned = False
+            self.enter(Phase.QUEUED)
+        self.register(url)
+        assert self.worker is not None
+        if self._bereaved:  # what is known of the worker may be of the one that has ended
+            self._bereaved = False
+            self._replaced("its process ended while no router ran")
+            self._mourned = False
+        self.shared.registry.identify(self.worker, run.process)
+        if self.phase is Phase.QUEUED:
+            self.begun, self.ready_at = trio.current_time(), None
+            self.enter(Phase.STARTING)
+        self.noticed()  # it may be ready already
+
+    # When it has ended.
+
+    async def _mourn(self, death: Death) -> None:
+        """Tell of the death, everybody who has something to do with the process."""
+        now = trio.current_time()
+        served = self.ready_at is not None and now - self.ready_at
+        self._quick = 0 if served >= self.shared.supervision.settled else self._quick + 1
+        self.enter(Phase.ENDING if death.condemned else Phase.RESTARTING, self._how(death))
+        # A sleeper stays one, without a process, until its pool wakes up.
+        if self.worker is not None and self.worker.memory is Memory.AWAKE:
+            self._replaced(f"its process {death.reason}")
+        if death.hopeless:
+            logger.error("%s", death.reason)
+            return
+        age, words = self.age(), await self.last_words()
+        if self.ready_at is None and self.plan is not None:
+            self._avoid |= self.launcher.planner.taken(words, self.plan.ports)
+        told = "%s %s after %.0f s; the end of its log:\n%s"
+        logger.error(told, self.name, death.reason, age, words)
+
+    async def _wait_after(self, death: Death) -> None:
+        """Wait as long as it takes until it may be started again."""
+        with self._interruptible():
+            worker, supervision = self.worker, self.shared.supervision
+            if death.hopeless or self._quick >= supervision.quick_deaths:
+                times = "" if death.hopeless else f", the {self._quick}th time in a row"
+                await self._park(Phase.FAILED, f"given up: {self._how(death)}{times}")
+            if self.shared.stopping or not death.calls_for(self.launcher.restart):
+                await self._park(Phase.EXITED, self._how(death))
+            while worker and worker.memory in (Memory.FALLING_ASLEEP, Memory.WAKING):
+                await self.moved.wait()
+            if worker and worker.memory is Memory.ASLEEP:
+                await self._park(Phase.DOWN, f"{self._how(death)} while it slept")
+            delay = supervision.pause(self.launcher.restart_backoff, self._quick, self.shared.rng)
+            why = f"{self._how(death)}; it starts again in {delay:.1f} s"
+            self.enter(Phase.RESTARTING, why)
+            await trio.sleep(delay)
+
+    async def _park(self, phase: Phase, why: str) -> None:
+        if self.worker is not None:
+            self.shared.registry.give_up(self.worker, why)
+        self.enter(phase, why)
+        await trio.sleep_forever()
+
+    def _begin_anew(self, death: Death | None) -> None:
+        registry, worker = self.shared.registry, self.worker
+        self.restarts += 1
+        if self._again:
+            self._quick = 0
+        self.enter(Phase.QUEUED)
+        if worker is None or worker.removed:
+            return
+        if worker.memory is Memory.ASLEEP:  # the new process will be awake
+            registry.remember(worker, MemoryEvent.WAKE, "it starts again")
+            registry.remember(worker, MemoryEvent.WOKE, "it starts again")
+        self._replaced(f"its process {death.reason}" if death else "it was restarted")
+        registry.expect(worker, "it starts again")
+
+    def _replaced(self, why: str) -> None:
+        registry, worker = self.shared.registry, self.worker
+        if worker is not None and not self._mourned:
+            self._mourned = True
+            registry.identify(worker, None)
+            registry.reincarnate(worker, why)
+            registry.expect(worker, why)
+
+    async def _end(self, patience: tuple[float, ...]) -> None:
+        assert self.handle is not None
+        # An engine may never answer again; then our claim on the worker goes with the record.
+        with trio.move_on_after(self.shared.supervision.end_within):
+            await self.launcher.backend.end(self.handle, patience=patience)
+        self.shared.store.delete(LaunchRecord, f"{self.launcher.name}/{self.index}")
+        self.handle = self.run = self.record = None
+
+    # Small things.
+
+    def register(self, url: str) -> None:
+        """Have its worker in the pool under this URL."""
+        registry, old = self.shared.registry, self.worker
+        if old is not None and (old.url != url or old.removed):
+            self.worker = None
+            registry.remove(old)
+        if self.worker is None:
+            self.worker = registry.add(
+                url,
+                Origin.LAUNCHED,
+                concurrency=self.launcher.max_concurrency,
+                batching=self.plan.batching if self.plan else 1,
+                starting=True,
+            )
+            # It was known before: to an earlier router, if that is not the one we took over.
+            self._bereaved = self._bereaved or (self.worker.met and not self.runs)
+
+    def enter(self, phase: Phase, detail: str | None = None) -> None:
+        """Note where it stands, and why."""
+        if phase is not self.phase:
+            self.phase, self.since = phase, trio.current_time()
+        self.detail = detail
+        self.shared.tell()
+
+    def age(self) -> float:
+        """Seconds since the present launch began to run."""
+        return trio.current_time() - self.begun
+
+    async def last_words(self, count: int = 12) -> str:
+        """The end of its output, for people."""
+        if self.log is None and self.handle is not None:
+            return "\n".join(await self.launcher.backend.tail(self.handle, count))
+        return await trio.to_thread.run_sync(output.last_words, self.log, count)
+
+    def _how(self, death: Death) -> str:
+        return death.reason if death.hopeless else f"it {death.reason}"

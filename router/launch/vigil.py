@@ -1,0 +1,73 @@
+"""What is watched about a worker that runs: its health, its readiness and its output."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..pool.worker import Health
+from . import output
+from .launcher import Death
+from .phases import Phase
+
+if TYPE_CHECKING:
+    from .slot import Slot
+
+logger = logging.getLogger("router.launch")
+_output = logging.getLogger("router.launch.output")
+
+_LOOK = 1.0  # seconds between two looks at the output of a worker that starts
+
+
+async def hopelessly_unhealthy(slot: Slot) -> Death:
+    """Wait until the worker has been unhealthy for so long that it counts as dead."""
+    bound = slot.shared.supervision.unhealthy
+    while True:
+        with trio.move_on_after(bound):
+            while slot.worker and slot.worker.health is Health.UNHEALTHY:
+                await slot.moved.wait()
+        worker = slot.worker
+        if worker and worker.health is Health.UNHEALTHY:
+            why = worker.health_reason or "it fails its probes"
+            return Death(f"was unhealthy for {bound:g} s ({why})", condemned=True)
+        await slot.moved.wait()
+
+
+async def tell_slowness(slot: Slot) -> None:
+    """Report a worker that is not ready in time. It is left loading: first downloads take long."""
+    timeout = slot.launcher.wait_timeout
+    while slot.ready_at is None:
+        left = slot.begun + timeout - trio.current_time()
+        if slot.phase is Phase.STARTING and left <= 0:
+            slot.enter(Phase.STARTING, f"not ready after {timeout:g} s; it is left loading")
+            logger.warning(
+                "%s is not ready after %g s, and is left loading; the end of its log:\n%s",
+                slot.name,
+                timeout,
+                await slot.last_words(),
+            )
+            return
+        await trio.sleep(left if left > 0 else timeout)
+
+
+async def watch_output(slot: Slot) -> None:
+    """Keep its last line up while it starts, and follow all of it into a verbose log."""
+    log = slot.log
+    if log is None:
+        return
+    async with trio.open_nursery() as nursery:
+        if _output.isEnabledFor(logging.DEBUG):
+            nursery.start_soon(output.Follower(log, partial(_tell, slot.name)).run)
+        while slot.ready_at is None:
+            line = (await slot.last_words(1)).strip()
+            if line != slot.last_line:
+                slot.last_line = line
+                slot.shared.tell()
+            await trio.sleep(_LOOK)
+
+
+def _tell(name: str, line: str) -> None:
+    _output.debug("[%s] %s", name, line)

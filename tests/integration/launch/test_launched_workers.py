@@ -1,0 +1,235 @@
+"""Real processes behind a whole router: started, killed, looked at and ended over HTTP."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from attrs import evolve
+
+from router import program
+from router.launch import processes
+from router.launch.phases import Phase
+from router.settings import LauncherSettings
+from tests.integration.deployment import Deployment, deployed, until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process groups")
+
+SIMULATED = (*program.self_command(), "simulate-worker")
+# A worker in the smallest form, which starts in a moment: healthy, and of no other use. It has a
+# child, as real ones have.
+SMALL = """
+import http.server, json, os, sys, time
+port = int(sys.argv[sys.argv.index("--port") + 1])
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *_): pass
+    def do_GET(self):
+        found = self.path in ("/health", "/v1/models")
+        body = json.dumps({"data": [{"id": "small"}]} if found else {}).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+child = os.fork()
+if not child:
+    time.sleep(600)
+print("worker", os.getpid(), "with child", child, flush=True)
+server.serve_forever()
+"""
+Body = Callable[[Deployment], Awaitable[None]]
+
+
+def launcher(folder: Path, command: Sequence[str], **more: Any) -> LauncherSettings:
+    options: dict[str, Any] = {
+        "model": "demo/image",
+        "command": tuple(command),
+        "num_gpus_per_worker": 0,
+        "worker_base_port": 0,
+        "master_port_base": 0,
+        "scheduler_port_base": 0,
+        "log_dir": str(folder),
+        "restart_backoff": 0.001,
+        **more,
+    }
+    return LauncherSettings(**options)
+
+
+def small(folder: Path, **more: Any) -> LauncherSettings:
+    script = folder / "worker.py"
+    script.write_text(SMALL)
+    return launcher(folder, (sys.executable, "-I", "-S", str(script)), **more)
+
+
+def with_router(body: Body, *launchers: LauncherSettings, **settings: Any) -> None:
+    """Run a test beside a router with these launchers; afterwards nothing of them may be left."""
+
+    async def main() -> None:
+        with trio.fail_after(90):
+            async with deployed(launchers=launchers, **settings) as pool:
+                await body(pool)
+                left = [view for view in pool.running.fleet.views() if view.pid]
+            for view in left:
+                assert view.pid
+                assert not processes.members(view.pid)
+                assert view.url
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port_of(view.url))).close()
+
+    trio.run(main, strict_exception_groups=True)
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+async def workers(pool: Deployment) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await pool.http.get("/workers")).json()["workers"]
+    return found
+
+
+async def ready(pool: Deployment, count: int, within: float = 60) -> None:
+    views = pool.running.fleet.views
+    await until(lambda: sum(v.phase is Phase.READY for v in views()) == count, within)
+
+
+def test_eight_workers_serve_as_they_come_up(tmp_path: Path) -> None:
+    async def body(pool: Deployment) -> None:
+        # There is none yet, and so it waits for the first.
+        assert (await pool.http.post("/v1/images/generations", json=IMAGE, timeout=60)).is_success
+        await ready(pool, 8)
+        found = await workers(pool)
+        assert [worker["launch"]["index"] for worker in found] == list(range(8))
+        assert {worker["origin"] for worker in found} == {"launched"}
+        assert {worker["max_concurrency"] for worker in found} == {2}
+        assert len({worker["launch"]["pid"] for worker in found}) == 8
+        first = found[0]
+        assert first["launch"] | {"pid": 0} == {
+            "launcher": "image",
+            "index": 0,
+            "phase": "ready",
+            "detail": None,
+            "pid": 0,
+            "restarts": 0,
+            "log": str(tmp_path / "image-0.log"),
+        }
+        log = await pool.http.get(f"/workers/{first['worker_id']}/logs", params={"tail": 2})
+        assert log.json()["worker_id"] == first["worker_id"]
+        assert len(log.json()["lines"]) == 2
+        done = await pool.http.post("/launcher/scale", json={"num_workers": 1})
+        assert (done.json()["status"], len(done.json()["ending"])) == ("success", 7)
+        await until(lambda: len(pool.running.parts.registry) == 1, 20)
+        gone = [worker["launch"]["pid"] for worker in found[1:]]
+        await until(lambda: not any(map(processes.members, gone)), 20)
+
+    extra = ("--batching-max-size", "2", "--time-scale", "0.01", "--load-seconds", "0")
+    with_router(body, launcher(tmp_path, SIMULATED, num_workers=8, worker_extra_args=extra))
+
+
+def test_one_that_is_killed_comes_back_each_time_and_its_children_never_stay(
+    tmp_path: Path,
+) -> None:
+    async def body(pool: Deployment) -> None:
+        fleet = pool.running.fleet
+        fleet.shared.supervision = evolve(fleet.shared.supervision, settled=0)
+        children = set()
+        for count in range(21):
+            await ready(pool, 1)
+            (worker,) = await workers(pool)
+            assert worker["routable"]
+            assert worker["launch"]["restarts"] == count
+            assert worker["incarnation"] == count + 1
+            pid = worker["launch"]["pid"]
+            log = (await pool.http.get(f"/workers/{worker['worker_id']}/logs?tail=1")).json()
+            child = re.fullmatch(rf"worker {pid} with child (\d+)", log["lines"][0])
+            assert child
+            children.add(int(child[1]))
+            assert not any(map(processes.look_up, children - {int(child[1])}))
+            if count < 20:
+                os.kill(pid, signal.SIGKILL)
+                while fleet.views()[0].restarts == count:
+                    await fleet.changed()
+        assert len(children) == 21
+
+    with_router(body, small(tmp_path))
+
+
+def test_delete_and_restart_over_http(tmp_path: Path) -> None:
+    async def body(pool: Deployment) -> None:
+        await ready(pool, 2)
+        first, second = await workers(pool)
+        answer = await pool.http.post(f"/workers/{first['worker_id']}/restart")
+        assert answer.json() == {"status": "success", "worker_id": first["worker_id"]}
+        await until(lambda: pool.running.fleet.views()[0].restarts == 1)
+        await ready(pool, 2)
+        assert (await workers(pool))[0]["launch"]["pid"] != first["launch"]["pid"]
+        deleted = await pool.http.delete(f"/workers/{second['worker_id']}")
+        assert deleted.is_success
+        assert not processes.members(second["launch"]["pid"])
+        assert len(await workers(pool)) == 1
+
+        static = await pool.simulated()
+        other = await pool.register(static.url)
+        told = (await pool.http.get(f"/workers/{other.worker_id}")).json()
+        assert told["worker"]["launch"] is None
+        for method, path, status, code in (
+            ("PUT", f"/workers/{other.worker_id}/restart", 409, "not_launched"),
+            ("GET", f"/workers/{other.worker_id}/logs", 404, "not_launched"),
+            ("GET", f"/workers/{first['worker_id']}/logs?tail=0", 400, "invalid_field"),
+            ("GET", "/workers/http%3A%2F%2Fnobody%3A1/logs", 404, "unknown_worker"),
+            ("POST", "/launcher/scale", 400, "invalid_field"),
+        ):
+            wrong = await pool.http.request(method, path)
+            assert (wrong.status_code, wrong.json()["code"]) == (status, code), path
+        for content in ({"num_workers": True}, {"num_workers": 1, "launcher": 3}):
+            wrong = await pool.http.post("/launcher/scale", json=content)
+            assert wrong.json()["code"] == "invalid_field"
+        wrong = await pool.http.post("/launcher/scale", json={"workers": 2})
+        assert wrong.json()["code"] == "unsupported_fields"
+
+    with_router(body, small(tmp_path, num_workers=2))
+
+
+def test_an_image_and_a_video_model_side_by_side(tmp_path: Path) -> None:
+    async def body(pool: Deployment) -> None:
+        await ready(pool, 2)
+        by_launcher = {w["launch"]["launcher"]: w["models"] for w in await workers(pool)}
+        assert by_launcher == {"image": ["demo/image"], "video": ["demo/video"]}
+        answer = await pool.http.post("/launcher/scale", json={"num_workers": 2})
+        assert (answer.status_code, answer.json()["code"]) == (400, "ambiguous_launcher")
+
+    quick = ("--load-seconds", "0")
+    with_router(
+        body,
+        launcher(tmp_path, SIMULATED, worker_extra_args=quick),
+        launcher(tmp_path, SIMULATED, model="demo/video", worker_extra_args=quick),
+    )
+
+
+def test_one_that_dies_asleep_comes_back_with_the_wake(tmp_path: Path) -> None:
+    async def body(pool: Deployment) -> None:
+        await ready(pool, 2)
+        assert (await pool.http.post("/release_memory_occupation", json={})).is_success
+        os.kill((await workers(pool))[0]["launch"]["pid"], signal.SIGKILL)
+        await until(lambda: pool.running.fleet.views()[0].phase is Phase.DOWN)
+        down = (await workers(pool))[0]
+        assert down["is_sleeping"]
+        assert not down["routable"]
+        assert (await pool.http.post("/resume_memory_occupation", json={})).is_success
+        await ready(pool, 2)
+        assert all([worker["routable"] for worker in await workers(pool)])
+
+    extra = ("--time-scale", "0.01", "--load-seconds", "0")
+    with_router(body, launcher(tmp_path, SIMULATED, num_workers=2, worker_extra_args=extra))
+
+
+IMAGE = {"prompt": "a red kite", "size": "64x64", "num_inference_steps": 1}

@@ -1,0 +1,209 @@
+"""Planners: what they find out, once, and what they share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from router.errors import StartError
+from router.launch import probing
+from router.launch.base import Planner, WorkerPorts
+from router.launch.planner import LocalPlanner, make_planners
+from router.launch.ports import ports_of
+from router.launch.resources import Found, Gpu
+from router.settings import LauncherSettings
+from tests.unit.launch.settings import launcher
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
+
+ANY_PORTS = {"worker_base_port": 0, "master_port_base": 0, "scheduler_port_base": 0}
+
+
+def planning(
+    launchers: list[LauncherSettings],
+    body: Callable[[list[LocalPlanner]], Awaitable[None]],
+    environ: dict[str, str],
+) -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            await body(await make_planners(launchers, environ))
+
+    trio.run(main)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many GPUs the machine has, and then how often that was asked."""
+    counts = [0, 0]
+
+    async def find(_: object) -> Found:
+        counts[1] += 1
+        return Found(tuple(Gpu(str(n)) for n in range(counts[0])), "NVML")
+
+    monkeypatch.setattr(probing, "find_gpus", find)
+    return counts
+
+
+def sglang(folder: Path, text: str) -> dict[str, str]:
+    """An environment with a program `sglang` that notes how it is asked for help."""
+    stub = folder / "sglang"
+    stub.write_text(f'#!/bin/sh\necho "$*" >> "{folder}/asked"\necho "{text}"\n')
+    stub.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+def test_what_two_launchers_share(tmp_path: Path, gpus: list[int]) -> None:
+    gpus[0] = 4
+
+    async def body(planners: list[LocalPlanner]) -> None:
+        plans = []
+        async with trio.open_nursery() as nursery:
+            for planner in planners:
+                nursery.start_soon(planner.learn)
+        for planner in planners:
+            conforming: Planner = planner
+            for index in range(2):
+                held = conforming.reserve(index)
+                plan = conforming.plan(index, held.ports)
+                assert plan == conforming.plan(index, held.ports)
+                plans.append(plan)
+                held.unbind()
+        assert [plan.env["CUDA_VISIBLE_DEVICES"] for plan in plans] == ["0", "1", "2", "3"]
+        assert all(plan.command[-2:] == ("--strict-ports", "true") for plan in plans)
+        ports = [port for plan in plans for port in ports_of(plan.ports)]
+        assert len(set(ports)) == 16
+
+    both = [launcher(num_workers=2), launcher(name="b", num_workers=2)]
+    planning(both, body, sglang(tmp_path, "  --strict-ports X"))
+    assert (tmp_path / "asked").read_text() == "serve --help\n", "each command is asked once"
+    assert gpus[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("usage", {}),
+        ("--strict-ports", {"worker_extra_args": "--strict-ports false"}),
+    ],
+)
+def test_a_worker_without_strict_ports(
+    tmp_path: Path, gpus: list[int], text: str, values: dict[str, str]
+) -> None:
+    async def body(planners: list[LocalPlanner]) -> None:
+        (planner,) = planners
+        await planner.learn()
+        held = planner.reserve(0)
+        command = planner.plan(0, held.ports).command
+        held.give_back()
+        assert command.count("--strict-ports") == len(values)
+
+    planning([launcher(**ANY_PORTS, **values)], body, sglang(tmp_path, text))
+
+
+def test_a_program_that_is_not_there(tmp_path: Path, gpus: list[int]) -> None:
+    async def body(planners: list[LocalPlanner]) -> None:
+        complaints = []
+        for planner in planners:
+            planner.plan(0, WorkerPorts(1, 2, 3))  # what lives can still be adopted
+            with pytest.raises(StartError) as caught:
+                await planner.learn()
+            complaints.append(str(caught.value))
+        assert complaints == [
+            "Launcher Qwen-Image: the program sglang is not on PATH; install SGLang, or set"
+            " command",
+            "Launcher b: the program ./serve is not found",
+        ]
+
+    here = [launcher(**ANY_PORTS), launcher(name="b", command="./serve", **ANY_PORTS)]
+    planning(here, body, {"PATH": str(tmp_path)})
+
+
+def test_the_path_of_the_worker_counts(tmp_path: Path, gpus: list[int]) -> None:
+    environ = sglang(tmp_path, "")
+
+    async def body(planners: list[LocalPlanner]) -> None:
+        await planners[0].learn()
+
+    planning([launcher(worker_env=environ)], body, {"PATH": "/nowhere"})
+
+
+def test_no_gpus_at_all_is_said_once(gpus: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    async def body(planners: list[LocalPlanner]) -> None:
+        for planner in planners:
+            held = planner.reserve(0)
+            plan = planner.plan(0, held.ports)
+            held.give_back()
+            assert (plan.gpus, plan.env) == ((), {})
+
+    planning([launcher(**ANY_PORTS), launcher(name="b", **ANY_PORTS)], body, {})
+    (record,) = caplog.records
+    assert record.getMessage() == "CPU mode: no GPU was found by NVML, so workers get none"
+
+
+def test_nobody_looks_for_gpus_that_are_named_or_not_wanted(
+    gpus: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(planners: list[LocalPlanner]) -> None:
+        named, without = planners
+        held = named.reserve(0)
+        assert named.plan(0, held.ports).env == {"CUDA_VISIBLE_DEVICES": "MIG-1"}
+        assert without.plan(0, held.ports).env == {"CUDA_VISIBLE_DEVICES": ""}
+        held.give_back()
+
+    both = [
+        launcher(worker_gpu_ids=["MIG-1"], **ANY_PORTS),
+        launcher(name="b", num_gpus_per_worker=0, **ANY_PORTS),
+    ]
+    planning(both, body, {})
+    assert gpus[1] == 0
+    assert caplog.records == []
+
+
+def test_too_few_gpus_end_it_at_once(gpus: list[int]) -> None:
+    gpus[0] = 1
+
+    async def body(_: list[LocalPlanner]) -> None:
+        raise AssertionError("there is no GPU for the second worker")
+
+    with pytest.raises(StartError, match=r"needs 2 GPUs, but found were 1 GPU \(0\) by NVML;"):
+        planning([launcher(num_workers=2)], body, {})
+
+
+def test_a_gpu_named_twice_is_told(gpus: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    async def body(_: list[LocalPlanner]) -> None:
+        pass
+
+    planning([launcher(num_workers=2, worker_gpu_ids=["0", "0"])], body, {})
+    assert caplog.records[0].levelno == logging.WARNING
+    assert "GPU 0 is named for several workers: Qwen-Image-0, Qwen-Image-1" in caplog.text
+
+
+def test_gpus_of_a_worker_that_is_not_wanted_any_more(gpus: list[int]) -> None:
+    gpus[0] = 2
+
+    async def body(planners: list[LocalPlanner]) -> None:
+        image, video = planners
+        image.check([0])
+        with pytest.raises(StartError):
+            video.check([0, 1])
+        image.forget(0)
+        video.check([0, 1])
+
+    planning([launcher(), launcher(name="b")], body, {})
+
+
+def test_taken_ports_of_all_copies(gpus: list[int]) -> None:
+    async def body(planners: list[LocalPlanner]) -> None:
+        (planner,) = planners
+        held = planner.reserve(0)
+        held.give_back()
+        second = held.ports.scheduler + 1
+        words = f"RuntimeError: Scheduler[1] port {second} is unavailable and --strict-ports is"
+        assert planner.taken(words, held.ports) == {second}
+
+    planning([launcher(worker_extra_args="--dp-size 2", **ANY_PORTS)], body, {})
