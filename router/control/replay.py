@@ -18,7 +18,8 @@ from ..pool import events
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledgers, Meaning, Step, meaning
 from ..pool.weights.answers import words
-from ..pool.worker import Admin, Health, Memory, Origin, Weights, Worker
+from ..pool.weights.recipe import FRESH
+from ..pool.worker import Admin, Health, Memory, Weights, Worker
 from ..store.store import Store
 from .broadcast import Row, call_one
 from .client import ControlClient, Unreachable
@@ -40,6 +41,7 @@ class _Tending:
     woken: trio.Event = field(factory=trio.Event)
     # Of the calls that are under way.
     scope: trio.CancelScope | None = None
+    restarted: bool = False  # by us: once must be enough
 
 
 @define(eq=False)
@@ -222,7 +224,10 @@ class Replayer:
             self.ledgers.delayed(worker, reason)
             return False
         self.ledgers.failed(worker, reason)
-        if worker.origin is Origin.LAUNCHED and self.restart is not None:
+        tending = self._tended.get(worker)
+        # A process that nothing was done to yet would refuse it again.
+        if tending and not tending.restarted and before != FRESH and self.restart is not None:
+            tending.restarted = True
             self.restart(worker)
         return False
 

@@ -7,7 +7,7 @@ over. A backend only runs what it is told to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -149,12 +149,6 @@ class Fleet:
             )
         logger.info("%s is restarted by request", slot.name)
         slot.restart()
-
-    def rouse(self, workers: Collection[Worker]) -> None:
-        """A wake of these workers was asked for: start those again that died asleep."""
-        for slot in self._all():
-            if slot.phase is Phase.DOWN and slot.worker in workers:
-                slot.restart()
 
     async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
         """Have so many workers of a launcher from now on; says which ones start and end.

@@ -16,7 +16,6 @@ import trio
 from attrs import define, evolve, field
 
 from ..errors import StartError, StateUnavailable
-from ..pool.lifecycle import MemoryEvent
 from ..pool.worker import Health, Memory, Origin, Worker
 from . import output, vigil
 from .base import EngineUnavailable, Handle, Order, Reservation, Run, RunState, WorkerPlan
@@ -116,7 +115,7 @@ class Slot:
             self.shared.ever_ready = True
             logger.info("%s is ready after %.0f s: %s", self.name, self.age(), worker.url)
             self.enter(Phase.READY)
-        if worker and self.phase is Phase.DOWN and worker.memory is not Memory.ASLEEP:
+        if worker and self.phase is Phase.DOWN and not _rests(worker):
             self.restart()
         self.moved.set()
         self.moved = trio.Event()
@@ -221,7 +220,7 @@ class Slot:
                 if self.record is None:
                     await self.launcher.planner.learn()
                     self.prepare()
-                if self.worker is not None and self.worker.memory is Memory.ASLEEP:  # restored so
+                if not self.restarts and self.worker is not None and _rests(self.worker):
                     await self._park(Phase.DOWN, "it has ended, and its pool sleeps")
                 await self._order(token)
                 return None
@@ -322,7 +321,7 @@ class Slot:
         self._quick = 0 if served >= self.shared.supervision.settled else self._quick + 1
         self.enter(Phase.ENDING if death.condemned else Phase.RESTARTING, self._how(death))
         # A sleeper stays one, without a process, until its pool wakes up.
-        if self.worker is not None and self.worker.memory is Memory.AWAKE:
+        if self.worker is not None and not _rests(self.worker):
             self._replaced(f"its process {death.reason}")
         if death.hopeless:
             logger.error("%s", death.reason)
@@ -342,9 +341,7 @@ class Slot:
                 await self._park(Phase.FAILED, f"given up: {self._how(death)}{times}")
             if self.shared.stopping or not death.calls_for(self.launcher.restart):
                 await self._park(Phase.EXITED, self._how(death))
-            while worker and worker.memory in (Memory.FALLING_ASLEEP, Memory.WAKING):
-                await self.moved.wait()
-            if worker and worker.memory is Memory.ASLEEP:
+            if worker and _rests(worker):
                 await self._park(Phase.DOWN, f"{self._how(death)} while it slept")
             delay = supervision.pause(self.launcher.restart_backoff, self._quick, self.shared.rng)
             why = f"{self._how(death)}; it starts again in {delay:.1f} s"
@@ -365,9 +362,6 @@ class Slot:
         self.enter(Phase.QUEUED)
         if worker is None or worker.removed:
             return
-        if worker.memory is Memory.ASLEEP:  # the new process will be awake
-            registry.remember(worker, MemoryEvent.WAKE, "it starts again")
-            registry.remember(worker, MemoryEvent.WOKE, "it starts again")
         self._replaced(f"its process {death.reason}" if death else "it was restarted")
         registry.expect(worker, "it starts again")
 
@@ -425,3 +419,8 @@ class Slot:
 
     def _how(self, death: Death) -> str:
         return death.reason if death.hopeless else f"it {death.reason}"
+
+
+def _rests(worker: Worker) -> bool:
+    """Whether its GPU is somebody else's until a wake: no process is needed, or wanted, there."""
+    return worker.memory in (Memory.ASLEEP, Memory.FALLING_ASLEEP)

@@ -240,6 +240,13 @@ class RouterSettings:
         group="State",
         help="take workers for the same processes, without proof, if no router ran for less",
     )
+    resume_weights: bool = setting(
+        False,
+        Switch(),
+        group="State",
+        help="go on with the weight versions of a model whose workers all ended with the router"
+        " before; else such a model starts anew with the weights of its workers' start",
+    )
     admin_api_key: str | None = setting(
         None,
         Text(optional=True),

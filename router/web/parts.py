@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, Protocol, cast
 
 from attrs import frozen
@@ -42,9 +41,6 @@ class LaunchedWorkers(Protocol):
 
     def restart(self, worker: Worker) -> None:
         """Start it again. Raises Conflict."""
-
-    def rouse(self, workers: Collection[Worker]) -> None:
-        """Start those again that died asleep: a wake was asked for."""
 
     async def tail(self, worker: Worker, lines: int) -> list[str]:
         """The end of its output. Raises NotFound."""

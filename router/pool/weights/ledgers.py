@@ -226,6 +226,14 @@ class Ledgers(Standings):
             self._put_standing(worker, at_version(ledger, version, entry.standing.wrapped))
         self.settle(model)
 
+    def begin_anew(self, model: str) -> None:
+        """All that had the model's weights have ended: those of a start are current again. Numbers
+        that were issued are not issued again."""
+        self.attest(model, 0, None, None)
+        ledger = self.ledger(model)
+        ledger.label = None
+        self._paper.put(ledger.record())
+
     def claim(self, worker: Worker, version: int) -> None:
         """Its owner says what the worker has (`POST /workers {"weight_version": N}`)."""
         entry = self._entry(worker)

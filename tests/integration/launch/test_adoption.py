@@ -279,7 +279,7 @@ def test_a_restored_sleeper_without_a_process_waits_for_the_wake() -> None:
             await bench.until(Phase.DOWN)
             assert bench.worker().health is Health.UNHEALTHY
             assert world.starts() == 1
-            bench.fleet.rouse([bench.worker()])
-            assert (await bench.serve()).memory == "awake"
+            bench.registry.remember(bench.worker(), MemoryEvent.WAKE)
+            assert (await bench.serve()).memory == "waking"
 
     virtually(main)

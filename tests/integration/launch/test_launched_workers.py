@@ -18,6 +18,7 @@ from attrs import evolve
 from router import program
 from router.launch import processes
 from router.launch.phases import Phase
+from router.pool.lifecycle import routable
 from router.settings import LauncherSettings
 from tests.integration.deployment import Deployment, deployed, until
 
@@ -226,7 +227,8 @@ def test_one_that_dies_asleep_comes_back_with_the_wake(tmp_path: Path) -> None:
         assert not down["routable"]
         assert (await pool.http.post("/resume_memory_occupation", json={})).is_success
         await ready(pool, 2)
-        assert all([worker["routable"] for worker in await workers(pool)])
+        registry = pool.running.parts.registry  # the new process is told to wake up, too
+        await until(lambda: all(map(routable, registry)))
 
     extra = ("--time-scale", "0.01", "--load-seconds", "0")
     with_router(body, launcher(tmp_path, SIMULATED, num_workers=2, worker_extra_args=extra))

@@ -202,16 +202,15 @@ def test_one_that_dies_asleep_starts_again_at_the_next_wake(during: Memory) -> N
                 bench.registry.remember(worker, MemoryEvent.SLEPT)
             bench.die()
             await trio.sleep(10)
-            if during is Memory.FALLING_ASLEEP:
-                bench.registry.remember(worker, MemoryEvent.LOST)
             await bench.until(Phase.DOWN)
             await trio.sleep(1000)
             assert world.starts() == 1
-            assert worker.memory is Memory.ASLEEP
+            assert worker.memory is during
             assert not hopeful(worker)
-            bench.fleet.rouse([worker])
-            assert worker.memory is Memory.ASLEEP
+            bench.registry.remember(worker, MemoryEvent.WAKE)
             await bench.serve()
+            assert worker.memory is Memory.WAKING  # whoever wakes it asks the new process
+            bench.registry.remember(worker, MemoryEvent.WOKE)
             assert routable(worker)
             assert worker.incarnation == 2
 

@@ -285,7 +285,7 @@ async def routed(
 
 def running_tasks(router: Routed) -> int:
     """How many tasks of the router are left."""
-    return sum(1 for task in router.nursery.child_tasks if "service.serve" in task.name)
+    return sum(1 for task in router.nursery.child_tasks if task.name.endswith(".serve"))
 
 
 # Scripts that many tests need.

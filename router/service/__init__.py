@@ -1,0 +1,16 @@
+"""The composition root: builds the parts, runs them, and ends them."""
+
+from .launched import reap
+from .running import Running, run, serve
+from .start import address_of, admin_key, open_store, raise_open_files_limit
+
+__all__ = [
+    "Running",
+    "address_of",
+    "admin_key",
+    "open_store",
+    "raise_open_files_limit",
+    "reap",
+    "run",
+    "serve",
+]

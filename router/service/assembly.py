@@ -1,0 +1,181 @@
+"""Builds the parts of a router and joins them. Nothing runs yet."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import cast
+
+import trio
+from attrs import frozen
+
+from ..control.client import ControlClient
+from ..control.errands import Errands
+from ..control.follow import Follower
+from ..control.held import Transactions
+from ..control.jobs import JobControl
+from ..control.keeper import Keeper
+from ..control.memory import MemoryControl
+from ..control.recovery import Recovery
+from ..control.refit import WeightControl
+from ..control.replay import Replayer
+from ..control.retire import Retirer
+from ..control.turns import Turns
+from ..control.watch import Watchman
+from ..control.witness import Witness
+from ..dispatch import Dispatcher, QueueLimits
+from ..launch.fleet import Fleet
+from ..observe import logs
+from ..pool import policies
+from ..pool.assets import AssetMap
+from ..pool.cost import Speeds
+from ..pool.registry import Registry
+from ..pool.weights import ChangeRecord, LedgerRecord, Ledgers, WeightRecord
+from ..relay.access import AdminKey
+from ..relay.asgi import Relay
+from ..relay.attempts import Attempts
+from ..relay.client import App
+from ..relay.forward import Forwarder, Limits
+from ..relay.upstream import Upstream
+from ..relay.websocket import WebSocketRelay
+from ..settings import QueueOrder, RouterSettings
+from ..store.store import Store
+from ..web.app import create_app
+from ..web.parts import CallLimits, Parts
+from .launched import make_fleet, prove, restart
+from .start import admin_key, is_loopback
+
+logger = logging.getLogger("router.service")
+
+
+@frozen
+class Assembly:
+    """A router whose parts know one another. `restarting` closes its WebSocket sessions."""
+
+    app: App
+    parts: Parts
+    fleet: Fleet
+    upstream: Upstream
+    replayer: Replayer
+    follower: Follower
+    recovery: Recovery
+    keeper: Keeper
+    restarting: trio.Event
+
+
+async def assemble(settings: RouterSettings, store: Store, client: ControlClient) -> Assembly:
+    """The parts of a router with these settings. Raises StartError, StateRefused."""
+    registry = Registry(
+        failure_threshold=settings.health_check_failure_threshold,
+        concurrency=settings.worker_concurrency,
+        trust_weights=settings.trust_external_weights,
+    )
+    registry.subscribe(logs.log_event)
+    # Before the dispatcher: it hears first of what makes a worker unroutable.
+    ledgers = Ledgers(registry, paper=store, gating=not settings.trust_external_weights)
+    ledgers.restore(
+        store.restored(LedgerRecord).values(),
+        store.restored(WeightRecord).values(),
+        store.restored(ChangeRecord).values(),
+    )
+    dispatcher = _dispatcher(settings, registry)
+    retirer, errands, turns = Retirer(registry, dispatcher), Errands(), Turns()
+    fleet = await make_fleet(settings, registry, store, retirer)
+    assets = AssetMap(settings.max_assets)
+    witness = Witness(assets, client, [partial(prove, fleet)])
+    jobs = JobControl(registry, assets, client)
+    drain, call = settings.drain_timeout, settings.refit_timeout
+    memory = MemoryControl(
+        *(registry, dispatcher, client, turns, store), call_timeout=call, drain_timeout=drain
+    )
+    weights = WeightControl(
+        *(registry, dispatcher, client, ledgers, turns, store, errands),
+        drain_timeout=drain,
+        call_timeout=call,
+    )
+    replayer = Replayer(
+        *(registry, dispatcher, client, ledgers, turns, store, weights),
+        drain_timeout=drain,
+        restart=partial(restart, fleet),
+    )
+    parts = Parts(
+        store=store,
+        registry=registry,
+        dispatcher=dispatcher,
+        watchman=Watchman(registry, client, witness, settings.health_check_interval),
+        retirer=retirer,
+        client=client,
+        jobs=jobs,
+        ledgers=ledgers,
+        weights=weights,
+        transactions=Transactions(weights),
+        replayer=replayer,
+        memory=memory,
+        errands=errands,
+        launcher=fleet,
+        limits=CallLimits(refit=call, idle=settings.idle_timeout),
+    )
+    upstream = Upstream(settings.connect_timeout, settings.max_connections)
+    restarting = trio.Event()
+    app = _front(settings, parts, upstream, assets, restarting)
+    return Assembly(
+        app=app,
+        parts=parts,
+        fleet=fleet,
+        upstream=upstream,
+        replayer=replayer,
+        follower=Follower(registry, dispatcher, assets, client),
+        recovery=Recovery(registry, dispatcher, assets, jobs),
+        keeper=Keeper(store, registry, dispatcher, assets, settings.trust_downtime),
+        restarting=restarting,
+    )
+
+
+def _dispatcher(settings: RouterSettings, registry: Registry) -> Dispatcher:
+    speeds = Speeds(trio.current_time)
+    patience = settings.queue_timeout
+    return Dispatcher(
+        registry,
+        policies.make(settings.routing_algorithm, speeds),
+        limits=QueueLimits(
+            size=settings.queue_size,
+            patience=settings.timeout if patience is None else patience,
+            longest_first=settings.queue_order is QueueOrder.LONGEST_FIRST,
+            jobs_per_worker=settings.max_jobs_per_worker,
+        ),
+        speeds=speeds,
+        failure_threshold=settings.health_check_failure_threshold,
+    )
+
+
+def _front(
+    settings: RouterSettings,
+    parts: Parts,
+    upstream: Upstream,
+    assets: AssetMap,
+    restarting: trio.Event,
+) -> App:
+    """What the server calls: the key, then the relay, then our own endpoints."""
+    attempts = Attempts(
+        parts.registry, parts.dispatcher, settings.retries, parts.ledgers.latest_issued
+    )
+    limits = Limits(
+        response=settings.timeout,
+        idle=settings.idle_timeout,
+        peek=settings.peek_limit,
+        request_bytes=settings.max_request_bytes,
+    )
+    forwarder = Forwarder(attempts, upstream, limits)
+    websockets = WebSocketRelay(attempts, upstream, settings.websocket_max_message, restarting)
+    own = cast(App, create_app(parts))
+    app: App = Relay(own, forwarder, websockets, assets, parts.store, parts.jobs.owner)
+    key = admin_key(settings)
+    if key is not None:
+        return AdminKey(app, key.encode())
+    if not is_loopback(settings.host):
+        logger.warning(
+            "NO ADMIN KEY: everybody who reaches %s may change workers and weights; "
+            "set --admin-api-key-file",
+            settings.host,
+        )
+    return app

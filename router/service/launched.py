@@ -1,0 +1,111 @@
+"""The workers that the router launches: made of the settings, and ended when it is gone."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from ..control.retire import Retirer
+from ..control.witness import Verdict
+from ..errors import Conflict, StartError, describe
+from ..launch import adoption
+from ..launch.base import Backend, Planner
+from ..launch.fleet import Fleet
+from ..launch.launcher import Launcher, Shared
+from ..launch.local import LocalBackend
+from ..launch.planner import make_planners
+from ..observe import logs
+from ..pool.registry import Registry
+from ..pool.worker import Worker
+from ..settings import LauncherSettings, RouterSettings
+from ..store.opening import StateRefused
+from ..store.store import Store
+
+logger = logging.getLogger("router.service")
+
+
+async def make_fleet(
+    settings: RouterSettings, registry: Registry, store: Store, retirer: Retirer
+) -> Fleet:
+    """The workers that the settings want launched. Raises StartError."""
+    local = LocalBackend()
+    planners = await make_planners(settings.launchers)
+    shared = Shared(
+        registry, store, _log_folder(settings, store.folder), keep=settings.keep_workers
+    )
+    launchers = [
+        _launcher(launcher, planner, local)
+        for launcher, planner in zip(settings.launchers, planners, strict=True)
+    ]
+    return Fleet(launchers, shared, retirer.drain_and_remove, {local.name: local})
+
+
+def _launcher(settings: LauncherSettings, planner: Planner, backend: Backend) -> Launcher:
+    return Launcher(
+        planner,
+        backend,
+        workers=settings.num_workers,
+        wait_timeout=settings.wait_timeout,
+        restart=settings.restart,
+        restart_backoff=settings.restart_backoff,
+        max_concurrency=settings.max_concurrency,
+        log_dir=None if settings.log_dir is None else Path(settings.log_dir).absolute(),
+    )
+
+
+def _log_folder(settings: RouterSettings, state: Path | None) -> Path:
+    """Where the output of launched workers goes, if their settings do not say."""
+    if state is not None:
+        return state / "logs"
+    if all(launcher.log_dir is not None for launcher in settings.launchers):
+        return Path()
+    folder = Path(tempfile.mkdtemp(prefix="sglang-d-router-logs-"))
+    logger.info("the logs of the workers are in %s", folder)
+    return folder
+
+
+async def prove(fleet: Fleet, worker: Worker) -> Verdict:
+    """Ask the launcher whether a worker's process is the one that it launched."""
+    await trio.lowlevel.checkpoint()
+    match fleet.proves(worker):
+        case None:
+            return Verdict.UNKNOWN
+        case same:
+            return Verdict.SAME if same else Verdict.OTHER
+
+
+def restart(fleet: Fleet, worker: Worker) -> None:
+    """Start a worker again if it was launched, and is to stay."""
+    with suppress(Conflict):
+        fleet.restart(worker)
+
+
+def reap(folder: Path) -> tuple[set[str], set[str]]:
+    """End the workers that a router of this state directory has left running; the names of those
+    that lived, and of those that run where this program cannot reach them. Raises StartError."""
+    logs.configure("warning")
+    if not folder.is_dir():
+        raise StartError(f"There is no state directory {folder}")
+    try:
+        store = Store.open(folder.absolute())
+    except OSError as error:
+        raise StateRefused(f"{folder} cannot be used: {describe(error)}") from error
+
+    async def end_all() -> tuple[set[str], set[str]]:
+        local = LocalBackend()
+        async with store.running():
+            return await adoption.reap(store, {local.name: local})
+
+    return trio.run(end_all, strict_exception_groups=True)
+
+
+async def give_up(fleet: Fleet) -> None:
+    """End the router if its own workers have all failed at their start, and there is no other."""
+    await fleet.watch_for_collapse()
+    raise StartError(
+        "no worker could be started, and there is no other; why is above, and in their logs"
+    )

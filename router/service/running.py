@@ -1,0 +1,191 @@
+"""A router from its start to its end: it owns the top nursery.
+
+A crash of any part is fatal and loud: it ends the process with a traceback rather than leaving
+a router that answers without one of its parts.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from functools import partial
+
+import trio
+from attrs import evolve, frozen
+
+from ..control.client import ControlClient
+from ..errors import unwrapped
+from ..launch import display
+from ..launch.fleet import Fleet
+from ..observe import logs
+from ..pool import ids
+from ..pool.weights import Ledgers
+from ..pool.worker import Origin
+from ..relay.upstream import Upstream
+from ..server import ServerLimits, open_listeners
+from ..server import serve as serve_http
+from ..settings import RouterSettings
+from ..store.store import Store
+from ..web.parts import Parts
+from .assembly import Assembly, assemble
+from .launched import give_up
+from .start import (
+    address_of,
+    admin_key,
+    open_store,
+    raise_open_files_limit,
+    spare_the_collector,
+)
+
+logger = logging.getLogger("router.service")
+
+_SESSION_GRACE = 10.0  # seconds that open WebSocket sessions get at a stop
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@frozen
+class Running:
+    """A router that accepts connections."""
+
+    port: int
+    parts: Parts
+    upstream: Upstream
+    fleet: Fleet
+
+
+def run(settings: RouterSettings) -> int:
+    """Serve until a signal says stop; the exit status. Raises StartError if it cannot start."""
+    logs.configure(settings.effective_log_level)
+    raise_open_files_limit()
+    # Before the port answers.
+    settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
+    store = open_store(settings)
+    try:
+        listeners = open_listeners(settings.host, settings.port)
+        spare_the_collector()
+        with unwrapped():
+            main = partial(_until_signalled, settings, listeners, store)
+            return trio.run(main, strict_exception_groups=True)
+    finally:
+        store.close()
+
+
+async def _until_signalled(
+    settings: RouterSettings, listeners: list[socket.socket], store: Store
+) -> int:
+    stop = trio.Event()
+    status = 0
+    async with trio.open_nursery() as nursery:
+
+        async def obey_signals(task_status: trio.TaskStatus[None]) -> None:
+            nonlocal status
+            with trio.open_signal_receiver(*_SIGNALS) as signals:
+                task_status.started()
+                number = await anext(signals)
+                logger.info(
+                    "%s: finishing what is in flight, for at most %g s; once more ends at once",
+                    signal.Signals(number).name,
+                    settings.shutdown_timeout,
+                )
+                stop.set()
+                number = await anext(signals)
+                logger.warning("%s again: ending at once", signal.Signals(number).name)
+                status = 128 + number
+                nursery.cancel_scope.cancel()
+
+        # Before the port answers: whoever sees it may send a signal.
+        await nursery.start(obey_signals)
+        for listener in listeners:
+            logger.info("listening on %s", address_of(listener))
+        await serve(settings, listeners, stop, store)
+        nursery.cancel_scope.cancel()
+    logger.info("stopped")
+    return status
+
+
+async def serve(
+    settings: RouterSettings,
+    listeners: list[socket.socket],
+    stop: trio.Event,
+    store: Store | None = None,
+    *,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a router on these listeners until `stop` is set and what was in flight has ended.
+
+    Without a store nothing outlives it. Raises StateRefused if the store's records make no sense.
+    """
+    store = store or Store()
+    async with store.running():
+        await _serve(settings, listeners, stop, store, task_status)
+        await store.finish()
+
+
+async def _serve(
+    settings: RouterSettings,
+    listeners: list[socket.socket],
+    stop: trio.Event,
+    store: Store,
+    task_status: trio.TaskStatus[Running],
+) -> None:
+    limits = ServerLimits(
+        body=settings.idle_timeout,
+        shutdown=settings.shutdown_timeout,
+        websocket_message=settings.websocket_max_message,
+    )
+    async with ControlClient() as client:
+        built = await assemble(settings, store, client)
+        parts, fleet, keeper = built.parts, built.fleet, built.keeper
+        restored = keeper.restore(map(ids.normalise_url, settings.worker_urls))
+        parts.memory.restore()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(built.upstream.run)
+            nursery.start_soon(_wind_down, stop, built, settings.shutdown_timeout)
+            await nursery.start(parts.retirer.run)
+            await nursery.start(parts.errands.run)
+            await nursery.start(built.replayer.run)
+            await nursery.start(parts.memory.run)
+            await nursery.start(built.follower.run)
+            await nursery.start(built.recovery.run, restored)
+            await nursery.start(fleet.run)
+            keeper.settle()
+            told = keeper.summary()
+            if told is not None:
+                logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
+            await nursery.start(keeper.run)
+            await nursery.start(parts.watchman.run)  # the others wait for what it finds
+            nursery.start_soon(give_up, fleet)
+            nursery.start_soon(display.show, fleet.views, fleet.changed)
+            serving = partial(serve_http, built.app, listeners, limits=limits, stop=stop)
+            async with trio.open_nursery() as front:
+                port = listeners[0].getsockname()[1]
+                await front.start(serving)
+                task_status.started(Running(port, parts, built.upstream, fleet))
+            ours = [] if settings.keep_workers else _all_launched(parts.ledgers)
+            await fleet.close()
+            if not settings.resume_weights:
+                for model in ours:  # all that had its weights have ended
+                    parts.ledgers.begin_anew(model)
+            keeper.put_speeds()
+            nursery.cancel_scope.cancel()
+
+
+def _all_launched(ledgers: Ledgers) -> list[str]:
+    """The models whose workers were all launched by us."""
+    pools = {ledger.model: ledgers.workers_of(ledger.model) for ledger in ledgers}
+    return [
+        model
+        for model, workers in pools.items()
+        if workers and all(worker.origin is Origin.LAUNCHED for worker in workers)
+    ]
+
+
+async def _wind_down(stop: trio.Event, built: Assembly, patience: float) -> None:
+    """At the stop, refuse what waits for a worker. What has one may finish; but WebSocket sessions
+    have no end of their own: give them a moment, then close them."""
+    await stop.wait()
+    built.parts.dispatcher.close()
+    built.fleet.stop()
+    await trio.sleep(min(_SESSION_GRACE, patience / 2))
+    built.restarting.set()

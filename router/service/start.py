@@ -1,0 +1,93 @@
+"""What is done before the port opens: limits of the process, the key, the store."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+
+from ..errors import StartError, describe
+from ..settings import RouterSettings
+from ..store.opening import StateRefused, default_folder
+from ..store.store import Store
+
+logger = logging.getLogger("router.service")
+
+
+def open_store(settings: RouterSettings) -> Store:
+    """The store that the settings name. Raises StateRefused."""
+    given = settings.state_dir
+    if given == "none":
+        return Store()
+    if given is None and settings.port == 0:
+        logger.info("no state is kept: the port is another one each time; give a --state-dir")
+        return Store()
+    folder: Path | None = None
+    try:
+        folder = default_folder(settings.port) if given is None else Path(given)
+        return Store.open(
+            folder.absolute(), fresh=settings.fresh, best_effort=settings.state_best_effort
+        )
+    except (OSError, RuntimeError) as error:  # the latter where the user has no home
+        if given is not None:
+            raise StateRefused(
+                f"The state directory {folder} cannot be used: {describe(error)}"
+            ) from error
+        where = "" if folder is None else f"{folder} cannot be used: "
+        logger.warning(
+            "NO STATE IS KEPT: %s%s; give a --state-dir, or none", where, describe(error)
+        )
+        return Store()
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def admin_key(settings: RouterSettings) -> str | None:
+    """The admin key, from the settings or the file that they name. Raises StartError."""
+    path = settings.admin_api_key_file
+    if path is None:
+        return settings.admin_api_key
+    try:
+        key = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"The admin key file {path} cannot be read: {describe(error)}") from error
+    if not key:
+        raise StartError(f"The admin key file {path} is empty")
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def spare_the_collector() -> None:
+    """Keep what was imported out of every collection, and collect less often: an exchange makes
+    hundreds of objects, hardly any of them part of a cycle. A tenth of its time goes otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 20)
+
+
+def raise_open_files_limit() -> None:
+    """Allow as many open files as the system lets us: every exchange takes two."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError) as error:  # macOS has a lower limit that it does not tell
+            logger.warning("the open-files limit stays at %d: %s", soft, error)
