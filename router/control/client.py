@@ -116,8 +116,8 @@ class ControlClient:
             request = self._client.build_request(
                 method, url + path, headers=list(headers), content=body, timeout=patience
             )
-            if body is not None and not isinstance(body, bytes):
-                request.stream = _Pieces(body)
+            if body is not None:
+                request.stream = _Pieces(_Whole(body) if isinstance(body, bytes) else body)
             response = await self._client.send(request, stream=True)
             try:
                 data = await _read(response, f"{method} {path}") if whole else b""
@@ -152,6 +152,22 @@ class _Pieces(httpx.AsyncByteStream):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return aiter(self._pieces)
+
+
+class _Whole:
+    """A body that is there as a whole, in one piece. Not a generator, for the same reason."""
+
+    def __init__(self, body: bytes) -> None:
+        self._left: bytes | None = body
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece, self._left = self._left, None
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
 
 async def _read(response: httpx.Response, what: str) -> bytes:

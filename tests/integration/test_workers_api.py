@@ -81,6 +81,8 @@ def test_registering(run_router: RunRouter, form: Any) -> None:
             "admin": "enabled",
             "memory": "awake",
             "weights": "current",
+            "weight_version": 0,
+            "weights_reason": None,
             "origin": "registered",
             "incarnation": 1,
             "suspicion": None,
@@ -617,10 +619,10 @@ def test_health_says_whether_a_request_would_be_served(run_router: RunRouter) ->
         await health(200, healthy_workers=1, total_workers=2, dead_workers=1)
         registry = at.running.parts.registry
         registry.remember(registry.get(one.url), MemoryEvent.SLEEP)  # dead and asleep: dead
-        registry.remember(registry.get(two.url), MemoryEvent.SLEEP)
+        await at.http.post("/release_memory_occupation", params={"workers": two.url})
         await health(503, total_workers=2, dead_workers=1, sleeping_workers=1)
         refused(await at.image(), 503, "pool_asleep")
-        registry.remember(registry.get(two.url), MemoryEvent.WOKE)
+        await at.http.post("/resume_memory_occupation", params={"workers": two.url})
         await at.http.put(path_of(two.url), json={"draining": True})
         await health(503, total_workers=2, dead_workers=1)
 
