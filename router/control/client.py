@@ -113,7 +113,7 @@ class ControlClient:
                 method, url + path, headers=list(headers), content=body, timeout=patience
             )
             if body is not None:
-                request.stream = _Pieces(_Once(body) if isinstance(body, bytes) else body)
+                request.stream = _Pieces(_Whole(body) if isinstance(body, bytes) else body)
             response = await self._client.send(request, stream=True)
             try:
                 data = await _read(response, f"{method} {path}") if whole else b""
@@ -172,11 +172,11 @@ class _Pieces(httpx.AsyncByteStream):
         return aiter(self._pieces)
 
 
-class _Once:
-    """One piece."""
+class _Whole:
+    """A body that is there as a whole, in one piece. Not a generator, for the same reason."""
 
-    def __init__(self, piece: bytes) -> None:
-        self._left: bytes | None = piece
+    def __init__(self, body: bytes) -> None:
+        self._left: bytes | None = body
 
     def __aiter__(self) -> Self:
         return self

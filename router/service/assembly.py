@@ -22,7 +22,7 @@ from ..control.replay import Replayer
 from ..control.retire import Retirer
 from ..control.turns import Turns
 from ..control.watch import Watchman
-from ..control.witness import Witness
+from ..control.witness import Witness, trusts_absence
 from ..dispatch import Dispatcher, QueueLimits
 from ..launch.fleet import Fleet
 from ..observe import logs
@@ -77,6 +77,7 @@ async def assemble(settings: RouterSettings, store: Store, client: ControlClient
         store.restored(LedgerRecord).values(),
         store.restored(WeightRecord).values(),
         store.restored(ChangeRecord).values(),
+        trusted=trusts_absence(store.absence, settings.trust_downtime),
     )
     dispatcher = _dispatcher(settings, registry)
     retirer, errands, turns = Retirer(registry, dispatcher), Errands(), Turns()

@@ -63,6 +63,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "fresh": False,
         "state_best_effort": False,
         "trust_downtime": 0.0,
+        "resume_weights": False,
         "health_check_interval": 10.0,
         "health_check_failure_threshold": 3,
         "timeout": 1800.0,

@@ -37,6 +37,7 @@ class Ledgers(Standings):
     ) -> None:
         super().__init__(registry, paper, gating)
         self._numbers = itertools.count(1)
+        self._trusts_restored = False
         registry.subscribe(self._observe)
 
     # Changes. Each is made, opened, reported on for each of its workers, and closed.
@@ -250,13 +251,16 @@ class Ledgers(Standings):
         ledgers: Iterable[LedgerRecord],
         weights: Iterable[WeightRecord],
         changes: Iterable[ChangeRecord],
+        *,
+        trusted: bool = False,
     ) -> None:
         """Take over what was known before a restart of the router; before any worker is added.
 
         Of each worker it is in doubt whether it is still the same process, until the suspicion of
-        it is lifted. Open changes are run again before anything else, as if they had waited; of
+        it is lifted; unless they are `trusted`: the absence was short (`--trust-downtime`). Open changes are run again before anything else, as if they had waited; of
         those that cannot be repeated the workers are left of unknown weights.
         """
+        self._trusts_restored = trusted
         for record in ledgers:
             ledger = self._ledgers[record.model] = Ledger(
                 record.model, record.version, record.issued, record.label, record.recipe
@@ -289,9 +293,12 @@ class Ledgers(Standings):
                 entry = self._entries[worker] = Entry()
                 if known is not None:
                     entry.model = known.model
-                    entry.standing = evolve(known.standing, doubt=True)
+                    trusted = known.restored and self._trusts_restored
+                    entry.standing = evolve(
+                        known.standing, doubt=known.unproven if trusted else True
+                    )
                     entry.unproven = known.unproven or not known.restored
-                    if known.restored:
+                    if known.restored and not trusted:
                         self._registry.suspect(worker, ROUTER_RESTARTED)
                 self._settle(worker, "it has joined")
             case events.WorkerRemoved(worker):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +17,7 @@ from router import service
 from router.errors import StateUnavailable
 from router.server import open_listeners
 from router.settings import RouterSettings
+from router.store.journal import Journal
 from router.store.store import Store
 from simulated_worker import SimulatedWorker, WorkerConfig
 from simulated_worker import serve as serve_worker
@@ -33,29 +38,14 @@ from tests.integration.weights.refits import (
     refitted,
 )
 
-Tables = dict[str, dict[str, Any]]
-
-
-class KeptStore(Store):
-    """One whose tables outlive the router of a test."""
-
-    tables: Tables
-
-    def put(self, record: Any) -> None:
-        self.tables.setdefault(record.table, {})[record.key] = record
-
-    def delete(self, kind: Any, key: str) -> None:
-        self.tables.get(kind.table, {}).pop(key, None)
-
-    def restored(self, kind: Any) -> dict[str, Any]:
-        return dict(self.tables.get(kind.table, {}))
-
 
 class World:
     """Workers that outlive routers, and what is on the disk."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, folder: Path) -> None:
         self.nursery = nursery
+        self.folder = folder
+        self.deaths = 0
         self.workers: list[SimulatedWorker] = []
 
     async def worker(self) -> SimulatedWorker:
@@ -68,14 +58,13 @@ class World:
 
     async def router(self, test: Callable[..., Awaitable[None]], **settings: Any) -> None:
         """A router of these workers until the test returns; then it is gone at once."""
-        stop = trio.Event()
+        stop, store = trio.Event(), Store.open(self.folder)
         listeners = open_listeners("127.0.0.1", 0)
         urls = tuple(worker.url for worker in self.workers)
         options = {"host": "127.0.0.1", "health_check_interval": 0.05, **settings}
         async with trio.open_nursery() as nursery:
-            running = await nursery.start(
-                service.serve, RouterSettings(port=0, worker_urls=urls, **options), listeners, stop
-            )
+            given = RouterSettings(port=0, worker_urls=urls, **options)
+            running = await nursery.start(service.serve, given, listeners, stop, store)
             address = f"http://127.0.0.1:{running.port}"
             async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=15) as http:
                 pool = Deployment(running, http, self.nursery)
@@ -83,24 +72,23 @@ class World:
                 members = [Member(sim, registry.get(sim.url)) for sim in self.workers]
                 await until(lambda: all(m.known.health == "healthy" for m in members))
                 await test(pool, *members)
+                # As after a kill: what is on the disk now is what the next one finds.
+                self.deaths += 1
+                left = self.folder.with_name(f"state-{self.deaths}")
+                shutil.copytree(self.folder, left)
+                self.folder = left
             nursery.cancel_scope.cancel()
+        store.close()
 
 
 @pytest.fixture
-def run_world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def run_world(tmp_path: Path) -> Callable[..., None]:
     """`run_world(test, count)`: `test(world)` with so many workers."""
-    tables: Tables = {}
-
-    class Kept(KeptStore):
-        pass
-
-    Kept.tables = tables
-    monkeypatch.setattr(service, "Store", Kept)
 
     def go(test: Callable[[World], Awaitable[None]], count: int = 2) -> None:
         async def main() -> None:
             async with trio.open_nursery() as nursery:
-                world = World(nursery)
+                world = World(nursery, tmp_path / "state")
                 for _ in range(count):
                     await world.worker()
                 await test(world)
@@ -291,15 +279,18 @@ def test_a_lora_after_a_restart(run_world: RunWorld) -> None:
     run_world(test, 1)
 
 
-def test_nothing_is_begun_that_cannot_be_made_durable(run_world: RunWorld) -> None:
+def test_nothing_is_begun_that_cannot_be_made_durable(
+    run_world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test(world: World) -> None:
         async def here(pool: Deployment, a: Member) -> None:
-            store = pool.running.parts.store
-            store.failing = "the disk is full"
-            is_ours(await refit(pool, "v1"), 503, "state_unavailable")
-            assert paths(a) == []
-            assert current(a)
-            store.failing = None
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", disk_full)
+                for _ in range(2):
+                    is_ours(await refit(pool, "v1"), 503, "state_unavailable")
+                assert paths(a) == []
+                assert current(a)
+            await until(lambda: pool.running.parts.store.failing is None)
             await refitted(pool, "v1")
 
         await world.router(here)
@@ -307,16 +298,17 @@ def test_nothing_is_begun_that_cannot_be_made_durable(run_world: RunWorld) -> No
     run_world(test, 1)
 
 
-def test_a_disk_that_fails_in_the_middle_fences_nobody_for_ever(run_world: RunWorld) -> None:
+def test_a_disk_that_fails_in_the_middle_fences_nobody_for_ever(
+    run_world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test(world: World) -> None:
         async def here(pool: Deployment, a: Member, b: Member) -> None:
-            store = pool.running.parts.store
             for member in (a, b):
                 member.sim.faults.add("delay", path=DISK, by=0.2, count=1)
 
             async def break_it() -> None:
                 await until(lambda: paths(a) and paths(b))
-                store.failing = "the disk is full"
+                monkeypatch.setattr(Journal, "append", disk_full)
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(break_it)
@@ -324,8 +316,28 @@ def test_a_disk_that_fails_in_the_middle_fences_nobody_for_ever(run_world: RunWo
             assert current(a, b)
             assert a.known.weight_version == 1
             with pytest.raises(StateUnavailable):
-                await store.commit()
+                await pool.running.parts.store.commit()
 
         await world.router(here)
+
+    run_world(test)
+
+
+def disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_short_absence_may_be_trusted(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            await refitted(pool, "v1")
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await until(lambda: current(a, b))
+            assert (await pool.image()).headers["x-weight-version"] == "1"
+            assert (paths(a), paths(b)) == ([DISK], [DISK])  # nothing was replayed
+
+        await world.router(before)
+        await world.router(after, trust_downtime=60.0)
 
     run_world(test)
