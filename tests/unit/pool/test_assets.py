@@ -199,3 +199,15 @@ def test_an_entry_takes_little_memory() -> None:
         assert taken / len(ids) <= 256
     finally:
         tracemalloc.stop()
+
+
+def test_what_is_adopted_of_several_owners_gets_one_order() -> None:
+    _, (a, b) = pool("a", "b")
+    assets = AssetMap(limit=4)
+    assets.adopt(a, VIDEO, {"1": -1, "4": -4, "5": 5})
+    assets.adopt(b, VIDEO, {"2": -2, "3": -3})
+    assets.sort()
+    assert known(assets, *"12345") == ["2", "3", "4", "5"]  # the oldest was one too many
+    assets.learn("6", b, VIDEO)
+    assert assets.order("6") == 6
+    assert known(assets, *"123456") == ["3", "4", "5", "6"]
