@@ -264,3 +264,15 @@ def test_the_latest_of_the_next_owner_in_a_slot_are_not_those_of_the_last() -> N
     b = registry.add("http://b:1", Origin.REGISTERED)
     assets.learn("new", b, VIDEO)
     assert names(assets, b) == ["new"]
+
+
+def test_what_is_adopted_of_several_owners_gets_one_order() -> None:
+    _, (a, b) = pool("a", "b")
+    assets = AssetMap(limit=4)
+    assets.adopt(a, VIDEO, {"1": -1, "4": -4, "5": 5})
+    assets.adopt(b, VIDEO, {"2": -2, "3": -3})
+    assets.sort()
+    assert known(assets, *"12345") == ["2", "3", "4", "5"]  # the oldest was one too many
+    assets.learn("6", b, VIDEO)
+    assert assets.order("6") == 6
+    assert known(assets, *"123456") == ["3", "4", "5", "6"]

@@ -569,3 +569,24 @@ def test_what_is_pending_is_written_at_a_cancelled_end(tmp_path: Path) -> None:
 def _no_leftovers(tmp_path: Path) -> Iterator[None]:
     yield
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_a_failed_batch_has_left_is_cut(
+    tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            disk.full, disk.room = True, 3000
+            store.put(Kite("1", "x" * 5000))
+            with pytest.raises(StateUnavailable):
+                await store.commit()
+            store.put(Kite("1"))  # so the next try is shorter than what is there
+            disk.full = False
+            while store.failing:
+                await trio.sleep(0.01)
+
+    run(main)
+    caplog.clear()
+    assert found(tmp_path) == {"1": Kite("1")}
+    assert not caplog.records
