@@ -257,8 +257,9 @@ class Ledgers(Standings):
         """Take over what was known before a restart of the router; before any worker is added.
 
         Of each worker it is in doubt whether it is still the same process, until the suspicion of
-        it is lifted; unless they are `trusted`: the absence was short (`--trust-downtime`). Open changes are run again before anything else, as if they had waited; of
-        those that cannot be repeated the workers are left of unknown weights.
+        it is lifted; unless they are `trusted`: the absence was short (`--trust-downtime`). Open
+        changes are run again before anything else, as if they had waited; of those that cannot be
+        repeated the workers are left of unknown weights.
         """
         self._trusts_restored = trusted
         for record in ledgers:
