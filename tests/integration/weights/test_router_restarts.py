@@ -323,6 +323,34 @@ def test_a_disk_that_fails_in_the_middle_fences_nobody_for_ever(
     run_world(test)
 
 
+def test_a_transaction_outlives_a_full_disk(
+    run_world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        async def here(pool: Deployment, a: Member) -> None:
+            http, store = pool.http, pool.running.parts.store
+            txn = (await http.post("/weights/begin", json={})).json()["txn"]
+            await refitted(pool, "v1", txn=txn)
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", disk_full)
+                is_ours(await http.post("/weights", json={"weight_version": 0}), 503, FULL)
+                for path in ("/weights/commit", "/weights/sync"):
+                    body = {"txn": txn} if path == "/weights/commit" else {}
+                    is_ours(await http.post(path, json=body), 503, FULL)
+            await until(lambda: store.failing is None)
+            done = await http.post("/weights/commit", json={"txn": txn})
+            assert done.status_code == 200, done.text
+            assert done.json()["weight_version"] == 1
+            assert current(a)
+
+        await world.router(here)
+
+    run_world(test, 1)
+
+
+FULL = "state_unavailable"
+
+
 def disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
