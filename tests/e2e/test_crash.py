@@ -186,6 +186,28 @@ def verify(truth: Truth, found: Loaded, sleeper: str) -> None:
     truth.told["asleep"] = workers[sleeper]["memory"] == "asleep"
 
 
+def verify_weights(truth: Truth, router: http.client.HTTPConnection, learner: str) -> None:
+    """Every change that was told is made in the end, and the worker has the last one."""
+    end = time.monotonic() + WITHIN
+    while True:
+        _, weights = ask(router, "GET", "/weights")
+        [ledger] = (some for some in weights["models"] if some["model"] == LEARNER)
+        [row] = (row for row in ledger["workers"] if row["worker_url"] == learner)
+        if row["routable"] and not ledger["pending"]:
+            break
+        assert time.monotonic() < end, ledger
+        time.sleep(0.02)
+    version = ledger["weight_version"]
+    assert version >= max(truth.version, truth.changes)
+    assert (row["weights"], row["weight_version"]) == ("current", version)
+    with connected(int(learner.rpartition(":")[2])) as direct:
+        sums = "POST", "/get_weights_checksum", {"module_names": None}
+        has = ask(direct, *sums)
+        last = ledger["replay"][-1]
+        assert ask(direct, "POST", last["path"], last["body"])[0] == 200
+        assert ask(direct, *sums) == has  # it had them already
+
+
 def test_what_was_told_survives_kill_9(router_pyz: Path, tmp_path: Path) -> None:
     print(f"CRASH_SEED={SEED} CRASH_ROUNDS={ROUNDS}")
     rng, truth, folder = random.Random(SEED), Truth(), tmp_path / "state"
@@ -226,19 +248,7 @@ def test_what_was_told_survives_kill_9(router_pyz: Path, tmp_path: Path) -> None
                 assert (url in there) == truth.told[url]
             for owner in recorded["owners"].values():  # they are still what made their jobs
                 assert there[owner["url"]]["incarnation"] == owner["incarnation"]
-            # Every change that was told is made in the end, and the worker has the last one.
-            _, synced = ask(connection, "POST", "/weights/sync", {"model": LEARNER})
-            assert synced["success"] is True
-            _, weights = ask(connection, "GET", "/weights")
-            [ledger] = (some for some in weights["models"] if some["model"] == LEARNER)
-            assert not ledger["pending"]
-            assert ledger["weight_version"] >= max(truth.version, truth.changes)
-            [standing] = ledger["workers"]
-            assert standing["weights"] == "current", standing
-            assert standing["weight_version"] == ledger["weight_version"]
-            with connected(int(learner.rpartition(":")[2])) as direct:
-                _, info = ask(direct, "GET", "/model_info")
-            print("INFO", info, ledger["replay"])
+            verify_weights(truth, connection, learner)
             before = load(folder)
             process.terminate()
             assert process.wait(WITHIN) == 0
