@@ -125,6 +125,28 @@ def test_versions_go_on_and_what_cannot_be_proven_is_replayed(run_world: RunWorl
     run_world(test)
 
 
+def test_the_version_of_one_that_lags_is_not_made_up(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            await refitted(pool, "v1")
+            assert (await pool.http.put(f"/workers/{b.id}", json={"is_dead": True})).is_success
+            await refitted(pool, "v2")
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await until(lambda: current(a) and b.known.suspicion is None)
+            known = {row["worker_url"]: row for row in (await ledger(pool))["workers"]}
+            assert known[a.sim.url]["weight_version"] == 2
+            assert known[b.sim.url]["weight_version"] is None
+            assert (await pool.http.put(f"/workers/{b.id}", json={"is_dead": False})).is_success
+            await until(lambda: current(a, b))
+            assert b.known.weight_version == 2
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test)
+
+
 def test_a_worker_that_was_replaced_meanwhile(run_world: RunWorld) -> None:
     async def test(world: World) -> None:
         async def before(pool: Deployment, a: Member) -> None:
