@@ -146,12 +146,13 @@ class Transactions:
         """Issue one version for all of it, and let the workers go.
 
         Raises UnknownTransaction; NothingApplied if no worker has all of it, and then it is as
-        if it had been aborted.
+        if it had been aborted; StateUnavailable.
         """
         held = self._find(txn)
         async with held.lock:
             self._find(txn)
             control, change = self.weights, held.change
+            control.store.check()  # it stays open, and may be committed once the disk is well
             good = [worker for worker in held.present if worker not in held.spoilt]
             if not good:
                 self._release(held, touched=None)

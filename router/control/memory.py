@@ -67,6 +67,12 @@ class MemoryControl:
         self._restored = self.store.restored(SleepRecord)
         for worker in self.registry:
             self._restore(worker)
+        # Launched ones may come yet. The others would sleep, should they come back one day, for a
+        # reason that nobody knows any more.
+        if not self.store.rows("launches"):
+            for url in self._restored.keys() - self.registry.past.keys():
+                del self._restored[url]
+                self.store.delete(SleepRecord, url)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own what goes on in the background; never returns."""

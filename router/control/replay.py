@@ -206,6 +206,9 @@ class Replayer:
         before = self.ledgers.standing(worker)
         if not step.optional:
             self.ledgers.sending(worker, lora=step.is_lora)
+            await self._save()
+            if not _is(worker, incarnation):
+                return False
         body = step.body.encode()
         rows: dict[Worker, Row] = {}
         await call_one(self.client, worker, self.weights.call_of(step.path, body), body, rows)

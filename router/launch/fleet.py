@@ -156,13 +156,13 @@ class Fleet:
         Raises BadRequest, NotFound, Conflict, StateUnavailable.
         """
         chosen = self._choose(launcher)
+        store = self.shared.store
+        store.check()
         self._call_back(chosen, workers)
         present = {slot.index: slot for slot in self._slots.values() if slot.launcher is chosen}
         free = (index for index in range(workers) if index not in present)
         kept = sorted(present)[:workers]
         added = [index for index in free][: workers - len(kept)]
-        store = self.shared.store
-        store.check()
         try:
             chosen.planner.check(added)
         except StartError as error:

@@ -7,6 +7,7 @@ import re
 import sys
 
 from ..pool import events
+from ..pool.worker import ROUTER_RESTARTED, Weights
 
 logger = logging.getLogger("router.pool")
 
@@ -71,11 +72,16 @@ def log_event(event: events.Event) -> None:
             models = ", ".join(can.models) if can and can.models else "no model named"
             logger.info("worker %s serves %s", worker.url, models)
         case events.Suspected(worker, reason):
-            logger.info("worker %s may be another process now: %s", worker.url, reason)
+            # After a restart of the router that is so of all that were known.
+            level = logging.DEBUG if reason == ROUTER_RESTARTED else logging.INFO
+            logger.log(level, "worker %s may be another process now: %s", worker.url, reason)
         case events.Absolved(worker, reason):
             logger.info("worker %s is still the same process (%s)", worker.url, reason)
         case events.Reincarnated(worker, reason):
-            logger.warning("worker %s counts as another process now (%s)", worker.url, reason)
+            # No sign of another process, and no weights that it would lack.
+            vain = reason.startswith(f"{ROUTER_RESTARTED};") and worker.weights is Weights.CURRENT
+            level = logging.INFO if vain else logging.WARNING
+            logger.log(level, "worker %s counts as another process now (%s)", worker.url, reason)
         case events.Trouble(worker, reason):
             logger.debug("worker %s: %s", worker.url, reason)
         case events.Held(hold):

@@ -97,7 +97,7 @@ def reap(folder: Path) -> tuple[set[str], set[str]]:
 
     async def end_all() -> tuple[set[str], set[str]]:
         local = LocalBackend()
-        async with store.running():
+        async with store.running(serving=False):
             return await adoption.reap(store, {local.name: local})
 
     return trio.run(end_all, strict_exception_groups=True)

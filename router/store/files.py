@@ -105,7 +105,7 @@ class Lock:
 
     @classmethod
     def take(cls, folder: Path) -> Lock | None:
-        """None if another process has it. Raises OSError."""
+        """None if another process has it. No sign of life yet. Raises OSError."""
         path = folder / LOCK
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         if sys.platform != "win32":
@@ -118,8 +118,10 @@ class Lock:
             else:
                 os.close(fd)
                 return None
+        touched = os.fstat(fd)
         os.ftruncate(fd, 0)
         os.write(fd, b"%d\n" % os.getpid())
+        os.utime(path, ns=(touched.st_atime_ns, touched.st_mtime_ns))
         return cls(path, fd)
 
     def touch(self) -> None:

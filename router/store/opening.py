@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -57,6 +58,8 @@ def take(folder: Path, *, fresh: bool = False) -> Taken:
     Raises StateRefused if another router has it, or if it cannot be read; OSError if it cannot
     be written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     absence = files.age(folder / files.LOCK)
     lock = files.Lock.take(folder)
@@ -64,7 +67,7 @@ def take(folder: Path, *, fresh: bool = False) -> Taken:
         holder = files.holder(folder) or "unknown"
         raise StateRefused(
             f"Another router (process {holder}) keeps its state in {folder}; "
-            "give this one another --state-dir"
+            "stop it, or take another --state-dir"
         )
     try:
         if fresh:

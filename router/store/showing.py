@@ -119,10 +119,8 @@ def _head(folder: Path, loaded: Loaded) -> Iterator[str]:
     journals = f"journals {first} to {loaded.last}" if loaded.last > first else f"journal {first}"
     snapshot = f"snapshot {loaded.base} and " if loaded.base else ""
     age = files.age(files.journal(folder, loaded.last))
-    yield (
-        f"{snapshot}{journals}; {_count(loaded.batches, 'batch', 'batches')} in the latter, "
-        f"the last one {lasting(age or 0.0)} ago"
-    )
+    batches = _count(loaded.batches, "batch", "batches")
+    yield f"{snapshot}{journals} with {batches}; last written to {lasting(age or 0.0)} ago"
     for path, why in loaded.corrupt:
         yield f"{path.name} is CORRUPT: {why}; the one before it counts"
 

@@ -78,6 +78,7 @@ class Store:
     _pace: Pace = field(
         init=False, factory=lambda: Pace(poll=trio.from_thread.check_cancelled), repr=False
     )
+    _alive: bool = field(init=False, default=False)  # it has given a sign of life
     _closed_size: int = field(init=False, default=0)  # of the other journals since the snapshot
     _snapshot_size: int = field(init=False, default=0)
     # Of its own, lest it wait behind other work.
@@ -188,16 +189,18 @@ class Store:
             self.check()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, *, serving: bool = True) -> AsyncIterator[None]:
         """Write for the length of the block. What is pending at its end is written, if the disk
-        lets us; `finish` before it also makes a snapshot."""
+        lets us; `finish` before it also makes a snapshot. `serving`: a router does that, so that
+        from its end on it is absent."""
         if self._journal is None:
             yield
             return
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_always, nursery)
-                nursery.start_soon(self._show_life)
+                if serving:
+                    nursery.start_soon(self._show_life)
                 try:
                     yield
                 finally:
@@ -205,6 +208,11 @@ class Store:
         finally:
             with trio.CancelScope(shield=True):
                 await self._write()
+            if self._durable < self._entered:
+                logger.error(
+                    "the state in %s could not be written to its end: %d changes are lost (%s)",
+                    *(self.folder, len(self._pending), self.failing),
+                )
             self.close()
 
     async def finish(self) -> None:
@@ -220,8 +228,9 @@ class Store:
             self._journal.close()
             self._journal = None
         if self._lock is not None:
-            with contextlib.suppress(OSError):
-                self._lock.touch()
+            if self._alive:
+                with contextlib.suppress(OSError):
+                    self._lock.touch()
             self._lock.release()
 
     def _enter(self) -> None:
@@ -328,9 +337,10 @@ class Store:
     async def _show_life(self) -> None:
         assert self._lock is not None
         while True:
+            await trio.sleep(_ALIVE)  # one that ends at once has seen no worker
+            self._alive = True
             with contextlib.suppress(OSError):
                 await self._in_thread(self._lock.touch)
-            await trio.sleep(_ALIVE)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._threads)

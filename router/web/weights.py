@@ -75,7 +75,9 @@ async def sync() -> Answer:
     body.only(content, ("model", "workers", "timeout"))
     within = _seconds(content, _SYNC)
     chosen = _chosen(content, mixed=True)
+    parts().store.check()
     success = await parts().replayer.sync(chosen, within)
+    await parts().store.commit()
     targets = healthy_targets(worker for worker in chosen if not worker.is_sleeping)
     called = set(targets.eligible)
     return {

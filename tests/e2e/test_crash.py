@@ -27,6 +27,7 @@ from tests.e2e.processes import WITHIN, wait_for, wait_until_ready, worker
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "5"))
 SEED = int(os.environ.get("CRASH_SEED", random.randrange(2**32)))
+LEARNER = "m/learner"
 VIDEO = {"prompt": "a kite", "size": "64x64", "num_frames": 2, "num_inference_steps": 1}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
@@ -40,6 +41,10 @@ class Truth:
     # By what it is about. An answer that never came may have been acted on or not.
     told: dict[str, Any] = field(factory=dict)
     asked: dict[str, Any] = field(factory=dict)
+    # Of weights: the highest number that was told or found, and how many changes were told.
+    version: int = 0
+    changes: int = 0
+    steps: int = 0  # that were asked for
 
     def may_be(self, key: str, found: Any) -> bool:
         return found in (self.told.get(key), self.asked.get(key, self.told.get(key)))
@@ -52,10 +57,12 @@ class Load:
     truth: Truth
     port: int
     sleeper: str
+    learner: str
     rng: random.Random
 
     def clients(self) -> list[Callable[[http.client.HTTPConnection], None]]:
-        return [self.submit, self.submit, self.submit, self.register, self.quarantine, self.sleep]
+        others = [self.register, self.quarantine, self.sleep, self.refit]
+        return [self.submit, self.submit, self.submit, *others]
 
     def run(self) -> None:
         with ThreadPoolExecutor(len(self.clients())) as pool:
@@ -100,13 +107,27 @@ class Load:
     def sleep(self, connection: http.client.HTTPConnection) -> None:
         key = "asleep"
         asleep = not self.truth.told.get(key)
-        # What is under way counts as asleep, whatever it is.
-        self.truth.asked[key] = True
+        # A wake that is under way may be on the disk as either.
+        self.truth.asked[key] = asleep
         path = "/release_memory_occupation" if asleep else "/resume_memory_occupation"
         status, told = ask(connection, "POST", f"{path}?workers={self.sleeper}")
         if status == 200:
             self.truth.told[key] = asleep
             del self.truth.asked[key]
+        else:
+            assert status == 503, told  # not probed yet
+            time.sleep(0.02)
+
+    def refit(self, connection: http.client.HTTPConnection) -> None:
+        self.truth.steps += 1
+        body = {"model_path": f"step-{self.truth.steps}"}
+        path = f"/update_weights_from_disk?workers={self.learner}"
+        status, told = ask(connection, "POST", path, body)
+        if status == 200:
+            self.truth.changes += 1
+            if not told.get("pending"):  # else it gets its number later
+                assert told["weight_version"] > self.truth.version, "a number was given twice"
+            self.truth.version = max(self.truth.version, told["weight_version"])
         else:
             assert status == 503, told  # not probed yet
             time.sleep(0.02)
@@ -153,6 +174,9 @@ def verify(truth: Truth, found: Loaded, sleeper: str) -> None:
     admin = workers["http://127.0.0.1:21"]["admin"]
     assert truth.may_be("quarantined", admin == "quarantined")
     assert truth.may_be("asleep", workers[sleeper]["memory"] == "asleep")
+    ledger = found.tables.get("ledgers", {}).get(LEARNER, {"version": 0, "issued": 0})
+    assert ledger["issued"] >= ledger["version"] >= truth.version
+    truth.version = ledger["issued"]
     for key in list(truth.asked):  # now it is known which of the two it is
         del truth.asked[key]
     for number in range(1, 20):
@@ -162,6 +186,28 @@ def verify(truth: Truth, found: Loaded, sleeper: str) -> None:
     truth.told["asleep"] = workers[sleeper]["memory"] == "asleep"
 
 
+def verify_weights(truth: Truth, router: http.client.HTTPConnection, learner: str) -> None:
+    """Every change that was told is made in the end, and the worker has the last one."""
+    end = time.monotonic() + WITHIN
+    while True:
+        _, weights = ask(router, "GET", "/weights")
+        [ledger] = (some for some in weights["models"] if some["model"] == LEARNER)
+        [row] = (row for row in ledger["workers"] if row["worker_url"] == learner)
+        if row["routable"] and not ledger["pending"]:
+            break
+        assert time.monotonic() < end, ledger
+        time.sleep(0.02)
+    version = ledger["weight_version"]
+    assert version >= max(truth.version, truth.changes)
+    assert (row["weights"], row["weight_version"]) == ("current", version)
+    with connected(int(learner.rpartition(":")[2])) as direct:
+        sums = "POST", "/get_weights_checksum", {"module_names": None}
+        has = ask(direct, *sums)
+        last = ledger["replay"][-1]
+        assert ask(direct, "POST", last["path"], last["body"])[0] == 200
+        assert ask(direct, *sums) == has  # it had them already
+
+
 def test_what_was_told_survives_kill_9(router_pyz: Path, tmp_path: Path) -> None:
     print(f"CRASH_SEED={SEED} CRASH_ROUNDS={ROUNDS}")
     rng, truth, folder = random.Random(SEED), Truth(), tmp_path / "state"
@@ -169,17 +215,18 @@ def test_what_was_told_survives_kill_9(router_pyz: Path, tmp_path: Path) -> None
         worker(router_pyz, tmp_path / "a.log") as one,
         worker(router_pyz, tmp_path / "b.log") as two,
         worker(router_pyz, tmp_path / "c.log", "m/sleeper", "T2I") as sleeper,
+        worker(router_pyz, tmp_path / "d.log", LEARNER, "T2I") as learner,
         contextlib.ExitStack() as stack,
     ):
         with running(router_pyz, folder, tmp_path / "router.log") as (process, port):
             connection = stack.enter_context(connected(port))
-            for url in (one, two, sleeper, "http://127.0.0.1:21"):
+            for url in (one, two, sleeper, learner, "http://127.0.0.1:21"):
                 assert ask(connection, "POST", "/workers", {"url": url})[0] == 200
             truth.told |= {"quarantined": False, "asleep": False}
         for round_ in range(ROUNDS):
             log = tmp_path / f"router-{round_}.log"
             with running(router_pyz, folder, log) as (process, port):
-                load_ = Load(truth, port, sleeper, random.Random(rng.random()))
+                load_ = Load(truth, port, sleeper, learner, random.Random(rng.random()))
                 clients = ThreadPoolExecutor(1)
                 busy = clients.submit(load_.run)
                 time.sleep(rng.uniform(0.05, 1.2))
@@ -201,12 +248,14 @@ def test_what_was_told_survives_kill_9(router_pyz: Path, tmp_path: Path) -> None
                 assert (url in there) == truth.told[url]
             for owner in recorded["owners"].values():  # they are still what made their jobs
                 assert there[owner["url"]]["incarnation"] == owner["incarnation"]
+            verify_weights(truth, connection, learner)
             before = load(folder)
             process.terminate()
             assert process.wait(WITHIN) == 0
         after = load(folder)
         assert after.batches == 0, "SIGTERM leaves a snapshot of everything"
-        for name in ("workers", "jobs"):
+        for name in ("workers", "jobs", "ledgers", "weights", "sleeps", "changes"):
             assert after.tables.get(name) == before.tables.get(name)
         assert len(truth.jobs) > ROUNDS
+        assert truth.changes > 0
     assert threading.active_count() < 10

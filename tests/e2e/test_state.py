@@ -95,7 +95,7 @@ def test_what_was_resumed_is_told(router_pyz: Path, tmp_path: Path) -> None:
 def test_state_that_cannot_be_used_is_one_clear_sentence(router_pyz: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     told = fails(router_pyz, tmp_path / "file")
-    assert f"The state directory {tmp_path / 'file'} cannot be used: " in told
+    assert f"The state directory {tmp_path / 'file'} cannot be used: not a directory" in told
     folder = tmp_path / "state"
     with router(router_pyz, tmp_path / "a.log", folder) as at:
         post(f"{at}/workers", {"url": "http://127.0.0.1:1"})

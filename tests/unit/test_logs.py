@@ -11,7 +11,7 @@ from router.observe import logs
 from router.pool import events
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
-from router.pool.worker import Capabilities, Hold, HoldKind, Origin
+from router.pool.worker import ROUTER_RESTARTED, Capabilities, Hold, HoldKind, Origin
 
 
 @pytest.fixture
@@ -105,4 +105,27 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
         ),
         ("WARNING", "worker http://w:1 counts as another process now (it refused a connection)"),
         ("INFO", "worker http://w:1 removed"),
+    ]
+
+
+def test_after_a_restart_of_the_router_only_what_matters_is_loud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "router")
+    registry = Registry()
+    registry.subscribe(logs.log_event)
+    fresh, changed = (registry.add(f"http://w:{n}", Origin.STATIC) for n in (1, 2))
+    registry.stand(changed, 1, reason=None, stuck=False)
+    caplog.clear()
+    for worker in (fresh, changed):
+        registry.suspect(worker, ROUTER_RESTARTED)
+        registry.reincarnate(worker, f"{ROUTER_RESTARTED}; nothing proves that it is the same")
+    registry.reincarnate(fresh, f"{ROUTER_RESTARTED}")  # and it knows nothing of its jobs
+    lines = [(record.levelname, record.getMessage()[:25]) for record in caplog.records]
+    assert [line for line in lines if ":2: " not in line[1]] == [
+        ("DEBUG", "worker http://w:1 may be "),
+        ("INFO", "worker http://w:1 counts "),
+        ("DEBUG", "worker http://w:2 may be "),
+        ("WARNING", "worker http://w:2 counts "),
+        ("WARNING", "worker http://w:1 counts "),
     ]

@@ -57,6 +57,6 @@ def test_a_default_that_cannot_be_written_is_a_warning(
     assert record.levelname == "WARNING"
     assert "NO STATE IS KEPT" in record.getMessage()
     given = RouterSettings(port=4711, state_dir=str(tmp_path / "file"))
-    with pytest.raises(StateRefused, match="cannot be used: file exists") as raised:
+    with pytest.raises(StateRefused, match="cannot be used: not a directory") as raised:
         service.open_store(given)
     assert raised.value.status == 2

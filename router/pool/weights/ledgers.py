@@ -14,7 +14,7 @@ from attrs import evolve
 from .. import events
 from ..registry import Registry
 from ..targets import model_of
-from ..worker import ROUTER_RESTARTED, Worker
+from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Worker
 from .change import Change, restored
 from .ledger import Entry, Ledger, after, at_version, lost_by, weight_record
 from .recipe import FRESH, Plan, Recipe, Standing
@@ -299,6 +299,8 @@ class Ledgers(Standings):
                         known.standing, doubt=known.unproven if trusted else True
                     )
                     entry.unproven = known.unproven or not known.restored
+                    if known.standing.base or known.standing.loras:
+                        entry.version = UNKNOWN_VERSION  # until it is current
                     if known.restored and not trusted:
                         self._registry.suspect(worker, ROUTER_RESTARTED)
                 self._settle(worker, "it has joined")

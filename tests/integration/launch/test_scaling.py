@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from router.errors import BadRequest, Conflict, NotFound, RouterError
+from router.errors import BadRequest, Conflict, NotFound, RouterError, StateUnavailable
 from router.launch.fleet import Fleet
 from router.launch.launcher import Launcher, Shared
 from router.launch.phases import Phase
@@ -80,6 +80,11 @@ def test_fewer_wait_for_work_to_end_and_more_call_them_back() -> None:
             await trio.sleep(100)
             assert len(world.living()) == 3
             assert [worker.admin for worker in workers] == ["enabled", "draining", "draining"]
+            bench.store.failing = "the disk is full"
+            with pytest.raises(StateUnavailable):
+                await bench.fleet.scale(2)
+            assert [worker.admin for worker in workers] == ["enabled", "draining", "draining"]
+            bench.store.failing = None
             assert (await bench.fleet.scale(2))["starting"] == []
             await trio.sleep(10)
             assert [worker.admin for worker in workers] == ["enabled", "enabled", "draining"]

@@ -125,6 +125,28 @@ def test_versions_go_on_and_what_cannot_be_proven_is_replayed(run_world: RunWorl
     run_world(test)
 
 
+def test_the_version_of_one_that_lags_is_not_made_up(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            await refitted(pool, "v1")
+            assert (await pool.http.put(f"/workers/{b.id}", json={"is_dead": True})).is_success
+            await refitted(pool, "v2")
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await until(lambda: current(a) and b.known.suspicion is None)
+            known = {row["worker_url"]: row for row in (await ledger(pool))["workers"]}
+            assert known[a.sim.url]["weight_version"] == 2
+            assert known[b.sim.url]["weight_version"] is None
+            assert (await pool.http.put(f"/workers/{b.id}", json={"is_dead": False})).is_success
+            await until(lambda: current(a, b))
+            assert b.known.weight_version == 2
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test)
+
+
 def test_a_worker_that_was_replaced_meanwhile(run_world: RunWorld) -> None:
     async def test(world: World) -> None:
         async def before(pool: Deployment, a: Member) -> None:
@@ -321,6 +343,34 @@ def test_a_disk_that_fails_in_the_middle_fences_nobody_for_ever(
         await world.router(here)
 
     run_world(test)
+
+
+def test_a_transaction_outlives_a_full_disk(
+    run_world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        async def here(pool: Deployment, a: Member) -> None:
+            http, store = pool.http, pool.running.parts.store
+            txn = (await http.post("/weights/begin", json={})).json()["txn"]
+            await refitted(pool, "v1", txn=txn)
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", disk_full)
+                is_ours(await http.post("/weights", json={"weight_version": 0}), 503, FULL)
+                for path in ("/weights/commit", "/weights/sync"):
+                    body = {"txn": txn} if path == "/weights/commit" else {}
+                    is_ours(await http.post(path, json=body), 503, FULL)
+            await until(lambda: store.failing is None)
+            done = await http.post("/weights/commit", json={"txn": txn})
+            assert done.status_code == 200, done.text
+            assert done.json()["weight_version"] == 1
+            assert current(a)
+
+        await world.router(here)
+
+    run_world(test, 1)
+
+
+FULL = "state_unavailable"
 
 
 def disk_full(*_: object) -> None:

@@ -45,10 +45,15 @@ class Disk:
     failing: str | None = None
     commits: int = 0
     fails_at: int = 0  # the commit that fails, from 1
+    launched: bool = False  # whether workers were launched
 
     def restored(self, kind: type[SleepRecord]) -> dict[str, SleepRecord]:
         assert kind is SleepRecord
         return {url: SleepRecord(url, memory) for url, memory in self.durable.items()}
+
+    def rows(self, table: str) -> dict[str, Any]:
+        assert table == "launches"
+        return {"image/0": {}} if self.launched else {}
 
     def put(self, record: SleepRecord) -> None:
         self.records[record.key] = record.memory
@@ -227,12 +232,15 @@ def play(
     durable: dict[str, Memory] | None = None,
     static: dict[str, Memory] | None = None,
     well: bool = False,
+    launched: bool = False,
 ) -> None:
     """Run the scene. `durable`: what the store holds at the start; `static`: workers that are
-    there from the start, in which state; `well`: they are probed before anything is followed."""
+    there from the start, in which state; `well`: they are probed before anything is followed;
+    `launched`: the router before has launched workers."""
 
     async def main() -> None:
         disk = Disk(records=dict(durable or {}), durable=dict(durable or {}))
+        disk.launched = launched
         registry = Registry()
         dispatcher = Dispatcher(registry, policies.make("least-request", Speeds()))
         turns, errands = Turns(), Errands()

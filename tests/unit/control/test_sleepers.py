@@ -390,7 +390,17 @@ def test_one_that_joins_after_the_start(origin: Origin) -> None:
         assert nap.engine(worker).paths == (["release"] if origin is Origin.LAUNCHED else [])
         assert routable(worker) is (origin is Origin.REGISTERED)
 
-    play(body, durable={"http://a:1": ASLEEP})
+    play(body, durable={"http://a:1": ASLEEP}, launched=True)
+
+
+def test_the_sleep_of_one_that_is_gone_is_forgotten() -> None:
+    """No flag names it any more, and nobody has launched anything."""
+
+    async def body(nap: Nap) -> None:
+        assert nap.disk.records == {"http://a:1": ASLEEP}
+        assert nap.add("b", origin=Origin.LAUNCHED).memory is AWAKE
+
+    play(body, durable={"http://a:1": ASLEEP, "http://b:1": ASLEEP}, static={"a": AWAKE})
 
 
 def test_whatever_the_moment_of_a_crash() -> None:

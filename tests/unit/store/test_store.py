@@ -90,6 +90,32 @@ def test_without_a_directory_nothing_is_kept() -> None:
     run(main)
 
 
+def test_only_a_router_that_served_was_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails at its start again and again, or `reap`, has watched no worker."""
+
+    def absence(*, serving: bool = True, seconds: float = 0.0) -> float:
+        async def main() -> None:
+            store = Store.open(tmp_path)
+            async with store.running(serving=serving):
+                await trio.sleep(seconds)
+
+        run(main)
+        age = files.age(tmp_path / files.LOCK)
+        assert age is not None
+        return age
+
+    monkeypatch.setattr(store_module, "_ALIVE", 0.05)
+    absence()
+    os.utime(tmp_path / files.LOCK, (0, 0))
+    assert absence() > 1000
+    assert absence(serving=False, seconds=0.2) > 1000
+    Store.open(tmp_path).close()
+    assert absence() > 1000
+    assert absence(seconds=0.2) < 1000
+
+
 def test_what_nobody_waits_for_is_written_soon(tmp_path: Path) -> None:
     async def main() -> None:
         store = Store.open(tmp_path)
@@ -563,6 +589,23 @@ def test_what_is_pending_is_written_at_a_cancelled_end(tmp_path: Path) -> None:
 
     run(main)
     assert found(tmp_path) == {"1": Kite("1")}
+
+
+def test_what_is_lost_at_the_end_is_told(
+    tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            disk.full = True
+            store.put(Kite("1"))
+            store.put(Kite("2"))
+            await store.finish()
+
+    run(main)
+    assert "to its end: 2 changes are lost (no space left on device)" in caplog.text
+    disk.full = False
+    assert found(tmp_path) == {}
 
 
 @pytest.fixture(autouse=True)
