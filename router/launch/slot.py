@@ -371,8 +371,8 @@ class Slot:
         if worker is not None and not self._mourned:
             self._mourned = True
             registry.identify(worker, None)
+            registry.expect(worker, why)  # first: a process that has ended must get no request
             registry.reincarnate(worker, why)
-            registry.expect(worker, why)
 
     async def _end(self, patience: tuple[float, ...]) -> None:
         assert self.handle is not None

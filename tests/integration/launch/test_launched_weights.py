@@ -21,7 +21,7 @@ from router.pool.worker import Worker
 from router.settings import LauncherSettings
 from tests.integration.deployment import Deployment, until
 from tests.integration.lives import Lives
-from tests.integration.weights.refits import SLEEP, WAKE, ledger, refitted
+from tests.integration.weights.refits import SLEEP, WAKE, ledger, refit, refitted
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process groups")
 
@@ -156,5 +156,88 @@ def test_a_clean_stop_ends_the_weights_with_the_workers(
             assert await served(pool) == str(int(resume))
             assert await truth(worker) == (first if resume else base)
             assert (await refitted(pool, "v2"))["weight_version"] == 2  # no number twice
+
+    run_launched(test)
+
+
+@pytest.mark.parametrize("trusted", [0.0, 600.0])
+def test_one_that_ended_with_a_killed_router(run_launched: RunLaunched, trusted: float) -> None:
+    async def test(lives: Lives, launcher: LauncherSettings) -> None:
+        options: dict[str, Any] = {"launchers": (launcher,), "trust_downtime": trusted}
+        async with lives.router(**options) as pool:
+            worker = await up(pool)
+            await refitted(pool, "v1")
+            first = await truth(worker)
+        async with lives.router(crash=False, **options) as pool:
+            assert await served(pool) == "1"
+            assert await truth(await up(pool)) == first
+
+    run_launched(test)
+
+
+def test_beside_a_worker_that_goes_on_the_ledger_does_too(run_launched: RunLaunched) -> None:
+    async def test(lives: Lives, launcher: LauncherSettings) -> None:
+        async with lives.router(crash=False, launchers=(launcher,)) as pool:
+            worker = await up(pool)
+            other = await pool.simulated(model_path="demo/image")
+            known = await pool.register(other.url)
+            await until(lambda: routable(known))
+            await refitted(pool, "v1")
+            first = await truth(worker)
+        async with lives.router(crash=False, launchers=(launcher,)) as pool:
+            worker = await up(pool)
+            assert (await ledger(pool))["weight_version"] == 1
+            assert await truth(worker) == first
+
+    run_launched(test)
+
+
+async def spoil(pool: Deployment, worker: Worker, times: int = 1) -> None:
+    """Leave the worker of unknown weights, and the change void; fail so many times in all."""
+    fault = {"fault": "fail_next_update", "status": 500, "effect": "partial", "count": times}
+    async with httpx.AsyncClient(base_url=worker.url, trust_env=False) as http:
+        (await http.post("/simulate", json=fault)).raise_for_status()
+    assert (await refit(pool, "torn")).status_code == 502
+
+
+def test_what_cannot_be_replayed_is_restarted_once_and_then_failed(
+    run_launched: RunLaunched, tmp_path: Path
+) -> None:
+    async def test(lives: Lives, launcher: LauncherSettings) -> None:
+        async with lives.router(crash=False, launchers=(launcher,)) as pool:
+            worker, fleet = await up(pool), pool.running.fleet
+            path = tmp_path / "v1"
+            await refitted(pool, str(path))
+            first = await truth(worker)
+            path.mkdir()  # a folder without weights: it cannot be loaded any more
+            await spoil(pool, worker)
+            await until(lambda: worker.incarnation == 2, 30)
+            await until(lambda: worker.weights == "failed", 30)
+            refused = await pool.image()
+            assert (refused.status_code, refused.json()["code"]) == (503, "weights_unavailable")
+            [told] = (await pool.http.get("/workers")).json()["workers"]
+            assert "missing weight files" in told["weights_reason"]
+            assert fleet.views()[0].restarts == 1
+            path.rmdir()
+            assert (await pool.http.post("/weights/sync", json={})).status_code == 200
+            assert await served(pool) == "1"
+            assert await truth(worker) == first
+            assert fleet.views()[0].restarts == 1
+
+    run_launched(test)
+
+
+def test_a_request_waits_while_one_that_cannot_be_replayed_is_restarted(
+    run_launched: RunLaunched,
+) -> None:
+    async def test(lives: Lives, launcher: LauncherSettings) -> None:
+        async with lives.router(crash=False, launchers=(launcher,)) as pool:
+            worker = await up(pool)
+            base = await truth(worker)
+            await spoil(pool, worker, times=2)
+            assert not routable(worker)
+            await until(lambda: "it is restarted" in (worker.weights_reason or ""), 30)
+            assert await served(pool) == "0"
+            assert (worker.incarnation, await truth(worker)) == (2, base)
 
     run_launched(test)
