@@ -60,6 +60,8 @@ class Entry:
     reason: str | None = None  # why it is not current, where somebody knows better
     restored: bool = False  # it is what was known before a restart of the router
     unproven: bool = False  # nor could it be proven since that it is the same process
+    # The model of the process before, until that of this one is known.
+    former: str | None = None
     ended: bool = False  # it was launched, so its process ended when it left
     claim: int | None = None  # what its owner says that it has, until its model is known
 

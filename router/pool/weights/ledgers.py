@@ -340,6 +340,7 @@ class Ledgers(Standings):
                     entry.standing, entry.version = FRESH, 0
                 entry.unproven = entry.standing.doubt
                 self._put_standing(worker, entry.standing)
+                entry.former = entry.model or entry.former
                 entry.model = None
                 self._settle(worker, reason)
 

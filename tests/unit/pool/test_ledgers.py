@@ -166,3 +166,17 @@ def test_one_whose_model_is_not_known_yet_when_all_others_ended() -> None:
     desk.registry.learned(back, CARD)
     assert back.weights is Weights.BEHIND
     assert paths(desk, back)[-1] == "start"
+
+
+def test_who_a_model_has_while_its_workers_start_again() -> None:
+    desk = Desk()
+    launched, other = desk.join("a", Origin.LAUNCHED), desk.join("b")
+    desk.change(launched, other)
+    for worker in (launched, other):
+        desk.registry.reincarnate(worker, "its process has ended")
+    assert not desk.ledgers.only_launched("m")
+    desk.registry.remove(other)
+    assert desk.ledgers.only_launched("m")
+    assert not desk.ledgers.only_launched("another")
+    desk.registry.remove(launched)
+    assert not desk.ledgers.only_launched("m")
