@@ -19,7 +19,7 @@ from ..pool.registry import Registry
 from ..pool.weights import Change, Ledgers, Meaning, Step, meaning
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import FRESH
-from ..pool.worker import Admin, Health, Memory, Weights, Worker
+from ..pool.worker import Admin, Health, Memory, Origin, Weights, Worker
 from ..store.store import Store
 from .broadcast import Row, call_one
 from .client import ControlClient, Unreachable
@@ -226,12 +226,16 @@ class Replayer:
         if not row.answered:
             self.ledgers.delayed(worker, reason)
             return False
-        self.ledgers.failed(worker, reason)
         tending = self._tended.get(worker)
+        ours = worker.origin is Origin.LAUNCHED and self.restart is not None
         # A process that nothing was done to yet would refuse it again.
-        if tending and not tending.restarted and before != FRESH and self.restart is not None:
+        if ours and tending and not tending.restarted and before != FRESH:
+            assert self.restart is not None
             tending.restarted = True
+            self.ledgers.delayed(worker, f"{reason}; it is restarted")  # requests may wait for it
             self.restart(worker)
+        else:
+            self.ledgers.failed(worker, reason)
         return False
 
     async def _acts_no_lora(self, worker: Worker) -> bool:

@@ -133,7 +133,12 @@ class Transaction:
         async with trio.open_nursery() as nursery:
             for member in self._members.values():
                 nursery.start_soon(self._drain_only, member)
-        ready = [m for m in self._members.values() if not m.reported and m.left is None]
+        while gone := [m for m in self._members.values() if m.left and not m.reported]:
+            for member in gone:  # it was idle, and has left while others were busy
+                with member.scope:
+                    await trio.lowlevel.checkpoint()
+                await self._report(member)
+        ready = [m for m in self._members.values() if not m.reported]
         copies = {member: Copy() for member in ready}
         failure: RouterError | None = None
         async with trio.open_nursery() as nursery:

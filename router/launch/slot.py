@@ -220,7 +220,8 @@ class Slot:
                 if self.record is None:
                     await self.launcher.planner.learn()
                     self.prepare()
-                if not self.restarts and self.worker is not None and _rests(self.worker):
+                # Perhaps it was put to sleep while it was about to start again.
+                if self.worker is not None and _rests(self.worker):
                     await self._park(Phase.DOWN, "it has ended, and its pool sleeps")
                 await self._order(token)
                 return None
@@ -370,8 +371,8 @@ class Slot:
         if worker is not None and not self._mourned:
             self._mourned = True
             registry.identify(worker, None)
+            registry.expect(worker, why)  # first: a process that has ended must get no request
             registry.reincarnate(worker, why)
-            registry.expect(worker, why)
 
     async def _end(self, patience: tuple[float, ...]) -> None:
         assert self.handle is not None

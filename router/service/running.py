@@ -21,7 +21,6 @@ from ..launch.fleet import Fleet
 from ..observe import logs
 from ..pool import ids
 from ..pool.weights import Ledgers
-from ..pool.worker import Origin
 from ..relay.upstream import Upstream
 from ..server import ServerLimits, open_listeners
 from ..server import serve as serve_http
@@ -162,7 +161,7 @@ async def _serve(
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)
                 task_status.started(Running(port, parts, built.upstream, fleet))
-            ours = [] if settings.keep_workers else _all_launched(parts.ledgers)
+            ours = [] if settings.keep_workers else _ending(parts.ledgers)
             await fleet.close()
             if not settings.resume_weights:
                 for model in ours:  # all that had its weights have ended
@@ -171,14 +170,9 @@ async def _serve(
             nursery.cancel_scope.cancel()
 
 
-def _all_launched(ledgers: Ledgers) -> list[str]:
-    """The models whose workers were all launched by us."""
-    pools = {ledger.model: ledgers.workers_of(ledger.model) for ledger in ledgers}
-    return [
-        model
-        for model, workers in pools.items()
-        if workers and all(worker.origin is Origin.LAUNCHED for worker in workers)
-    ]
+def _ending(ledgers: Ledgers) -> list[str]:
+    """The models whose workers were all launched by us, and so end with us."""
+    return [ledger.model for ledger in ledgers if ledgers.only_launched(ledger.model)]
 
 
 async def _wind_down(stop: trio.Event, built: Assembly, patience: float) -> None:

@@ -25,6 +25,9 @@ class Ledger:
     label: str | None = None
     recipe: Recipe = field(factory=Recipe)
     last_error: str | None = None
+    # Up to this number versions are of before a reset: what they were has nothing to do with the
+    # recipe.
+    since: int = 0
     pending: list[Change] = field(factory=list)
 
     @property
@@ -34,7 +37,13 @@ class Ledger:
 
     def record(self) -> LedgerRecord:
         return LedgerRecord(
-            self.model, self.version, self.issued, self.label, self.recipe, self.last_error
+            self.model,
+            self.version,
+            self.issued,
+            self.label,
+            self.recipe,
+            self.last_error,
+            self.since,
         )
 
 
@@ -51,6 +60,9 @@ class Entry:
     reason: str | None = None  # why it is not current, where somebody knows better
     restored: bool = False  # it is what was known before a restart of the router
     unproven: bool = False  # nor could it be proven since that it is the same process
+    # The model of the process before, until that of this one is known.
+    former: str | None = None
+    ended: bool = False  # it was launched, so its process ended when it left
     claim: int | None = None  # what its owner says that it has, until its model is known
 
 
@@ -59,6 +71,8 @@ def at_version(ledger: Ledger, version: int, wrapped: bool) -> Standing:
     recipe = ledger.recipe
     if version == ledger.version:
         return Standing(recipe.base_version, recipe.lora_version, wrapped)
+    if version <= ledger.since and version not in (0, recipe.opaque):
+        return Standing(None, None, wrapped)
     return Standing(min(version, recipe.base_version), min(version, recipe.lora_version), wrapped)
 
 

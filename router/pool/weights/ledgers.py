@@ -14,7 +14,7 @@ from attrs import evolve
 from .. import events
 from ..registry import Registry
 from ..targets import model_of
-from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Worker
+from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .change import Change, restored
 from .ledger import Entry, Ledger, after, at_version, lost_by, weight_record
 from .recipe import FRESH, Plan, Recipe, Standing
@@ -210,11 +210,12 @@ class Ledgers(Standings):
             for change in ledger.pending:
                 self._paper.delete(ChangeRecord, change.change_id)
             ledger.pending.clear()
+            ledger.since = ledger.issued if version != ledger.version else ledger.since
             ledger.version, ledger.issued = version, max(ledger.issued, version)
             ledger.label = label if label is not None else ledger.label
             ledger.last_error = None
             for url, entry in self._left.items():
-                if entry.model == model:
+                if entry.model == model and not entry.ended:
                     entry.standing = at_version(ledger, version, entry.standing.wrapped)
                     self._paper.put(weight_record(url, entry))
         elif label is not None and version == ledger.version:
@@ -228,12 +229,24 @@ class Ledgers(Standings):
         self.settle(model)
 
     def begin_anew(self, model: str) -> None:
-        """All that had the model's weights have ended: those of a start are current again. Numbers
+        """All workers of the model have ended: the weights of a start are current again. Numbers
         that were issued are not issued again."""
+        if not self.ledger(model).live:
+            return
+        entries = {worker.url: entry for worker, entry in self._entries.items()} | self._left
+        alive = {
+            url: entry
+            for url, entry in entries.items()
+            if entry.model in (model, None) and not entry.ended and entry.standing != FRESH
+        }
         self.attest(model, 0, None, None)
         ledger = self.ledger(model)
         ledger.label = None
         self._paper.put(ledger.record())
+        # Should one come back that left the pool before, it has not those of its start.
+        for url, entry in alive.items():
+            entry.standing = evolve(entry.standing, base=None, loras=None)
+            self._paper.put(weight_record(url, entry))
 
     def claim(self, worker: Worker, version: int) -> None:
         """Its owner says what the worker has (`POST /workers {"weight_version": N}`)."""
@@ -266,7 +279,7 @@ class Ledgers(Standings):
             ledger = self._ledgers[record.model] = Ledger(
                 record.model, record.version, record.issued, record.label, record.recipe
             )
-            ledger.last_error = record.last_error
+            ledger.last_error, ledger.since = record.last_error, record.since
         for weight in weights:
             standing = Standing(weight.base, weight.loras, weight.wrapped, doubt=True)
             self._left[weight.url] = Entry(
@@ -291,6 +304,8 @@ class Ledgers(Standings):
         match event:
             case events.WorkerAdded(worker):
                 known = self._left.pop(worker.url, None)
+                if known is not None and known.ended and worker.origin is Origin.LAUNCHED:
+                    known = None  # it is started anew
                 entry = self._entries[worker] = Entry()
                 if known is not None:
                     entry.model = known.model
@@ -307,6 +322,7 @@ class Ledgers(Standings):
             case events.WorkerRemoved(worker):
                 gone = self._entries.pop(worker, None)
                 if gone is not None:
+                    gone.ended = worker.origin is Origin.LAUNCHED
                     self._remember(worker.url, gone)
             case events.CapabilitiesLearned(worker):
                 self._learn_model(worker)
@@ -326,12 +342,19 @@ class Ledgers(Standings):
                     entry.standing, entry.version = FRESH, 0
                 entry.unproven = entry.standing.doubt
                 self._put_standing(worker, entry.standing)
+                entry.former = entry.model or entry.former
                 entry.model = None
                 self._settle(worker, reason)
 
     def _remember(self, url: str, entry: Entry) -> None:
-        """The same process may be registered again."""
+        """The same process may be registered again. One that was launched ends with its removal,
+        which a later router must know: what is launched there then is another one."""
         self._left[url] = entry
+        entry.unproven = True  # nobody watches it meanwhile
+        if entry.ended:
+            self._paper.delete(WeightRecord, url)
+        else:
+            self._paper.put(weight_record(url, entry))
         forgotten = url if entry.standing == FRESH else None
         if len(self._left) > _MOST_LEFT:
             forgotten = next(iter(self._left))

@@ -11,7 +11,8 @@ from .recipe import Recipe
 
 @frozen
 class LedgerRecord:
-    """One model's ledger. `issued`: the highest number that was ever given out."""
+    """One model's ledger. `issued`: the highest number that was ever given out; `since`: the
+    highest one of before a reset."""
 
     table: ClassVar[str] = "ledgers"
 
@@ -21,6 +22,7 @@ class LedgerRecord:
     label: str | None = None
     recipe: Recipe = field(factory=Recipe)
     last_error: str | None = None
+    since: int = 0
 
     @property
     def key(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from ..registry import Registry
 from ..targets import model_of
-from ..worker import UNKNOWN_VERSION, Weights, Worker
+from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
 from .ledger import Entry, Ledger, next_event, weight_record, why_not_current
 from .recipe import DISK, SET_LORA, TENSOR, Plan, Standing
 from .records import NoPaper, Paper
@@ -42,6 +42,11 @@ class Standings:
     def workers_of(self, model: str) -> list[Worker]:
         """The registered workers that belong to the ledger of the model."""
         return [worker for worker, entry in self._entries.items() if entry.model == model]
+
+    def only_launched(self, model: str) -> bool:
+        """Whether all workers of the model were launched, those that start again included."""
+        pool = [w for w, entry in self._entries.items() if (entry.model or entry.former) == model]
+        return bool(pool) and all(worker.origin is Origin.LAUNCHED for worker in pool)
 
     def standing(self, worker: Worker) -> Standing:
         return self._entry(worker).standing

@@ -217,6 +217,25 @@ def test_one_that_dies_asleep_starts_again_at_the_next_wake(during: Memory) -> N
     virtually(main)
 
 
+def test_one_that_is_put_to_sleep_before_it_has_started_again_stays_down() -> None:
+    async def main(world: World) -> None:
+        async with router(world) as bench:
+            worker = await bench.serve()
+            bench.die()
+            await bench.until(Phase.RESTARTING)
+            bench.registry.remember(worker, MemoryEvent.SLEEP)  # the GPU is another's now
+            await bench.until(Phase.DOWN)
+            await trio.sleep(1000)
+            bench.slot().restart()  # which is not to wake it
+            await trio.sleep(1000)
+            assert (world.starts(), bench.slot().phase) == (1, Phase.DOWN)
+            bench.registry.remember(worker, MemoryEvent.WAKE)
+            await bench.serve()
+            assert (worker.memory, worker.incarnation) == (Memory.WAKING, 2)
+
+    virtually(main)
+
+
 def test_one_that_loads_too_long_is_reported_and_left_loading(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

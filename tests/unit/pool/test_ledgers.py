@@ -1,0 +1,182 @@
+"""What the ledgers make of workers that left, ended or come back, and of resets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from router.pool.lifecycle import Probe
+from router.pool.registry import Registry
+from router.pool.weights import LedgerRecord, Ledgers, WeightRecord
+from router.pool.weights.recipe import DISK
+from router.pool.weights.records import Paperwork
+from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
+
+CARD = Capabilities(models=("m",), model_path="start")
+
+
+class Desk:
+    """Ledgers of a registry, and what they keep."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], Paperwork] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A router begins, on what is kept."""
+        self.registry = Registry()
+        self.ledgers = Ledgers(self.registry, paper=self)
+        rows = list(self.kept.values())
+        self.ledgers.restore(
+            [row for row in rows if isinstance(row, LedgerRecord)],
+            [row for row in rows if isinstance(row, WeightRecord)],
+            [],
+        )
+
+    def put(self, record: Paperwork) -> None:
+        self.kept[record.table, record.key] = record
+
+    def delete(self, kind: type[Paperwork], key: str) -> None:
+        self.kept.pop((kind.table, key), None)
+
+    def join(self, name: str, origin: Origin = Origin.REGISTERED) -> Worker:
+        worker = self.registry.add(f"http://{name}:1", origin)
+        self.registry.learned(worker, CARD)
+        self.registry.probed(worker, Probe.OK)
+        return worker
+
+    def change(self, *workers: Worker, path: str = "p", **more: object) -> int:
+        """A change from disk that these apply; its version."""
+        content = {"model_path": path, **more}
+        change = self.ledgers.make("id", "m", DISK, json.dumps(content), None, content)
+        self.ledgers.open(change, workers)
+        for worker in workers:
+            self.ledgers.fence(worker, "a change")
+            self.ledgers.applied(change, worker, worker.incarnation)
+            self.ledgers.release(worker)
+        self.ledgers.close(change)
+        assert change.version is not None
+        return change.version
+
+
+def paths(desk: Desk, worker: Worker) -> list[str]:
+    """What the worker would be sent to be current."""
+    return [json.loads(step.body).get("model_path") for step in desk.ledgers.plan(worker).steps]
+
+
+def test_what_is_launched_at_an_address_again_is_another_process() -> None:
+    desk = Desk()
+    old = desk.join("a", Origin.LAUNCHED)
+    desk.change(old)
+    desk.registry.remove(old)
+    new = desk.join("a", Origin.LAUNCHED)
+    assert (new.weights, new.suspicion) == (Weights.BEHIND, None)
+    assert paths(desk, new) == ["p"]
+    desk.registry.remove(new)
+
+    desk.begin()
+    later = desk.join("a", Origin.LAUNCHED)
+    assert later.suspicion is None  # there is nothing that its launcher could prove
+    assert (later.weights, paths(desk, later)) == (Weights.BEHIND, ["p"])
+
+
+def test_a_worker_that_only_left_may_be_the_same() -> None:
+    desk = Desk()
+    old = desk.join("a")
+    desk.change(old)
+    desk.registry.remove(old)
+    desk.begin()
+    new = desk.join("a")
+    assert new.suspicion == ROUTER_RESTARTED
+    desk.registry.absolve(new)
+    assert new.weights is Weights.BEHIND  # it could have been replaced while it was not watched
+
+
+@pytest.mark.parametrize("reset_by", ["the end of all workers", "an operator"])
+def test_versions_of_before_a_reset_are_no_part_of_what_came_since(reset_by: str) -> None:
+    desk = Desk()
+    old = desk.join("a", Origin.LAUNCHED)
+    assert [desk.change(old), desk.change(old, path="q")] == [1, 2]
+    if reset_by == "an operator":
+        desk.ledgers.attest("m", 0, None, None)
+        assert old.weights is Weights.CURRENT
+    desk.registry.remove(old)
+    if reset_by != "an operator":
+        desk.ledgers.begin_anew("m")
+    for _ in range(2):
+        worker = desk.join("b")
+        assert (worker.weights, worker.weight_version) == (Weights.CURRENT, 0)
+        desk.ledgers.claim(worker, 2)  # so its owner says, and he knows
+        assert worker.weights is Weights.BEHIND
+        assert paths(desk, worker)[-1] == "start"
+        desk.ledgers.claim(worker, 0)
+        assert worker.weights is Weights.CURRENT
+        desk.registry.remove(worker)
+        desk.begin()
+
+    worker = desk.join("c")
+    assert desk.change(worker, path="r", target_modules=["v"]) == 3
+    desk.ledgers.claim(worker, 2)
+    assert paths(desk, worker)[-2:] == ["start", "r"]
+    desk.ledgers.claim(worker, 0)
+    assert paths(desk, worker) == ["r"]
+
+
+def test_a_reset_to_an_older_number() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    for path in "pqr":
+        desk.change(worker, path=path)
+    desk.ledgers.attest("m", 2, None, None)
+    assert (worker.weights, worker.weight_version) == (Weights.CURRENT, 2)
+    desk.ledgers.claim(worker, 3)
+    assert worker.weights is Weights.BEHIND
+    assert worker.stuck  # nobody can say what version 2 is
+    desk.ledgers.claim(worker, 2)
+    assert worker.weights is Weights.CURRENT
+    assert desk.change(worker, path="s", target_modules=["v"]) == 4
+    desk.ledgers.claim(worker, 2)
+    assert paths(desk, worker) == ["s"]
+
+
+def test_one_that_left_before_all_others_ended_has_not_the_weights_of_its_start() -> None:
+    desk = Desk()
+    launched, other = desk.join("a", Origin.LAUNCHED), desk.join("b")
+    desk.change(launched, other)
+    desk.registry.remove(other)
+    desk.registry.remove(launched)
+    desk.ledgers.begin_anew("m")
+    for _ in range(2):
+        assert desk.join("a", Origin.LAUNCHED).weights is Weights.CURRENT
+        back = desk.join("b")
+        assert back.weights is Weights.BEHIND
+        desk.registry.remove(back)
+        desk.begin()
+
+
+def test_one_whose_model_is_not_known_yet_when_all_others_ended() -> None:
+    desk = Desk()
+    launched, other = desk.join("a", Origin.LAUNCHED), desk.join("b")
+    desk.change(launched, other)
+    desk.begin()
+    back = desk.registry.add("http://b:1", Origin.REGISTERED)
+    desk.registry.reincarnate(back, f"{ROUTER_RESTARTED}; nothing proves that it is the same")
+    desk.ledgers.begin_anew("m")
+    desk.registry.learned(back, CARD)
+    assert back.weights is Weights.BEHIND
+    assert paths(desk, back)[-1] == "start"
+
+
+def test_who_a_model_has_while_its_workers_start_again() -> None:
+    desk = Desk()
+    launched, other = desk.join("a", Origin.LAUNCHED), desk.join("b")
+    desk.change(launched, other)
+    for worker in (launched, other):
+        desk.registry.reincarnate(worker, "its process has ended")
+    assert not desk.ledgers.only_launched("m")
+    desk.registry.remove(other)
+    assert desk.ledgers.only_launched("m")
+    assert not desk.ledgers.only_launched("another")
+    desk.registry.remove(launched)
+    assert not desk.ledgers.only_launched("m")
