@@ -253,8 +253,8 @@ class RouterSettings:
         metavar="KEY",
         default_text="none",
         group="Access",
-        help="key that changes of workers, weights and memory need; generation stays open."
-        " Other users of the machine see it among the running programs: better use a file",
+        help="key that changes of workers, weights and memory need, and workers' logs; generation"
+        " stays open. Other users of the machine see it among the running programs: better use a file",
     )
     admin_api_key_file: str | None = setting(
         None,
