@@ -155,11 +155,13 @@ def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
     """A check for `load`: pool and settings are neighbours that do not know each other."""
     from .pool.ids import BadWorkerURL, normalise_url
 
-    for index, url in enumerate(settings.worker_urls):
+    places = {f"worker_urls[{index}]": url for index, url in enumerate(settings.worker_urls)}
+    places |= {f"workers[{index}].url": each.url for index, each in enumerate(settings.workers)}
+    for place, url in places.items():
         try:
             normalise_url(url)
         except BadWorkerURL as error:
-            yield Problem(f"worker_urls[{index}]", error.message)
+            yield Problem(place, error.message)
 
 
 def _unknown_command(command: str) -> Problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -80,9 +80,9 @@ class Keeper:
     def __attrs_post_init__(self) -> None:
         self._stored_assets = StoredAssets(self.store, self.assets)
 
-    def restore(self, static: Iterable[str]) -> Set[Worker]:
+    def restore(self, static: Mapping[str, int | None]) -> Set[Worker]:
         """Make the pool what it was; the workers that were known before. `static` are the URLs that
-        today's flags name.
+        today's settings name, with the slots that they say.
 
         To be called when all observers of the registry have subscribed. Workers that were launched
         are taken up when their launcher adds them; `settle` forgets the others. Raises
@@ -90,7 +90,6 @@ class Keeper:
         """
         records = sorted(self.store.restored(WorkerRecord).values(), key=lambda r: r.number)
         self._last = max((record.number for record in records), default=0)
-        static = dict.fromkeys(static)
         kept = []
         for record in records:
             if record.url in static or record.registered or record.origin is Origin.LAUNCHED:
@@ -110,9 +109,10 @@ class Keeper:
             if record.registered and record.url not in static:
                 self.registry.add(record.url, Origin.REGISTERED)
             elif record.url in static:
-                self.registry.add(record.url, Origin.STATIC)
-        for url in static:
-            self.registry.add(url, Origin.STATIC)
+                self.registry.add(record.url, Origin.STATIC, concurrency=static[record.url])
+        for url, slots in static.items():
+            if self.registry.find(url) is None:
+                self.registry.add(url, Origin.STATIC, concurrency=slots)
         self._stored_assets.restore(self.registry.find, lambda url: url in self.registry.past)
         if records:
             self._summary = self._summarise(len(kept), len(jobs))
@@ -211,7 +211,7 @@ class Keeper:
     def _put(self, worker: Worker) -> None:
         number = self._numbers.get(worker)
         if number is not None:
-            self.store.put(WorkerRecord.of(worker, number, self.registry.concurrency))
+            self.store.put(WorkerRecord.of(worker, number))
 
     def _haunt(self, worker: Worker) -> None:
         """What the worker was doing when the router ended may go on: one slot stays taken until it

@@ -90,6 +90,9 @@ class Planner(Protocol):
         """Which of its ports somebody else had, by the last words of a worker that died; none if
         it died of something else."""
 
+    def moved(self, words: str, ports: WorkerPorts) -> int | None:
+        """Where a worker says that it serves, instead of its HTTP port; None if it does not."""
+
     def plan(self, index: int, ports: WorkerPorts) -> WorkerPlan:
         """The worker of this index on these ports. The same every time, once `learn` has run."""
 

@@ -59,6 +59,7 @@ class Death:
     hopeless: bool = False  # it could not be started, and never can
     condemned: bool = False  # it still runs, and serves nobody
     lost: bool = False  # it is where nobody can end it
+    taken: frozenset[int] = frozenset()  # ports that it wanted, and somebody else has
 
     def calls_for(self, policy: Restart) -> bool:
         """Whether a worker of this policy is started again."""

@@ -169,8 +169,7 @@ def _find(handles: Sequence[Handle]) -> dict[str, Handle]:
     marked = processes.marked(TOKEN_VARIABLE, [handle.token for handle in unnoted])
     for handle in unnoted:
         candidates = [*marked[handle.token]]
-        if handle.log is not None:
-            candidates += processes.writers(handle.log)
+        candidates += _writers(handle)
         for process in candidates:
             if process.pid == process.group:  # the one that we spawned
                 known = partial(Handle, handle.token, log=handle.log)
@@ -187,10 +186,21 @@ def _kill_all(handle: Handle) -> bool:
     return bool(left)
 
 
+def _writers(handle: Handle) -> list[processes.Process]:
+    """Who writes to its log, but for those that carry another launch's token: somebody else may
+    have named the same file."""
+    if handle.log is None:
+        return []
+    return [
+        process
+        for process in processes.writers(handle.log)
+        if processes.mark_of(process, TOKEN_VARIABLE) in (None, handle.token)
+    ]
+
+
 def _rest(handle: Handle) -> list[processes.Process]:
     rest = list(processes.marked(TOKEN_VARIABLE, [handle.token])[handle.token])
-    if handle.log is not None:
-        rest += processes.writers(handle.log)
+    rest += _writers(handle)
     if not handle.ident:
         return rest
     leader, group = processes.look_up(int(handle.ident)), processes.members(int(handle.ident))

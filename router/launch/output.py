@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from ..errors import describe
+from . import processes
 
 MOST_BYTES = 64 * 1024 * 1024
 """A file that is larger is rotated; as large as that is the older half, kept beside it."""
@@ -47,6 +48,24 @@ def last_words(path: Path | None, count: int = 12) -> str:
         return f"(its log cannot be read: {describe(error)})"
 
 
+def unshared(path: Path) -> Path:
+    """This file, or one of another name beside it if a process writes to it: the worker of another
+    router, or one that `--fresh` has left alone. They could not be told apart by their log."""
+    candidate, number = path, 1
+    while processes.writers(candidate):
+        number += 1
+        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
+    return candidate
+
+
+def size(path: Path) -> int:
+    """Its size in bytes; 0 if it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def rotate(path: Path, most: int = MOST_BYTES) -> bool:
     """Copy a file that has grown beyond `most` bytes to `NAME.1` and empty it.
 
@@ -68,41 +87,38 @@ def rotate(path: Path, most: int = MOST_BYTES) -> bool:
 
 @define
 class Follower:
-    """Hands on each new line of a file, from its end at the start on."""
+    """Hands on each new line of a file, from `at` on; None: from its end at the start."""
 
     path: Path
-    tell: Callable[[str], None]
-    _at: int = 0
-    _rest: bytes = b""
+    tell: Callable[[str], None] = lambda _: None
+    at: int | None = None
+    _rest: bytes = field(init=False, default=b"")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the file through rotations; never returns. Started once it knows the end."""
-        self._at = await trio.to_thread.run_sync(_size, self.path)
+        """Follow the file through rotations; never returns. Started once it knows where."""
+        if self.at is None:
+            self.at = await trio.to_thread.run_sync(size, self.path)
         task_status.started()
         while True:
-            for line in await trio.to_thread.run_sync(self._new):
+            for line in await trio.to_thread.run_sync(self.new):
                 self.tell(line)
             await trio.sleep(_POLL)
 
-    def _new(self) -> list[str]:
+    def new(self) -> list[str]:
+        """The lines since the last time."""
+        if self.at is None:
+            self.at = size(self.path)
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._at:  # it was emptied
-                    self._at = 0
-                file.seek(self._at)
+                if file.seek(0, os.SEEK_END) < self.at:  # it was emptied
+                    self.at = 0
+                file.seek(self.at)
                 data = file.read(16 * _CHUNK)
         except OSError:
             return []
-        self._at += len(data)
+        self.at += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             lines.append(self._rest)
             self._rest = b""
         return [line.decode(errors="replace").rstrip() for line in lines]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

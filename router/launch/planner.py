@@ -15,7 +15,7 @@ from ..settings import LauncherSettings
 from . import probing
 from .base import WorkerPlan, WorkerPorts
 from .command import STRICT, help_command, make_plan, may_need_strict
-from .ports import HeldPorts, PortBook, first_choice, taken_ports
+from .ports import HeldPorts, PortBook, first_choice, moved_to, taken_ports
 from .resources import GpuShares, variables
 
 logger = logging.getLogger("router.launch")
@@ -119,6 +119,10 @@ class LocalPlanner:
     def taken(self, words: str, ports: WorkerPorts) -> frozenset[int]:
         """Which of its ports somebody else had, by a dead worker's last words."""
         return taken_ports(words, ports, self.settings.replicas)
+
+    def moved(self, words: str, ports: WorkerPorts) -> int | None:
+        """Where a worker says that it serves, instead of its HTTP port; None if it does not."""
+        return moved_to(words, ports.http)
 
     def plan(self, index: int, ports: WorkerPorts) -> WorkerPlan:
         """The worker of this index on these ports. The same every time, once `learn` has run.

@@ -99,6 +99,18 @@ def writers(file: Path) -> list[Process]:
     return found
 
 
+def mark_of(process: Process, variable: str) -> str | None:
+    """What an environment variable of a process says; None if it is not there, or nobody can
+    tell. Linux only."""
+    try:
+        data = Path(f"/proc/{process.pid}/environ").read_bytes()
+    except OSError:  # another user's, or gone
+        return None
+    start = f"{variable}="
+    words = data.decode(errors="replace").split("\0")
+    return next((word.removeprefix(start) for word in words if word.startswith(start)), None)
+
+
 def signal_group(group: int, number: signal.Signals) -> bool:
     """Signal a process group; False if nobody is left in it."""
     try:

@@ -50,6 +50,8 @@ class Slot:
     moved: trio.Event = field(factory=trio.Event)  # replaced when a facet of the worker changes
     begun: float = 0.0  # when the present launch began to run
     ready_at: float | None = None  # when it first served
+    log_from: int | None = None  # where in its log the present launch begins; None: not known
+    _log: Path | None = None  # of the last launch
     _reservation: Reservation | None = None
     _used: bool = False  # a worker may have the reserved ports, or have had them
     _scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -74,6 +76,10 @@ class Slot:
         """Where its output goes, if that is a file of ours."""
         if self.handle is not None and self.handle.log is not None:
             return self.handle.log
+        return self._log or self._first_log
+
+    @property
+    def _first_log(self) -> Path | None:
         if self.plan is None or not self.launcher.backend.local:
             return None
         return (self.launcher.log_dir or self.shared.log_dir) / f"{self.plan.name}.log"
@@ -142,7 +148,7 @@ class Slot:
         self.plan = planner.plan(self.index, record.ports)
         self._reservation = planner.adopt(self.index, record.ports)
         self._used = True
-        self.handle, self.restarts = handle, record.restarts
+        self.handle, self.restarts, self._log = handle, record.restarts, handle.log
         self.run = Run(RunState.RUNNING, process=handle.process)  # so its backend has just said
         self.record = evolve(record, ident=handle.ident, process=handle.process)
         self.shared.store.put(self.record)
@@ -234,9 +240,12 @@ class Slot:
                 return Death(str(error), hopeless=True)
 
     async def _order(self, token: str) -> None:
-        plan, store, backend, log = self.plan, self.shared.store, self.launcher.backend, self.log
+        plan, store, backend, log = self.plan, self.shared.store, self.launcher.backend, None
         assert plan is not None
         assert self._reservation is not None
+        if self._first_log is not None:
+            log = self._log = await trio.to_thread.run_sync(output.unshared, self._first_log)
+            self.log_from = await trio.to_thread.run_sync(output.size, log)
         self.record = LaunchRecord(
             launcher=plan.launcher,
             index=plan.index,
@@ -275,6 +284,7 @@ class Slot:
 
             nursery.start_soon(conclude, self._gone)
             nursery.start_soon(conclude, lambda: vigil.hopelessly_unhealthy(self))
+            nursery.start_soon(conclude, lambda: vigil.gone_astray(self))
             nursery.start_soon(vigil.tell_slowness, self)
             nursery.start_soon(vigil.watch_output, self)
         return found[0]
@@ -327,6 +337,7 @@ class Slot:
         if death.hopeless:
             logger.error("%s", death.reason)
             return
+        self._avoid |= death.taken
         age, words = self.age(), await self.last_words()
         if self.ready_at is None and self.plan is not None:
             self._avoid |= self.launcher.planner.taken(words, self.plan.ports)

@@ -36,6 +36,25 @@ async def hopelessly_unhealthy(slot: Slot) -> Death:
         await slot.moved.wait()
 
 
+async def gone_astray(slot: Slot) -> Death:
+    """Wait until the worker says that it serves on another port, as those do that do not know
+    --strict-ports: whoever answers on its own is somebody else."""
+    log, plan = slot.log, slot.plan
+    if log is None or plan is None:
+        await trio.sleep_forever()
+    follower, served = output.Follower(log, at=slot.log_from), False
+    while not served:
+        served = slot.ready_at is not None  # then once more: somebody else may have answered
+        words = "\n".join(await trio.to_thread.run_sync(follower.new))
+        port = slot.launcher.planner.moved(words, plan.ports)
+        if port is not None:
+            taken = plan.ports.http
+            why = f"found port {taken} taken and moved to {port}, where nobody looks for it"
+            return Death(why, condemned=True, taken=frozenset((taken,)))
+        await trio.sleep(_LOOK)
+    await trio.sleep_forever()
+
+
 async def tell_slowness(slot: Slot) -> None:
     """Report a worker that is not ready in time. It is left loading: first downloads take long."""
     timeout = slot.launcher.wait_timeout
@@ -60,7 +79,8 @@ async def watch_output(slot: Slot) -> None:
         return
     async with trio.open_nursery() as nursery:
         if _output.isEnabledFor(logging.DEBUG):
-            nursery.start_soon(output.Follower(log, partial(_tell, slot.name)).run)
+            follower = output.Follower(log, partial(_tell, slot.name), slot.log_from)
+            nursery.start_soon(follower.run)
         while slot.ready_at is None:
             line = (await slot.last_words(1)).strip()
             if line != slot.last_line:

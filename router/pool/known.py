@@ -34,9 +34,9 @@ class WorkerRecord:
         return self.url
 
     @classmethod
-    def of(cls, worker: Worker, number: int, default_concurrency: int | None) -> WorkerRecord:
+    def of(cls, worker: Worker, number: int) -> WorkerRecord:
         """The record of a worker as it is now."""
-        concurrency_set = worker.concurrency_limit != default_concurrency
+        concurrency_set = worker.concurrency_limit != worker.concurrency_default
         return cls(
             url=worker.url,
             number=number,

@@ -86,18 +86,26 @@ class Registry:
         batching: int = 1,
         starting: bool = False,
     ) -> Worker:
-        """Register a normalised URL. A URL that is known already keeps its record."""
+        """Register a normalised URL. A URL that is known already keeps its record.
+
+        `concurrency` is a request's for a registered worker, and else the settings' for this one.
+        """
         known = self._workers.get(url)
         if known is not None:
             if origin is Origin.REGISTERED and not known.registered:
                 known.registered = True
                 self._tell(events.WorkerRegistered(known))
             if concurrency is not None:
+                if origin is not Origin.REGISTERED:
+                    known.concurrency_default = concurrency
                 self.set_concurrency(known, concurrency)
             return known
         past = self._past.pop(url, None)
-        limit = self.concurrency
-        if concurrency is not None:
+        default = self.concurrency
+        if concurrency is not None and origin is not Origin.REGISTERED:
+            default = concurrency
+        limit = default
+        if concurrency is not None and origin is Origin.REGISTERED:
             limit = concurrency
         elif past is not None and past.concurrency_set:
             limit = past.concurrency
@@ -105,6 +113,7 @@ class Registry:
             url=url,
             origin=origin,
             concurrency_limit=limit,
+            concurrency_default=default,
             batching=batching,
             starting=starting,
             trusted=self._trust_weights,

@@ -163,6 +163,8 @@ class Worker:
     trusted: bool = False
     # What the operator set; None: as many as the worker can (see `max_concurrency`).
     concurrency_limit: int | None = None
+    # What the settings say. A request may have changed the limit since.
+    concurrency_default: int | None = None
     # Requests that each of its copies runs together, where its launcher knows.
     batching: int = 1
     removed: bool = False

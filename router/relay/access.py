@@ -28,12 +28,12 @@ class KeyWrong(RouterError):
 
 
 def needs_key(route: Route, method: str) -> bool:
-    """Whether a request changes workers, weights or memory.
+    """Whether a request changes workers, weights or memory, or reads what may hold secrets.
 
     So may one to a path that the table does not name, unless it only reads: what it does is known
     to the worker alone.
     """
-    if route.how is How.CHANGE:
+    if route.how is How.CHANGE or route.guarded:
         return True
     return route.how in (How.OWN, How.ANY) and method not in _READS
 

@@ -36,6 +36,7 @@ class Route:
     path: str
     how: How
     task: Task | None = None
+    guarded: bool = False  # reading it needs the admin key, too
     _pattern: re.Pattern[str] = field(init=False, repr=False, eq=False)
 
     @_pattern.default
@@ -85,7 +86,7 @@ _G, _P, _D = ("GET",), ("POST",), ("DELETE",)
 ROUTES: tuple[Route, ...] = (
     # The router's own.
     Route(("GET", "POST"), "/workers", How.OWN),
-    Route(_G, "/workers/{+worker_id}/logs", How.OWN),
+    Route(_G, "/workers/{+worker_id}/logs", How.OWN, guarded=True),  # prompts, keys of others
     Route(("PUT", "POST"), "/workers/{+worker_id}/restart", How.OWN),
     Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),
     Route(_P, "/launcher/scale", How.OWN),

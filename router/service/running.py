@@ -19,7 +19,6 @@ from ..errors import unwrapped
 from ..launch import display
 from ..launch.fleet import Fleet
 from ..observe import logs
-from ..pool import ids
 from ..pool.weights import Ledgers
 from ..relay.upstream import Upstream
 from ..server import ServerLimits, open_listeners
@@ -35,6 +34,7 @@ from .start import (
     open_store,
     raise_open_files_limit,
     spare_the_collector,
+    static_workers,
 )
 
 logger = logging.getLogger("router.service")
@@ -136,7 +136,7 @@ async def _serve(
     async with ControlClient() as client:
         built = await assemble(settings, store, client)
         parts, fleet, keeper = built.parts, built.fleet, built.keeper
-        restored = keeper.restore(map(ids.normalise_url, settings.worker_urls))
+        restored = keeper.restore(static_workers(settings))
         parts.memory.restore()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(built.upstream.run)

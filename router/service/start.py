@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ..errors import StartError, describe
+from ..pool.ids import normalise_url
 from ..settings import RouterSettings
 from ..store.opening import StateRefused, default_folder
 from ..store.store import Store
@@ -41,6 +42,12 @@ def open_store(settings: RouterSettings) -> Store:
             "NO STATE IS KEPT: %s%s; give a --state-dir, or none", where, describe(error)
         )
         return Store()
+
+
+def static_workers(settings: RouterSettings) -> dict[str, int | None]:
+    """The workers that the settings name, by normalised URL, with the slots that they say."""
+    found: dict[str, int | None] = {normalise_url(url): None for url in settings.worker_urls}
+    return found | {normalise_url(each.url): each.max_concurrency for each in settings.workers}
 
 
 def address_of(listener: socket.socket) -> str:

@@ -22,6 +22,7 @@ from .model import (
     RouterSettings,
     RoutingAlgorithm,
 )
+from .static import WorkerSettings
 from .structure import structure
 from .yamlfile import read_yaml
 
@@ -40,6 +41,7 @@ __all__ = [
     "Restart",
     "RouterSettings",
     "RoutingAlgorithm",
+    "WorkerSettings",
     "describe",
     "entry",
     "flag_help",

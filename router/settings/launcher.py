@@ -96,8 +96,8 @@ class LauncherSettings:
         WholeNumber(1, 10_000, none=True, word="auto"),
         default_text="auto",
         group="Workers",
-        help="generations that a worker gets at a time; auto: its data-parallel size times"
-        " --batching-max-size",
+        help="generations that a worker gets at a time; auto: as --worker-concurrency says, by"
+        " default its data-parallel size times --batching-max-size",
     )
     command: tuple[str, ...] = setting(
         ("sglang", "serve"),

@@ -11,6 +11,7 @@ from ..errors import Problem
 from .fields import setting
 from .kinds import Choice, Duration, Many, Number, Size, Switch, Text, WholeNumber
 from .launcher import LauncherSettings, same_names
+from .static import WorkerSettings
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -95,7 +96,8 @@ class RouterSettings:
         group="Workers",
         help="leave the started workers running at the end; the next start takes them over",
     )
-    # Only in the file: they are no single values. See docs/launching.md.
+    # Only in the file: they are no single values. See docs/operations.md and docs/launching.md.
+    workers: tuple[WorkerSettings, ...] = ()
     launcher: LauncherSettings | None = None
     launchers: tuple[LauncherSettings, ...] = ()
     routing_algorithm: RoutingAlgorithm = setting(  # noqa: RUF009 - makes an attrs field
@@ -134,7 +136,8 @@ class RouterSettings:
         WholeNumber(1, 10_000, none=True, word="auto"),
         default_text="auto",
         group="Routing",
-        help="generations that a worker gets at a time; auto: its data-parallel size",
+        help="generations that a worker gets at a time; auto: its data-parallel size, for a"
+        " launched one times --batching-max-size",
     )
     max_jobs_per_worker: int = setting(
         100,
@@ -253,8 +256,9 @@ class RouterSettings:
         metavar="KEY",
         default_text="none",
         group="Access",
-        help="key that changes of workers, weights and memory need; generation stays open."
-        " Other users of the machine see it among the running programs: better use a file",
+        help="key that changes of workers, weights and memory need, and workers' logs; generation"
+        " stays open. Other users of the machine see it among the running programs: better use a"
+        " file",
     )
     admin_api_key_file: str | None = setting(
         None,

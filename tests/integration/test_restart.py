@@ -12,6 +12,7 @@ import trio
 
 from router.pool.assets import AssetKind
 from router.pool.worker import Origin, Worker
+from router.settings import WorkerSettings
 from router.store import files
 from router.store import store as store_module
 from router.store.store import Store
@@ -237,6 +238,32 @@ def test_the_slots_of_the_flags_are_not_taken_for_an_operators_wish(
         async with lives.router(worker_concurrency=3) as router:
             limits = {w.url: w.concurrency_limit for w in router.running.parts.registry}
             assert limits == {a: 3, b: 5, c: None}
+
+    run_restarts(test)
+
+
+def test_the_slots_of_single_workers_are_those_of_todays_file(run_restarts: RunLives) -> None:
+    async def test(lives: Lives) -> None:
+        a, b, c = (f"http://127.0.0.1:{port}" for port in (1, 2, 3))
+
+        async def limits(*, put: bool = False, **slots: int | None) -> dict[str, int | None]:
+            urls = {"a": a, "b": b, "c": c}
+            named = tuple(
+                WorkerSettings(url=urls[name], max_concurrency=count)
+                for name, count in slots.items()
+            )
+            options: dict[str, Any] = {"workers": named, "worker_urls": (a,)}
+            async with lives.router(worker_concurrency=2, **options) as router:
+                if put:
+                    body = {"max_concurrency": 9}
+                    assert (await router.http.put(f"/workers/{c}", json=body)).is_success
+                registry = router.running.parts.registry
+                names = {url: name for name, url in urls.items()}
+                return {names[each.url]: each.concurrency_limit for each in registry}
+
+        assert await limits(a=4, b=3, c=5) == {"a": 4, "b": 3, "c": 5}
+        assert await limits(b=6, c=5, put=True) == {"a": 2, "b": 6, "c": 9}
+        assert await limits(b=None, c=5) == {"a": 2, "b": 2, "c": 9}
 
     run_restarts(test)
 

@@ -92,7 +92,10 @@ def test_every_mistake_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("router.yaml").write_text("health_check_interval: soon\nworker_urls: [ftp://x]\n")
+    Path("router.yaml").write_text(
+        "health_check_interval: soon\nworker_urls: [ftp://x]\n"
+        "workers: [{url: gopher://x, max_concurrency: 2}]\n"
+    )
     assert cli.main(["--config", "router.yaml", "--port", "abc", "--prot", "1"]) == 2
     assert service == []
     captured = capsys.readouterr()
@@ -103,6 +106,7 @@ def test_every_mistake_is_told(
         "sglang-d-router: error: router.yaml: health_check_interval: expected a time",
         "sglang-d-router: error: --port: expected a whole number from 0 to 65535, got 'abc'",
         "sglang-d-router: error: router.yaml: worker_urls[0]: ",
+        "sglang-d-router: error: router.yaml: workers[0].url: ",
         "Try 'sglang-d-router serve --help'.",
     ]
     assert len(lines) == len(starts)

@@ -112,13 +112,14 @@ def test_the_systemd_unit() -> None:
     service = unit["Service"]
     # With any other, the workers die with the router, and none is left to be taken over.
     assert service["KillMode"] == "process"
-    environment = dict(line.split("=", 1) for line in service["Environment"].split("\n"))
-    assert environment["XDG_STATE_HOME"] == "/var/lib/" + service["StateDirectory"]
     program, archive, *arguments = shlex.split(service["ExecStart"])
     assert Path(program).name == "python3"
     assert Path(archive).name == "router.pyz"
     flags = split_flags(arguments, RouterSettings, config=True)
     assert flags.problems == ()
+    # Independent of host name, port and home: the next router must find it.
+    assert flags.values["state_dir"] == "/var/lib/" + service["StateDirectory"]
+    assert service["StateDirectoryMode"] == "0700"
     assert flags.values["launcher_config"] == "/etc/sglang-d-router/launcher.yaml"
     # What is in flight, then each worker in turn of signals: only then may systemd use force.
     made = RouterSettings()

@@ -99,6 +99,9 @@ class FakePlanner:
     def taken(self, words: str, ports: WorkerPorts) -> frozenset[int]:
         return frozenset({ports.http}) if "in use" in words else frozenset()
 
+    def moved(self, words: str, ports: WorkerPorts) -> int | None:
+        return ports.http + 42 if "moved" in words else None
+
     def plan(self, index: int, ports: WorkerPorts) -> WorkerPlan:
         return WorkerPlan(
             launcher=self.launcher,

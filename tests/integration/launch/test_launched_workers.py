@@ -200,6 +200,28 @@ def test_delete_and_restart_over_http(tmp_path: Path) -> None:
     with_router(body, small(tmp_path, num_workers=2))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody knows who writes to a file")
+def test_workers_of_two_routers_with_one_folder_of_logs(tmp_path: Path) -> None:
+    """As with `--fresh` beside workers that were left running."""
+    settings = small(tmp_path)
+
+    async def body(pool: Deployment) -> None:
+        await ready(pool, 1)
+        (ours,) = await workers(pool)
+        async with deployed(launchers=(settings,)) as other:
+            await ready(other, 1)
+            (theirs,) = await workers(other)
+            assert ours["launch"]["log"] == str(tmp_path / "image-0.log")
+            assert theirs["launch"]["log"] == str(tmp_path / "image-0.2.log")
+            assert (await other.http.post(f"/workers/{theirs['worker_id']}/restart")).is_success
+            await until(lambda: other.running.fleet.views()[0].restarts == 1)
+            await ready(other, 1)
+        assert (await workers(pool))[0]["launch"] == ours["launch"]
+        assert processes.look_up(ours["launch"]["pid"])
+
+    with_router(body, settings)
+
+
 def test_an_image_and_a_video_model_side_by_side(tmp_path: Path) -> None:
     async def body(pool: Deployment) -> None:
         await ready(pool, 2)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from router.launch import processes
 from router.program import self_command
 from router.settings import LauncherSettings, structure
 from tests.integration.deployment import Deployment, deployed, until
@@ -32,6 +33,12 @@ with open(f"{{folder}}/{{os.getpid()}}.json", "x") as file:
 if os.path.exists(folder + "/taken"):
     os.unlink(folder + "/taken")
     sys.exit(f"RuntimeError: HTTP port {{flags['--port']}} is unavailable and --strict-ports is")
+if os.path.exists(folder + "/moves"):
+    os.unlink(folder + "/moves")
+    argv = sys.argv
+    port, there = flags["--port"], argv.index("--port") + 1
+    argv[there] = str(int(port) + 42)
+    print(f"Port {{port}} was unavailable, using port {{argv[there]}} instead", flush=True)
 command = {command!r} + ["simulate-worker"] + sys.argv[2:]
 os.execv(command[0], command + ["--time-scale", "0.01", "--load-seconds", "0", "--quiet"])
 """
@@ -153,6 +160,26 @@ def test_a_worker_that_found_its_port_taken_gets_another(notes: Path) -> None:
         )
         assert first["flags"]["--port"] != second["flags"]["--port"]
         assert serving(deployment) == {second["flags"]["--port"]}
+
+    run([launcher(notes)], body)
+
+
+def test_a_worker_that_moved_to_another_port_gets_a_free_one(
+    notes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an older one does, which has no --strict-ports."""
+    (notes / "old").touch()
+    (notes / "moves").touch()
+
+    async def body(deployment: Deployment) -> None:
+        moved, second = sorted(
+            read(notes), key=lambda note: str(note["flags"]["--port"] in serving(deployment))
+        )
+        assert moved["flags"]["--port"] != second["flags"]["--port"]
+        assert serving(deployment) == {second["flags"]["--port"]}
+        assert not processes.members(moved["pid"])
+        port = moved["flags"]["--port"]
+        assert f"image-0 found port {port} taken and moved to {int(port) + 42}" in caplog.text
 
     run([launcher(notes)], body)
 

@@ -173,6 +173,23 @@ def test_an_unnoted_launch_that_hides_its_environment_is_found_by_its_log(tmp_pa
     with_backend(body)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody knows who writes to a file")
+def test_another_launch_with_the_same_log_is_left_alone(tmp_path: Path) -> None:
+    async def body(backend: LocalBackend) -> None:
+        ordered, other = order(tmp_path, STAYS), order(tmp_path, STAYS)
+        handle, stranger = await backend.launch(ordered), await backend.launch(other)
+        assert ordered.log
+        assert output.unshared(ordered.log) == tmp_path / "logs" / "worker.2.log"
+        await backend.end(handle, patience=())
+        assert processes.look_up(int(stranger.ident))
+        unnoted = Handle(handle.token, log=handle.log)
+        assert await backend.find([unnoted]) == {}
+        await backend.end(stranger, patience=())
+        assert output.unshared(ordered.log) == ordered.log
+
+    with_backend(body)
+
+
 def test_another_process_with_its_pid_is_left_alone(tmp_path: Path) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", STAYS], start_new_session=True)
     try:
