@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -67,7 +68,7 @@ def traffic(url: str):  # type: ignore[no-untyped-def]
 
     def go() -> None:
         while not stop.is_set():
-            with contextlib.suppress(OSError, ConnectionError):
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 generate(url)
 
     threads = [threading.Thread(target=go) for _ in range(4)]

@@ -253,7 +253,13 @@ def test_requests_as_an_operator(pool: Pool) -> None:
             assert gone.status_code == 200
             assert name not in session.get(f"{pool.url}/list_workers").json()["urls"]
             back = session.post(f"{pool.url}/add_worker", params={"url": name})
-            assert back.json()["worker"]["routable"] is True
+            assert back.status_code == 200
+        # Nothing proves that it still has those tensors, which cannot be sent again.
+        change["json"]["model_path"] = "painter/v3"
+        answer = session.post(path, params={"model": "painter"}, **change)
+        assert (answer.status_code, len(answer.json()["results"])) == (200, 2)
+        workers = session.get(f"{pool.url}/workers").json()["workers"]
+        assert [worker["routable"] for worker in workers] == [True] * 3
 
 
 # curl.

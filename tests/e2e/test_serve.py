@@ -202,10 +202,10 @@ def test_all_wrong_flags_are_told_at_once(router_pyz: Path) -> None:
 
 def test_all_mistakes_in_the_file_are_told_at_once(router_pyz: Path, tmp_path: Path) -> None:
     config = tmp_path / "router.yaml"
-    config.write_text("port: [1]\nhealth_check_interval: never\nworkers: 3\n", encoding="utf-8")
+    config.write_text("port: [1]\nhealth_check_interval: never\nworkrs: 3\n", encoding="utf-8")
     with running(router_pyz, "--config", str(config)) as program:
         assert program.ends() == 2
-    for word in ("port:", "health_check_interval:", "workers: unknown key"):
+    for word in ("port:", "health_check_interval:", "workrs: unknown key"):
         assert word in program.text
     config.write_text("port: [1\n", encoding="utf-8")
     with running(router_pyz, "--config", str(config)) as program:
