@@ -329,10 +329,13 @@ class Ledgers(Standings):
             case events.Suspected(worker, reason):
                 self._settle(worker, reason)
             case events.Absolved(worker, reason):
-                self._entry(worker).claim = None
+                entry = self._entry(worker)
                 # The same as then; else only as since it joined.
-                if reason == ROUTER_RESTARTED and not self._entry(worker).unproven:
-                    self._put_standing(worker, evolve(self.standing(worker), doubt=False))
+                if reason == ROUTER_RESTARTED and not entry.unproven:
+                    self._put_standing(worker, evolve(entry.standing, doubt=False))
+                if entry.model is not None and entry.claim is not None:
+                    claim, entry.claim = entry.claim, None
+                    self._take_at_word(worker, entry, claim)
                 self._settle(worker, "it is the same process")
             case events.Reincarnated(worker, reason):
                 entry = self._entry(worker)

@@ -123,6 +123,17 @@ def test_versions_of_before_a_reset_are_no_part_of_what_came_since(reset_by: str
     assert paths(desk, worker) == ["r"]
 
 
+def test_what_is_said_of_a_suspect_holds_if_it_is_the_same_process() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    assert [desk.change(worker), desk.change(worker, path="q")] == [1, 2]
+    for version, weights in ((1, Weights.BEHIND), (2, Weights.CURRENT)):
+        desk.registry.suspect(worker, "its idle connection was closed")
+        desk.ledgers.claim(worker, version)
+        desk.registry.absolve(worker)
+        assert (worker.weights, worker.weight_version) == (weights, version)
+
+
 def test_a_reset_to_an_older_number() -> None:
     desk = Desk()
     worker = desk.join("a")
