@@ -12,7 +12,7 @@ Only when named:
              versions that still fit. `nox -s lock -- --upgrade` takes the newest ones.
     bench    the benchmarks
     crash    kills the router at random under load, fifty times over
-    flaky    the tests five times over
+    flaky    the tests five times over, with other random examples each time
     chaos    processes that die, freeze, sleep and return under load, for a minute (CHAOS_SECONDS);
              the tests do it for ten seconds
     real     the worker contract, and the router, on real SGLang workers on this machine's CPU;
@@ -144,4 +144,4 @@ def chaos(session: nox.Session) -> None:
 def flaky(session: nox.Session) -> None:
     install(session)
     for _ in range(5):
-        session.run("pytest", "--ignore=tests/e2e", *session.posargs)
+        session.run("pytest", "--ignore=tests/e2e", *session.posargs, env={"EXPLORE": "1"})

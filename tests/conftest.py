@@ -9,7 +9,15 @@ from hypothesis import settings
 
 # No deadline: how long one example takes says more about a busy machine than about the code.
 # Named, so that hypothesis does not load its own profile where it sees a CI.
-settings.register_profile("router", settings.get_profile("default"), deadline=None, print_blob=True)
+# The same examples each time, so that a change is judged by what it changes; `nox -s flaky` looks
+# for new ones.
+settings.register_profile(
+    "router",
+    settings.get_profile("default"),
+    deadline=None,
+    print_blob=True,
+    derandomize=not os.environ.get("EXPLORE"),
+)
 settings.load_profile("router")
 
 # Of all routers that tests start: none may write to the user's own directory.

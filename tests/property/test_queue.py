@@ -126,7 +126,8 @@ class Shell:
         if worker is None:
             return False
         rivals = self.rivals(waiting)
-        assert not [w for w in self.waiting if not w.eager and self.rivals(w) == rivals]
+        ahead = [w for w in self.waiting if not w.eager and worker not in w.tried]
+        assert not [w for w in ahead if self.rivals(w) == rivals]
         self.waiting[waiting] = None
         self.take(Grant(waiting, worker))
         self.queue.taken(worker)
