@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
 from typing import ClassVar
@@ -39,24 +40,24 @@ def got(value: object) -> str:
             return type(value).__name__
 
 
-class Kind:
+class Kind(ABC):
     """How one setting is read, checked and shown. Values of it are frozen."""
 
     metavar: ClassVar[str] = ""
 
     @property
+    @abstractmethod
     def expected(self) -> str:
         """What to write, as it follows the word "expected"."""
-        raise NotImplementedError
 
     @property
     def range(self) -> str:
         """The allowed values, for help and tables; empty where anything goes."""
         return ""
 
+    @abstractmethod
     def parse(self, value: object) -> object:
         """Read `value`, or raise `Unfit`."""
-        raise NotImplementedError
 
     def show(self, value: object) -> str:
         """`value` as a person would write it."""
@@ -78,9 +79,9 @@ class Bounded(Kind):
     noun: ClassVar[str]
     examples: ClassVar[str] = ""
 
+    @abstractmethod
     def read(self, value: object) -> int | float | None:
         """The number that `value` stands for; None where it stands for none."""
-        raise NotImplementedError
 
     @property
     def expected(self) -> str:

@@ -58,4 +58,9 @@ def words(body: Any) -> str:
         for name in ("message", "detail", "error"):
             if isinstance(body.get(name), str):
                 return str(body[name])
+        detail = body.get("detail")
+        if isinstance(detail, list):  # how a worker tells what is wrong with a request's form
+            found = [part["msg"] for part in detail if isinstance(part, dict) and "msg" in part]
+            if found:
+                return "; ".join(map(str, found))
     return str(body)
