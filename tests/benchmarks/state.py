@@ -25,7 +25,7 @@ from pathlib import Path
 
 import trio
 from support.load import tiny
-from support.processes import Cores, cpu_seconds, free_port, running, script_command
+from support.processes import Cores, answers, cpu_seconds, free_port, running, script_command
 from support.upstream import MODEL, host_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,17 +70,6 @@ def fill(folder: Path, assets: int, port: int, workers: int = WORKERS) -> None:
     compact(folder, 2, 3, Pace(hurried=True))
 
 
-def answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def healthy(port: int) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/health")
@@ -109,7 +98,7 @@ def start_seconds(folder: str, worker: str | None) -> list[float]:
     with router(*flags) as (port, begun):
         took = []
         for path in ("/live", "/ready"):
-            while not answers(port, path):
+            while not answers(port, path, within=60):
                 time.sleep(0.005)
             took.append(time.monotonic() - begun)
         while worker is None and healthy(port) < WORKERS:

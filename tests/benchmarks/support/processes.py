@@ -70,7 +70,7 @@ def running(
             os.sched_setaffinity(0, mine)
     try:
         deadline = time.monotonic() + _START
-        while not _answers(port, path):
+        while not answers(port, path):
             if process.poll() is not None or time.monotonic() > deadline:
                 written = log.read_text(encoding="utf-8", errors="replace")
                 raise RuntimeError(f"{' '.join(command)} did not start:\n{written[-2000:]}")
@@ -85,8 +85,9 @@ def running(
             process.wait(5)
 
 
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def answers(port: int, path: str, *, within: float = 5) -> bool:
+    """Whether a GET is 200; it may take so many seconds."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200
