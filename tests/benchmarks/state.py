@@ -252,6 +252,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["restarts", "pauses", "jobs"], help="one of the three")
     parser.add_argument("--folder", help="where to write; its disk is the one that is measured")
     options = parser.parse_args()
+    if options.folder is not None and not Path(options.folder).is_dir():
+        parser.error(f"argument --folder: {options.folder} is no folder")
     store_module._LEAST = 1 << 40  # snapshots are made when we say so
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         scratch, rounds = Path(name), 1 if options.quick else 3
