@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..launch.local import PATIENCE, LocalBackend
 from ..launch.output import last_words
 from ..launch.ports import free_port_pair
 from ..observe import logs
+from ..observe.stderr import Output
 from ..pool.registry import Registry
 from ..pool.worker import Health, Origin
 from ..server import open_listeners
@@ -46,22 +46,22 @@ def run(settings: DemoSettings) -> int:
 
     Raises StartError if the port is taken or a worker does not start.
     """
-    logs.configure(LogLevel.DEBUG if settings.verbose else LogLevel.WARNING)
+    output = logs.configure(LogLevel.DEBUG if settings.verbose else LogLevel.WARNING)
     service.raise_open_files_limit()
     listeners = open_listeners(settings.host, settings.port)
     with tempfile.TemporaryDirectory(prefix="sglang-d-router-demo-") as folder:
         demo = _Demo(settings, Screen(verbose=settings.verbose), Path(folder))
         with unwrapped():
-            return trio.run(_main, demo, listeners, strict_exception_groups=True)
+            return trio.run(_main, demo, listeners, output, strict_exception_groups=True)
 
 
-async def _main(demo: _Demo, listeners: list[socket.socket]) -> int:
+async def _main(demo: _Demo, listeners: list[socket.socket], output: Output) -> int:
     status = 0
-    async with trio.open_nursery() as nursery:
+    async with output.aside(), trio.open_nursery() as nursery:
 
         async def obey_signals(task_status: trio.TaskStatus[None]) -> None:
             nonlocal status
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with trio.open_signal_receiver(*service.stop_signals()) as signals:
                 task_status.started()
                 await anext(signals)
                 demo.screen.say("\nending the demo ...")

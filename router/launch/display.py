@@ -9,10 +9,11 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 import trio
 
+from ..observe.stderr import Output
 from .phases import Phase, SlotView
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ async def show(views: Views, changed: Changed, *, console: Console | None = None
     """
     if not views():
         return
-    if console is None and _is_terminal():
+    output = _terminal() if console is None else None
+    if output is not None:
         from rich.console import Console
 
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = Console(file=cast(TextIO, output), highlight=False, soft_wrap=True)
     if console is not None:
         with _drawing(console) as draw:
             await _follow(views, changed, draw, _TICK)
@@ -93,12 +95,21 @@ class _Lines:
             logger.info("%s", words)
 
 
-def _is_terminal() -> bool:
+def _terminal() -> Output | None:
+    """Where the log goes, if that is a terminal."""
     # Not what rich says: for it, FORCE_COLOR makes a terminal of anything.
-    try:
-        return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    except ValueError:  # closed
-        return False
+    for handler in _handlers():
+        if handler.stream.isatty() and os.environ.get("TERM") != "dumb":
+            return handler.stream
+    return None
+
+
+def _handlers() -> list[logging.StreamHandler[Output]]:
+    return [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, Output)
+    ]
 
 
 @contextmanager
@@ -106,23 +117,18 @@ def _drawing(console: Console) -> Iterator[Callable[[Sequence[SlotView]], None]]
     """A function that redraws the lines. Meanwhile the log goes above them."""
     from rich.live import Live
 
-    before = sys.stderr
+    before = [(handler, handler.stream) for handler in _handlers()]
     # Redrawn by us: rich's own refreshing would be a thread beside trio's.
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
-        handlers = [
-            handler
-            for handler in logging.getLogger().handlers
-            if isinstance(handler, logging.StreamHandler) and handler.stream is before
-        ]
         try:
-            for handler in handlers:
-                handler.setStream(sys.stderr)  # which is rich's by now
+            for handler, _ in before:
+                handler.setStream(cast(Output, sys.stderr))  # which is rich's by now
             yield lambda views: live.update(
                 table(views, trio.current_time(), console.height), refresh=True
             )
         finally:
-            for handler in handlers:
-                handler.setStream(before)
+            for handler, output in before:
+                handler.setStream(output)
 
 
 def table(views: Sequence[SlotView], now: float, height: int) -> Table:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 
 from ..pool import events
 from ..pool.worker import ROUTER_RESTARTED, Weights
+from .stderr import Output
 
 logger = logging.getLogger("router.pool")
 
@@ -32,19 +32,28 @@ def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
-def configure(level: str) -> None:
+def configure(level: str) -> Output:
     """Send the router's log to standard error, from `level` (debug, info, warning, error) on.
 
     Libraries are heard from warning on, so that debugging the router shows the router.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _LineFormatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    formatter = _LineFormatter(
+        "%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )
+
+    def notice(lines: int) -> str:
+        what = f"{lines} lines of this log were lost: they could not be written in time"
+        fields = {"levelno": logging.ERROR, "levelname": "ERROR", "msg": what}
+        return formatter.format(logging.makeLogRecord(fields)) + "\n"
+
+    output = Output(notice=notice)
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("router").setLevel(level.upper())
+    return output
 
 
 def log_event(event: events.Event) -> None:

@@ -2,7 +2,7 @@
 
 from .launched import reap
 from .running import Running, run, serve
-from .start import address_of, admin_key, open_store, raise_open_files_limit
+from .start import address_of, admin_key, open_store, raise_open_files_limit, stop_signals
 
 __all__ = [
     "Running",
@@ -13,4 +13,5 @@ __all__ = [
     "reap",
     "run",
     "serve",
+    "stop_signals",
 ]

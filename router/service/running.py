@@ -19,6 +19,7 @@ from ..errors import unwrapped
 from ..launch import display
 from ..launch.fleet import Fleet
 from ..observe import logs
+from ..observe.stderr import Output
 from ..pool.weights import Ledgers
 from ..relay.upstream import Upstream
 from ..server import ServerLimits, open_listeners
@@ -35,12 +36,12 @@ from .start import (
     raise_open_files_limit,
     spare_the_collector,
     static_workers,
+    stop_signals,
 )
 
 logger = logging.getLogger("router.service")
 
 _SESSION_GRACE = 10.0  # seconds that open WebSocket sessions get at a stop
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @frozen
@@ -55,7 +56,7 @@ class Running:
 
 def run(settings: RouterSettings) -> int:
     """Serve until a signal says stop; the exit status. Raises StartError if it cannot start."""
-    logs.configure(settings.effective_log_level)
+    output = logs.configure(settings.effective_log_level)
     raise_open_files_limit()
     # Before the port answers.
     settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
@@ -64,22 +65,22 @@ def run(settings: RouterSettings) -> int:
         listeners = open_listeners(settings.host, settings.port)
         spare_the_collector()
         with unwrapped():
-            main = partial(_until_signalled, settings, listeners, store)
+            main = partial(_until_signalled, settings, listeners, store, output)
             return trio.run(main, strict_exception_groups=True)
     finally:
         store.close()
 
 
 async def _until_signalled(
-    settings: RouterSettings, listeners: list[socket.socket], store: Store
+    settings: RouterSettings, listeners: list[socket.socket], store: Store, output: Output
 ) -> int:
     stop = trio.Event()
     status = 0
-    async with trio.open_nursery() as nursery:
+    async with output.aside(), trio.open_nursery() as nursery:
 
         async def obey_signals(task_status: trio.TaskStatus[None]) -> None:
             nonlocal status
-            with trio.open_signal_receiver(*_SIGNALS) as signals:
+            with trio.open_signal_receiver(*stop_signals()) as signals:
                 task_status.started()
                 number = await anext(signals)
                 logger.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import socket
 import sys
 from ipaddress import ip_address
@@ -48,6 +49,20 @@ def static_workers(settings: RouterSettings) -> dict[str, int | None]:
     """The workers that the settings name, by normalised URL, with the slots that they say."""
     found: dict[str, int | None] = {normalise_url(url): None for url in settings.worker_urls}
     return found | {normalise_url(each.url): each.max_concurrency for each in settings.workers}
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that mean a clean stop. A closed terminal's, and that of Ctrl-\\, are not among
+    them if they were ignored at the start: `nohup` and shells that begin us in the background do
+    so, to have us live on."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32":
+        found += [
+            number
+            for number in (signal.SIGHUP, signal.SIGQUIT)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        ]
+    return found
 
 
 def address_of(listener: socket.socket) -> str:

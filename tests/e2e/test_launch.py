@@ -101,6 +101,19 @@ def test_workers_end_with_a_clean_stop_and_stay_if_they_are_to(
         (tmp_path / "router.log").unlink()
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_a_closed_terminal_and_quit_stop_it_as_cleanly_as_ctrl_c(
+    router_pyz: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = launcher(tmp_path, router_pyz, 1, "--load-seconds", "'0'")
+    with router(router_pyz, config) as running:
+        wait_for(r"(is ready after)", tmp_path / "router.log", running)
+        running.send_signal(number)
+        assert running.wait(WITHIN) == 0
+        assert left(config) == []
+    assert "INFO    stopped" in (tmp_path / "router.log").read_text()
+
+
 def test_exit_status_where_no_worker_can_be_started(router_pyz: Path, tmp_path: Path) -> None:
     config = launcher(tmp_path, router_pyz, 2)
     text = config.read_text()

@@ -261,6 +261,45 @@ def test_a_second_signal_ends_at_once(router_pyz: Path, number: signal.Signals) 
 
 
 @posix
+def test_it_lives_on_where_a_closed_terminal_is_to_be_ignored(router_pyz: Path) -> None:
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
+    ignoring += " os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"  # as nohup does
+    flags = ["-c", ignoring, str(router_pyz), "--host", "127.0.0.1", "--port", "0"]
+    with running(Path(flags[0]), *flags[1:]) as program:
+        at = program.wait_for(r"listening on (http://\S+)")[1]
+        program.process.send_signal(signal.SIGHUP)
+        assert call(f"{at}/live")[0] == 200
+        program.process.send_signal(signal.SIGTERM)
+        assert program.ends() == 0
+    assert "SIGTERM: finishing" in program.text
+    assert "SIGHUP" not in program.text
+
+
+@posix
+def test_a_log_that_nobody_reads_stops_nothing(router_pyz: Path) -> None:
+    flags = ["--host", "127.0.0.1", "--port", "0", "--verbose"]
+    process = subprocess.Popen(
+        [sys.executable, str(router_pyz), *flags],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(rb"listening on (http://\S+)", line):
+                at = found[1].decode()
+                break
+        # Each is answered with 503, and leaves a line: far more than a pipe holds.
+        for _ in range(500):
+            assert call(f"{at}/v1/videos/{'x' * 200}")[0] in (404, 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@posix
 def test_a_killed_worker_is_noticed_and_comes_back(router_pyz: Path) -> None:
     with serving(router_pyz, "--health-check-interval", "0.2") as (router, at):
         with worker(router_pyz) as (process, url):

@@ -135,7 +135,7 @@ def test_the_log_goes_above_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     root, mine = logging.getLogger(), logging.getLogger("router")
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(mine, "level", logging.INFO)
-    logs.configure("info")
+    output = logs.configure("info")
     console = Console(stderr=True, force_terminal=True, width=80, color_system=None, soft_wrap=True)
     logger = logging.getLogger("router.launch")
 
@@ -149,7 +149,7 @@ def test_the_log_goes_above_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     run(script, console)
     (handler,) = root.handlers
     assert isinstance(handler, logging.StreamHandler)
-    assert handler.stream is stream
+    assert handler.stream is output
     assert sys.stderr is stream
     logger.info("afterwards")
     pieces = frames(stream)
@@ -202,7 +202,9 @@ def test_what_counts_as_a_terminal(
     with os.fdopen(slave, "w") as stream, os.fdopen(master, "rb"):
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setenv("TERM", term)
-        assert display._is_terminal() is is_one
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        output = logs.configure("info")
+        assert display._terminal() is (output if is_one else None)
 
 
 def test_texts() -> None:
