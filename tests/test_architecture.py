@@ -23,7 +23,7 @@ LAYERS = [
     {"service"},
     {"server", "web", "control", "launch", "relay"},
     {"dispatch"},
-    {"store", "observe"},
+    {"store", "observe", "net"},
     {"pool", "settings"},
     {"errors", "program", "__init__"},
 ]

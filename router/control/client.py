@@ -14,6 +14,7 @@ import trio
 from attrs import frozen
 
 from ..errors import describe, is_refusal
+from ..net.hops import INSTANCE_HEADER, Instance
 
 # Workers close idle connections after 5 s (worker contract).
 _KEEPALIVE = 3.0
@@ -41,6 +42,7 @@ class Answer:
 
     status: int
     body: bytes
+    instance: str | None = None  # of the router that answered, if it was one
 
     def json(self) -> Any:
         """The body as JSON, None if it is none."""
@@ -53,7 +55,8 @@ class Answer:
 class ControlClient:
     """Sends control calls to workers. Never reads proxy settings from the environment."""
 
-    def __init__(self) -> None:
+    def __init__(self, instance: Instance | None = None) -> None:
+        self.instance = instance or Instance()
         self._client = httpx.AsyncClient(
             trust_env=False,
             transport=_Pools(),
@@ -110,7 +113,11 @@ class ControlClient:
         patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=stall or within)
         try:
             request = self._client.build_request(
-                method, url + path, headers=list(headers), content=body, timeout=patience
+                method,
+                url + path,
+                headers=[*headers, self.instance.on_call()],
+                content=body,
+                timeout=patience,
             )
             if body is not None:
                 request.stream = _Pieces(_Whole(body) if isinstance(body, bytes) else body)
@@ -119,7 +126,8 @@ class ControlClient:
                 data = await _read(response, f"{method} {path}") if whole else b""
             finally:
                 await response.aclose()
-            return Answer(response.status_code, data)
+            instance = response.headers.get(INSTANCE_HEADER.decode())
+            return Answer(response.status_code, data, instance)
         except httpx.TimeoutException as error:
             what = f"had no answer within {within:g} s"
             if isinstance(error, httpx.WriteTimeout):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..pool.lifecycle import Probe
 from ..pool.worker import Capabilities
@@ -22,6 +22,8 @@ class Finding:
     reason: str | None = None
     # Something in between says that it cannot reach the worker.
     behind: bool = False
+    # The router that answered, if it was one.
+    instance: str | None = None
 
 
 async def probe(client: ControlClient, url: str) -> Finding:
@@ -30,7 +32,7 @@ async def probe(client: ControlClient, url: str) -> Finding:
         answer = await client.get(url, "/health", within=PROBE_TIMEOUT)
     except Unreachable as error:
         return Finding(Probe.REFUSED if error.refused else Probe.FAILED, str(error))
-    return judge(answer)
+    return evolve(judge(answer), instance=answer.instance)
 
 
 def judge(answer: Answer) -> Finding:

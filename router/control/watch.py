@@ -10,9 +10,10 @@ from attrs import define, field
 
 from ..pool import events
 from ..pool.assets import Made
+from ..pool.ids import BadWorkerURL
 from ..pool.lifecycle import Probe
 from ..pool.registry import Registry
-from ..pool.worker import Health, Worker
+from ..pool.worker import Health, Origin, Worker
 from .client import ControlClient
 from .gate import Gate
 from .health import Finding, NotRead, probe, read_capabilities
@@ -53,6 +54,7 @@ class _Watch:
     silent: int = 0  # times in a row that there was no answer to it
     silent_since: float | None = None  # when the first probe began that was not answered well
     retry: float = _RETRY_FIRST
+    refusal: BadWorkerURL | None = None  # why it was removed again at first contact
 
 
 @define(eq=False)
@@ -67,6 +69,7 @@ class Watchman:
     witness: Witness
     interval: float = 10.0
     rng: random.Random = field(factory=random.Random)
+    instance: str = ""  # the id of this router, as its own `/health` tells it
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
     _first_looks: Gate = field(init=False, factory=Gate)
@@ -90,12 +93,14 @@ class Watchman:
 
     async def first_contact(self, worker: Worker, *, within: float) -> bool:
         """Wait until the worker's first probe is over, at most so many seconds; False if it is
-        not over by then."""
+        not over by then. Raises BadWorkerURL where it found what is no worker."""
         watch = self._watches.get(worker)
         if watch is None:
             return False
         with trio.move_on_after(within):
             await watch.contacted.wait()
+        if watch.refusal is not None:
+            raise watch.refusal
         return watch.contacted.is_set() and not worker.removed
 
     async def look_again(self, worker: Worker, *, within: float) -> None:
@@ -185,6 +190,8 @@ class Watchman:
             idle = watch.idle
             asked = trio.current_time()
             finding = await probe(self.client, worker.url)
+            if self._is_itself(watch, finding):
+                return
             if idle is not None or finding.probe is not Probe.OK:
                 break
         if finding.probe is Probe.OK:
@@ -203,6 +210,21 @@ class Watchman:
         if watch.idle is None:
             self._recall(watch)  # until one is open, another process may come unseen
         watch.contacted.set()
+
+    def _is_itself(self, watch: _Watch, finding: Finding) -> bool:
+        """Whether this router has answered. At first contact the worker is removed: no request
+        could ever be served through it."""
+        if not finding.instance or finding.instance != self.instance:
+            return False
+        worker = watch.worker
+        told = f"Worker URL {worker.url} leads to this router itself"
+        if watch.contacted.is_set() or worker.origin is Origin.LAUNCHED:
+            self.registry.probed(worker, Probe.FAILED, told)
+        else:
+            logger.error("%s; it is left out", told)
+            watch.refusal = BadWorkerURL(told)
+            self.registry.remove(worker)
+        return True
 
     def _not_well(self, watch: _Watch, finding: Finding) -> None:
         """It may have been down, so the end of its connection was no chance."""

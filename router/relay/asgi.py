@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import parse_qsl, quote
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from ..errors import RouterError
+from ..net.hops import Instance, LoopDetected, begin_anew
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
 from ..store.store import Store
@@ -100,6 +101,7 @@ class Relay:
     store: Store
     # Finds the owner of an asset, asking around if need be; raises RouterError if there is none.
     find_owner: Callable[[str, AssetKind], Awaitable[Worker]]
+    instance: Instance = field(factory=Instance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -113,6 +115,14 @@ class Relay:
             exchange.path = f"{route.path}/{quote(asset_id, safe='')}"
             exchange.target = exchange.path.encode()
             route = find("GET", exchange.path)
+        if route.how is How.OWN:
+            begin_anew()
+        else:
+            try:
+                exchange.headers = scope["headers"] = self.instance.passed_by(exchange.headers)
+            except LoopDetected as error:
+                await self._refuse(exchange, error)
+                return
         if route.how in _APP:
             scope["extensions"]["router.request_id"] = name
             await self.app(scope, receive, send)

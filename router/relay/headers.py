@@ -23,7 +23,15 @@ HOP_BY_HOP = frozenset(
 # A Connection header must not talk us into dropping these: that would change what the request
 # means (RFC 9110 section 7.6.1 forbids senders to name them).
 _END_TO_END = frozenset(
-    {b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"cookie"}
+    {
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"content-encoding",
+        b"authorization",
+        b"cookie",
+        b"x-router-hops",
+    }
 )
 _REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", b"x-min-weight-version"})
 _RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id", b"x-weight-version"})

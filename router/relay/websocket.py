@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import trio
-from attrs import define
+from attrs import define, field
 from wsproto.events import AcceptConnection, Request
 
 from ..errors import RouterError, WorkerFailed, WorkerTimeout
+from ..net.hops import Instance
 from ..pool.candidates import Facts, Need
 from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
@@ -219,6 +220,7 @@ class WebSocketRelay:
     upstream: Upstream
     largest: int
     restarting: trio.Event
+    instance: Instance = field(factory=Instance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = ClientSocket(scope, receive, send)
@@ -228,6 +230,7 @@ class WebSocketRelay:
             client.link.on_gone(leaving.cancel)
             try:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
+                client.headers = self.instance.passed_by(client.headers)
                 name, version = wishes(client.headers)
                 facts = Facts(
                     task=task,

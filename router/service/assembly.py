@@ -103,7 +103,10 @@ async def assemble(settings: RouterSettings, store: Store, client: ControlClient
         store=store,
         registry=registry,
         dispatcher=dispatcher,
-        watchman=Watchman(registry, client, witness, settings.health_check_interval),
+        watchman=Watchman(
+            *(registry, client, witness, settings.health_check_interval),
+            instance=client.instance.id,
+        ),
         retirer=retirer,
         client=client,
         jobs=jobs,
@@ -167,9 +170,12 @@ def _front(
         request_bytes=settings.max_request_bytes,
     )
     forwarder = Forwarder(attempts, upstream, limits)
-    websockets = WebSocketRelay(attempts, upstream, settings.websocket_max_message, restarting)
+    instance = parts.client.instance
+    websockets = WebSocketRelay(
+        attempts, upstream, settings.websocket_max_message, restarting, instance
+    )
     own = cast(App, create_app(parts))
-    app: App = Relay(own, forwarder, websockets, assets, parts.store, parts.jobs.owner)
+    app: App = Relay(own, forwarder, websockets, assets, parts.store, parts.jobs.owner, instance)
     key = admin_key(settings)
     if key is not None:
         return AdminKey(app, key.encode())

@@ -6,6 +6,7 @@ from typing import Any
 
 from quart import Blueprint
 
+from ..net.hops import INSTANCE_HEADER
 from ..pool.registry import census
 from .parts import parts
 
@@ -20,8 +21,9 @@ async def live() -> dict[str, Any]:
 
 @blueprint.get("/health")
 @blueprint.get("/ready")
-async def health() -> tuple[dict[str, Any], int]:
-    """200 while a request would be served, 503 while it would be refused at once."""
+async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
+    """200 while a request would be served, 503 while it would be refused at once. A header names
+    this router, so that it knows itself behind the URL of a worker."""
     count = census(parts().registry)
     serving = parts().dispatcher.serves()
     store = parts().store
@@ -37,4 +39,5 @@ async def health() -> tuple[dict[str, Any], int]:
         body["state"] = "ok" if store.failing is None else "failing"
     if store.failing is not None:
         body["state_reason"] = store.failing
-    return body, 200 if serving else 503
+    headers = {INSTANCE_HEADER.decode(): parts().client.instance.id}
+    return body, 200 if serving else 503, headers

@@ -65,7 +65,9 @@ class Deployment:
 
 
 @asynccontextmanager
-async def deployed(**settings: Any) -> AsyncIterator[Deployment]:
+async def deployed(
+    *, listeners: list[socket.socket] | None = None, **settings: Any
+) -> AsyncIterator[Deployment]:
     """A router until the block ends; then it must end by itself, in time."""
     options = {
         "host": "127.0.0.1",
@@ -74,7 +76,7 @@ async def deployed(**settings: Any) -> AsyncIterator[Deployment]:
         **settings,
     }
     stop = trio.Event()
-    listeners = open_listeners("127.0.0.1", 0)
+    listeners = listeners or open_listeners("127.0.0.1", 0)
     async with trio.open_nursery() as outer, trio.open_nursery() as nursery:
         running = await nursery.start(
             service.serve, RouterSettings(port=0, **options), listeners, stop

@@ -36,9 +36,15 @@ def test_request_headers_reach_the_worker_pair_by_pair() -> None:
         for name, _, value in (line.partition(":") for line in given)
     ]
     assert seen.headers[0][0] == b"host"
-    ours = ("x-request-id", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto")
+    ours = (
+        "x-router-hops",
+        "x-request-id",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    )
     assert without(seen.headers[1:], *ours) == [*expected, (b"content-length", b"3")]
-    assert [name.decode() for name, _ in seen.headers[-4:]] == list(ours)
+    assert [name.decode() for name, _ in seen.headers[-5:]] == list(ours)
 
 
 def test_response_headers_reach_the_client_pair_by_pair() -> None:

@@ -151,6 +151,7 @@ OURS = {
     "x-worker-id",
     "x-weight-version",
     "x-forwarded-for",
+    "x-router-hops",
     "x-forwarded-host",
     "x-forwarded-proto",
 }

@@ -1,0 +1,1 @@
+"""What the relay and control share of the network: who a peer is, and the way of a request."""
