@@ -133,6 +133,8 @@ class Follower:
             answer = await self.client.call("GET", url, "/v1/list_loras", within=_BARRIER)
         except Unreachable as error:
             return error.refused  # what it did ended with it
+        if answer.status in (502, 504):
+            return False  # something in between gave up, not the worker
         if answer.status in (404, 405):
             speeds = self.dispatcher.speeds
             expected = speeds.expected(url, hold.endpoint, hold.work)

@@ -111,7 +111,8 @@ class Connection:
         else:
             head = await self._unusual_head(data)
             early, closed = self._parser.trailing_data
-        self._keep = head.keeps
+        # After a failure uvicorn closes without saying so: the next request would meet the end.
+        self._keep = head.keeps and head.status < 500
         length = 0 if bodiless or head.status in (204, 304) else head.length
         if length is not None:
             self._left = length

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import trio
 from attrs import define, field, frozen
 
@@ -16,6 +14,7 @@ from .connection import Broken, Connection
 from .exchange import ClientGone, Exchange
 from .routes import Route
 from .upstream import ConnectFailed, ConnectTimeout, Upstream
+from .watcher import NOBODY, Watcher
 from .wire import Head, NotAllowed
 
 # How long a worker that closed its side of an upload may still be heard, in seconds.
@@ -26,6 +25,10 @@ _OWNER = 30.0
 # takes of it, so that a worker which answers without reading holds nobody.
 _AT_ONCE = 64 * 1024
 _SLICE = 256 * 1024  # of a held body that is larger
+# Answers of a proxy that gave up on its worker; a worker itself never gives them.
+_GATEWAY = (502, 504)
+# Answers of these types begin before the generation has ended.
+_STREAMS = (b"text/event-stream", b"application/x-ndjson", b"application/jsonl")
 
 
 @frozen
@@ -36,51 +39,6 @@ class Limits:
     idle: float = 300.0  # between two pieces of a body
     peek: int = 1024 * 1024
     request_bytes: int = 1024**3
-
-
-class Watcher(Protocol):
-    """Looks at the answer to one exchange as it passes.
-
-    `holds`: bytes of the body that are held back from the client until `over` was called.
-    """
-
-    holds: int
-
-    def begin(self, lease: Lease, status: int) -> None:
-        """The head of the answer has come."""
-        ...
-
-    def saw(self, piece: bytes) -> None:
-        """A piece of the body has come."""
-        ...
-
-    def over(self) -> None:
-        """The whole body has come, or as much as was to be held."""
-        ...
-
-    async def durable(self) -> None:
-        """Wait until what was learnt of the held body outlives a restart, before the client sees
-        it. Raises StateUnavailable."""
-        ...
-
-
-class _Nobody:
-    holds = 0
-
-    def begin(self, lease: Lease, status: int) -> None:
-        pass
-
-    def saw(self, piece: bytes) -> None:
-        pass
-
-    def over(self) -> None:
-        pass
-
-    async def durable(self) -> None:
-        pass
-
-
-_NOBODY = _Nobody()
 
 
 class Unanswered(WorkerTimeout):
@@ -297,13 +255,15 @@ class _Attempt:
             weight_version=self.lease.weight_version,
             bodiless=head.status == 204,
         )
-        watcher = self.watcher or _NOBODY
-        self.forwarder.attempts.dispatcher.answered(self.lease, ok=200 <= head.status < 300)
+        watcher = self.watcher or NOBODY
+        streams = self._judge(head)
         watcher.begin(self.lease, head.status)
         held = await self._hold(connection, watcher) if watcher.holds else b""
         await exchange.respond(head.status, headers, more=connection.ahead or bool(held))
         try:
-            over = self.finished = bool(held) and connection.at_end
+            over = bool(held) and connection.at_end
+            if over:
+                self._finish(streams=streams)
             if held:
                 await exchange.send(held, last=over)
             while not over:
@@ -313,11 +273,33 @@ class _Attempt:
                     watcher.over()
                 # The end goes along with the last bytes: a client that has them all may leave.
                 over = connection.at_end
-                self.finished = over
+                if over:
+                    self._finish(streams=streams)
                 await exchange.send(piece, last=over)
         except Broken as error:
             self.forwarder.attempts.registry.trouble(worker, str(error))
             raise CutOff("worker_cut_off", f"{worker.url}: {error}") from error
+
+    def _judge(self, head: Head) -> bool:
+        """Say what the head of the answer means for the slot. Whether the generation goes on until
+        the last byte."""
+        dispatcher, ok = self.forwarder.attempts.dispatcher, 200 <= head.status < 300
+        if self.delivered and head.status in _GATEWAY:
+            dispatcher.abandon(self.lease)  # the worker goes on, as when a client leaves
+            return False
+        if ok and any(
+            name.lower() == b"content-type" and value.strip().lower().startswith(_STREAMS)
+            for name, value in head.headers
+        ):
+            return True
+        dispatcher.answered(self.lease, ok=ok)
+        return False
+
+    def _finish(self, *, streams: bool) -> None:
+        """The whole answer has come."""
+        self.finished = True
+        if streams:
+            self.forwarder.attempts.dispatcher.answered(self.lease, ok=True)
 
     async def _hold(self, connection: Connection, watcher: Watcher) -> bytes:
         """The beginning of the answer, as much as the watcher wants to see before the client."""

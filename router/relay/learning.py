@@ -13,8 +13,8 @@ from ..pool.catalog import is_over
 from ..pool.worker import Lease
 from ..store.store import Store
 from .facts import leading_fields
-from .forward import Watcher
 from .routes import How, Route
+from .watcher import Watcher
 
 # An answer about a job is held up to this size, so that its id is known before the client has it.
 _MOST_HELD = 1024 * 1024

@@ -77,6 +77,9 @@ class ScriptedWorker:
     listener: trio.SocketListener
     tls: ssl.SSLContext | None = None
     model: str = "model"
+    task_types: tuple[str, ...] = ("T2I",)
+    # What `GET /v1/list_loras` is answered; a worker answers once its work is done.
+    barrier: Callable[[], bytes] = lambda: response(200, body=b"{}")
     connections: int = 0  # that were given to the script
     open: int = 0  # of those, the ones whose script still runs
     probes: int = 0
@@ -142,12 +145,17 @@ class ScriptedWorker:
     async def _control(self, peer: Peer) -> None:
         while True:
             message = await peer.head()
+            if message.target == b"/v1/list_loras":
+                await peer.send(self.barrier())
+                continue
             self.probes += 1
             body: dict[str, Any] = {
                 b"/health": {"status": "ok"},
-                b"/v1/models": {"data": [{"id": self.model, "task_type": "T2I"}]},
+                b"/v1/models": {
+                    "data": [{"id": self.model, "supported_task_types": self.task_types}]
+                },
                 b"/server_info": {"dp_size": 1},
-                b"/model_info": {"task_type": "T2I"},
+                b"/model_info": {"supported_task_types": self.task_types},
             }[message.target]
             await peer.send(response(200, body=json.dumps(body).encode()))
 
