@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from . import program
+from . import init, program
 from .errors import Problem, SettingsError, StartError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise SettingsError([_unknown_command(command)])
         elif _asks_for(arguments, "--help", "-h"):
             return _show(_help())
+        if command in _LASTING and init.needed() and (status := init.run()) is not None:
+            return status
         return _COMMANDS[command](arguments)
     except SettingsError as error:
         for problem in error.problems:
@@ -149,6 +151,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "state": _state,
     "simulate-worker": _simulate_worker,
 }
+
+_LASTING = ("serve", "demo")  # they start other processes
 
 
 def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:

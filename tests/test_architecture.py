@@ -25,7 +25,7 @@ LAYERS = [
     {"dispatch"},
     {"store", "observe", "net"},
     {"pool", "settings"},
-    {"errors", "program", "__init__"},
+    {"errors", "init", "program", "__init__"},
 ]
 SAME_ROW = {("web", "control")}
 ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,10 +42,12 @@ def launcher(folder: Path, pyz: Path, workers: int, *extra: str) -> Path:
 
 
 @contextlib.contextmanager
-def router(pyz: Path, config: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+def router(
+    pyz: Path, config: Path, *flags: str, before: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """A router with its log beside the configuration; whatever it leaves is killed."""
     log = config.with_name("router.log")
-    command = [sys.executable, pyz, "--host", "127.0.0.1", "--port", "0"]
+    command = [*before, sys.executable, pyz, "--host", "127.0.0.1", "--port", "0"]
     with log.open("ab") as output:
         running = subprocess.Popen(
             [*command, "--launcher-config", config, *flags],
@@ -109,6 +111,42 @@ def test_a_closed_terminal_and_quit_stop_it_as_cleanly_as_ctrl_c(
     with router(router_pyz, config) as running:
         wait_for(r"(is ready after)", tmp_path / "router.log", running)
         running.send_signal(number)
+        assert running.wait(WITHIN) == 0
+        assert left(config) == []
+    assert "INFO    stopped" in (tmp_path / "router.log").read_text()
+
+
+CONTAINER = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_as_process_1_of_a_container_it_waits_for_orphans(router_pyz: Path, tmp_path: Path) -> None:
+    try:
+        subprocess.run([*CONTAINER, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("namespaces for processes cannot be made here")
+    wrapper = tmp_path / "wrapper.sh"
+    worker = f"exec {sys.executable} {router_pyz} simulate-worker"
+    leaving = f"{MARK}=orphan-{tmp_path.name} sleep 1 >/dev/null 2>&1 &"
+    wrapper.write_text(f'#!/bin/sh\n({leaving})\n({leaving})\n{worker} "$@"\n')
+    wrapper.chmod(0o755)
+    config = launcher(tmp_path, router_pyz, 1, "--load-seconds", "'0'")
+    text = re.sub(r"command: .*", f"command: {wrapper}", config.read_text())
+    config.write_text(text)
+    with router(router_pyz, config, before=CONTAINER) as running:
+        wait_for(r"(is ready after)", tmp_path / "router.log", running)
+        (first,) = children(running.pid)
+        end = time.monotonic() + WITHIN
+        while processes.marked(MARK, [f"orphan-{tmp_path.name}"])[f"orphan-{tmp_path.name}"]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        while len(children(first)) > 1:  # the program; zombies would stay
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.kill(first, signal.SIGTERM)
         assert running.wait(WITHIN) == 0
         assert left(config) == []
     assert "INFO    stopped" in (tmp_path / "router.log").read_text()
