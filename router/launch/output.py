@@ -22,20 +22,22 @@ MOST_BYTES = 64 * 1024 * 1024
 
 _CHUNK = 64 * 1024
 _LONGEST_LINE = 4096
+_MOST_TAIL = 1024 * 1024  # bytes that are read to find the last lines
 _POLL = 0.25  # seconds between two looks at a file that is followed
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a file. Raises OSError."""
-    data = b""
+    """The last lines of a file, of its last MiB at most; a long one is cut. Raises OSError."""
     with path.open("rb") as file:
-        at = file.seek(0, os.SEEK_END)
-        # A line more than asked for, as the first one found may be cut.
-        while at > 0 and data.count(b"\n") <= count and len(data) < count * _LONGEST_LINE:
-            size = min(_CHUNK, at)
-            at = file.seek(at - size)
-            data = file.read(size) + data
-    return data.decode(errors="replace").splitlines()[-count:] if count > 0 else []
+        end = file.seek(0, os.SEEK_END)
+        at = file.seek(max(0, end - min(_MOST_TAIL, (count + 1) * _LONGEST_LINE)))
+        data = file.read(end - at)
+    if at > 0 and b"\n" in data:
+        data = data[data.index(b"\n") + 1 :]  # what is before it lacks its beginning
+    lines = data.decode(errors="replace").splitlines()[-count:] if count > 0 else []
+    return [
+        line if len(line) <= _LONGEST_LINE else f"... {line[-_LONGEST_LINE:]}" for line in lines
+    ]
 
 
 def last_words(path: Path | None, count: int = 12) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from ..errors import Problem
 
 if TYPE_CHECKING:
     import yaml
+
+_LEAST_VALUES = 100_000  # that aliases may always add up to
 
 
 def read_yaml(path: str) -> tuple[object, list[Problem]]:
@@ -38,7 +41,11 @@ def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
 
     try:
         loader = _loader()(text)
-        data = loader.get_single_data()
+        node = loader.get_single_node()
+        # Before anything is constructed: unfolding merge keys takes as long as what they add up to.
+        if node is not None and _unfolded(node, {}) > max(_LEAST_VALUES, len(text)):
+            return {}, [Problem(path, "not usable: its aliases add up to too many values")]
+        data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -52,6 +59,22 @@ def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
         return {}, [Problem(path, "not valid YAML: a tag with a value that does not fit it")]
     twice = [Problem(path, message) for message in loader.repeated]
     return {} if data is None else data, twice
+
+
+def _unfolded(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """How many values a node has with each alias replaced by what it stands for; infinity for a
+    node within itself. Never more than its characters where there is no alias."""
+    import yaml
+
+    if node not in known:
+        known[node] = math.inf  # if it is met within itself
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [one for pair in node.value for one in pair]
+        known[node] = 1 + sum(_unfolded(one, known) for one in inner)
+    return known[node]
 
 
 def _place(before: str) -> str:

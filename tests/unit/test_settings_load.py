@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,35 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_key(config: Path) -> None:
     config.write_bytes(b"\xef\xbb\xbfport: 7\n")
     assert from_line("--config", "router.yaml").port == 7
+
+
+NESTED = "".join(
+    f"k{i}: &m{i}\n  <<: [{', '.join([f'*m{i - 1}'] * 9) if i else '{port: 1}'}]\n"
+    for i in range(9)
+)
+ALIASED = "a0: &a0 [1]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize("raw", [NESTED, ALIASED, "a: &a\n  <<: *a\n", "a: &a [*a]\n"])
+def test_aliases_that_add_up_without_end_are_refused_at_once(config: Path, raw: str) -> None:
+    config.write_text(raw)
+    began = time.perf_counter()
+    assert problems("--config", "router.yaml") == [
+        "router.yaml: not usable: its aliases add up to too many values"
+    ]
+    assert time.perf_counter() - began < 1
+
+
+def test_a_large_file_with_a_few_aliases_is_read(config: Path) -> None:
+    config.write_text(
+        "x: &x {a: 1, b: 2}\nlist:\n" + "".join(f"- {{<<: *x, c: {n}}}\n" for n in range(5_000))
+    )
+    data, wrong = read_yaml(str(config))
+    assert not wrong
+    assert isinstance(data, dict)
+    assert data["list"][-1] == {"a": 1, "b": 2, "c": 4999}
 
 
 def test_dates_stay_text_and_merged_keys_may_be_overridden(config: Path) -> None:

@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -270,8 +271,33 @@ def test_last_lines(tmp_path: Path) -> None:
     path.write_text("".join(f"{number}\n" for number in range(50_000)) + "end without a newline")
     assert output.last_lines(path, 3) == ["49998", "49999", "end without a newline"]
     assert len(output.last_lines(path, 60_000)) == 50_001
-    path.write_bytes(b"x" * 300_000)
-    assert len(output.last_lines(path, 1)[0]) < 200_000
+
+
+def test_the_end_of_a_file_of_one_long_line_is_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        file.truncate(68_000_000)
+        file.seek(0, os.SEEK_END)
+        file.write(b"the end")
+    for count in (1, 100, 10_000):
+        began = time.perf_counter()
+        (line,) = output.last_lines(path, count)
+        assert time.perf_counter() - began < 0.1
+        assert line.startswith("... ")
+        assert line.endswith("\0the end")
+        assert len(line) == 4100
+    with path.open("ab") as file:
+        file.write(b"\nlast\n")
+    assert output.last_lines(path, 1) == ["last"]
+    assert output.last_lines(path, 10_000) == ["last"]
+
+
+def test_no_more_than_the_last_mebibyte_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(f"{number:999}\n" for number in range(3_000)))
+    lines = output.last_lines(path, 10_000)
+    assert len(lines) == 1024 * 1024 // 1000
+    assert lines[-1].strip() == "2999"
 
 
 def test_rotation_keeps_what_was_and_the_writer_goes_on(tmp_path: Path) -> None:
