@@ -17,6 +17,8 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = "lock"
+# How files are opened that stay. Nobody can make us write elsewhere by a link.
+OURS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NAME = re.compile(r"(journal|snapshot)-(\d+)\.jsonl\Z")
 _PATIENCE, _PAUSE = 0.5, 0.02  # seconds: a reader may have the lock for a moment
 
@@ -105,9 +107,10 @@ class Lock:
 
     @classmethod
     def take(cls, folder: Path) -> Lock | None:
-        """None if another process has it. No sign of life yet. Raises OSError."""
+        """None if another process has it. No sign of life yet. Raises OSError, with ELOOP if it
+        is a symbolic link."""
         path = folder / LOCK
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(path, OURS | os.O_CREAT, 0o600)
         if sys.platform != "win32":
             for _ in range(round(_PATIENCE / _PAUSE)):
                 try:
@@ -140,7 +143,7 @@ def holder(folder: Path) -> str | None:
     if sys.platform == "win32":
         return None
     try:
-        fd = os.open(folder / LOCK, os.O_RDONLY)
+        fd = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:

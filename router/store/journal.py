@@ -11,8 +11,9 @@ from typing import Any
 from attrs import define, field
 
 from . import files
+from .acknowledged import Note
 from .changes import Changes, Op
-from .lines import header, sealed
+from .lines import checksum, header, sealed
 
 _OPS = 256  # of one line: the interpreter is held for no longer than one takes
 
@@ -24,28 +25,38 @@ class Journal:
     path: Path
     number: int
     size: int  # up to which it is good; what is behind was never acknowledged
+    after: str  # the checksum of the last good line
     _fd: int = field(alias="fd", repr=False)
+    _note: Note = field(alias="note", repr=False)
     _torn: bool = field(init=False, default=False)
 
     @classmethod
-    def create(cls, folder: Path, number: int) -> Journal:
-        """An empty journal, which is on the disk with its name."""
+    def create(cls, folder: Path, number: int, seq: int = 0, after: str = "") -> Journal:
+        """An empty journal, which is on the disk with its name. `seq` and `after`: the last batch
+        before it, and the checksum of the last line."""
         path = files.journal(folder, number)
-        first = header("journal", number, files.now())
+        first = header("journal", number, files.now(), seq=seq, after=after)
         try:
             with files.replacing(path) as fd:
                 files.write(fd, first)
-            flags = os.O_RDWR | getattr(os, "O_BINARY", 0)
-            return cls(path, number, len(first), fd=os.open(path, flags))
+            fd = os.open(path, files.OURS)
+            try:
+                note = Note.of(path, number, fd)
+            except BaseException:
+                os.close(fd)
+                raise
         except BaseException:
             # The one before goes on, and only the last one may end torn.
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
+        note.write(seq)
+        return cls(path, number, len(first), checksum(first), fd=fd, note=note)
 
     def append(self, changes: Changes, seq: int) -> None:
         """Write one batch; once this returns it is on the disk."""
-        data = b"".join(_lines(changes, seq))
+        lines = list(_lines(changes, seq, self.after))
+        data = b"".join(lines)
         if self._torn:
             os.ftruncate(self._fd, self.size)
         self._torn = True
@@ -55,18 +66,22 @@ class Journal:
         if not os.fstat(self._fd).st_nlink:
             raise FileNotFoundError(f"{self.path} was deleted")
         self.size += len(data)
+        self.after = checksum(lines[-1])
         self._torn = False
+        self._note.write(seq)
 
     def close(self) -> None:
         os.close(self._fd)
+        self._note.close()
 
 
-def _lines(changes: Changes, seq: int) -> Iterator[bytes]:
+def _lines(changes: Changes, seq: int, after: str) -> Iterator[bytes]:
     parts = list(_batched(changes.ops(), _OPS))
-    for part in parts[:-1]:
-        yield sealed({"seq": seq, "more": True, "ops": part})
-    for part in parts[-1:]:
-        yield sealed({"seq": seq, "ops": part})
+    for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+        more = {"more": True} if left else {}
+        line = sealed({"after": after, "seq": seq, **more, "ops": part})
+        yield line
+        after = checksum(line)
 
 
 def _batched(ops: Iterable[Op], size: int) -> Iterator[list[Any]]:

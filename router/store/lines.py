@@ -1,8 +1,12 @@
 """The lines of journals and snapshots: JSON objects, each with a checksum of its own.
 
-Format 1. A file begins with a line that says what it is. A line of a journal holds one batch of
+Format 2. A file begins with a line that says what it is. A line of a journal holds one batch of
 changes, or with `more` a part of one; a line of a snapshot holds rows of one table; the last line
-of a snapshot says how many rows there were.
+of a snapshot says how many rows there were. Batches are numbered without a gap. Each line repeats
+the checksum of the line before it (`after`), and the first line of a journal that of the last line
+of the journal before: a line that is lost, doubled or in another place breaks the chain.
+
+In format 1 only batches were numbered, and lines did not say what they follow.
 """
 
 from __future__ import annotations
@@ -12,21 +16,28 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from attrs import frozen
+
 from .changes import Op
 
-FORMAT = 1
+FORMAT = 2
+_CHAINED = 2  # the first format whose lines say what they follow
 
 # Reads a row of the format of its key as one of the next: table, key and value become others, or
 # None if there is no use for it any more. The value of a deletion is None.
 Migration = Callable[[str, str, Any], tuple[str, str, Any] | None]
-MIGRATIONS: dict[int, Migration] = {}
+MIGRATIONS: dict[int, Migration] = {1: lambda table, key, value: (table, key, value)}
 
 _TAIL = len(b',"crc":"00000000"}\n')
 _LONGEST = 256 * 1024 * 1024
 
 
 class BadLine(Exception):
-    """A line is not what was written."""
+    """A line is not what was written; by its number, from 1 on."""
+
+    def __init__(self, message: str, number: int = 1) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class Unreadable(Exception):
@@ -46,18 +57,38 @@ def opened(line: bytes) -> dict[str, Any]:
         raise BadLine("it has no end")
     if tail != b',"crc":"%08x"}\n' % zlib.crc32(body):
         raise BadLine("its checksum is wrong")
-    content = json.loads(bytes(body) + b"}")
-    assert isinstance(content, dict)
+    try:
+        content = json.loads(bytes(body) + b"}")
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise BadLine("it is no JSON object")
     return content
 
 
-def header(holds: str, number: int, made: str) -> bytes:
+def checksum(line: bytes) -> str:
+    """The checksum of a good line, which the next one repeats."""
+    return line[-11:-3].decode("ascii")
+
+
+def header(holds: str, number: int, made: str, **more: Any) -> bytes:
     """The first line of a file. `holds`: journal or snapshot; `made`: when, for people."""
-    return sealed({"format": FORMAT, "holds": holds, "number": number, "made": made})
+    return sealed({"format": FORMAT, "holds": holds, "number": number, "made": made, **more})
 
 
-def read_header(line: bytes, holds: str, number: int) -> int:
-    """The format of a file by its first line. Raises BadLine, or Unreadable."""
+@frozen
+class Header:
+    """What the first line of a file says."""
+
+    format: int
+    # Of a journal: the number of the last batch before it, and the checksum of the last line
+    # before it, which is empty where there is none. None in format 1.
+    seq: int | None
+    after: str | None
+
+
+def read_header(line: bytes, holds: str, number: int) -> Header:
+    """The first line of a file. Raises BadLine, or Unreadable."""
     # The checksum of another format may be another: its number counts first.
     try:
         content = json.loads(line)
@@ -71,7 +102,27 @@ def read_header(line: bytes, holds: str, number: int) -> int:
         raise BadLine(f"it is no beginning of {holds} {number}")
     if not isinstance(form, int) or any(old not in MIGRATIONS for old in range(form, FORMAT)):
         raise Unreadable(f"it has format {form}, which this version cannot read any more")
-    return form
+    return Header(form, content.get("seq"), content.get("after"))
+
+
+def lines_after(
+    file: BinaryIO, first: bytes, head: Header
+) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+    """The lines of a file after its first: number, line and content. No content: a last line
+    whose end is missing. Raises BadLine at the first that is not what was written there."""
+    before = checksum(first)
+    for number, line in enumerate(lines_of(file), 2):
+        try:
+            if not line.endswith(b"\n") and len(line) < _LONGEST:
+                yield number, line, None
+                return
+            content = opened(line)
+            if head.format >= _CHAINED and content.get("after") != before:
+                raise BadLine("it does not follow the line before it: one was lost, or added")
+        except BadLine as error:
+            raise BadLine(str(error), number) from error
+        yield number, line, content
+        before = checksum(line)
 
 
 def migrated(op: Op, form: int) -> Op | None:
@@ -91,9 +142,6 @@ def migrated(op: Op, form: int) -> Op | None:
     return op
 
 
-def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file from where it stands, each with its place."""
-    place = file.tell()
-    while line := file.readline(_LONGEST):
-        yield place, line
-        place += len(line)
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file from where it stands."""
+    return iter(lambda: file.readline(_LONGEST), b"")

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import socket
+import stat
+import sys
 from pathlib import Path
 
 from attrs import frozen
 
 from ..errors import StartError
-from . import files
+from . import acknowledged, files
 from .journal import Journal
 from .lines import Unreadable
 from .reading import Damaged, Loaded, load
@@ -22,6 +24,7 @@ from .reading import Damaged, Loaded, load
 logger = logging.getLogger("router.store")
 
 PROGRAM = "sglang-d-router"
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 ASIDE = "before-fresh"  # where `--fresh` puts what was there
 
 
@@ -55,29 +58,70 @@ def default_folder(port: int) -> Path:
 def take(folder: Path, *, fresh: bool = False) -> Taken:
     """Take a state directory; make it if it is not there. `fresh` sets aside what is in it.
 
-    Raises StateRefused if another router has it, or if it cannot be read; OSError if it cannot
-    be written.
+    Raises StateRefused if another router has it, if others may write to it, or if it cannot be
+    read; OSError if it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(folder)
     absence = files.age(folder / files.LOCK)
-    lock = files.Lock.take(folder)
+    lock = lock_of(folder)
+    try:
+        if fresh:
+            _set_aside(folder)
+        loaded = _load(folder)
+        _mend(folder, loaded)
+        seq, after = loaded.seq or 0, loaded.after or ""
+        journal = Journal.create(folder, loaded.last + 1, seq, after)
+        return Taken(folder, lock, loaded, journal, absence)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def lock_of(folder: Path) -> files.Lock:
+    """The lock of a state directory. Raises StateRefused if another router has it, or if others
+    may write there; OSError."""
+    _only_ours(folder)
+    try:
+        lock = files.Lock.take(folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StateRefused(
+                f"{folder / files.LOCK} is a symbolic link, which no router makes; remove it"
+            ) from error
+        raise
     if lock is None:
         holder = files.holder(folder) or "unknown"
         raise StateRefused(
             f"Another router (process {holder}) keeps its state in {folder}; "
             "stop it, or take another --state-dir"
         )
-    try:
-        if fresh:
-            _set_aside(folder)
-        loaded = _load(folder)
-        _mend(folder, loaded)
-        return Taken(folder, lock, loaded, Journal.create(folder, loaded.last + 1), absence)
-    except BaseException:
-        lock.release()
-        raise
+    return lock
+
+
+def _make(folder: Path) -> None:
+    """Make a directory and those above it, for this user alone."""
+    for path in (*reversed(folder.parents), folder):
+        if not path.is_dir():
+            path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _only_ours(folder: Path) -> None:
+    """Raise StateRefused if others may write to the directory: they could replace any file."""
+    if sys.platform == "win32":
+        return
+    there = folder.stat()
+    if there.st_uid not in (os.geteuid(), 0):
+        raise StateRefused(
+            f"The state directory {folder} belongs to another user (uid {there.st_uid}); take one "
+            "of your own"
+        )
+    if there.st_mode & _OTHERS:
+        raise StateRefused(
+            f"Others may write to the state directory {folder} (mode {there.st_mode & 0o777:o}); "
+            f"'chmod go-w {folder}' ends that, and a new directory within it is made for you alone"
+        )
 
 
 def _load(folder: Path) -> Loaded:
@@ -90,8 +134,8 @@ def _load(folder: Path) -> Loaded:
         ) from error
     except Damaged as error:
         raise StateRefused(
-            f"The state in {folder} is damaged: {error}; 'state check' tells more, and --fresh "
-            "starts without it"
+            f"The state in {folder} is damaged: {error}; 'state check {folder}' tells more, "
+            f"'state repair {folder}' keeps what can be kept, and --fresh starts without it"
         ) from error
 
 
@@ -110,13 +154,9 @@ def _mend(folder: Path, loaded: Loaded) -> None:
             "told of",
             *(torn.path, torn.size),
         )
-        if torn.good:
-            with torn.path.open("r+b") as file:
-                file.truncate(torn.good)
-                os.fsync(file.fileno())
-        else:  # not even its first line: it was never used
-            torn.path.unlink()
-            loaded.last -= 1
+        with torn.path.open("r+b") as file:
+            file.truncate(torn.good)
+            os.fsync(file.fileno())
     for path in folder.glob("*.tmp"):
         path.unlink()
     files.sync_folder(folder)
@@ -127,6 +167,8 @@ def _set_aside(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(aside)
     aside.mkdir(mode=0o700)
-    for path in folder.glob("*.jsonl"):
-        os.replace(path, aside / path.name)
+    # The note first: it speaks of journals that are about to go.
+    for path in [folder / acknowledged.NAME, *folder.glob("*.jsonl")]:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, aside / path.name)
     files.sync_folder(folder)

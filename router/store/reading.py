@@ -8,9 +8,18 @@ from typing import Any
 
 from attrs import define, field
 
-from . import files
+from . import acknowledged, files
 from .changes import Changes, Op, Tables
-from .lines import FORMAT, BadLine, Unreadable, lines_of, migrated, opened, read_header
+from .lines import (
+    FORMAT,
+    BadLine,
+    Header,
+    Unreadable,
+    checksum,
+    lines_after,
+    migrated,
+    read_header,
+)
 
 
 class Damaged(Exception):
@@ -33,7 +42,8 @@ class Loaded:
     tables: Tables = field(factory=dict)
     base: int = 0  # the number of the snapshot; 0: none, from the first journal on
     last: int = 0  # the number of the last journal
-    seq: int = 0  # of the last batch
+    seq: int | None = None  # of the last batch; None while it is not known
+    after: str | None = None  # the checksum of the last line of the last journal, likewise
     batches: int = 0  # since the snapshot
     torn: Torn | None = None
     corrupt: list[tuple[Path, str]] = field(factory=list)  # snapshots, and what is wrong with them
@@ -41,7 +51,8 @@ class Loaded:
 
 def load(folder: Path) -> Loaded:
     """Read a state directory; changes nothing there. Raises Damaged, Unreadable or OSError."""
-    loaded = Loaded()
+    noted = acknowledged.read(folder)  # before the journals: a router may be writing both
+    loaded = Loaded(seq=0)
     for number in reversed(files.numbered(folder, "snapshot")):
         path = files.snapshot(folder, number)
         try:
@@ -49,7 +60,7 @@ def load(folder: Path) -> Loaded:
             loaded.base = number
             break
         except BadLine as error:
-            loaded.corrupt.append((path, str(error)))
+            loaded.corrupt.append((path, f"line {error.number}: {error}"))
     journals = [n for n in files.numbered(folder, "journal") if n >= loaded.base]
     first = loaded.base or 1
     expected = range(first, max([*journals, first - (not loaded.base)]) + 1)
@@ -60,6 +71,11 @@ def load(folder: Path) -> Loaded:
     changes = Changes()
     for number in expected:
         read_journal(files.journal(folder, number), number, changes, loaded)
+    if noted is not None and noted.lost(folder, loaded.seq):
+        raise Damaged(
+            f"{files.journal(folder, noted.journal)} lacks its end: the last batch that was "
+            f"acknowledged is {noted.seq}, and the last one here {loaded.seq}"
+        )
     changes.onto(loaded.tables)
     return loaded
 
@@ -89,28 +105,30 @@ def snapshot_lines(path: Path, number: int) -> Iterator[dict[str, Any]]:
     that is wrong, or if the end is missing."""
     count, over = 0, False
     with path.open("rb") as file:
-        form = read_header(file.readline(), "snapshot", number)
-        for index, (_, line) in enumerate(lines_of(file), 2):
-            try:
-                content = opened(line)
-            except BadLine as error:
-                raise BadLine(f"line {index}: {error}") from error
+        first = file.readline()
+        head = read_header(first, "snapshot", number)
+        index = 1
+        for index, _, content in lines_after(file, first, head):
+            if content is None:
+                raise BadLine("it has no end", index)
             if over:
-                raise BadLine(f"line {index} is behind its end")
-            rows = content.get("rows")
-            if rows is None:
-                over = content.get("end") == count
-                if not over:
-                    raise BadLine(f"it should have {content.get('end')} rows, and has {count}")
-                yield content
-                continue
-            count += len(rows)
-            if form == FORMAT:
-                yield content
-            else:
-                yield from _migrated_rows(content["table"], rows, form)
+                raise BadLine("it is behind the end", index)
+            match content:
+                case {"table": str(table), "rows": dict(rows)}:
+                    count += len(rows)
+                    if head.format == FORMAT:
+                        yield content
+                    else:
+                        yield from _migrated_rows(table, rows, head.format)
+                case {"end": int(end), "seq": int()}:
+                    if end != count:
+                        raise BadLine(f"there should be {end} rows, and there are {count}", index)
+                    over = True
+                    yield content
+                case _:
+                    raise BadLine("it holds no rows", index)
     if not over:
-        raise BadLine("its end is missing")
+        raise BadLine("the end is missing behind it", index)
 
 
 def _migrated_rows(table: str, rows: dict[str, Any], form: int) -> Iterator[dict[str, Any]]:
@@ -128,54 +146,69 @@ def read_journal(
     rest: Callable[[], None] = lambda: None,
 ) -> None:
     """Enter a journal's batches. A torn end is noted if it is the last journal. `rest` is called
-    after each line. Raises Damaged for what is wrong elsewhere, Unreadable, OSError.
+    after each line. Raises Damaged for anything else that is wrong, Unreadable, OSError.
     """
-    with path.open("rb") as file:
-        try:
-            form = read_header(file.readline(), "journal", number)
-        except BadLine as error:
-            _tear(path, 0, "its first line: " + str(error), number, loaded)
-            return
-        batch: list[Op] = []
-        good = file.tell()
-        for index, (place, line) in enumerate(lines_of(file), 2):
-            try:
-                content = opened(line)
-            except BadLine as error:
-                wrong = f"line {index}: {error}"
-                for _, later in lines_of(file):
-                    if _seq_of(later) > loaded.seq + 1:  # written after this one was on the disk
-                        raise Damaged(f"{path} is damaged: {wrong}") from error
-                _tear(path, good, wrong, number, loaded)
-                return
-            rest()
-            batch += content["ops"]
-            if content.get("more"):
-                continue
-            for op in batch:
-                known = op if form == FORMAT else migrated(op, form)
-                if known is not None:
-                    changes.apply(known)
-            batch = []
-            loaded.seq = content["seq"]
-            loaded.batches += 1
-            good = place + len(line)
-        if batch:
-            _tear(path, good, "its last batch is not complete", number, loaded)
-
-
-def _tear(path: Path, good: int, wrong: str, number: int, loaded: Loaded) -> None:
-    if number != loaded.last:
-        raise Damaged(f"{path} is damaged: {wrong}")
-    loaded.torn = Torn(path, good, path.stat().st_size - good)
-
-
-def _seq_of(line: bytes) -> int:
     try:
-        seq = opened(line).get("seq")
-    except BadLine:
-        return 0
-    return seq if isinstance(seq, int) else 0
+        with path.open("rb") as file:
+            first = file.readline()
+            head = read_header(first, "journal", number)
+            _join(head, number, loaded)
+            loaded.after = checksum(first)
+            good = end = len(first)
+            batch: list[Op] = []
+            for index, line, content in lines_after(file, first, head):
+                end += len(line)
+                if content is None:
+                    break
+                seq, ops = _batch(content, loaded.seq, index)
+                batch += ops
+                rest()
+                if content.get("more"):
+                    continue
+                _enter(batch, head.format, changes, index)
+                batch = []
+                loaded.seq, loaded.after = seq, checksum(line)
+                loaded.batches += 1
+                good = end
+    except BadLine as error:
+        raise Damaged(f"{path}, line {error.number}: {error}") from error
+    if good < end:
+        if number != loaded.last:
+            raise Damaged(f"{path} lacks its end, and is not the last journal")
+        loaded.torn = Torn(path, good, end - good)
+
+
+def _join(head: Header, number: int, loaded: Loaded) -> None:
+    """Check that a journal goes on where what was read before it ends. Raises BadLine."""
+    if head.seq is None:
+        return  # in format 1 nothing tells
+    if loaded.seq is not None and head.seq != loaded.seq:
+        raise BadLine(
+            f"it goes on after batch {head.seq}, but what is before it ends with {loaded.seq}"
+        )
+    if loaded.after is not None and head.after != loaded.after:
+        raise BadLine(f"it does not go on where journal {number - 1} ends")
+    loaded.seq = head.seq
+
+
+def _batch(content: dict[str, Any], last: int | None, index: int) -> tuple[int, list[Op]]:
+    """The number and ops of a line, which must come after batch `last`. Raises BadLine."""
+    match content:
+        case {"seq": int(seq), "ops": list(ops)}:
+            if last is not None and seq != last + 1:
+                raise BadLine(f"it has batch {seq}, where {last + 1} was to come", index)
+            return seq, ops
+    raise BadLine("it holds no batch", index)
+
+
+def _enter(batch: list[Op], form: int, changes: Changes, index: int) -> None:
+    try:
+        for op in batch:
+            known = op if form == FORMAT else migrated(op, form)
+            if known is not None:
+                changes.apply(known)
+    except ValueError as error:
+        raise BadLine(str(error), index) from error
 
 
 __all__ = ["Damaged", "Loaded", "Torn", "Unreadable", "load", "read_journal", "snapshot_lines"]

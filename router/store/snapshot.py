@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from attrs import define, field
 
 from . import files
 from .changes import DELETED, Changes
-from .lines import header, sealed
+from .lines import checksum, header, sealed
 from .reading import Loaded, read_journal, snapshot_lines
 
 _ROWS = 256  # of one line: the interpreter is held for no longer than one takes
@@ -48,6 +48,7 @@ class _Writer:
 
     fd: int
     pace: Pace
+    after: str  # the checksum of the last line
     count: int = 0
     _table: str = ""
     _rows: dict[str, Any] = field(factory=dict)
@@ -64,15 +65,20 @@ class _Writer:
     def end(self, seq: int) -> None:
         if self._rows:
             self._line()
-        self._data += sealed({"end": self.count, "seq": seq})
+        self._add({"end": self.count, "seq": seq})
         self._flush()
 
     def _line(self) -> None:
-        self._data += sealed({"table": self._table, "rows": self._rows})
+        self._add({"table": self._table, "rows": self._rows})
         self._rows = {}
         if len(self._data) >= _FLUSH:
             self._flush()
         self.pace.rest()
+
+    def _add(self, content: dict[str, Any]) -> None:
+        line = sealed({"after": self.after, **content})
+        self._data += line
+        self.after = checksum(line)
 
     def _flush(self) -> None:
         files.write(self.fd, bytes(self._data))
@@ -93,15 +99,30 @@ def compact(folder: Path, base: int, number: int, pace: Pace) -> int:
     changes, read = Changes(), Loaded(last=number)
     for journal in range(base or 1, number):
         read_journal(files.journal(folder, journal), journal, changes, read, pace.rest)
-    path = files.snapshot(folder, number)
-    with files.replacing(path) as fd:
-        files.write(fd, header("snapshot", number, files.now()))
-        writer = _Writer(fd, pace)
-        for table, key, value in _merged(folder, base, changes, read):
-            writer.row(table, key, value)
-        writer.end(read.seq)
+    rows = _merged(folder, base, changes, read)
+    path = write_snapshot(folder, number, rows, lambda: read.seq or 0, pace)
     _drop_older(folder, base)
     return path.stat().st_size
+
+
+def write_snapshot(
+    folder: Path,
+    number: int,
+    rows: Iterable[tuple[str, str, Any]],
+    seq: Callable[[], int],
+    pace: Pace,
+) -> Path:
+    """Make a snapshot of these rows. `seq`: the last batch in it, asked for after the rows. Raises
+    OSError and what the rows raise."""
+    path = files.snapshot(folder, number)
+    with files.replacing(path) as fd:
+        first = header("snapshot", number, files.now())
+        files.write(fd, first)
+        writer = _Writer(fd, pace, checksum(first))
+        for table, key, value in rows:
+            writer.row(table, key, value)
+        writer.end(seq())
+    return path
 
 
 def _merged(
@@ -113,7 +134,7 @@ def _merged(
     if base:
         for content in snapshot_lines(files.snapshot(folder, base), base):
             if "rows" not in content:
-                read.seq = max(read.seq, content["seq"])
+                read.seq = max(read.seq or 0, content["seq"])
                 continue
             table = content["table"]
             if current is not None and table != current:

@@ -100,7 +100,7 @@ class Store:
             lock=taken.lock,
             journal=taken.journal,
             base=loaded.base,
-            seq=loaded.seq,
+            seq=loaded.seq or 0,
             unsaved=loaded.batches,
         )
         with contextlib.suppress(OSError):
@@ -328,11 +328,14 @@ class Store:
             journal, folder = self._journal, self.folder
             if journal is None or folder is None or self.failing is not None:
                 return None
-            following = await self._in_thread(partial(Journal.create, folder, journal.number + 1))
+            number, after = journal.number + 1, journal.after
+            following = await self._in_thread(
+                partial(Journal.create, folder, number, self._seq, after)
+            )
             self._journal = following
             self._closed_size += journal.size
             journal.close()
-            return following.number
+            return number
 
     async def _show_life(self) -> None:
         assert self._lock is not None

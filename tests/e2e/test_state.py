@@ -102,7 +102,7 @@ def test_state_that_cannot_be_used_is_one_clear_sentence(router_pyz: Path, tmp_p
     newest = max(folder.glob("snapshot-*.jsonl"))
     good = newest.read_bytes()
     newest.write_bytes(b'{"format": 99}\n')
-    assert "it has format 99, and this version knows up to 1" in fails(router_pyz, folder)
+    assert "it has format 99, and this version knows up to 2" in fails(router_pyz, folder)
     checked = run(router_pyz, "state", "check", folder)
     assert checked.returncode == 1
     assert f"{newest.name}: BAD: it has format 99" in checked.stdout

@@ -16,7 +16,9 @@ import trio.testing
 from attrs import frozen
 
 from router.errors import StateUnavailable
-from router.store import files, lines, opening, reading
+from router.store import acknowledged, files, opening, reading
+from router.store import journal as journal_module
+from router.store import lines as lines_module
 from router.store import store as store_module
 from router.store.opening import StateRefused
 from router.store.store import Store
@@ -206,32 +208,148 @@ def test_fresh_sets_aside_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_torn_end_is_cut_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    written(tmp_path, Kite("1"), Kite("2"))
+    written(tmp_path, Kite("1"))
     journal = files.journal(tmp_path, 1)
-    whole = journal.read_bytes()
-    journal.write_bytes(whole[:-5])
+    with journal.open("ab") as file:
+        file.write(b'{"after":"')
     store = Store.open(tmp_path)
     assert store.restored(Kite) == {"1": Kite("1")}
     store.close()
     [record] = caplog.records
-    last = len(whole.splitlines(keepends=True)[-1]) - 5
-    assert f"cut {last} bytes" in record.getMessage()
+    assert "cut 10 bytes" in record.getMessage()
     assert found(tmp_path) == {"1": Kite("1")}
     assert len(caplog.records) == 1
 
 
-def test_a_bad_line_in_the_middle_is_refused(tmp_path: Path) -> None:
+def edited(path: Path, edit: Callable[[list[bytes]], None]) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    edit(lines)
+    path.write_bytes(b"".join(lines))
+
+
+def flip(lines: list[bytes], index: int) -> None:
+    lines[index] = lines[index].replace(b'"red"', b'"rad"')
+
+
+EDITS: dict[str, tuple[Callable[[list[bytes]], None], str]] = {
+    "a flipped bit": (lambda lines: flip(lines, 2), "line 3: its checksum is wrong"),
+    "a flipped bit in the last line": (lambda lines: flip(lines, 3), "line 4: its checksum"),
+    "a bad header": (lambda lines: lines.__setitem__(0, b"{}\n"), "line 1: its checksum is wrong"),
+    "no header": (lambda lines: lines.pop(0) and None, "line 1: it is no beginning of journal 1"),
+    "nothing": (lambda lines: lines.clear(), "line 1: it has no end"),
+    "a lost line": (lambda lines: lines.pop(1) and None, "line 2: it does not follow the line"),
+    "a doubled header": (lambda lines: lines.insert(0, lines[0]), "line 2: it does not follow"),
+    "a doubled line": (lambda lines: lines.insert(2, lines[1]), "line 3: it does not follow"),
+    "swapped lines": (lambda lines: lines.insert(1, lines.pop(2)), "line 2: it does not follow"),
+    "a lost end": (lambda lines: lines.pop() and None, "lacks its end: .* is 3, .* here 2"),
+    "a cut end": (lambda lines: lines.append(lines.pop()[:-1]), "lacks its end: .* is 3, .* 2"),
+    "an empty line": (lambda lines: lines.append(b"\n"), "line 5: its checksum is wrong"),
+}
+
+
+@pytest.mark.parametrize("harm", EDITS)
+def test_a_damaged_journal_is_refused_by_file_and_line(tmp_path: Path, harm: str) -> None:
     written(tmp_path, Kite("1"), Kite("2"), Kite("3"))
+    edit, told = EDITS[harm]
     journal = files.journal(tmp_path, 1)
-    text = journal.read_bytes()
-    journal.write_bytes(text.replace(b'"red"', b'"rad"', 1))
-    with pytest.raises(StateRefused, match=r"journal-1.jsonl is damaged: line 2: .*--fresh"):
+    edited(journal, edit)
+    data = journal.read_bytes()
+    with pytest.raises(StateRefused, match=rf"journal-1.jsonl,? {told}") as refused:
         Store.open(tmp_path)
-    # Nothing was written after the second one was on the disk.
-    assert text.count(b"\n") == 4
-    bad = text.replace(b'"key":"3"', b'"key":"x"')
-    journal.write_bytes(bad)
-    assert list(found(tmp_path)) == ["1", "2"]
+    assert refused.value.status == 2
+    for way in (f"'state check {tmp_path}'", f"'state repair {tmp_path}'", "--fresh"):
+        assert way in str(refused.value)
+    assert journal.read_bytes() == data
+
+
+def test_a_lost_end_is_noticed_when_the_next_journal_does_not_go_on(tmp_path: Path) -> None:
+    written(tmp_path, Kite("1"), Kite("2"))
+    written(tmp_path, Kite("3"))
+    edited(files.journal(tmp_path, 1), lambda lines: lines.pop() and None)
+    with pytest.raises(StateRefused, match=r"journal-2.jsonl, line 1: it goes on after batch 2, "):
+        Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_lost_last_journal_is_noticed(tmp_path: Path, restarts: int) -> None:
+    for number in range(restarts + 1):
+        written(tmp_path, Kite(str(number)))
+    files.journal(tmp_path, restarts + 1).unlink()
+    with pytest.raises(StateRefused, match=rf"journal-{restarts + 1}.jsonl lacks its end"):
+        Store.open(tmp_path)
+
+
+def test_the_note_alone_refuses_nothing(tmp_path: Path) -> None:
+    """It may be lost or unreadable, and a copy of what a router writes may be older than it."""
+    written(tmp_path, Kite("1"), Kite("2"))
+    note = tmp_path / acknowledged.NAME
+    for harm in (b"", b"\0" * 50, note.read_bytes().replace(b"2", b"3")):
+        note.write_bytes(harm)
+        assert set(found(tmp_path)) == {"1", "2"}
+    note.unlink()
+    assert set(found(tmp_path)) == {"1", "2"}
+    written(tmp_path, Kite("3"))
+    copy = tmp_path.with_name("copy")
+    shutil.copytree(tmp_path, copy)
+    edited(files.journal(copy, 2), lambda lines: lines.pop() and None)
+    Store.open(copy).close()
+
+
+def test_an_incomplete_batch_of_several_lines_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_OPS", 1)
+
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        async with store.running():
+            store.put(Kite("1"))
+            await store.commit()
+            store.put(Kite("2"))
+            store.put(Kite("3"))
+
+    run(main)
+    (tmp_path / acknowledged.NAME).unlink()  # as if that batch had never been acknowledged
+    edited(files.journal(tmp_path, 1), lambda lines: lines.pop() and None)
+    assert set(found(tmp_path)) == {"1"}
+
+
+def test_the_lock_is_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    (folder / files.LOCK).symlink_to(victim)
+    with pytest.raises(StateRefused, match="lock is a symbolic link") as refused:
+        Store.open(folder)
+    assert refused.value.status == 2
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(StateRefused, match=rf"Others may write to .*chmod go-w {folder}"):
+        Store.open(folder)
+    inner = folder / "new" / "state"
+    Store.open(inner).close()
+    for made in (inner, inner.parent):
+        assert made.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    Store.open(folder).close()
+
+
+def test_a_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = os.geteuid()
+    if user == 0:  # whose directories everybody must trust
+        os.chown(tmp_path, user := 4711, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(StateRefused, match="belongs to another user"):
+        Store.open(tmp_path)
 
 
 def test_a_torn_journal_before_another_is_refused(tmp_path: Path) -> None:
@@ -262,11 +380,52 @@ def test_the_lock_is_given_back_where_opening_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["journal-1.jsonl", "snapshot-2.jsonl"])
 def test_a_newer_format_is_refused(tmp_path: Path, name: str) -> None:
     written(tmp_path, Kite("1"), finish=True)
-    (tmp_path / name).write_bytes(b'{"format":2,"else":"unknown"}\n')
+    (tmp_path / name).write_bytes(b'{"format":3,"else":"unknown"}\n')
     if name.startswith("journal"):
         files.snapshot(tmp_path, 2).unlink()
-    with pytest.raises(StateRefused, match=r"format 2, and this version knows up to 1; start"):
+    with pytest.raises(StateRefused, match=r"format 3, and this version knows up to 2; start"):
         Store.open(tmp_path)
+
+
+def in_format_1(folder: Path) -> None:
+    """Write all files as the version before did."""
+    for path in folder.glob("*.jsonl"):
+
+        def old(lines: list[bytes]) -> None:
+            for index, line in enumerate(lines):
+                content = lines_module.opened(line)
+                content.pop("after", None)
+                if index == 0:
+                    content = {**content, "format": 1}
+                    content.pop("seq", None)
+                lines[index] = lines_module.sealed(content)
+
+        edited(path, old)
+    (folder / acknowledged.NAME).unlink()
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_format_1_is_read(tmp_path: Path, finish: bool) -> None:
+    written(tmp_path, Kite("1"), Kite("2"), finish=finish)
+    written(tmp_path, Kite("3"), Kite("4"))
+    in_format_1(tmp_path)
+    all_of_them = {name: Kite(name) for name in "1234"}
+    assert found(tmp_path) == all_of_them
+    written(tmp_path, Kite("5"))
+    assert found(tmp_path) == {**all_of_them, "5": Kite("5")}
+    last_old = max(files.numbered(tmp_path, "journal")) - 1
+    journal = files.journal(tmp_path, last_old)
+    whole = journal.read_bytes()
+    edited(journal, lambda lines: lines.pop() and None)
+    with pytest.raises(StateRefused, match=r"line 1: it goes on after batch 4, .* ends with 3"):
+        Store.open(tmp_path)
+    journal.write_bytes(whole)
+    edited(journal, lambda lines: lines.pop(1) and None)
+    with pytest.raises(StateRefused, match=r"line 2: it has batch 4, where 3 was to come"):
+        Store.open(tmp_path)
+    journal.write_bytes(whole)
+    written(tmp_path, Kite("6"), finish=True)  # from old and new ones
+    assert found(tmp_path) == {**all_of_them, "5": Kite("5"), "6": Kite("6")}
 
 
 @pytest.fixture
@@ -281,9 +440,9 @@ def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
                 value = {"key": value["key"], "colour": value["tint"]}
             return ("kites" if table == "birds" else table), key, value
 
-        monkeypatch.setattr(lines, "FORMAT", 2)
-        monkeypatch.setattr(reading, "FORMAT", 2)
-        monkeypatch.setitem(lines.MIGRATIONS, 1, renamed)
+        monkeypatch.setattr(lines_module, "FORMAT", 3)
+        monkeypatch.setattr(reading, "FORMAT", 3)
+        monkeypatch.setitem(lines_module.MIGRATIONS, 2, renamed)
 
     return later
 
@@ -312,14 +471,14 @@ def test_the_format_before_is_read(tmp_path: Path, older: Callable[[], None], fi
     written(tmp_path, Kite("4"), finish=True)  # from old and new ones
     assert found(tmp_path) == {"1": Kite("1", "blue"), "4": Kite("4")}
     newest = max(files.numbered(tmp_path, "snapshot"))
-    assert json.loads(files.snapshot(tmp_path, newest).read_text().splitlines()[0])["format"] == 2
+    assert json.loads(files.snapshot(tmp_path, newest).read_text().splitlines()[0])["format"] == 3
 
 
 def test_a_format_that_is_too_old_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(tmp_path, Kite("1"))
-    monkeypatch.setattr(lines, "FORMAT", 2)
+    monkeypatch.setattr(lines_module, "FORMAT", 3)
     with pytest.raises(StateRefused, match="cannot read any more"):
         Store.open(tmp_path)
 
