@@ -18,7 +18,7 @@ from .errors import PoolUnavailable, RouterError
 from .pool import events
 from .pool.candidates import Facts, Need
 from .pool.cost import Costs, Rate, Speeds
-from .pool.lifecycle import doubted, hopeful, routable
+from .pool.lifecycle import able, doubted, hopeful
 from .pool.lines import Waiting
 from .pool.policies import Policy
 from .pool.policies.least_work import LeastWork
@@ -34,6 +34,8 @@ _AGEING = 0.2
 _SESSION_PATIENCE = 5.0  # seconds that a WebSocket waits for a slot
 _SESSION_GRACE = 10.0  # seconds that one has to end when its worker is to be idle
 _SLOWEST_RETRY, _UNMEASURED_RETRY = 300, 30  # seconds in Retry-After
+# A job that fails within so many seconds, or this share of what is expected, has failed at once.
+_AT_ONCE, _OF_EXPECTED = 1.0, 0.5
 
 
 @frozen
@@ -90,6 +92,8 @@ class Dispatcher:
         self._ended: dict[Worker, trio.Event] = {}  # set when something there has ended
         self._rate = Rate()
         self._jobs: dict[str, Hold] = {}
+        self._ejection = registry.ejection
+        self._look = trio.Event()  # the pause of a worker has begun, or ends earlier
         registry.subscribe(self._observe)
 
     @property
@@ -105,6 +109,15 @@ class Dispatcher:
         """Generations that were given a worker, per second, over the last minute."""
         return self._rate.per_second(trio.current_time())
 
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look at what waits whenever the pause of a worker is over; never returns."""
+        task_status.started()
+        while True:
+            self._look = trio.Event()
+            with trio.move_on_at(self._ejection.next_look()):
+                await self._look.wait()
+            self._ejection.look(trio.current_time())
+
     async def lease(self, facts: Facts, *, tried: Collection[Worker] = ()) -> Lease:
         """A lease on a fitting worker that was not tried yet, once one has room.
 
@@ -116,6 +129,8 @@ class Dispatcher:
         if self._closed:
             raise _closing()
         now = trio.current_time()
+        if self._ejection.next_look() <= now:
+            self._ejection.look(now)
         if not tried and (worker := self._queue.at_once(facts)):
             lease = self._registry.lease(worker, _new_hold(facts, worker, now))
             self._queue.taken(worker)
@@ -165,16 +180,34 @@ class Dispatcher:
         if lease.hold is not None and lease.hold.begun is not None:
             lease.hold.begun = trio.current_time()
 
-    def answered(self, lease: Lease, *, ok: bool) -> None:
+    def answered(self, lease: Lease, status: int, *, retry_after: float | None = None) -> None:
         """The head of the answer has come: the GPU is free, whatever the transfer still takes.
-        Not so where it is `ok` for a job, which begins then."""
+        Not so where a job was taken, which begins then. `retry_after`: seconds for which the worker
+        asks to be left alone."""
         hold = lease.hold
         if hold is None or hold.kind is not HoldKind.GENERATION:
             return
+        ok = 200 <= status < 300
+        # What it means for the worker comes before its slot is free: or the next one goes there.
+        if status in (429, 503) and retry_after is not None:
+            self._ejection.hold_off(hold.worker, retry_after, trio.current_time())
+            self._look.set()
+        elif status >= 500:
+            self.failed(hold, f"it answered {status}")
+        elif ok and not hold.job:
+            self._ejection.succeeded(hold.worker, trio.current_time())
+            self._learn(hold)
         if not hold.job or not ok:
-            if ok:
-                self._learn(hold)
             self._registry.free(lease)
+
+    def failed(self, hold: Hold | None, why: str) -> None:
+        """The worker has failed what held this slot; 5xx answers are counted by `answered`."""
+        if hold is None or hold.kind is HoldKind.SESSION or hold.wants is None:
+            return
+        if hold.incarnation == hold.worker.incarnation:
+            meant = self._queue.fitting(hold.wants)
+            self._ejection.failed(hold, meant, trio.current_time(), why)
+            self._look.set()
 
     def abandon(self, lease: Lease) -> None:
         """Nobody waits for the answer any more, but the worker goes on: its slot stays taken."""
@@ -183,7 +216,7 @@ class Dispatcher:
 
     def job_began(self, lease: Lease, job_id: str) -> None:
         """The worker took a job: it holds its slot until it has ended."""
-        self.job_ended(job_id, ok=False)  # if the worker gave the id before
+        self.job_ended(job_id, None)  # if the worker gave the id before
         if lease.hold is not None:
             lease.hold.job_id = job_id
         hold = self._registry.keep(lease, HoldKind.JOB)
@@ -211,13 +244,28 @@ class Dispatcher:
         self._jobs[job_id] = hold
         self._registry.occupy(hold)
 
-    def job_ended(self, job_id: str, *, ok: bool) -> None:
-        """The job has ended, or its worker no longer knows it."""
+    def job_ended(self, job_id: str, status: object) -> None:
+        """The job has ended with this status; None if its worker no longer knows it."""
         hold = self._jobs.pop(job_id, None)
         if hold is not None:
-            if ok:
+            self.job_went(hold, status)
+            if status == "completed":
                 self._learn(hold)
             self._registry.drop(hold)
+
+    def job_went(self, hold: Hold | None, status: object) -> None:
+        """How a job went says how its worker is: success, or failure at once. One that fails late
+        may do so for reasons of its own."""
+        if hold is None:
+            return
+        now = trio.current_time()
+        if status == "completed" and hold.incarnation == hold.worker.incarnation:
+            self._ejection.succeeded(hold.worker, now)
+        elif status == "failed":
+            begun = hold.since if hold.begun is None else hold.begun
+            expected = self.speeds.typical(hold.endpoint, hold.work)
+            if now - begun < max(_AT_ONCE, expected * _OF_EXPECTED):
+                self.failed(hold, "a job failed at once")
 
     def job_deleted(self, job_id: str) -> None:
         """The job was deleted; if it was running, the worker goes on with it."""
@@ -267,6 +315,9 @@ class Dispatcher:
                 self._wake_drains(lease.worker)
                 return  # its slot, if it had one, is told by itself
             case events.SlotFreed(hold):
+                if hold.worker.trial is not None:
+                    self._ejection.ended(hold, trio.current_time())
+                    self._look.set()
                 self._registry.begin(hold.worker, trio.current_time())
                 self._wake_drains(hold.worker)
             case events.SlotsChanged(worker) | events.CapabilitiesLearned(worker):
@@ -321,13 +372,13 @@ class Dispatcher:
             self._give(waiting, worker)
         else:
             pool = list(self._registry)
-            parked.refuse(refusal(pool, self._queue.fitting(facts), facts))
+            parked.refuse(refusal(pool, self._queue.fitting(facts.wants), facts))
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
         """Optimistic first contact (DESIGN section 7): the 502 it may get is the truth."""
-        if any(map(routable, self._registry)):
+        if any(map(able, self._registry)):
             return None
-        for worker in self._queue.fitting(waiting.facts):
+        for worker in self._queue.fitting(waiting.facts.wants):
             if (
                 worker not in waiting.tried
                 and worker.health is Health.UNKNOWN
@@ -378,6 +429,7 @@ def _new_hold(facts: Facts, worker: Worker, now: float) -> Hold | None:
         facts.work,
         since=now,
         job=facts.need is Need.JOB,
+        wants=facts.wants,
     )
 
 

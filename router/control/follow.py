@@ -96,7 +96,7 @@ class Follower:
             over = answer.status == 404 or (answer.status == 200 and is_over(job))
             if over and _occupies(hold, HoldKind.JOB):
                 self.assets.finish(hold.job_id)
-                self.dispatcher.job_ended(hold.job_id, ok=job.get("status") == "completed")
+                self.dispatcher.job_ended(hold.job_id, job.get("status"))
 
     def _pause(self, hold: Hold) -> float:
         """Seconds until the next look at a job."""

@@ -91,6 +91,10 @@ def log_event(event: events.Event) -> None:
             vain = reason.startswith(f"{ROUTER_RESTARTED};") and worker.weights is Weights.CURRENT
             level = logging.INFO if vain else logging.WARNING
             logger.log(level, "worker %s counts as another process now (%s)", worker.url, reason)
+        case events.Ejected(worker, reason):
+            logger.warning("worker %s is on trial: %s", worker.url, reason)
+        case events.Readmitted(worker, reason):
+            logger.info("worker %s is on trial no more: %s", worker.url, reason)
         case events.Trouble(worker, reason):
             logger.debug("worker %s: %s", worker.url, reason)
         case events.Held(hold):

@@ -42,7 +42,7 @@ class FacetChanged:
 @frozen
 class ProspectsChanged:
     """What may be expected of the worker has changed, perhaps without a change of a facet: its
-    first probe has failed, or trouble with it is over."""
+    first probe has failed, trouble with it is over, or a pause of it begins or ends."""
 
     worker: Worker
 
@@ -79,6 +79,22 @@ class Reincarnated:
 @frozen
 class Trouble:
     """An exchange with the worker failed in transport: a probe should look at once."""
+
+    worker: Worker
+    reason: str
+
+
+@frozen
+class Ejected:
+    """The worker fails while others do not: from now on it gets one request at a time."""
+
+    worker: Worker
+    reason: str
+
+
+@frozen
+class Readmitted:
+    """The worker is on trial no more."""
 
     worker: Worker
     reason: str
@@ -124,6 +140,8 @@ Event = (
     | Absolved
     | Reincarnated
     | Trouble
+    | Ejected
+    | Readmitted
     | LeaseGranted
     | LeaseEnded
     | Held

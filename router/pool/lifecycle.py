@@ -208,17 +208,28 @@ def reasons(worker: Worker) -> list[str]:
         found.append(f"weights_{worker.weights.value}")
     if doubted(worker):
         found.append("suspect")
+    if worker.paused:
+        found.append("backpressure")
+    if worker.trial is not None:
+        found.append("on_trial")
     return found
 
 
 def routable(worker: Worker) -> bool:
-    """Whether generations may be sent to it: healthy, enabled, awake, current, and no suspect."""
+    """Whether generations may be sent to it: it is able, and not on trial."""
+    return worker.trial is None and able(worker)
+
+
+def able(worker: Worker) -> bool:
+    """Whether generations may be sent to it if there is no better one: healthy, enabled, awake,
+    current, no suspect, and not paused."""
     return (
         worker.health is Health.HEALTHY
         and worker.admin is Admin.ENABLED
         and worker.memory is Memory.AWAKE
         and worker.weights is Weights.CURRENT
         and not doubted(worker)
+        and not worker.paused
         and not worker.removed
     )
 

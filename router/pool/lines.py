@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator
 from attrs import define, field
 
 from .candidates import Facts, Need, Wants, may_have
-from .lifecycle import hopeful, routable
+from .lifecycle import able, hopeful
 from .worker import Worker
 
 # A line forgets those that left it before their turn when they are so many, and the most of it.
@@ -45,11 +45,15 @@ class Line:
     # Names the line to policies, whoever its members are.
     key: Wants
     members: tuple[Worker, ...] = ()
-    # Routable members without trouble; those of them with a free slot; and routable ones with
-    # trouble that have a free slot, which serve if there is nobody else.
+    # Able members without trouble, with one on trial whose next request is due; and those of them
+    # with a free slot.
     sound: dict[Worker, None] = field(factory=dict)
     free: dict[Worker, None] = field(factory=dict)
+    # The same of those with trouble, which serve if none is sound.
+    troubled: dict[Worker, None] = field(factory=dict)
     shaky: dict[Worker, None] = field(factory=dict)
+    # Those on trial that have a free slot: if there is no other at all, they serve as well.
+    ejected: dict[Worker, None] = field(factory=dict)
     # Clients with waiting requests, the next one first; each with a heap by rank.
     clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
     # Those that failed somewhere and may not go there again: few, and before the others. And of
@@ -67,7 +71,7 @@ class Line:
 
     def able(self, worker: Worker) -> bool:
         """Whether the member may be given requests of this line now."""
-        return routable(worker) and worker.weight_version >= self.version
+        return able(worker) and worker.weight_version >= self.version
 
     def hopeful(self, worker: Worker) -> bool:
         """Whether it may come to be able without anyone acting."""
@@ -76,19 +80,26 @@ class Line:
     @property
     def usable(self) -> dict[Worker, None]:
         """Members that may be given a generation now."""
-        return self.free if self.sound else self.shaky
+        if self.sound:
+            return self.free
+        return self.shaky if self.troubled else self.ejected
 
     def note(self, worker: Worker) -> None:
         """Sort a member by what it is now."""
         able = self.able(worker)
         free = able and worker.free_slots > 0
-        _put(self.sound, worker, able and not worker.troubled)
-        _put(self.free, worker, free and not worker.troubled)
-        _put(self.shaky, worker, free and worker.troubled)
+        ejected = worker.trial is not None and not worker.trial.due
+        troubled = worker.troubled and not ejected
+        sound = not troubled and not ejected
+        _put(self.sound, worker, able and sound)
+        _put(self.free, worker, free and sound)
+        _put(self.troubled, worker, able and troubled)
+        _put(self.shaky, worker, free and troubled)
+        _put(self.ejected, worker, free and ejected)
 
     def expel(self, worker: Worker) -> None:
         """The worker is no member any more."""
-        for some in (self.sound, self.free, self.shaky):
+        for some in (self.sound, self.free, self.troubled, self.shaky, self.ejected):
             some.pop(worker, None)
 
     def enter(self, waiting: Waiting) -> None:

@@ -129,6 +129,8 @@ class Queue:
                 | events.Trouble(worker)
                 | events.Suspected(worker)
                 | events.Absolved(worker)
+                | events.Ejected(worker)
+                | events.Readmitted(worker)
             ):
                 return self._touched(worker)
             case events.Held(hold) if hold.restored:
@@ -145,9 +147,9 @@ class Queue:
         """Everything that waits."""
         return [waiting for line in self.lines() for waiting in line.all()]
 
-    def fitting(self, facts: Facts) -> tuple[Worker, ...]:
-        """The workers that a request with these facts is meant for, routable or not."""
-        return self._candidates.fitting(facts.wants)
+    def fitting(self, wants: Wants) -> tuple[Worker, ...]:
+        """The workers that a request which wants this is meant for, routable or not."""
+        return self._candidates.fitting(wants)
 
     # What has changed.
 
@@ -164,7 +166,7 @@ class Queue:
             effects += self._serve_special(line)
         effects += self._share_out(worker, shares)
         for line in lines:
-            if not line.sound and line.wants:  # then those with trouble may do, or nobody
+            if not line.sound and line.wants:  # then others may do, or nobody
                 effects += self._serve_heads(line)
         for line in lines:
             if not line.able(worker):
@@ -325,7 +327,7 @@ class Queue:
 
 def _ready(line: Line) -> Collection[Worker]:
     """The members for requests that need no slot."""
-    return line.sound or [worker for worker in line.members if line.able(worker)]
+    return line.sound or line.troubled or [worker for worker in line.members if line.able(worker)]
 
 
 def _has_hope(waiting: Waiting) -> bool:

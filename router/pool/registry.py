@@ -8,6 +8,7 @@ from attrs import frozen
 
 from ..errors import NotFound
 from . import events, ids
+from .ejection import Ejection, EjectionLimits
 from .known import WorkerRecord
 from .lifecycle import (
     ADMIN,
@@ -46,6 +47,7 @@ class Registry:
         failure_threshold: int = 3,
         concurrency: int | None = None,
         trust_weights: bool = False,
+        ejection: EjectionLimits | None = None,
     ) -> None:
         self._workers: dict[str, Worker] = {}
         self._observers: list[Observer] = []
@@ -54,6 +56,8 @@ class Registry:
         self._past: dict[str, WorkerRecord] = {}
         self._doubt: str | None = None
         self._trust_weights = trust_weights
+        # Changes what of a worker says whether it is on trial or paused.
+        self.ejection = Ejection(ejection or EjectionLimits(), self._tell)
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -154,6 +158,7 @@ class Registry:
             return
         del self._workers[worker.url]
         worker.removed = True
+        self.ejection.forget(worker)
         self._tell(events.WorkerRemoved(worker))
 
     def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
@@ -164,6 +169,7 @@ class Registry:
         if hold is not None:
             hold.begun = hold.since if worker.free_slots > 0 else None
             worker.holds[hold] = None
+            self.ejection.granted(hold)
         self._tell(events.LeaseGranted(lease))
         return lease
 
@@ -285,8 +291,11 @@ class Registry:
         self._facet(worker, "admin", old, new, reason)
 
     def forgive(self, worker: Worker) -> None:
-        """Clear quarantine and ill health alike (`PUT {"is_dead": false}`); probes judge anew."""
+        """Clear quarantine, ill health and trial (`PUT {"is_dead": false}`); all is judged anew."""
         self.administer(worker, AdminEvent.CLEAR)
+        if worker.trial is not None or worker.paused:
+            self.ejection.forget(worker)
+            self._tell(events.ProspectsChanged(worker))
         if worker.health is Health.UNHEALTHY:
             worker.consecutive_failures = worker.consecutive_successes = 0
             worker.health_reason = None
@@ -349,6 +358,7 @@ class Registry:
         worker.capabilities = None
         worker.met = False
         worker.troubled = False
+        self.ejection.forget(worker)
         worker.leases = set()
         worker.holds = {}
         self._tell(events.Reincarnated(worker, reason))
@@ -375,12 +385,13 @@ class Registry:
 
 @frozen
 class Census:
-    """How many workers are in which condition; each is counted once."""
+    """How many workers are in which condition; each is counted once, but those on trial again."""
 
     total: int
     routable: int
     dead: int
     sleeping: int
+    on_trial: int
 
 
 def census(registry: Registry) -> Census:
@@ -393,4 +404,5 @@ def census(registry: Registry) -> Census:
         routable=sum(map(routable, workers)),
         dead=len(dead),
         sleeping=len(sleeping),
+        on_trial=sum(worker.trial is not None for worker in workers),
     )

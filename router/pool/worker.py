@@ -13,6 +13,8 @@ from . import ids
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .candidates import Wants
+
 
 class Health(StrEnum):
     """What probes say. `warming`: the process lives but does not serve yet."""
@@ -150,6 +152,10 @@ class Worker:
     incarnation: int = 1
     # The relay could not talk to it since the last good probe.
     troubled: bool = False
+    # Set while it fails and others do not: it gets one request at a time (`pool.ejection`).
+    trial: Trial | None = None
+    # It has asked to be left alone for a while.
+    paused: bool = False
     # Set while it is doubtful whether the process is still the one that was probed.
     suspicion: str | None = None
     # Its process was started, or will be without anyone acting: until it serves, refusing
@@ -256,8 +262,24 @@ class Hold:
     # For a job, from its submission on; and its id, once it is known.
     job: bool = False
     job_id: str | None = None
+    # What says which other workers it was fit for, where that is known.
+    wants: Wants | None = None
     # It was not granted but found: by what was known before a restart of the router.
     restored: bool = False
+
+
+@define(eq=False)
+class Trial:
+    """Why a worker is on trial, and how that goes. Only `pool.ejection` changes it."""
+
+    reason: str
+    failures: int  # those that led to it, and since
+    since: float  # the last failure, on the dispatcher's clock
+    pause: float  # seconds until it may have a request
+    peers: frozenset[Worker] = field(repr=False)  # those that it was compared with
+    successes: int = 0  # theirs, since it began
+    due: bool = False  # the next request may be the trial
+    hold: Hold | None = field(default=None, repr=False)  # of the request that is the trial
 
 
 @define(eq=False)

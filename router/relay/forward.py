@@ -6,7 +6,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..errors import BadRequest, PoolUnavailable, RouterError, WorkerFailed, WorkerTimeout
-from ..pool.worker import Lease, Worker
+from ..pool.worker import Hold, Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .body import Body, facts_of, peek, too_large
@@ -140,9 +140,12 @@ class _Attempt:
     delivered: bool = False
     # The whole answer has come.
     finished: bool = False
+    # The slot that it had at first, until a failure was counted.
+    hold: Hold | None = field(init=False, default=None)
 
     async def run(self) -> None:
         worker, reused = self.lease.worker, False
+        self.hold = self.lease.hold
         try:
             async with self.forwarder.upstream.connection(
                 worker.url, fresh=self.fresh
@@ -155,7 +158,7 @@ class _Attempt:
             error.details |= {"worker_url": worker.url, "retry_safe": True}
             raise TryAnother(error) from error
         except WorkerTimeout as error:
-            self.forwarder.attempts.registry.trouble(worker, error.message)
+            self._trouble(error.message)
             raise
         except Broken as error:
             raise self._broken(error, reused=reused) from error
@@ -277,7 +280,7 @@ class _Attempt:
                     self._finish(streams=streams)
                 await exchange.send(piece, last=over)
         except Broken as error:
-            self.forwarder.attempts.registry.trouble(worker, str(error))
+            self._trouble(str(error))
             raise CutOff("worker_cut_off", f"{worker.url}: {error}") from error
 
     def _judge(self, head: Head) -> bool:
@@ -285,6 +288,7 @@ class _Attempt:
         the last byte."""
         dispatcher, ok = self.forwarder.attempts.dispatcher, 200 <= head.status < 300
         if self.delivered and head.status in _GATEWAY:
+            self._failed(f"something in between answered {head.status}")
             dispatcher.abandon(self.lease)  # the worker goes on, as when a client leaves
             return False
         if ok and any(
@@ -292,14 +296,16 @@ class _Attempt:
             for name, value in head.headers
         ):
             return True
-        dispatcher.answered(self.lease, ok=ok)
+        dispatcher.answered(self.lease, head.status, retry_after=_retry_after(head))
+        if head.status >= 500:
+            self.hold = None  # that has counted
         return False
 
     def _finish(self, *, streams: bool) -> None:
         """The whole answer has come."""
         self.finished = True
         if streams:
-            self.forwarder.attempts.dispatcher.answered(self.lease, ok=True)
+            self.forwarder.attempts.dispatcher.answered(self.lease, 200)
 
     async def _hold(self, connection: Connection, watcher: Watcher) -> bytes:
         """The beginning of the answer, as much as the watcher wants to see before the client."""
@@ -310,7 +316,7 @@ class _Attempt:
             except CutOff as late:
                 raise self._lost_answer(str(late)) from late
             except Broken as error:
-                self.forwarder.attempts.registry.trouble(self.lease.worker, str(error))
+                self._trouble(str(error))
                 raise self._lost_answer(str(error)) from error
             watcher.saw(piece)
             held += piece
@@ -353,8 +359,29 @@ class _Attempt:
         )
         if self._repeatable and not self.consumed:
             return _Stale(failure) if reused else TryAnother(failure)
-        self.forwarder.attempts.registry.trouble(self.lease.worker, failure.message)
+        self._trouble(failure.message)
         return failure
+
+    def _trouble(self, why: str) -> None:
+        """The worker has failed an exchange; also one that it may have acted on."""
+        if self.delivered:
+            self._failed(why)
+        self.forwarder.attempts.registry.trouble(self.lease.worker, why)
+
+    def _failed(self, why: str) -> None:
+        """The worker has failed the request; that counts once."""
+        hold, self.hold = self.hold, None
+        self.forwarder.attempts.dispatcher.failed(hold, why)
+
+
+def _retry_after(head: Head) -> float | None:
+    """Seconds for which the worker asks to be left alone; a date is taken for a second."""
+    if head.status not in (429, 503):
+        return None
+    for name, value in head.headers:
+        if name.lower() == b"retry-after":
+            return float(value) if value.isdigit() and len(value) < 10 else 1.0
+    return None
 
 
 @define(eq=False)

@@ -51,7 +51,9 @@ class _Submission:
         if self._lease is not None and isinstance(job_id, str):
             done = is_over(job)
             self.assets.learn(job_id, self._lease.worker, self.kind, finished=done)
-            if not done:
+            if done:
+                self.dispatcher.job_went(self._lease.hold, job.get("status"))
+            else:
                 self.dispatcher.job_began(self._lease, job_id)
             self._learnt = job_id
         self._lease = None
@@ -113,7 +115,7 @@ class _Reading:
         if status == 404 or (status == 200 and self.deletes):
             self.assets.forget(self.asset_id)
         if status == 404:
-            self.dispatcher.job_ended(self.asset_id, ok=False)
+            self.dispatcher.job_ended(self.asset_id, None)
         elif status == 200 and self.deletes:
             self.dispatcher.job_deleted(self.asset_id)
 
@@ -128,7 +130,7 @@ class _Reading:
         job = _object(self._body)
         if is_over(job) and not self.deletes:
             self.assets.finish(self.asset_id)
-            self.dispatcher.job_ended(self.asset_id, ok=job.get("status") == "completed")
+            self.dispatcher.job_ended(self.asset_id, job.get("status"))
 
     async def durable(self) -> None:
         pass

@@ -29,6 +29,7 @@ from ..observe import logs
 from ..pool import policies
 from ..pool.assets import AssetMap
 from ..pool.cost import Speeds
+from ..pool.ejection import EjectionLimits
 from ..pool.registry import Registry
 from ..pool.weights import ChangeRecord, LedgerRecord, Ledgers, WeightRecord
 from ..relay.access import AdminKey
@@ -69,6 +70,9 @@ async def assemble(settings: RouterSettings, store: Store, client: ControlClient
         failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
         trust_weights=settings.trust_external_weights,
+        ejection=EjectionLimits(
+            settings.ejection_failures, settings.ejection_pause, settings.ejection_max_pause
+        ),
     )
     registry.subscribe(logs.log_event)
     # Before the dispatcher: it hears first of what makes a worker unroutable.

@@ -142,6 +142,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(built.upstream.run)
             nursery.start_soon(_wind_down, stop, built, settings.shutdown_timeout)
+            await nursery.start(parts.dispatcher.run)
             await nursery.start(parts.retirer.run)
             await nursery.start(parts.errands.run)
             await nursery.start(built.replayer.run)

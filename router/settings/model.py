@@ -157,6 +157,26 @@ class RouterSettings:
         group="Health",
         help="failed probes in a row after which a worker is unhealthy",
     )
+    ejection_failures: int | None = setting(
+        2,
+        WholeNumber(2, none=True),
+        group="Health",
+        help="fewest failed generations in a row that put a worker on trial while others succeed;"
+        " none: never",
+    )
+    ejection_pause: float = setting(
+        1.0,
+        Duration(_SHORTEST),
+        group="Health",
+        help="time until a worker on trial gets a request; doubled after each that fails",
+    )
+    ejection_max_pause: float = setting(
+        60.0,
+        Duration(_SHORTEST),
+        group="Health",
+        help="longest such time, and longest pause that a worker gets which asks for one by"
+        " Retry-After",
+    )
     timeout: float = setting(
         1800.0,
         Duration(_SHORTEST),

@@ -33,6 +33,7 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
         "total_workers": count.total,
         "dead_workers": count.dead,
         "sleeping_workers": count.sleeping,
+        "workers_on_trial": count.on_trial,
         "state": "none",
     }
     if store.keeps:

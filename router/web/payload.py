@@ -6,7 +6,7 @@ from typing import Any
 
 from ..pool.cost import Speeds
 from ..pool.lifecycle import reasons, routable
-from ..pool.worker import Task, Worker
+from ..pool.worker import Task, Trial, Worker
 
 
 def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None
         "origin": worker.origin,
         "incarnation": worker.incarnation,
         "suspicion": worker.suspicion,
+        "trial": _trial(worker.trial),
         "models": list(can.models) if can else None,
         "model_path": can.model_path if can else None,
         "task_types": list(can.task_types) if can else None,
@@ -45,3 +46,9 @@ def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None
         "seconds_per_unit_of_work": speeds.of(worker.url),
         "launch": launch,
     }
+
+
+def _trial(trial: Trial | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    return {"reason": trial.reason, "failures": trial.failures, "pause_seconds": trial.pause}

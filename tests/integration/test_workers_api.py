@@ -85,6 +85,7 @@ def test_registering(run_router: RunRouter, form: Any) -> None:
             "origin": "registered",
             "incarnation": 1,
             "suspicion": None,
+            "trial": None,
             "launch": None,
             "models": ["org/picture"],
             "model_path": "org/picture",
@@ -598,6 +599,7 @@ def test_health_says_whether_a_request_would_be_served(run_router: RunRouter) ->
                     "total_workers": 0,
                     "dead_workers": 0,
                     "sleeping_workers": 0,
+                    "workers_on_trial": 0,
                     "state": "none",
                     **expected,
                 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from attrs import define, field
@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from router.pool import events
 from router.pool.candidates import Facts, Need, fitting, may_have
 from router.pool.cost import Speeds
+from router.pool.ejection import EjectionLimits
 from router.pool.lifecycle import (
     WEIGHTS,
     AdminEvent,
@@ -22,8 +23,8 @@ from router.pool.lifecycle import (
     MemoryEvent,
     Probe,
     WeightsEvent,
+    able,
     hopeful,
-    routable,
     step,
 )
 from router.pool.lines import Waiting
@@ -34,6 +35,7 @@ from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Worker
 
 MOST_JOBS = 2
+TRIALS = EjectionLimits(failures=2, pause=1.0, longest=8.0)
 
 FACTS = st.builds(
     Facts,
@@ -66,7 +68,10 @@ class Shell:
     """Carries out what the queue decides, as the dispatcher does."""
 
     policy: str
-    registry: Registry = field(factory=lambda: Registry(failure_threshold=2))
+    registry: Registry = field(
+        factory=lambda: Registry(failure_threshold=2, ejection=TRIALS),
+    )
+    now: float = 0.0
     waiting: dict[Waiting, None] = field(factory=dict)
     given: list[Given] = field(factory=list)
     holds: list[Hold] = field(factory=list)  # of jobs and ghosts
@@ -96,6 +101,8 @@ class Shell:
             | events.ProspectsChanged,
         ):
             self.overtaken.clear()
+        if isinstance(event, events.SlotFreed):
+            self.registry.ejection.ended(event.hold, self.now)
         self.decide(lambda: self.queue.told(event))
 
     def decide(self, change: Callable[[], list[Effect]]) -> None:
@@ -140,15 +147,20 @@ class Shell:
     def take(self, grant: Grant) -> None:
         waiting, worker = grant.waiting, grant.worker
         del self.waiting[waiting]  # a KeyError if it ended before
-        assert routable(worker)
-        assert worker in self.fitting(waiting)
+        assert worker in best(w for w in self.fitting(waiting) if serves(w, waiting))
         assert worker not in waiting.tried
         assert worker.weight_version >= waiting.facts.min_version
         need = waiting.facts.need
         hold = None
         if need is not Need.NOTHING:
             kind = HoldKind.SESSION if need is Need.SESSION else HoldKind.GENERATION
-            hold = Hold(worker, worker.incarnation, kind, job=need is Need.JOB)
+            hold = Hold(
+                worker,
+                worker.incarnation,
+                kind,
+                job=need is Need.JOB,
+                wants=waiting.facts.wants,
+            )
         if need in (Need.SLOT, Need.SESSION):
             assert worker.free_slots > 0, "over-committed"
             if not waiting.tried:
@@ -193,7 +205,19 @@ def hopes(worker: Worker, waiting: Waiting) -> bool:
 
 
 def serves(worker: Worker, waiting: Waiting) -> bool:
-    return routable(worker) and worker.weight_version >= waiting.facts.min_version
+    return able(worker) and worker.weight_version >= waiting.facts.min_version
+
+
+def ejected(worker: Worker) -> bool:
+    """Whether it is on trial, and no request of it is due."""
+    return worker.trial is not None and not worker.trial.due
+
+
+def best(workers: Iterable[Worker]) -> list[Worker]:
+    """Of workers that are able those that come first: without trouble, then with, then ejected."""
+    some = list(workers)
+    kept = [worker for worker in some if not ejected(worker)]
+    return [worker for worker in kept if not worker.troubled] or kept or some
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -266,6 +290,32 @@ class QueueMachine(RuleBasedStateMachine):
                 case "forgive":
                     self.registry.forgive(worker)
 
+    @rule(seconds=st.sampled_from([0.5, 1.0, 10.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.shell.now += seconds
+        ejection = self.registry.ejection
+        due = ejection.next_look()
+        ejection.look(self.shell.now)
+        assert ejection.next_look() > self.shell.now
+        assert due > self.shell.now or ejection.next_look() != due
+
+    @rule(index=INDEX, seconds=st.sampled_from([0.0, 1.0, 5.0]))
+    def asks_for_a_pause(self, index: int, seconds: float) -> None:
+        if worker := self.worker(index):
+            self.registry.ejection.hold_off(worker, seconds, self.shell.now)
+
+    @precondition(lambda self: self.shell.given)
+    @rule(index=INDEX, fails=st.booleans())
+    def outcome(self, index: int, fails: bool) -> None:
+        given = self.pick(index)
+        hold, worker = given.lease.hold, given.lease.worker
+        if hold is not None and hold.incarnation == worker.incarnation and fails:
+            fit = self.shell.fitting(given.waiting)
+            self.registry.ejection.failed(hold, fit, self.shell.now, "why")
+        elif hold is not None and hold.incarnation == worker.incarnation:
+            self.registry.ejection.succeeded(worker, self.shell.now)
+        given.lease.release()
+
     @rule(index=INDEX, slots=st.none() | st.integers(1, 3))
     def resize(self, index: int, slots: int | None) -> None:
         if worker := self.worker(index):
@@ -330,8 +380,7 @@ class QueueMachine(RuleBasedStateMachine):
     def nobody_waits_who_could_be_served(self) -> None:
         for waiting in self.shell.waiting:
             able = [w for w in self.shell.fitting(waiting) if serves(w, waiting)]
-            # Those with trouble serve if there is nobody else.
-            able = [worker for worker in able if not worker.troubled] or able
+            able = best(able)
             if not waiting.eager:
                 able = [worker for worker in able if worker.free_slots > 0]
             assert not [worker for worker in able if worker not in waiting.tried]
@@ -359,6 +408,15 @@ class QueueMachine(RuleBasedStateMachine):
             for hold in leased | set(self.shell.holds):
                 current = hold.worker is worker and hold.incarnation == worker.incarnation
                 assert (hold in worker.holds) == current
+
+    @invariant()
+    def trials_agree_with_their_workers(self) -> None:
+        for worker in self.seen:
+            trial = worker.trial
+            assert trial is None or not worker.removed
+            if trial is not None and trial.hold is not None:
+                assert not trial.due
+                assert trial.hold in worker.holds
 
     def teardown(self) -> None:
         if not hasattr(self, "shell"):

@@ -611,7 +611,7 @@ def test_a_slot_is_free_at_the_head_and_the_exchange_over_at_its_end() -> None:
         worker = pool.add("a")
         lease = await pool.lease()
         assert (worker.free_slots, worker.active_requests) == (0, 1)
-        pool.dispatcher.answered(lease, ok=True)
+        pool.dispatcher.answered(lease, 200)
         assert (worker.free_slots, worker.active_requests) == (1, 1)
         again = await pool.lease()
         lease.release()
@@ -652,13 +652,13 @@ def test_a_job_holds_its_slot_until_it_has_ended() -> None:
         a, b = pool.add("a", tasks=("T2I", "T2V")), pool.add("b", tasks=("T2I", "T2V"))
         lease = await pool.lease(VIDEO)
         worker, other = (a, b) if lease.worker is a else (b, a)
-        pool.dispatcher.answered(lease, ok=True)
+        pool.dispatcher.answered(lease, 200)
         pool.dispatcher.job_began(lease, "job")
         lease.release()
         assert (worker.free_slots, worker.jobs, worker.active_requests) == (0, 1, 0)
         assert {await pool.chosen() for _ in range(4)} == {other}  # images go elsewhere
-        pool.dispatcher.job_ended("job", ok=True)
-        pool.dispatcher.job_ended("job", ok=True)
+        pool.dispatcher.job_ended("job", "completed")
+        pool.dispatcher.job_ended("job", "completed")
         assert (worker.free_slots, worker.jobs) == (1, 0)
 
     run(main)
@@ -669,11 +669,11 @@ def test_a_job_that_was_refused_or_has_no_id_is_none() -> None:
         pool = Pool()
         worker = pool.add("a", tasks=("T2V",))
         lease = await pool.lease(VIDEO)
-        pool.dispatcher.answered(lease, ok=False)
+        pool.dispatcher.answered(lease, 400)
         assert worker.free_slots == 1
         lease.release()
         lease = await pool.lease(VIDEO)
-        pool.dispatcher.answered(lease, ok=True)
+        pool.dispatcher.answered(lease, 200)
         assert worker.free_slots == 0
         lease.release()
         assert worker.free_slots == 1
@@ -690,7 +690,7 @@ def test_a_deleted_job_that_ran_is_a_ghost() -> None:
         lease.release()
         pool.dispatcher.job_deleted("job")
         assert (worker.jobs, worker.ghosts, worker.free_slots) == (0, 1, 0)
-        pool.dispatcher.job_ended("job", ok=True)  # nobody follows it any more
+        pool.dispatcher.job_ended("job", "completed")  # nobody follows it any more
         assert worker.ghosts == 1
 
     run(main)
@@ -738,7 +738,7 @@ def test_a_new_process_has_all_its_slots() -> None:
             await settled()
             assert asking.got == ["waits"]
             # What ends late, of the process before, frees nothing.
-            pool.dispatcher.job_ended("job", ok=True)
+            pool.dispatcher.job_ended("job", "completed")
             assert worker.free_slots == 0
 
     run(main)
@@ -779,13 +779,13 @@ def test_speeds_are_learnt_from_answers() -> None:
         pool.dispatcher.delivered(lease)
         await trio.sleep(2)
         assert pool.dispatcher.speeds.outstanding(worker) > 0
-        pool.dispatcher.answered(lease, ok=True)
+        pool.dispatcher.answered(lease, 200)
         await trio.sleep(60)  # the transfer
         lease.release()
         assert pool.dispatcher.speeds.of(worker.url) == {"image": 0.5}
         lease = await pool.lease(facts)
         await trio.sleep(9)
-        pool.dispatcher.answered(lease, ok=False)
+        pool.dispatcher.answered(lease, 400)
         lease.release()
         assert pool.dispatcher.speeds.of(worker.url) == {"image": 0.5}
 
@@ -798,13 +798,13 @@ def test_waiting_behind_others_does_not_distort_what_is_learnt() -> None:
         worker = pool.add("a", tasks=("T2V",))
         for name in ("one", "two", "three"):
             lease = await pool.lease(VIDEO)
-            pool.dispatcher.answered(lease, ok=True)
+            pool.dispatcher.answered(lease, 200)
             pool.dispatcher.job_began(lease, name)
             lease.release()
         assert pool.dispatcher.speeds.of(worker.url) == {}  # a POST is no generation
         for name in ("one", "two", "three"):
             await trio.sleep(20)
-            pool.dispatcher.job_ended(name, ok=True)
+            pool.dispatcher.job_ended(name, "completed")
             assert pool.dispatcher.speeds.of(worker.url) == {"video": 2.0}
 
     run(main)
