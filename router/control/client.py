@@ -14,6 +14,7 @@ import trio
 from attrs import frozen
 
 from ..errors import describe, is_refusal
+from ..net.addresses import Addresses, Origin
 from ..net.hops import INSTANCE_HEADER, Instance
 
 # Workers close idle connections after 5 s (worker contract).
@@ -55,11 +56,12 @@ class Answer:
 class ControlClient:
     """Sends control calls to workers. Never reads proxy settings from the environment."""
 
-    def __init__(self, instance: Instance | None = None) -> None:
-        self.instance = instance or Instance()
+    def __init__(self, addresses: Addresses | None = None) -> None:
+        self.instance = Instance()
+        self.addresses = addresses or Addresses()
         self._client = httpx.AsyncClient(
             trust_env=False,
-            transport=_Pools(),
+            transport=_Pools(self.addresses),
             headers={"accept-encoding": "identity"},  # bodies are taken as they come
             follow_redirects=False,
         )
@@ -150,7 +152,8 @@ class ControlClient:
 class _Pools(httpx.AsyncBaseTransport):
     """Many small pools of connections: one takes time with the square of what is in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
         # The system's certificates, as the relay trusts them; httpx would bring its own.
         verify = ssl.create_default_context()
         limits = httpx.Limits(
@@ -161,6 +164,18 @@ class _Pools(httpx.AsyncBaseTransport):
         ]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        origin = Origin.of(f"{request.url.scheme}://{request.url.netloc.decode()}")
+        patience = request.extensions["timeout"]["connect"]
+        try:
+            with trio.fail_after(patience):
+                address = await self._addresses.address(origin)
+        except OSError as error:
+            raise httpx.ConnectError(describe(error), request=request) from error
+        except trio.TooSlowError as error:
+            raise httpx.ConnectTimeout("no address was found", request=request) from error
+        # To the worker's one address, with its name for Host (which is set already) and TLS.
+        request.url = request.url.copy_with(host=address)
+        request.extensions = {**request.extensions, "sni_hostname": origin.host}
         number = zlib.crc32(request.url.netloc) % _POOLS
         return await self._pools[number].handle_async_request(request)
 

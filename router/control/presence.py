@@ -10,10 +10,12 @@ import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import trio
 from attrs import define, field
+
+from ..net.addresses import Addresses, Origin
+from ..net.lookup import Unresolved
 
 CONNECT_TIMEOUT = 5.0  # seconds
 # A machine that loses its power sends no end of file, and one behind a broken network cannot. So
@@ -76,23 +78,28 @@ class Evidence:
         self._vain.clear()
 
 
-async def open_idle(url: str) -> trio.abc.Stream | None:
-    """Open the idle connection. None if that fails: the probe beside it finds out why."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+async def open_idle(url: str, addresses: Addresses) -> trio.abc.Stream | None:
+    """Open the idle connection, to where the URL leads now. None if that fails: the probe beside it
+    finds out why. Raises Unresolved."""
+    origin = Origin.of(url)
     stream: trio.abc.Stream | None = None
     try:
         with trio.move_on_after(CONNECT_TIMEOUT):
-            stream = plain = await trio.open_tcp_stream(host, port)
+            stream = plain = await addresses.meet(origin)
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             _set(plain, _KEEPALIVE)
-            if parts.scheme == "https":
+            if origin.scheme == "https":
                 # Without a handshake the worker would close it as a stalled client.
                 stream = secure = trio.SSLStream(
-                    plain, ssl.create_default_context(), server_hostname=host, https_compatible=True
+                    plain,
+                    ssl.create_default_context(),
+                    server_hostname=origin.host,
+                    https_compatible=True,
                 )
                 await secure.do_handshake()
             return stream
+    except Unresolved:
+        raise
     except (OSError, trio.BrokenResourceError, ssl.SSLError):
         pass
     except BaseException:

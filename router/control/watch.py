@@ -8,6 +8,8 @@ import random
 import trio
 from attrs import define, field
 
+from ..net.addresses import Addresses, NotOneAddress, SamePeer
+from ..net.lookup import Unresolved
 from ..pool import events
 from ..pool.assets import Made
 from ..pool.ids import BadWorkerURL
@@ -54,7 +56,7 @@ class _Watch:
     silent: int = 0  # times in a row that there was no answer to it
     silent_since: float | None = None  # when the first probe began that was not answered well
     retry: float = _RETRY_FIRST
-    refusal: BadWorkerURL | None = None  # why it was removed again at first contact
+    refusal: BadWorkerURL | SamePeer | None = None  # why, at first contact, it is no new worker
 
 
 @define(eq=False)
@@ -69,6 +71,7 @@ class Watchman:
     witness: Witness
     interval: float = 10.0
     rng: random.Random = field(factory=random.Random)
+    addresses: Addresses = field(factory=Addresses)
     instance: str = ""  # the id of this router, as its own `/health` tells it
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
@@ -76,6 +79,7 @@ class Watchman:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch the workers there are, and those that join; never returns."""
+        self.addresses.on_move = self._moved
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for worker in self.registry:
@@ -93,7 +97,8 @@ class Watchman:
 
     async def first_contact(self, worker: Worker, *, within: float) -> bool:
         """Wait until the worker's first probe is over, at most so many seconds; False if it is
-        not over by then. Raises BadWorkerURL where it found what is no worker."""
+        not over by then. Raises BadWorkerURL where it found what is no worker, and
+        SamePeer where it found one that is registered already."""
         watch = self._watches.get(worker)
         if watch is None:
             return False
@@ -125,6 +130,7 @@ class Watchman:
                     watch.scope.cancel()
                     watch.contacted.set()  # nobody need wait for it any longer
                     watch.looked.set()
+                self.addresses.forget(worker.url)
             case events.Trouble(worker, _):
                 self.nudge(worker)
             case events.Suspected(worker, _):
@@ -182,13 +188,15 @@ class Watchman:
         # Before the probe, so that no death between the two goes unseen. Where there was nobody to
         # connect to, and a moment later there is: again.
         for _ in range(2):
-            if watch.idle is None:
-                stream = await open_idle(worker.url)
-                if stream is not None:
-                    watch.idle = stream
-                    nursery.start_soon(self._hold, watch, stream)
-            idle = watch.idle
             asked = trio.current_time()
+            if watch.idle is None:
+                try:
+                    await self._connect(watch, nursery)
+                except Unresolved as error:
+                    idle, finding = None, Finding(Probe.FAILED, str(error))
+                    self._turn_away(watch, error)
+                    break
+            idle = watch.idle
             finding = await probe(self.client, worker.url)
             if self._is_itself(watch, finding):
                 return
@@ -210,6 +218,36 @@ class Watchman:
         if watch.idle is None:
             self._recall(watch)  # until one is open, another process may come unseen
         watch.contacted.set()
+
+    async def _connect(self, watch: _Watch, nursery: trio.Nursery) -> None:
+        """Open the idle connection, if it can be. Raises Unresolved."""
+        stream = await open_idle(watch.worker.url, self.addresses)
+        if stream is not None:
+            watch.idle = stream
+            self.addresses.held.add(watch.worker.url)
+            nursery.start_soon(self._hold, watch, stream)
+
+    def _moved(self, url: str, before: str, now: str) -> None:
+        worker = self.registry.find(url)
+        if worker is not None and worker.met:
+            self.registry.suspect(worker, f"its name leads to {now} now, and not to {before}")
+
+    def _turn_away(self, watch: _Watch, error: Unresolved) -> None:
+        """At first contact, note what speaks against registering such a worker."""
+        worker = watch.worker
+        if watch.contacted.is_set():
+            return
+        if isinstance(error, NotOneAddress):
+            watch.refusal = BadWorkerURL(f"Worker URL {worker.url} is refused: {error}")
+        elif isinstance(error, SamePeer):
+            if worker.origin is not Origin.LAUNCHED:
+                logger.warning("%s: it is left out", error)
+                watch.refusal = error
+                self.registry.remove(worker)
+            elif (other := self.registry.find(error.url)) and other.origin is not Origin.LAUNCHED:
+                logger.warning("%s, which is left out", error)
+                self.registry.remove(other)
+                watch.wake.set()
 
     def _is_itself(self, watch: _Watch, finding: Finding) -> bool:
         """Whether this router has answered. At first contact the worker is removed: no request
@@ -298,6 +336,7 @@ class Watchman:
         reason = await wait_closed(stream)
         lasted = trio.current_time() - opened
         watch.idle = None
+        self.addresses.held.discard(watch.worker.url)
         watch.brief = watch.brief + 1 if lasted < _BRIEF else 0
         self._recall(watch)
         if watch.evidence.ended(lasted) and watch.worker.met:

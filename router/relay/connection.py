@@ -40,6 +40,7 @@ class Connection:
     stream: PlainStream | trio.SSLStream[trio.SocketStream]
     socket: socket.socket | trio.socket.SocketType
     host_header: bytes
+    address: str = ""  # of the worker
     reused: bool = False
     idle_since: float = 0.0
     _method: str = field(init=False, default="GET")

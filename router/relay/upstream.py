@@ -12,12 +12,12 @@ import socket
 import ssl
 from types import TracebackType
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..errors import WorkerFailed, WorkerTimeout, describe
+from ..net.addresses import Addresses, Origin
 from .connection import Connection
 from .plain import PlainStream
 
@@ -35,23 +35,6 @@ class ConnectTimeout(WorkerTimeout):
     default_code = "connect_timeout"
 
 
-@frozen
-class Origin:
-    """Where a worker listens."""
-
-    url: str
-    scheme: str
-    host: str
-    port: int
-    host_header: bytes
-
-    @classmethod
-    def of(cls, url: str) -> Origin:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return cls(url, parts.scheme, parts.hostname or "", port, parts.netloc.encode())
-
-
 @define(eq=False)
 class _Pool:
     origin: Origin
@@ -59,12 +42,13 @@ class _Pool:
     users: int = 0  # exchanges under way or waiting for a connection
     limit: trio.Semaphore | None = None
 
-    def reuse(self) -> Connection | None:
-        """The connection that was used last, if it is good."""
+    def reuse(self, address: str | None) -> Connection | None:
+        """The connection that was used last, if it is good, and to the worker's address."""
         while self.idle:
             connection = self.idle.pop()
             young = trio.current_time() - connection.idle_since < IDLE_LIMIT
-            if young and connection.quiet():
+            there = address is None or connection.address == address
+            if young and there and connection.quiet():
                 return connection
             connection.close()
         return None
@@ -85,6 +69,7 @@ class Upstream:
 
     connect_timeout: float = 5.0
     max_connections: int | None = None
+    addresses: Addresses = field(factory=Addresses)
     _pools: dict[str, _Pool] = field(init=False, factory=dict)
     _tls: ssl.SSLContext | None = field(init=False, default=None)
 
@@ -128,10 +113,12 @@ class Upstream:
         where = f"{origin.host}:{origin.port}"
         try:
             with trio.fail_after(self.connect_timeout):
-                stream = await trio.open_tcp_stream(origin.host, origin.port)
+                stream, address = await self.addresses.connect(origin)
                 try:
                     _notice_death(stream)
-                    return await self._secure(stream, origin)
+                    connection = await self._secure(stream, origin)
+                    connection.address = address
+                    return connection
                 except BaseException:
                     stream.socket.close()
                     raise
@@ -171,7 +158,8 @@ class _Use:
             if pool.limit is not None:
                 await pool.limit.acquire()
             try:
-                connection = None if self.fresh else pool.reuse()
+                address = self.upstream.addresses.peer(pool.origin.url)
+                connection = None if self.fresh else pool.reuse(address)
                 if connection is None:
                     pool.make_room()
                     connection = await self.upstream.open(pool.origin)

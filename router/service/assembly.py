@@ -109,6 +109,7 @@ async def assemble(settings: RouterSettings, store: Store, client: ControlClient
         dispatcher=dispatcher,
         watchman=Watchman(
             *(registry, client, witness, settings.health_check_interval),
+            addresses=client.addresses,
             instance=client.instance.id,
         ),
         retirer=retirer,
@@ -123,7 +124,7 @@ async def assemble(settings: RouterSettings, store: Store, client: ControlClient
         launcher=fleet,
         limits=CallLimits(refit=call, idle=settings.idle_timeout),
     )
-    upstream = Upstream(settings.connect_timeout, settings.max_connections)
+    upstream = Upstream(settings.connect_timeout, settings.max_connections, client.addresses)
     restarting = trio.Event()
     app = _front(settings, parts, upstream, assets, restarting)
     return Assembly(

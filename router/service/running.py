@@ -140,6 +140,7 @@ async def _serve(
         restored = keeper.restore(static_workers(settings))
         parts.memory.restore()
         async with trio.open_nursery() as nursery:
+            await nursery.start(client.addresses.lookups.run)
             nursery.start_soon(built.upstream.run)
             nursery.start_soon(_wind_down, stop, built, settings.shutdown_timeout)
             await nursery.start(parts.dispatcher.run)

@@ -7,7 +7,8 @@ from typing import Any
 from quart import Blueprint, request
 
 from ..errors import BadRequest
-from ..pool.ids import normalise_url
+from ..net.addresses import SamePeer
+from ..pool.ids import BadWorkerURL, normalise_url
 from ..pool.lifecycle import AdminEvent
 from ..pool.worker import Health, Origin, Worker
 from . import body
@@ -33,7 +34,12 @@ async def add_worker() -> dict[str, Any]:
             f"Weight version {version} was never issued; the latest is {latest}",
             details={"weight_version": latest},
         )
-    url = normalise_url(_url_of(content))
+    return await _register(normalise_url(_url_of(content)), content, limit, version)
+
+
+async def _register(
+    url: str, content: dict[str, Any], limit: int | None, version: int | None
+) -> dict[str, Any]:
     registry, watchman = parts().registry, parts().watchman
     parts().store.check()
     known = registry.find(url) is not None
@@ -49,7 +55,15 @@ async def add_worker() -> dict[str, Any]:
         else:  # it may be the new process that registers: do not answer for the old one
             await watchman.look_again(worker, within=FIRST_CONTACT)
     await parts().store.commit()  # now, lest a worker that does not answer delays it
-    await watchman.first_contact(worker, within=FIRST_CONTACT)
+    try:
+        await watchman.first_contact(worker, within=FIRST_CONTACT)
+    except BadWorkerURL:
+        if not known:
+            registry.remove(worker)
+            await parts().store.commit()
+        raise
+    except SamePeer as same:
+        return {**await _register(same.url, content, limit, version), "alias_of": same.url}
     return {"status": "success", "worker": _payload(worker), "message": _finding(worker)}
 
 

@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.deployment import RunRouter, run_deployed
+from tests.integration.names import names
+
+__all__ = ["names"]
 
 
 @pytest.fixture

@@ -46,9 +46,11 @@ class Deployment:
         self.started.append(worker)
         return worker
 
-    async def script(self, **answers: Any) -> ScriptedWorker:
+    async def script(
+        self, *, host: str = "127.0.0.1", port: int = 0, **answers: Any
+    ) -> ScriptedWorker:
         """A worker that follows a script; not registered."""
-        worker = ScriptedWorker(answers=answers)
+        worker = ScriptedWorker(answers=answers, host=host, port=port)
         self.scripted.append(worker)
         await self.nursery.start(worker.run)
         return worker
@@ -123,12 +125,14 @@ class ScriptedWorker:
     asked: list[str] = Factory(list)  # method and path, in order
     connections: set[trio.SocketStream] = Factory(set)
     port: int = 0
+    host: str = "127.0.0.1"
+    heads: list[bytes] = Factory(list)  # of the requests, in order
     _scope: trio.CancelScope = Factory(trio.CancelScope)
     _listener: socket.socket | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         try:
@@ -157,7 +161,7 @@ class ScriptedWorker:
 
     def listen(self) -> None:
         """Listen again, where it did before."""
-        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener = socket.create_server((self.host, self.port))
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
 
@@ -198,6 +202,7 @@ class ScriptedWorker:
                     buffer += piece
                 buffer = buffer[length:]
                 method, path, _ = head.split(b" ", 2)
+                self.heads.append(head)
                 self.asked.append(f"{method.decode()} {path.decode()}")
                 answer = self.answers.get(path.decode(), DEFAULTS.get(path.decode(), NOT_FOUND))
                 if isinstance(answer, bytes):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+import trio
 
 from tests.integration.api.pools import (
     IMAGES,
@@ -193,13 +195,33 @@ def test_odd_rows_do_no_harm(run_pool: RunPool) -> None:
     run_pool(test, VIDEOS)
 
 
-def test_one_worker_under_two_names(run_pool: RunPool) -> None:
+def test_one_worker_behind_two_addresses(run_pool: RunPool) -> None:
+    """A proxy in front of it looks like another worker."""
+
     async def test(pool: Deployment, a: Member) -> None:
-        await pool.register(a.url.replace("127.0.0.1", "localhost"))
-        made = [(await submit(pool))["id"] for _ in range(3)]
-        assert await listed(pool, order="asc") == made
+        async def forward(client: trio.SocketStream) -> None:
+            port = int(a.url.rpartition(":")[2])
+            worker = await trio.open_tcp_stream("127.0.0.1", port)
+            async with worker, trio.open_nursery() as both:
+                both.start_soon(_copy, client, worker)
+                await _copy(worker, client)
+                both.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, forward, [listener])
+            await pool.register(f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+            made = [(await submit(pool))["id"] for _ in range(3)]
+            assert await listed(pool, order="asc") == made
+            nursery.cancel_scope.cancel()
 
     run_pool(test, VIDEOS)
+
+
+async def _copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for piece in source:
+            await target.send_all(piece)
 
 
 @pytest.mark.parametrize("name", ["id", "video_id"])

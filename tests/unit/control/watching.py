@@ -16,6 +16,7 @@ from router.control import watch as watch_module
 from router.control.client import Answer, Unreachable
 from router.control.watch import Watchman
 from router.control.witness import Witness
+from router.net.addresses import Addresses
 from router.pool import events
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.registry import Registry
@@ -81,7 +82,7 @@ class Process:
         self.knows.clear()
         self.die()
 
-    async def open_idle(self, url: str) -> trio.abc.Stream | None:
+    async def open_idle(self, url: str, addresses: Addresses) -> trio.abc.Stream | None:
         await trio.lowlevel.checkpoint()
         if not self.listens:
             return None

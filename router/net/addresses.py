@@ -1,0 +1,216 @@
+"""Where each worker is: one address of one process, which all connections to it go to.
+
+A name is looked up when its worker is met, and again only once that address is lost. So weights,
+jobs and generations never go to different processes that share a name, and a name server that is
+silent or slow holds back nobody who is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from urllib.parse import urlsplit
+
+import trio
+from attrs import define, field, frozen
+
+from ..pool.ids import is_blocked_address
+from .listeners import is_local, listeners, read_listening
+from .lookup import Lookups, Silent, Unresolved
+
+_PATIENCE = 3.0  # seconds that a name may take of which nothing is known
+_BRIEF = 1.0  # and one whose last address is known; or an address beside another one
+
+
+@frozen
+class Origin:
+    """Where a worker listens, as its URL says."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    host_header: bytes
+
+    @classmethod
+    @lru_cache(4096)
+    def of(cls, url: str) -> Origin:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return cls(url, parts.scheme, parts.hostname or "", port, parts.netloc.encode())
+
+
+class NotOneAddress(Unresolved):
+    """The name leads to what can be no single worker: several addresses, or a blocked one."""
+
+
+class SamePeer(Unresolved):
+    """The URL leads to where the worker `url` is."""
+
+    def __init__(self, origin: Origin, url: str) -> None:
+        super().__init__(f"{origin.url} leads to the same address and port as {url}")
+        self.url = url
+
+
+@define(eq=False)
+class Addresses:
+    """The address of each worker that was met, by URL."""
+
+    lookups: Lookups = field(factory=Lookups)
+    # Called with a URL and its old and new address, before any connection goes to the new one.
+    on_move: Callable[[str, str, str], None] | None = None
+    # Those of URLs whose idle connection stands: no other process can have taken them.
+    held: set[str] = field(init=False, factory=set)
+    _peers: dict[str, str] = field(init=False, factory=dict)
+    _origins: dict[str, Origin] = field(init=False, factory=dict)
+    _claims: dict[tuple[str, int, str], str] = field(init=False, factory=dict)
+
+    def peer(self, url: str) -> str | None:
+        """The address that all connections to the worker go to, if it was met."""
+        return self._peers.get(url)
+
+    def forget(self, url: str) -> None:
+        """The worker is no longer registered."""
+        self.held.discard(url)
+        self._unpin(url)
+
+    async def connect(self, origin: Origin) -> tuple[trio.SocketStream, str]:
+        """A connection to the worker, and the address. Raises OSError, Unresolved among them."""
+        peer = self._peers.get(origin.url)
+        choice = [peer] if peer is not None else await self._find(origin)
+        return await _first(choice, origin.port)
+
+    async def address(self, origin: Origin) -> str:
+        """The address that a connection to the worker is to go to. Raises OSError."""
+        peer = self._peers.get(origin.url)
+        if peer is not None:
+            return peer
+        choice = await self._find(origin)
+        if len(choice) > 1:
+            stream, address = await _first(choice, origin.port)
+            await trio.aclose_forcefully(stream)
+            return address
+        return choice[0]
+
+    async def meet(self, origin: Origin) -> trio.SocketStream:
+        """A connection to where the URL leads now: the address of all others from now on.
+
+        For whoever watches the worker, when there is no other connection to it that stands. A name
+        that leads to its old address among others keeps it, and so does one whose name servers
+        are silent. Raises OSError; Unresolved where no connection was tried.
+        """
+        peer = self._peers.get(origin.url)
+        try:
+            choice = await self._find(origin, known=peer)
+        except Silent:
+            if peer is None:
+                raise
+            choice = [peer]
+        except Unresolved:
+            self._unpin(origin.url)
+            raise
+        stream, address = await _first(choice, origin.port)
+        try:
+            if address != peer:
+                await self._pin(origin, address)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream
+
+    async def _find(self, origin: Origin, known: str | None = None) -> list[str]:
+        """The addresses of which one is the worker's, in the order in which to try them."""
+        with suppress(ValueError):
+            return [str(ip_address(origin.host))]
+        within = _PATIENCE if known is None else _BRIEF
+        found = _unmapped(await self.lookups.find(origin.host, within=within))
+        for address in found:
+            if is_blocked_address(ip_address(address)):
+                raise NotOneAddress(
+                    f"{origin.host} is blocked: its address {address} is link-local or a metadata"
+                    " service"
+                )
+        if len({ip_address(address).version for address in found}) == len(found):
+            return sorted(found, key=lambda address: address != known)
+        if known in found:
+            return [known]  # the others may be other processes
+        raise NotOneAddress(
+            f"{origin.host} has {len(found)} addresses ({', '.join(found[:8])}), and behind each"
+            " may be another process: register each by its address"
+        )
+
+    async def _pin(self, origin: Origin, address: str) -> None:
+        """Have all connections go to this address. Raises SamePeer if another worker has it."""
+        owner = self._owner(origin, address)
+        if owner is not None and owner not in self.held:
+            # It is lost: does its own name still lead here?
+            await self._check(self._origins[owner])
+            owner = self._owner(origin, address)
+        if owner is not None:
+            raise SamePeer(origin, owner)
+        before = self._peers.get(origin.url)
+        if before is not None and self.on_move is not None:
+            self.on_move(origin.url, before, address)
+        self._unpin(origin.url)
+        self._peers[origin.url] = address
+        self._origins[origin.url] = origin
+        self._claims[address, origin.port, origin.scheme] = origin.url
+
+    async def _check(self, lost: Origin) -> None:
+        """Let the address of a lost worker go if its name leads there no more."""
+        peer = self._peers.get(lost.url)
+        try:
+            found = await self._find(lost, known=peer)
+        except Silent:
+            return
+        except Unresolved:
+            found = []
+        if peer not in found and lost.url not in self.held:
+            self._unpin(lost.url)
+
+    def _owner(self, origin: Origin, address: str) -> str | None:
+        """The other worker that is behind this address and port, if one is."""
+        owner = self._claims.get((address, origin.port, origin.scheme))
+        if owner is not None:
+            return None if owner == origin.url else owner
+        if not is_local(address):
+            return None
+        others = [
+            (url, peer)
+            for (peer, port, scheme), url in self._claims.items()
+            if (port, scheme) == (origin.port, origin.scheme) and url != origin.url
+        ]
+        others = [(url, peer) for url, peer in others if is_local(peer)]
+        listening = read_listening() if others else {}
+        ours = listeners(address, origin.port, listening)
+        for url, peer in others:
+            if ours and listeners(peer, origin.port, listening) == ours:
+                return url
+        return None
+
+    def _unpin(self, url: str) -> None:
+        peer, origin = self._peers.pop(url, None), self._origins.pop(url, None)
+        if peer is not None and origin is not None:
+            self._claims.pop((peer, origin.port, origin.scheme), None)
+
+
+async def _first(addresses: Sequence[str], port: int) -> tuple[trio.SocketStream, str]:
+    """A connection to the first address that accepts one. Raises OSError."""
+    *others, last = addresses
+    for address in others:
+        with suppress(OSError), trio.move_on_after(_BRIEF):
+            return await trio.open_tcp_stream(address, port), address
+    return await trio.open_tcp_stream(last, port), last
+
+
+def _unmapped(found: list[str]) -> list[str]:
+    """The addresses, each once; IPv4 as such also where IPv6 carries it."""
+    result = []
+    for text in found:
+        address = ip_address(text)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        result.append(str(address))
+    return list(dict.fromkeys(result))
