@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from attrs import frozen
@@ -51,6 +52,8 @@ class Registry:
     ) -> None:
         self._workers: dict[str, Worker] = {}
         self._observers: list[Observer] = []
+        self._untold: deque[events.Event] = deque()
+        self._telling = False
         self._failure_threshold = failure_threshold
         self.concurrency = concurrency  # of workers for which nothing else was set
         self._past: dict[str, WorkerRecord] = {}
@@ -379,8 +382,20 @@ class Registry:
             self._tell(events.FacetChanged(worker, facet, old, new, reason))
 
     def _tell(self, event: events.Event) -> None:
-        for observer in self._observers:
-            observer(event)
+        """Every observer hears all events in the order in which they happened: one that comes of
+        another is told once all have heard that."""
+        self._untold.append(event)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._untold:
+                event = self._untold.popleft()
+                for observer in self._observers:
+                    observer(event)
+        finally:
+            self._telling = False
+            self._untold.clear()
 
 
 @frozen

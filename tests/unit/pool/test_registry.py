@@ -254,3 +254,28 @@ def test_slots_are_those_of_the_operator_then_of_the_worker(registry: Registry) 
 def test_an_unknown_worker_is_the_clients_fault(registry: Registry) -> None:
     with pytest.raises(RouterError, match="No worker is registered at http://b:2"):
         registry.get(B)
+
+
+def test_all_observers_hear_events_in_the_order_in_which_they_happened(registry: Registry) -> None:
+    def react(event: events.Event) -> None:
+        if isinstance(event, events.WorkerAdded):
+            registry.suspect(event.worker, "it looks odd")
+
+    registry.subscribe(react)
+    told = listen(registry)
+    worker = registry.add(A, Origin.REGISTERED)
+    assert told == [events.WorkerAdded(worker, None), events.Suspected(worker, "it looks odd")]
+
+
+def test_an_observer_that_fails_leaves_no_events_for_later(registry: Registry) -> None:
+    def fail(event: events.Event) -> None:
+        if isinstance(event, events.WorkerAdded):
+            registry.suspect(event.worker, "it looks odd")
+            raise ZeroDivisionError
+
+    registry.subscribe(fail)
+    with pytest.raises(ZeroDivisionError):
+        registry.add(A, Origin.REGISTERED)
+    told = listen(registry)
+    registry.trouble(registry.get(A), "it broke off")
+    assert [type(event) for event in told] == [events.Trouble]
