@@ -27,7 +27,7 @@ _KINDS = {"video": AssetKind.VIDEO, "mesh": AssetKind.MESH}
 _SOONEST, _LATEST = 0.1, 15.0
 _OF_LEFT, _OF_LATE, _OF_UNKNOWN = 0.25, 0.5, 0.05
 _PATIENCE = 5.0  # seconds for an answer to a look
-_AT_ONCE = 32  # looks side by side
+_AT_ONCE = 4  # looks at the jobs of one worker side by side
 _BARRIER = 1800.0  # seconds that a ghost's barrier may take
 _AGAIN = 1.0  # seconds until a barrier that broke is tried again
 
@@ -44,7 +44,8 @@ class Follower:
     _nursery: trio.Nursery | None = field(init=False, default=None)
     # Ghosts of restored workers that were not found healthy yet.
     _unasked: dict[Worker, list[Hold]] = field(init=False, factory=dict)
-    _looks: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
+    # Of each worker with jobs: one that hangs holds up no look at another.
+    _looks: dict[Worker, trio.CapacityLimiter] = field(init=False, factory=dict)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow whatever comes to be held; never returns."""
@@ -65,6 +66,7 @@ class Follower:
                     self._follow(hold)
             case events.WorkerRemoved(worker):
                 self._unasked.pop(worker, None)
+                self._looks.pop(worker, None)
 
     def _follow(self, hold: Hold) -> None:
         assert self._nursery is not None
@@ -83,7 +85,7 @@ class Follower:
         path = f"/v1/{kind}/{quote(hold.job_id, safe='')}"
         while _occupies(hold, HoldKind.JOB):
             await trio.sleep(self._pause(hold) * self.rng.uniform(0.8, 1.2))
-            async with self._looks:
+            async with self._looks.setdefault(hold.worker, trio.CapacityLimiter(_AT_ONCE)):
                 if not _occupies(hold, HoldKind.JOB):
                     return
                 try:

@@ -1,0 +1,55 @@
+"""Looks at unfinished jobs."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import trio
+import trio.testing
+
+from router.control.client import Answer, Unreachable
+from router.control.follow import Follower
+from router.dispatch import Dispatcher
+from router.pool import policies
+from router.pool.assets import AssetMap
+from router.pool.cost import Speeds
+from router.pool.registry import Registry
+from router.pool.worker import Origin
+
+FROZEN, SOUND = "http://frozen:1", "http://sound:1"
+
+
+class Client:
+    """One worker never answers; on the other every job has ended."""
+
+    async def get(self, url: str, path: str, *, within: float) -> Answer:
+        if url == FROZEN:
+            await trio.sleep(within)
+            raise Unreachable("no answer", timed_out=True)
+        await trio.sleep(0.01)
+        return Answer(200, json.dumps({"status": "completed"}).encode())
+
+
+def test_the_jobs_of_a_frozen_worker_hold_up_no_look_at_others() -> None:
+    async def main() -> None:
+        registry, client = Registry(), Client()
+        speeds = Speeds(trio.current_time)
+        dispatcher = Dispatcher(registry, policies.make("least-request", speeds))
+        frozen = registry.add(FROZEN, Origin.REGISTERED)
+        sound = registry.add(SOUND, Origin.REGISTERED)
+        anything: Any = client
+        follower = Follower(registry, dispatcher, AssetMap(), anything, random.Random(1))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(follower.run)
+            for number in range(70):
+                dispatcher.job_found(frozen, f"frozen-{number}", "video")
+            await trio.sleep(5)  # all of them are being looked at, or wait for it
+            dispatcher.job_found(sound, "sound", "video")
+            await trio.sleep(0.5)
+            assert sound.jobs == 0
+            assert frozen.jobs == 70
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
