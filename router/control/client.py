@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -59,6 +60,7 @@ class ControlClient:
     def __init__(self, addresses: Addresses | None = None) -> None:
         self.instance = Instance()
         self.addresses = addresses or Addresses()
+        self._calls: Counter[str] = Counter()  # under way, by the URL of the worker
         self._client = httpx.AsyncClient(
             trust_env=False,
             transport=_Pools(self.addresses),
@@ -82,7 +84,7 @@ class ControlClient:
         """GET a path of a worker within so many seconds in all. Raises Unreachable."""
         # httpx's own timeouts are for each read: an answer that drips would never end.
         with trio.move_on_after(within):
-            return await self.call("GET", url, path, within=within)
+            return await self._call("GET", url, path, within=within)
         raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
 
     async def status(self, url: str, path: str, *, within: float) -> int:
@@ -90,9 +92,13 @@ class ControlClient:
         Unreachable."""
         headers = [("range", "bytes=0-0")]
         with trio.move_on_after(within):
-            answer = await self.call("GET", url, path, within=within, headers=headers, whole=False)
+            answer = await self._call("GET", url, path, within=within, headers=headers, whole=False)
             return answer.status
         raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
+
+    def is_calling(self, url: str) -> bool:
+        """Whether a call is under way at the worker that may keep it from answering others."""
+        return url in self._calls
 
     async def call(
         self,
@@ -104,13 +110,33 @@ class ControlClient:
         stall: float | None = None,
         headers: Sequence[tuple[str, str]] = (),
         body: bytes | AsyncIterable[bytes] | None = None,
-        whole: bool = True,
     ) -> Answer:
         """One call to a worker, whose answer begins within `within` seconds of the last byte sent.
 
-        `stall`: seconds that it may take for one piece of the body. `whole`: read the body of the
-        answer too. Raises Unreachable.
+        `stall`: seconds that it may take for one piece of the body. Raises Unreachable.
         """
+        self._calls[url] += 1
+        try:
+            return await self._call(
+                method, url, path, within=within, stall=stall, headers=headers, body=body
+            )
+        finally:
+            self._calls[url] -= 1
+            if not self._calls[url]:
+                del self._calls[url]
+
+    async def _call(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        *,
+        within: float,
+        stall: float | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes | AsyncIterable[bytes] | None = None,
+        whole: bool = True,
+    ) -> Answer:
         # Connecting is quick or hopeless; the answer may wait behind a generation.
         patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=stall or within)
         try:

@@ -26,7 +26,8 @@ logger = logging.getLogger("router.control")
 
 # After a failure, and until health is regained, probes come at these distances (seconds).
 _RETRY_FIRST, _RETRY_MOST = 1.0, 10.0
-# With a generation in flight, silence counts only after so long (seconds).
+# While a worker has work (an exchange, a job, a ghost, a control call), silence counts only after
+# so many seconds.
 PATIENCE_WHILE_BUSY = 60.0
 _JITTER = 0.1
 # An idle connection that ends sooner, twice in a row, does not ask for a probe: something in
@@ -212,7 +213,8 @@ class Watchman:
             if watch.silent_since is None:
                 watch.silent_since = asked
             silence = trio.current_time() - watch.silent_since
-            if worker.active_requests and silence < PATIENCE_WHILE_BUSY:
+            busy = worker.leases or worker.holds or self.client.is_calling(worker.url)
+            if busy and silence < PATIENCE_WHILE_BUSY:
                 return  # busy, not dead
         self.registry.probed(worker, finding.probe, finding.reason)
         if watch.idle is None:

@@ -17,7 +17,7 @@ from router.pool import events
 from router.pool.assets import AssetMap
 from router.pool.lifecycle import AdminEvent
 from router.pool.registry import Registry
-from router.pool.worker import Health, Origin
+from router.pool.worker import Health, Hold, HoldKind, Origin
 from tests.unit.control.watching import (
     DEAD,
     HANGS,
@@ -311,6 +311,23 @@ def test_a_busy_worker_may_be_silent_for_a_minute(play: Play, answer: Any) -> No
             assert (worker.health, worker.consecutive_failures) == (Health.HEALTHY, 0)
             await trio.sleep(60)
             assert worker.health is Health.UNHEALTHY
+
+    play(body)
+
+
+@pytest.mark.parametrize("work", ["ghost", "job", "control call"])
+def test_all_work_makes_a_worker_busy(play: Play, work: str) -> None:
+    async def body(scene: Scene) -> None:
+        worker = await scene.healthy()
+        if work == "control call":
+            scene.process.called = True
+        else:
+            scene.registry.occupy(Hold(worker, 1, HoldKind(work), "video", job_id="j"))
+        scene.process.health(HANGS)
+        await trio.sleep(69)
+        assert (worker.health, worker.consecutive_failures) == (Health.HEALTHY, 0)
+        await trio.sleep(60)
+        assert worker.health is Health.UNHEALTHY
 
     play(body)
 

@@ -42,6 +42,7 @@ class Process:
     asked: list[tuple[float, str]] = Factory(list)
     takes: float = 0.0  # seconds per answer
     listens: bool = True
+    called: bool = False  # by a call of the router that takes long
     hangs_up: bool = False  # on idle connections, as soon as they are open
     idle: list[Any] = Factory(list)  # its ends of the idle connections
     opened: int = 0  # idle connections
@@ -66,6 +67,9 @@ class Process:
 
     async def status(self, url: str, path: str, *, within: float) -> int:
         return (await self.get(url, path, within=within)).status
+
+    def is_calling(self, url: str) -> bool:
+        return self.called
 
     def _usual(self, path: str) -> Answer:
         if path == "/health":
