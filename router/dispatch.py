@@ -275,8 +275,9 @@ class Dispatcher:
 
     async def drain(self, worker: Worker) -> None:
         """Wait until neither an exchange nor anything that holds a slot is under way at the
-        worker. Whoever wants it to stay so has made it unroutable before."""
-        while worker.leases or worker.holds:
+        worker. Whoever wants it to stay so has made it unroutable before. The jobs of an unhealthy
+        worker are not waited for: they may never end."""
+        while worker.leases or (worker.holds and worker.health is not Health.UNHEALTHY):
             await self._eased(worker)
 
     async def idle(self, worker: Worker, within: float) -> bool:
@@ -303,7 +304,7 @@ class Dispatcher:
 
     def _learn(self, hold: Hold) -> None:
         # What waited on the worker behind others counts from when they had ended.
-        if hold.begun is not None:
+        if hold.begun is not None and not hold.worker.removed:
             seconds = trio.current_time() - hold.begun
             self.speeds.learn(hold.worker.url, hold.endpoint, hold.work, seconds)
 
@@ -320,6 +321,8 @@ class Dispatcher:
                     self._look.set()
                 self._registry.begin(hold.worker, trio.current_time())
                 self._wake_drains(hold.worker)
+            case events.FacetChanged(worker, facet="health"):
+                self._wake_drains(worker)
             case events.SlotsChanged(worker) | events.CapabilitiesLearned(worker):
                 self._registry.begin(worker, trio.current_time())
             case events.Reincarnated(worker):

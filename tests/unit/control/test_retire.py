@@ -12,9 +12,9 @@ from router.control.retire import RemovalCalledOff, Retirer
 from router.dispatch import Dispatcher
 from router.pool import policies
 from router.pool.cost import Speeds
-from router.pool.lifecycle import AdminEvent
+from router.pool.lifecycle import AdminEvent, Probe
 from router.pool.registry import Registry
-from router.pool.worker import Admin, Origin, Worker
+from router.pool.worker import Admin, Hold, HoldKind, Origin, Worker
 
 
 class Scene:
@@ -141,3 +141,21 @@ def test_a_removal_at_once_and_a_new_registration_of_the_address() -> None:
 
     scene = play(body)
     assert list(scene.registry) == seen
+
+
+@pytest.mark.parametrize("dead_before", [True, False])
+def test_the_jobs_of_a_dead_worker_are_not_waited_for(dead_before: bool) -> None:
+    async def body(scene: Scene, nursery: trio.Nursery) -> None:
+        job = Hold(scene.worker, 1, HoldKind.JOB, "video", job=True, job_id="j")
+        scene.registry.occupy(job)
+        if dead_before:
+            scene.registry.probed(scene.worker, Probe.BACKEND_DEAD, "out of memory")
+        nursery.start_soon(scene.drain)
+        await settle()
+        if not dead_before:
+            assert scene.ends == []
+            scene.registry.probed(scene.worker, Probe.BACKEND_DEAD, "out of memory")
+            await settle()
+        assert scene.ends == ["removed"]
+
+    play(body)
