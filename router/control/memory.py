@@ -30,6 +30,7 @@ Answer: TypeAlias = tuple[int, dict[str, Any]]
 _RELEASE, _RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 # What could not be done is tried again after so many seconds.
 _RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
+_SETTLE = 1.0  # seconds that one which was idle may be busy again
 
 
 @define(eq=False)
@@ -262,6 +263,8 @@ class MemoryControl:
         pause = _RETRY_FIRST
         try:
             while self._is_due(worker):
+                if worker.memory is not Memory.WAKING:
+                    await self._ease(worker)
                 async with self.turns.take([worker]):
                     self._followed[worker] = changed = trio.Event()
                     if self._is_due(worker):
@@ -274,6 +277,20 @@ class MemoryControl:
         finally:
             del self._followed[worker]
 
+    async def _ease(self, worker: Worker) -> None:
+        """Wait until the worker is idle, before its turn is taken: changes, sleeps and wakes of
+        others do not wait for it. Ends when something about the worker changes."""
+        self._followed[worker] = changed = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await changed.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            await self.dispatcher.idle(worker, self.drain_timeout)
+            nursery.cancel_scope.cancel()
+
     async def _try(self, worker: Worker, pause: float) -> None:
         headers = [("content-type", "application/json")]
         if worker.memory is Memory.WAKING:
@@ -281,7 +298,9 @@ class MemoryControl:
             row = await self._slumber.wake(worker, call, Memory.WAKING)
         else:
             call = Call(_RELEASE, headers, b"{}", self.call_timeout)
-            row = await self._slumber.put_to_sleep(worker, call, Memory.FALLING_ASLEEP)
+            row = await self._slumber.put_to_sleep(
+                worker, call, Memory.FALLING_ASLEEP, patience=_SETTLE
+            )
         if row is not None and self._is_due(worker):
             what = "woken" if call.path == _RESUME else "put to sleep"
             logger.warning(

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from router.pool.lifecycle import AdminEvent, WeightsEvent, routable
-from router.pool.worker import HoldKind, Memory, Origin, Worker
+from router.pool.worker import Hold, HoldKind, Memory, Origin, Worker
 from tests.unit.control.naps import BROKEN, HANGS, REFUSED, Nap, answer, play, seen, settle
 
 ASLEEP, AWAKE = Memory.ASLEEP, Memory.AWAKE
@@ -435,5 +435,22 @@ def test_whatever_the_moment_of_a_crash() -> None:
                     assert found[worker.url] in (ASLEEP, FALLING)
             if phase == "awake":
                 assert found == {b.url: WAKING}
+
+    play(body)
+
+
+def test_a_sleep_in_the_background_that_drains_holds_up_nobody() -> None:
+    """A job of a process that took a sleeper's place may go on for long."""
+
+    async def body(nap: Nap) -> None:
+        busy, other = nap.add("busy"), nap.add("other")
+        await nap.sleep("sleep", busy, other)
+        nap.replace(busy)
+        nap.registry.occupy(Hold(busy, busy.incarnation, HoldKind.JOB, "video", job_id="j"))
+        await settle()
+        assert busy.memory is FALLING
+        with trio.fail_after(5):
+            await nap.wake("wake", busy, other)
+        assert (busy.memory, other.memory) == (AWAKE, AWAKE)
 
     play(body)
