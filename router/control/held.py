@@ -14,7 +14,7 @@ from uuid import uuid4
 import trio
 from attrs import define, field
 
-from ..errors import BadRequest, Conflict, NotFound, RouterError
+from ..errors import BadRequest, Conflict, NotFound, RouterError, StateUnavailable
 from ..pool import events
 from ..pool.targets import Targets, no_workers
 from ..pool.weights import Change, Kind, Meaning, meaning
@@ -216,7 +216,11 @@ class Transactions:
         if found != change.model or not targets.eligible:
             raise no_workers()
         control.ledgers.open(change, targets.eligible)
-        await control.store.commit()
+        try:
+            await control.store.commit()
+        except StateUnavailable:
+            control.ledgers.withdraw(change)
+            raise
         if held.over.is_set():  # its client has left
             control.ledgers.close(change)
             return

@@ -216,7 +216,8 @@ class WeightControl:
             return False
         if able:
             body = (change.body or "").encode()
-            await self._carry_out(change, self.call_of(change.path, body), able, turn)
+            # Of a change that waits behind it `turn` is needed until the end: it keeps the workers.
+            await self._carry_out(change, self.call_of(change.path, body), able, None)
         else:
             change.error = "its workers had a LoRA since their start"
             self.ledgers.close(change)
@@ -318,7 +319,7 @@ class WeightControl:
         }
 
     async def _carry_out(
-        self, change: Change, call: Call, workers: list[Worker], turn: Turn
+        self, change: Change, call: Call, workers: list[Worker], turn: Turn | None
     ) -> list[Row]:
         transaction = Transaction(
             change,
@@ -332,8 +333,9 @@ class WeightControl:
             self.drain_timeout,
         )
         self._running.append(transaction)
-        for worker in list(turn.workers - set(workers)):
-            turn.release(worker)
+        if turn is not None:
+            for worker in list(turn.workers - set(workers)):
+                turn.release(worker)
         try:
             rows = await transaction.run()
         finally:

@@ -23,12 +23,17 @@ from ..pool.worker import Admin, Health, Memory, Origin, Weights, Worker
 from ..store.store import Store
 from .broadcast import Row, call_one
 from .client import ControlClient, Unreachable
+from .gate import Gate
 from .refit import WeightControl
 from .turns import Turns
 
 logger = logging.getLogger("router.control")
 
-_AT_ONCE = 8
+# Replays side by side: storage is shared. One that takes longer than this many seconds may hang,
+# and no longer counts.
+_AT_ONCE, _COUNTED = 8, 60.0
+# Seconds until a waiting task looks again by itself: a missed wake-up costs no more.
+_LOOK_AGAIN = 5.0
 _RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
 # After a start, seconds that a pending change waits for the first probe of all its workers.
 _FIRST_PROBES = 10.0
@@ -61,7 +66,7 @@ class Replayer:
     drain_timeout: float = 1800.0
     restart: Callable[[Worker], None] | None = None
     _nursery: trio.Nursery | None = field(init=False, default=None)
-    _limit: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
+    _gate: Gate = field(init=False, factory=lambda: Gate(_AT_ONCE, _COUNTED))
     _tended: dict[Worker, _Tending] = field(init=False, factory=dict)
     # Tasks that make pending changes, by model; the event ends a pause.
     _pending: dict[str, trio.Event] = field(init=False, factory=dict)
@@ -162,12 +167,13 @@ class Replayer:
             while _lags(worker):
                 tending.woken = trio.Event()
                 if not self._ready(worker):
-                    await tending.woken.wait()
+                    with trio.move_on_after(_LOOK_AGAIN):
+                        await tending.woken.wait()
                     pause = _RETRY_FIRST
                     continue
                 with trio.CancelScope() as tending.scope:
                     if await self.dispatcher.idle(worker, self.drain_timeout):
-                        async with self._limit:
+                        async with self._gate.turn():
                             if self._ready(worker):
                                 await self._bring_up(worker)
                     else:
@@ -267,7 +273,8 @@ class Replayer:
                 woken = self._pending[model] = trio.Event()
                 change = ledger.pending[0]
                 if not self._can_make(change):
-                    await woken.wait()
+                    with trio.move_on_after(_LOOK_AGAIN):
+                        await woken.wait()
                     pause = _RETRY_FIRST
                     continue
                 try:
@@ -281,6 +288,8 @@ class Replayer:
                     pause = _RETRY_FIRST if woken.is_set() else min(_RETRY_MOST, pause * 2)
         finally:
             del self._pending[model]
+            # Workers that joined meanwhile are not among those of the change.
+            self.look(self.ledgers.workers_of(model))
 
     def _can_make(self, change: Change) -> bool:
         return any(

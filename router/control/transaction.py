@@ -64,7 +64,7 @@ class Transaction:
     change: Change
     call: Call
     targets: Sequence[Worker]
-    turn: Turn
+    turn: Turn | None  # what it is released from, one worker after the other
     dispatcher: Dispatcher
     client: ControlClient
     ledgers: Ledgers
@@ -206,8 +206,12 @@ class Transaction:
             case Meaning.UNKNOWN:
                 self.ledgers.unknown(change, worker, reason)
         if member.refusal is None or change.version is not None:
-            self.turn.release(worker)
+            self._let_go(worker)
         self._let_refusers_go()
+
+    def _let_go(self, worker: Worker) -> None:
+        if self.turn is not None:
+            self.turn.release(worker)
 
     def _unsure(self) -> None:
         """The change stands: what those have that refused it is not known."""
@@ -215,7 +219,7 @@ class Transaction:
             if member.refusal is not None:
                 reason = words(self.rows[member.worker].body)
                 self.ledgers.unknown(self.change, member.worker, reason)
-                self.turn.release(member.worker)
+                self._let_go(member.worker)
 
     def _let_refusers_go(self) -> None:
         """Those that refused serve on once all that were called have given the same refusal: one
@@ -229,7 +233,7 @@ class Transaction:
                 if member.refusal is not None:
                     reason = words(self.rows[member.worker].body)
                     self.ledgers.unchanged(self.change, member.worker, reason)
-                    self.turn.release(member.worker)
+                    self._let_go(member.worker)
 
     def _conclude(self) -> None:
         """All have been called: those whose refusals differ are of unknown weights."""

@@ -58,6 +58,9 @@ class Ledgers(Standings):
     def withdraw(self, change: Change) -> None:
         """The change was opened, but nothing has been done: it was not to be."""
         self._paper.delete(ChangeRecord, change.change_id)
+        for entry in self._entries.values():
+            if entry.change is change:
+                entry.change = None
 
     def open(self, change: Change, workers: Iterable[Worker]) -> None:
         """The change begins on these workers: enter its intent."""
@@ -323,6 +326,8 @@ class Ledgers(Standings):
                 gone = self._entries.pop(worker, None)
                 if gone is not None:
                     gone.ended = worker.origin is Origin.LAUNCHED
+                    if gone.change is not None:  # nobody hears of its outcome any more
+                        gone.standing = lost_by(gone.standing, gone.change)
                     self._remember(worker.url, gone)
             case events.CapabilitiesLearned(worker):
                 self._learn_model(worker)
