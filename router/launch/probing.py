@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import trio
 
 from ..errors import describe
+from .masking import masked
 from .resources import Found, Gpu, Vendor, from_environment, from_nvidia_smi, from_rocm_smi
 
 logger = logging.getLogger("router.launch")
@@ -71,7 +72,7 @@ async def knows_flag(command: Sequence[str], flag: str, env: Mapping[str, str]) 
         logger.debug("%s cannot be asked: %s", command[0], describe(error))
         return False
     if status != 0:
-        logger.debug("%s ended with status %s", " ".join(command), status)
+        logger.debug("%s ended with status %s", " ".join(masked(command)), status)
     return status == 0 and flag in text.replace(",", " ").replace("=", " ").split()
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .base import Handle, WorkerPorts
+from .masking import masked
 
 
 @frozen
@@ -23,7 +24,8 @@ class LaunchRecord:
     backend: str
     token: str
     fingerprint: str
-    command: tuple[str, ...]  # for people; compared are fingerprints
+    # For people, so without its secrets; compared are fingerprints.
+    command: tuple[str, ...] = field(converter=masked)
     ports: WorkerPorts
     log: str | None = None
     ident: str = ""

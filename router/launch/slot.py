@@ -20,6 +20,7 @@ from ..pool.worker import Health, Memory, Origin, Worker
 from . import output, vigil
 from .base import EngineUnavailable, Handle, Order, Reservation, Run, RunState, WorkerPlan
 from .launcher import Death, Launcher, Shared
+from .masking import masked
 from .phases import Phase, SlotView
 from .records import LaunchRecord
 
@@ -268,7 +269,7 @@ class Slot:
         self.handle = await backend.launch(Order(plan, token, log, self.shared.owner))
         self.record = evolve(self.record, ident=self.handle.ident, process=self.handle.process)
         store.put(self.record)  # durable soon: until then it is found by its token
-        logger.info("%s started: %s", self.name, " ".join(plan.command))
+        logger.info("%s started: %s", self.name, " ".join(masked(plan.command)))
 
     async def _live(self) -> Death:
         """Watch what runs until it ends, or must be ended."""
