@@ -25,6 +25,7 @@ LAYERS = [
     {"dispatch"},
     {"store", "observe", "net"},
     {"pool", "settings"},
+    {"answers"},
     {"errors", "init", "program", "__init__"},
 ]
 SAME_ROW = {("web", "control")}

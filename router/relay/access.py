@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from ..answers import error_answer, log_error
 from ..errors import RouterError
-from .client import App, Receive, Scope, Send, error_answer, request_id
+from .client import App, Receive, Scope, Send, link_of
 from .routes import How, Route, find
 
 logger = logging.getLogger("router.relay")
@@ -79,17 +80,15 @@ async def _refuse(scope: Scope, send: Send, *, offered: bool) -> None:
     what = f"{scope['method']} {scope['path']}"
     error: RouterError
     if offered:
-        error = KeyWrong(f"{what}: the admin key is wrong")
+        error = KeyWrong("The admin key is wrong")
     else:
         error = KeyMissing(
-            f"{what} needs the admin key: Authorization: Bearer KEY, or X-API-Key: KEY",
+            "This needs the admin key: Authorization: Bearer KEY, or X-API-Key: KEY",
             headers=[("WWW-Authenticate", 'Bearer realm="sglang-d-router"')],
         )
-    name = request_id(scope["headers"])
-    logger.warning("%s: %s", error.status, error.message, extra={
-        "request_id": name, "code": error.code,
-    })  # fmt: skip
+    name = link_of(scope).request_id
+    log_error(logger, what, error, name)
     headers, body = error_answer(error, name)
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send({**start, "router.more": True})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    await send({"type": "http.response.body", "body": body})

@@ -9,12 +9,13 @@ from urllib.parse import parse_qsl, quote
 import trio
 from attrs import define, field
 
+from ..answers import error_answer, log_end, log_error
 from ..errors import RouterError
 from ..net.hops import Instance, LoopDetected, begin_anew
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
 from ..store.store import Store
-from .client import App, Receive, Scope, Send, error_answer, link_of, request_id, target_of
+from .client import App, Receive, Scope, Send, how_left, link_of, target_of
 from .exchange import ClientGone, ClientStalled
 from .forward import CutOff, Forwarder
 from .learning import watcher
@@ -29,7 +30,7 @@ _APP = (How.OWN, How.CHANGE, How.GATHER, How.MERGED)  # answered by the router's
 class AsgiExchange:
     """An Exchange over an ASGI `http` scope of our server shell."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
         self._link = link_of(scope)
@@ -40,7 +41,7 @@ class AsgiExchange:
         self.http_version: str = scope["http_version"]
         self.scheme: str = scope["scheme"]
         self.peer: str | None = scope["client"][0] if scope["client"] else None
-        self.request_id = request_id
+        self.request_id = self._link.request_id
         self.responded = False
         self.target = target_of(scope)
 
@@ -85,6 +86,17 @@ class AsgiExchange:
 
         self._link.on_gone(gone)
 
+    def how_left(self) -> tuple[str, str] | None:
+        return how_left(self._link)
+
+    @property
+    def what(self) -> str:
+        return f"{self.method} {self.path}"
+
+    def tell(self, code: str, sentence: str) -> None:
+        """The one line in the log of what ended the exchange before its time."""
+        log_end(logger, self.what, code, sentence, self.request_id)
+
     @property
     def _stalled(self) -> bool:
         return self._link.reason == "body_timeout"
@@ -108,8 +120,7 @@ class Relay:
             await self.websockets(scope, receive, send)
             return
         route = find(scope["method"], scope["path"])
-        name = request_id(scope["headers"])
-        exchange = AsgiExchange(scope, receive, send, name)
+        exchange = AsgiExchange(scope, receive, send)
         if route.how is How.MERGED and (asset_id := _asked_for(scope["query_string"])):
             # `GET /v1/videos?id=ID` is another way to write `GET /v1/videos/ID`.
             exchange.path = f"{route.path}/{quote(asset_id, safe='')}"
@@ -124,7 +135,6 @@ class Relay:
                 await self._refuse(exchange, error)
                 return
         if route.how in _APP:
-            scope["extensions"]["router.request_id"] = name
             await self.app(scope, receive, send)
             return
         await self._relay(exchange, route)
@@ -147,21 +157,21 @@ class Relay:
                 await self._refuse(exchange, error)
             except CutOff as cut:
                 # Our server breaks an answer visibly if we return without its end.
-                log(exchange, cut.code, f"the answer was cut off: {cut}")
+                exchange.tell(cut.code, f"the answer was cut off: {cut}")
             except ClientGone:
-                log(exchange, "client_gone", "the client left while it sent its request")
+                exchange.tell("client_gone", "the client left while it sent its request")
             finally:
                 exchange.on_gone(None)
-        if scope.cancelled_caught:
-            log(exchange, "client_gone", "the client left before the answer was complete")
+        if scope.cancelled_caught and (how := exchange.how_left()):
+            exchange.tell(*how)
 
     async def _refuse(self, exchange: AsgiExchange, error: RouterError) -> None:
-        log(exchange, error.code, f"{error.status}: {error.message}")
+        log_error(logger, exchange.what, error, exchange.request_id)
         if exchange.responded:
             return
         headers, body = error_answer(error, exchange.request_id)
         await exchange.respond(error.status, headers, more=True)
-        await exchange.send(b"" if exchange.method == "HEAD" else body, last=True)
+        await exchange.send(body, last=True)  # the server leaves it out for a HEAD
 
 
 def _asked_for(query: bytes) -> str | None:
@@ -170,14 +180,3 @@ def _asked_for(query: bytes) -> str | None:
         if name in ("video_id", "mesh_id", "id") and value:
             return value
     return None
-
-
-def log(exchange: AsgiExchange, code: str, sentence: str) -> None:
-    """The one line that every error and every cut-off leaves."""
-    logger.warning(
-        "%s %s: %s",
-        exchange.method,
-        exchange.path,
-        sentence,
-        extra={"request_id": exchange.request_id, "code": code},
-    )

@@ -1,16 +1,9 @@
-"""What the fronts for HTTP and for WebSockets share: the ASGI of our server shell, the request's
-id, the shape of an error."""
+"""What the fronts for HTTP and for WebSockets share: the ASGI of our server shell."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
-
-from ..errors import RouterError
-from . import headers as heads
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -18,14 +11,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# What clients may call a request; anything else is replaced, so that logs stay readable.
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}\Z")
-
 
 class Link(Protocol):
     """What our server shell offers beside ASGI, as `extensions["router.client"]`."""
 
     reason: str | None  # why the client is gone
+    request_id: str
     target: bytes  # of the request, in origin form
 
     def on_gone(self, callback: Callable[[], None] | None) -> None: ...
@@ -44,21 +35,12 @@ def target_of(scope: Scope) -> bytes:
     return link_of(scope).target or b"/"
 
 
-def request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """The client's X-Request-Id if it is presentable, else a new one."""
-    given = heads.value(headers, b"x-request-id")
-    if given is not None and _REQUEST_ID.match(given):
-        return given.decode()
-    return os.urandom(16).hex()
-
-
-def error_answer(error: RouterError, request_id: str) -> tuple[heads.Headers, bytes]:
-    """Headers and body of the answer that tells a client of an error."""
-    body = json.dumps(error.body(request_id)).encode()
-    headers: heads.Headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", request_id.encode()),
-        *((name.lower().encode(), content.encode()) for name, content in error.headers),
-    ]
-    return headers, body
+def how_left(link: Link) -> tuple[str, str] | None:
+    """Code and words for the log when a client is gone; None where the server has told it."""
+    match link.reason:
+        case "protocol_error":
+            return None
+        case "send_timeout":
+            return "client_send_timeout", "the client took no byte for --client-send-timeout"
+        case _:
+            return "client_gone", "the client left before the answer was complete"

@@ -14,6 +14,7 @@ import trio
 from attrs import define, field
 from wsproto.events import AcceptConnection, Request
 
+from ..answers import error_answer, log_end, log_error
 from ..errors import RouterError, WorkerFailed, WorkerTimeout
 from ..net.hops import Instance
 from ..pool.candidates import Facts, Need
@@ -21,7 +22,7 @@ from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .body import wishes
-from .client import Receive, Scope, Send, error_answer, link_of, request_id, target_of
+from .client import Receive, Scope, Send, how_left, link_of, target_of
 from .connection import Broken, Connection
 from .upstream import ConnectFailed, ConnectTimeout, Upstream
 from .worker_socket import (
@@ -54,9 +55,13 @@ class ClientSocket:
         self.headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self.subprotocols: list[str] = list(scope["subprotocols"])
         self.peer: str | None = scope["client"][0] if scope["client"] else None
-        self.request_id = request_id(self.headers)
+        self.request_id = self.link.request_id
         self.accepted = False
         self.target = target_of(scope)
+
+    @property
+    def what(self) -> str:
+        return f"WebSocket {self.path}"
 
     async def connected(self) -> bool:
         """Wait for the handshake's request; False if the client left before."""
@@ -241,12 +246,12 @@ class WebSocketRelay:
                 )
                 await self.attempts.run(facts, partial(self._session, client))
             except RouterError as error:
-                _log(client, error.code, f"{error.status}: {error.message}")
+                log_error(logger, client.what, error, client.request_id)
                 await _refuse(client, error)
             finally:
                 client.link.on_gone(None)
-        if leaving.cancelled_caught:
-            _log(client, "client_gone", "the client's connection broke")
+        if leaving.cancelled_caught and (how := how_left(client.link)):
+            log_end(logger, client.what, *how, client.request_id)
 
     async def _session(self, client: ClientSocket, lease: Lease) -> None:
         worker = lease.worker
@@ -280,13 +285,4 @@ def _broken(worker: Worker, error: Broken) -> WorkerFailed:
         f"Worker {worker.url} failed before the WebSocket was open: {error}",
         code="worker_disconnected",
         details={"worker_url": worker.url, "retry_safe": True},
-    )
-
-
-def _log(client: ClientSocket, code: str, sentence: str) -> None:
-    logger.warning(
-        "WebSocket %s: %s",
-        client.path,
-        sentence,
-        extra={"request_id": client.request_id, "code": code},
     )

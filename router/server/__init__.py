@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper
 
 from router.errors import StartError
 from router.server.connection import Connection
@@ -153,8 +152,8 @@ async def serve(
     """Serve `app` until `stop` is set and what was in flight has ended; closes the listeners.
 
     After `stop` idle connections are closed at once; exchanges may finish within
-    `limits.shutdown`, then they are cancelled and their connections reset. Errors of the server
-    itself propagate; a crash of the app in one exchange is logged and ends only that.
+    `limits.shutdown`, then they are cancelled and their connections reset. Whatever goes wrong with
+    one connection, or in the app for one exchange, is logged and ends only that.
     """
     try:
         async with trio.open_nursery() as watch:
@@ -181,11 +180,10 @@ class _Server:
     """What the connections share."""
 
     def __init__(self, app: ASGIApp, limits: ServerLimits, nursery: trio.Nursery) -> None:
-        self.app = cast(AppWrapper, ASGIWrapper(cast(Any, app)))
+        self.app = app
         self.limits = limits
         self.config = Config()
         self.config.accesslog = None
-        self.config.errorlog = log
         self.config.include_date_header = False
         self.config.include_server_header = False
         self.config.h11_max_incomplete_size = limits.max_head
@@ -211,13 +209,16 @@ class _Server:
         self.nursery.cancel_scope.cancel()
 
     async def accept(self, listener: socket.socket) -> None:
+        told = -math.inf
         while True:
             await trio.lowlevel.wait_readable(listener)
             try:
                 accepted, _ = listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    log.error("cannot accept a connection: %s", error.strerror)
+                    if trio.current_time() >= told + 1:
+                        told = trio.current_time()
+                        log.error("cannot accept connections: %s", error.strerror)
                     await trio.sleep(0.1)
                 elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise

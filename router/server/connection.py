@@ -17,11 +17,10 @@ from typing import Any, Protocol
 import trio
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper
 from hypercorn.utils import parse_socket_addr
 
 from router.server.http1 import STOPPING, Http1Protocol
-from router.server.link import Reason, ServerLimits
+from router.server.link import ASGIApp, Reason, ServerLimits, contained
 
 RECEIVE = 64 * 1024
 GLANCE = 1.0  # seconds between looks at a client that nothing is read from
@@ -34,7 +33,7 @@ GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 class Shared(Protocol):
     """What all connections of a server share."""
 
-    app: AppWrapper
+    app: ASGIApp
     limits: ServerLimits
     config: Config
     context: WorkerContext
@@ -67,19 +66,15 @@ class Connection:
         return self._server.stopping
 
     async def run(self) -> None:
+        """Serve the client. Whatever goes wrong ends this connection, and nothing else."""
         self.expire_after(self.limits.keep_alive)
-        reason: Reason = "shutdown"
+        served = False
         try:
-            while True:
-                with self._scope:
-                    reason = await self._read()
-                if not self._scope.cancelled_caught or self._closing or not self._protocol.busy:
-                    break
-                # A request came at the very moment at which the idle time was over.
-                self._scope = trio.CancelScope()
-            if self._scope.cancelled_caught and not self._closing:
-                await self._protocol.expired()
-            self._protocol.lose(reason)
+            with contained(self._protocol):
+                await self._serve()
+                served = True
+            if not served:
+                self.abort("reset")
             if self._protocol.busy:
                 await self._app_done.wait()
         finally:
@@ -88,6 +83,19 @@ class Connection:
             else:
                 self._shut()
             self._server.connections.discard(self)
+
+    async def _serve(self) -> None:
+        reason: Reason = "shutdown"
+        while True:
+            with self._scope:
+                reason = await self._read()
+            if not self._scope.cancelled_caught or self._closing or not self._protocol.busy:
+                break
+            # A request came at the very moment at which the idle time was over.
+            self._scope = trio.CancelScope()
+        if self._scope.cancelled_caught and not self._closing:
+            await self._protocol.expired()
+        self._protocol.lose(reason)
 
     async def _read(self) -> Reason:
         protocol = self._protocol

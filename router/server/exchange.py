@@ -7,6 +7,7 @@ names keep their case.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -14,6 +15,8 @@ from urllib.parse import unquote
 import h11
 import trio
 
+from router.answers import error_answer, http_date, log_error, request_id
+from router.errors import BadRequest, RouterError
 from router.server.link import LINK, READ_AHEAD, ClientLink, Message, Reason, Scope, log
 
 if TYPE_CHECKING:
@@ -31,8 +34,7 @@ class HttpExchange(ClientLink):
 
     def __init__(self, protocol: Http1Protocol, request: h11.Request, target: bytes) -> None:
         transport = protocol.transport
-        super().__init__(transport)
-        self.target = target
+        super().__init__(transport, request_id(request.headers), target)
         path, _, query = target.partition(b"?")
         self.scope: Scope = {
             "type": "http",
@@ -60,6 +62,11 @@ class HttpExchange(ClientLink):
         self._held: list[bytes] = []  # the head, while "router.more" promises a body
         self._no_body = False
         self._cut_by_reset = False
+
+    @property
+    def what(self) -> str:
+        """What was asked, as the log has it."""
+        return f"{self.scope['method']} {self.scope['path']}"
 
     # The request side.
 
@@ -130,18 +137,22 @@ class HttpExchange(ClientLink):
 
     # The response side.
 
-    async def send(self, message: Message | None) -> None:
-        """ASGI `send`; hypercorn calls it with None when the app has returned or crashed.
+    async def send(self, message: Message) -> None:
+        """ASGI `send`.
 
         Raises h11.LocalProtocolError if the body does not fit the Content-Length, RuntimeError for
         messages out of order.
         """
-        if message is None:
-            await self._finish()
-        elif self._mute or not self._transport.usable:
+        if self._mute or not self._transport.usable:
             await trio.lowlevel.checkpoint()  # a loop of sends to a dead client must yield
         elif message["type"] == "http.response.start" and not self._started:
-            self._held = self._head(message)
+            try:
+                self._held = self._head(int(message["status"]), message.get("headers", ()))
+            except h11.LocalProtocolError as error:
+                # It must not reach the client half checked.
+                self._mute = True
+                await self._fail(RouterError(f"The answer cannot be passed on: {error}"))
+                return
             self._started = True
             if not message.get("router.more", False):
                 await self._flush([])
@@ -170,27 +181,18 @@ class HttpExchange(ClientLink):
         if parts:
             await self._transport.write(parts)
 
-    def _head(self, message: Message) -> list[bytes]:
-        status = int(message["status"])
-        headers = [
-            (bytes(name).strip(), bytes(value).strip())
-            for name, value in message.get("headers", ())
-        ]
-        try:
-            response = h11.Response(status_code=status, headers=headers, reason=phrase(status))
-        except h11.LocalProtocolError as error:
-            # What a worker sent must not end in a traceback, nor reach the client half checked.
-            log.warning("%s: response refused: %s", self.scope["path"], error)
-            self._no_body = True
-            status, headers = 500, [(b"content-length", b"0")]
-            response = h11.Response(status_code=status, headers=headers, reason=phrase(status))
+    def _head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+        """The bytes of the response's head. Raises h11.LocalProtocolError."""
+        kept = [(bytes(name).strip(), bytes(value).strip()) for name, value in headers]
+        if all(name.lower() != b"date" for name, _ in kept):
+            kept.append((b"date", http_date()))
         if self._close_after or self._transport.stopping or self._protocol.body_uninvited:
-            headers.append((b"connection", b"close"))
-            response = h11.Response(status_code=status, headers=headers, reason=phrase(status))
+            kept.append((b"connection", b"close"))
+        response = h11.Response(status_code=status, headers=kept, reason=phrase(status))
         if self.scope["method"] == "HEAD" or status in (204, 304):
             self._no_body = True
         elif self.scope["http_version"] < "1.1":
-            self._cut_by_reset = all(name.lower() != b"content-length" for name, _ in headers)
+            self._cut_by_reset = all(name.lower() != b"content-length" for name, _ in kept)
         return [self._protocol.h11.send(response)]
 
     async def _complete(self) -> None:
@@ -199,7 +201,16 @@ class HttpExchange(ClientLink):
             self._wake()
             await self._protocol.response_complete()
 
-    async def _finish(self) -> None:
+    async def _fail(self, error: RouterError, *, told: bool = False) -> None:
+        """Answer in the place of the app, which has not begun to. `told`: the log has it."""
+        if not told:
+            log_error(log, self.what, error, self.request_id)
+        headers, body = error_answer(error, self.request_id)
+        self._held = self._head(error.status, headers)
+        await self._send_body(body, False)
+
+    async def finish(self, *, crashed: bool) -> None:
+        """The app has returned, or crashed."""
         if self._over:
             return
         if self._started and self._transport.usable:
@@ -209,12 +220,19 @@ class HttpExchange(ClientLink):
             if self._cut_by_reset:
                 self._transport.abort()
         elif self._transport.usable and (not self.gone or self.reason == "body_timeout"):
-            status = 408 if self.gone else 500
             self._close_after = True
-            self._held = self._head({"status": status, "headers": [(b"content-length", b"0")]})
-            await self._send_body(b"", False)
+            await self._fail(_unanswered(crashed=crashed, stalled=self.gone), told=crashed)
         self._over = True
         self._protocol.end()
+
+
+def _unanswered(*, crashed: bool, stalled: bool) -> RouterError:
+    """What a client is told for which the app had no answer."""
+    if stalled and not crashed:
+        return BadRequest(
+            "The request body stopped arriving half-way", status=408, code="client_timeout"
+        )
+    return RouterError("The router failed to handle this request; see its log")
 
 
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}

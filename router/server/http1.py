@@ -5,7 +5,7 @@ No sockets here: `Transport` is what the connection gives.
 
 from __future__ import annotations
 
-import json
+import re
 from typing import cast
 
 import h11
@@ -15,12 +15,15 @@ from hypercorn.events import RawData
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Response, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import _handle as run_app
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, TaskGroup
+from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
+from router.answers import error_answer, http_date, log_error, new_request_id
+from router.errors import BadRequest, RouterError
+from router.server.calls import call_app
 from router.server.exchange import HttpExchange, phrase
-from router.server.link import Reason, Transport
+from router.server.handshake import tokens
+from router.server.link import Reason, Transport, log
 from router.server.websocket import WebsocketStream
 
 PIPELINED = 64 * 1024  # bytes of the next requests held while one is answered
@@ -36,7 +39,7 @@ class Http1Protocol(H11Protocol):
 
     def __init__(self, transport: Transport, config: Config, context: WorkerContext) -> None:
         super().__init__(
-            transport.app, config, context, cast(TaskGroup, None),
+            cast(AppWrapper, None), config, context, cast(TaskGroup, None),
             ConnectionState({}), False, transport.peer, transport.local, self._wire_send,
         )  # fmt: skip
         assert isinstance(self.connection, h11.Connection)
@@ -46,6 +49,7 @@ class Http1Protocol(H11Protocol):
         self.websocket: WebsocketStream | None = None
         self._ahead = 0  # bytes received beyond the present request
         self._drained: int | None = None  # bytes of an upload read after its answer
+        self._method = b""  # of the request that is being answered
         self.head_begun = False  # a part of a request head was read
         self._lost = False  # nobody reads from the client any more
 
@@ -67,6 +71,20 @@ class Http1Protocol(H11Protocol):
     def busy(self) -> bool:
         """An app is at work for this connection."""
         return self.exchange is not None or self.websocket is not None
+
+    @property
+    def what(self) -> str:
+        """What was asked, as the log has it; the client where that is not known."""
+        if call := self.exchange or self.websocket:
+            return call.what
+        peer = self.transport.peer
+        return f"client {peer[0]}" if peer else "client"
+
+    @property
+    def request_id(self) -> str:
+        """The name of what was asked; a new one where there is none."""
+        call = self.exchange or self.websocket
+        return call.request_id if call else new_request_id()
 
     @property
     def full(self) -> bool:
@@ -99,7 +117,7 @@ class Http1Protocol(H11Protocol):
             try:
                 event = self.h11.next_event()
             except h11.RemoteProtocolError as error:
-                await self.refuse(error.error_status_hint, str(error))
+                await self.refuse(BadRequest(_in_words(error), status=error.error_status_hint))
                 return
             if isinstance(event, h11.Data):
                 if self.exchange is not None:
@@ -125,23 +143,20 @@ class Http1Protocol(H11Protocol):
 
     async def _begin(self, request: h11.Request) -> bool:
         self.head_begun = False
+        self._method = request.method
         self.transport.expire_after(None)
-        if request.http_version not in (b"1.1", b"1.0"):
-            await self.refuse(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here")
-            return False
-        if request.method == b"CONNECT":
-            await self.refuse(405, "CONNECT is not supported")
+        if refusal := _refusal(request):
+            await self.refuse(refusal)
             return False
         target = _origin_form(request.target)
         if _offers_websocket(request):
-            self.websocket = WebsocketStream(self)
-            await self.websocket.begin(request, target)
+            self.websocket = WebsocketStream(self, request, target)
+            await self.websocket.begin(request)
             return False
         exchange = self.exchange = HttpExchange(self, request, target)
-        self.transport.spawn(
-            run_app, self.app, self.config, exchange.scope,
-            exchange.receive, exchange.send, None, None,
-        )  # fmt: skip
+        if _framed_twice(request):
+            exchange.close_after()
+        self.transport.spawn(call_app, self, exchange, exchange.send)
         return True
 
     async def invite_body(self) -> None:
@@ -176,7 +191,7 @@ class Http1Protocol(H11Protocol):
         return False
 
     def _next_cycle(self) -> bool:
-        self._drained = None
+        self._drained, self._method = None, b""
         if self.transport.stopping:
             self.transport.close()
             return False
@@ -189,29 +204,34 @@ class Http1Protocol(H11Protocol):
         self.exchange = self.websocket = None
         self.transport.close()
 
-    async def refuse(self, status: int, sentence: str) -> None:
+    async def refuse(self, error: RouterError) -> None:
         """Answer a request that no app shall see, and close."""
-        if self.h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps({"error": sentence, "code": "bad_request", "request_id": None})
-            headers = [
-                ("content-type", "application/json"),
-                ("content-length", str(len(body))),
-                ("connection", "close"),
-            ]
-            parts = [
-                self.h11.send(
-                    h11.Response(status_code=status, headers=headers, reason=phrase(status))
-                ),
-                self.h11.send(h11.Data(data=body.encode())),
-            ]
-            await self.transport.write(parts)
+        name = self.request_id
+        log_error(log, self.what, error, name)
+        await self.answer(error, name)
         self.lose("protocol_error")
         self.transport.close()
+
+    async def answer(self, error: RouterError, request_id: str) -> None:
+        """Tell the client of an error, if nothing else was begun to be told."""
+        if self.h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        headers, body = error_answer(error, request_id)
+        headers += [(b"date", http_date()), (b"connection", b"close")]
+        response = h11.Response(
+            status_code=error.status, headers=headers, reason=phrase(error.status)
+        )
+        parts = [self.h11.send(response)]
+        if self._method != b"HEAD":
+            parts.append(self.h11.send(h11.Data(data=body)))
+        await self.transport.write(parts)
 
     async def expired(self) -> None:
         """A deadline of `Transport.expire_after` has passed."""
         if self.head_begun:
-            await self.refuse(408, "The request head took too long")
+            await self.refuse(
+                BadRequest("The request head took too long", status=408, code="client_timeout")
+            )
 
     def lose(self, reason: Reason) -> None:
         """The client is gone."""
@@ -235,8 +255,44 @@ class Http1Protocol(H11Protocol):
         if isinstance(event, Response) and event.status_code >= 200:
             close = (b"connection", b"close")
             headers = [*(pair for pair in event.headers if pair != close), close]
+            if all(name.lower() != b"date" for name, _ in headers):
+                headers.append((b"date", http_date()))
             event = Response(event.stream_id, headers, event.status_code)
         await super().stream_send(event)
+
+
+# A host with an optional port (RFC 9110 section 7.2); of names, what RFC 3986 lets them hold.
+_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+# h11 shows the bytes at which it stopped as Python writes them.
+_PYTHONS = re.compile(r"(?:bytearray\()?b(['\"])(.*)\1\)?", re.DOTALL)
+
+
+def _refusal(request: h11.Request) -> RouterError | None:
+    """Why no app shall see a request that h11 has let pass."""
+    if request.http_version not in (b"1.1", b"1.0"):
+        return BadRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
+    if request.method == b"CONNECT":
+        return BadRequest("CONNECT is not supported", status=405)
+    for name, value in request.headers:
+        if name == b"host" and not _HOST.fullmatch(value):
+            return BadRequest("The Host header names no host")
+    return None
+
+
+def _in_words(error: h11.RemoteProtocolError) -> str:
+    """What is wrong with the bytes of a client, fit for its eyes and for the log."""
+    sentence = _PYTHONS.sub(r"\1\2\1", str(error))
+    return sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}..."
+
+
+_LONGEST = 200  # characters of such a sentence
+
+
+def _framed_twice(request: h11.Request) -> bool:
+    """Whether both Content-Length and Transfer-Encoding say where the body ends: the latter counts,
+    and the connection must not go on (RFC 9112 section 6.1)."""
+    names = {name for name, _ in request.headers}
+    return b"transfer-encoding" in names and b"content-length" in names
 
 
 def _origin_form(target: bytes) -> bytes:
@@ -253,14 +309,12 @@ def _origin_form(target: bytes) -> bytes:
 
 
 def _offers_websocket(request: h11.Request) -> bool:
-    upgrade = connection = b""
+    if request.method != b"GET":
+        return False
+    upgrade, connection = b"", b""
     for name, value in request.headers:
         if name == b"upgrade":
             upgrade = value
         elif name == b"connection":
-            connection = value
-    return (
-        upgrade.strip().lower() == b"websocket"
-        and request.method == b"GET"
-        and b"upgrade" in [token.strip() for token in connection.lower().split(b",")]
-    )
+            connection += b"," + value  # several fields are one list
+    return upgrade.strip().lower() == b"websocket" and b"upgrade" in tokens(connection)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeAlias
 
 from attrs import frozen
-from hypercorn.typing import AppWrapper
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -17,6 +17,36 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Reason: TypeAlias = Literal[
     "eof", "reset", "body_timeout", "send_timeout", "shutdown", "protocol_error"
 ]
+
+
+class Named(Protocol):
+    """What an error is told of: what was asked, and its request id."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def request_id(self) -> str: ...
+
+
+@contextmanager
+def contained(call: Named) -> Iterator[None]:
+    """Log what nobody expected, and go on after the block."""
+    try:
+        yield
+    except Exception as error:
+        _tell(call, error)
+    except BaseExceptionGroup as group:
+        found, rest = group.split(Exception)
+        if found is not None:
+            _tell(call, found)
+        if rest is not None:
+            raise rest from None
+
+
+def _tell(call: Named, error: BaseException) -> None:
+    extra = {"request_id": call.request_id, "code": "internal_error"}
+    log.error("%s: unexpected error", call.what, exc_info=error, extra=extra)
+
 
 LINK = "router.client"  # key in scope["extensions"]
 READ_AHEAD = 256 * 1024  # bytes held for an app that does not read; one receive more may follow
@@ -48,7 +78,7 @@ class Transport(Protocol):
     """One TCP connection, as the protocol sees it."""
 
     limits: ServerLimits
-    app: AppWrapper
+    app: ASGIApp
     peer: tuple[str, int] | None
     local: tuple[str, int] | None
     usable: bool
@@ -67,15 +97,16 @@ class ClientLink:
     """The client of one exchange; found in `scope["extensions"]["router.client"]`.
 
     `gone` says that the client has left, or was given up; `reason` why. After `body_timeout` an
-    answer still reaches it. `target` is the request target in origin form, byte for byte: ASGI
-    has no word for an empty query. `close_code` and `close_reason` are those of a WebSocket
-    client's close frame.
+    answer still reaches it. `request_id` names the exchange in answers and logs. `target` is the
+    request target in origin form, byte for byte: ASGI has no word for an empty query. `close_code`
+    and `close_reason` are those of a WebSocket client's close frame.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, request_id: str, target: bytes) -> None:
         self.gone = False
         self.reason: Reason | None = None
-        self.target = b""
+        self.request_id = request_id
+        self.target = target
         self.close_code: int | None = None
         self.close_reason: str | None = None
         self._callback: Callable[[], None] | None = None

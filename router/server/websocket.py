@@ -12,7 +12,6 @@ from hypercorn.config import Config
 from hypercorn.protocol.events import Data, Request
 from hypercorn.protocol.h11 import STREAM_ID
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
-from hypercorn.trio.task_group import _handle as run_app
 from hypercorn.typing import AppWrapper, TaskGroup
 from wsproto.connection import Connection as FrameConnection
 from wsproto.connection import ConnectionState as FrameState
@@ -20,6 +19,10 @@ from wsproto.events import CloseConnection
 from wsproto.events import Event as FrameEvent
 from wsproto.frame_protocol import CloseReason
 
+from router.answers import request_id
+from router.errors import BadRequest, RouterError
+from router.server.calls import call_app
+from router.server.handshake import vetted
 from router.server.link import LINK, READ_AHEAD, ClientLink, Message, Reason
 
 if TYPE_CHECKING:
@@ -32,58 +35,75 @@ class WebsocketStream(WSStream):
     It is its own task group for hypercorn: `spawn_app` is what `WSStream` calls to start the app.
     """
 
-    def __init__(self, protocol: Http1Protocol) -> None:
+    def __init__(self, protocol: Http1Protocol, request: h11.Request, target: bytes) -> None:
         transport = protocol.transport
         super().__init__(
-            transport.app, protocol.config, protocol.context, cast(TaskGroup, self),
+            cast(AppWrapper, None), protocol.config, protocol.context, cast(TaskGroup, self),
             False, transport.peer, transport.local, protocol.stream_send, STREAM_ID,
         )  # fmt: skip
-        self.link = ClientLink(transport)
+        self.request_id = request_id(request.headers)
+        self.what = f"WebSocket {target.partition(b'?')[0].decode('ascii')}"
+        self.link = ClientLink(transport, self.request_id, target)
         self._protocol = protocol
         self._inbox: deque[Message] = deque()
         self._size = 0  # sum of the message sizes in _inbox
         self._news: trio.Event | None = None
         self._room: trio.Event | None = None
 
-    async def begin(self, request: h11.Request, target: bytes) -> None:
-        self.link.target = target
+    async def begin(self, request: h11.Request) -> None:
+        try:
+            headers, subprotocols = vetted(request)
+        except BadRequest as error:
+            self.closed = True
+            await self._protocol.refuse(error)
+            self._protocol.end()
+            return
+        self._subprotocols = subprotocols
         await self.handle(
             Request(
                 stream_id=STREAM_ID,
-                headers=list(request.headers),
-                http_version=request.http_version.decode("ascii"),
+                headers=headers,
+                http_version="1.1",
                 method="GET",
-                raw_path=target,
+                raw_path=self.link.target,
                 state=self._protocol.connection_state,
             )
         )
-        if self.closed:  # the handshake was not valid and is answered
-            self._protocol.end()
-        elif ahead := self._protocol.h11.trailing_data[0]:
+        if ahead := self._protocol.h11.trailing_data[0]:
             await self.feed(ahead)
 
     async def feed(self, data: bytes) -> None:
         """What was read from the client. Waits while the app does not read its messages."""
-        if self.handshake.accepted and not isinstance(self.connection, CloseTap):
+        if not self.handshake.accepted:
+            # Nothing may come before the answer (RFC 6455 section 4.1). Where that is under way it
+            # is a refusal, and what follows is thrown away.
+            if self._unanswered and not self.closed:
+                self.closed = True
+                await self._protocol.refuse(
+                    BadRequest("The client sent data before its WebSocket was accepted")
+                )
+            return
+        if not isinstance(self.connection, CloseTap):
             self.connection = CloseTap(self.connection, self.link)  # type: ignore[assignment]
         await self.handle(Data(stream_id=STREAM_ID, data=data))
-        if self.handshake.accepted:
-            if (
-                self.state is ASGIWebsocketState.CONNECTED
-                and self.connection.state is FrameState.LOCAL_CLOSING
-            ):
-                # A message was too big and is refused; hypercorn would go on collecting it.
-                self.link.close_code = CloseReason.MESSAGE_TOO_BIG.value
-                await self.ended()
-        elif self.closed:  # data before the handshake: answered with 400
-            self.lose("protocol_error")
-            self._protocol.transport.close()
+        if (
+            self.state is ASGIWebsocketState.CONNECTED
+            and self.connection.state is FrameState.LOCAL_CLOSING
+        ):
+            # A message was too big and is refused; hypercorn would go on collecting it.
+            self.link.close_code = CloseReason.MESSAGE_TOO_BIG.value
+            await self.ended()
+
+    @property
+    def _unanswered(self) -> bool:
+        return self._protocol.h11.our_state is h11.SEND_RESPONSE
 
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
         scope["extensions"][LINK] = self.link
-        self._protocol.transport.spawn(run_app, app, config, scope, self.receive, send, None, None)
+        scope["subprotocols"] = self._subprotocols
+        self._protocol.transport.spawn(call_app, self._protocol, self, self._send_message)
         return self.put
 
     async def put(self, message: Message) -> None:
@@ -116,15 +136,28 @@ class WebsocketStream(WSStream):
                 self._room = None
         return message
 
-    async def app_send(self, message: Any) -> None:
-        if message is None:
-            self.link._over = True
-            await super().app_send(None)
-            self._protocol.end()
-            return
+    async def _send_message(self, message: Message) -> None:
+        """ASGI `send`."""
         if not self.closed:
-            await super().app_send(message)
+            await self.app_send(message)  # type: ignore[arg-type]
         await trio.lowlevel.checkpoint()  # writes yield only when the kernel's buffer is full
+
+    async def finish(self, *, crashed: bool) -> None:
+        """The app has returned, or crashed."""
+        self.link._over = True
+        if self._unanswered and not self.closed:
+            await self._protocol.answer(
+                RouterError("The router failed to handle this request; see its log"),
+                self.request_id,
+            )
+        else:
+            await self.app_send(None)
+        self._protocol.end()
+
+    async def _send_error_response(self, status_code: int) -> None:
+        # The app closed the WebSocket that it has not accepted.
+        error = RouterError("The WebSocket was refused", status=status_code, code="bad_request")
+        await self._protocol.answer(error, self.request_id)
 
     async def ended(self) -> None:
         """The client has ended the WebSocket, or the app has returned."""

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol, cast
+
 import quart
 from quart import g, request
 from quart_trio import QuartTrio
+from werkzeug.routing import MapAdapter
 
 from . import control, errors, jobs, launcher, models, ops, queue, weights, workers
 from .parts import Parts
 from .uploads import Connection
 
 
+class _Link(Protocol):
+    request_id: str
+
+
+class _App(QuartTrio):
+    def create_url_adapter(self, request: Any) -> MapAdapter | None:
+        """No route depends on Host, which may be no name that can be looked up."""
+        if request is None:
+            return None
+        return self.url_map.bind("router", default_method=request.method, path_info=request.path)
+
+
 def create_app(parts: Parts) -> QuartTrio:
     """The app over these parts. It serves HTTP only; WebSockets belong to the relay."""
-    app = QuartTrio("router", static_folder=None, template_folder=None)
+    app = _App("router", static_folder=None, template_folder=None)
     # Quart's own deadlines cut an answer silently; ours are kept by the server shell and `Upload`.
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = None
@@ -32,7 +47,8 @@ def create_app(parts: Parts) -> QuartTrio:
 
 
 async def _name_request() -> None:
-    g.request_id = request.scope["extensions"]["router.request_id"]
+    link = cast(_Link, request.scope["extensions"]["router.client"])
+    g.request_id = link.request_id
 
 
 async def _return_name(response: quart.wrappers.Response) -> quart.wrappers.Response:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from quart import Quart, g, request
+from quart import Quart, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from ..answers import error_answer, log_error
 from ..errors import RouterError
 
 logger = logging.getLogger("router.web")
-
-Answer = tuple[dict[str, Any], int, list[tuple[str, str]]]
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
@@ -24,12 +22,18 @@ def install(app: Quart) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
-async def _router_error(error: RouterError) -> Answer:
-    _log(error)
-    return error.body(g.request_id), error.status, list(error.headers)
+async def _router_error(error: RouterError) -> Response:
+    log_error(logger, f"{request.method} {request.path}", error, g.request_id)
+    return _answer(error)
 
 
-async def _http_error(error: HTTPException) -> Answer:
+def _answer(error: RouterError) -> Response:
+    headers, body = error_answer(error, g.request_id)
+    fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    return Response(body, error.status, dict(fields))
+
+
+async def _http_error(error: HTTPException) -> Response:
     """What Quart itself refuses: an unknown method of a path, a body too large."""
     status = error.code or 500
     headers = [(name, value) for name, value in error.get_headers() if name == "Allow"]
@@ -41,17 +45,8 @@ async def _http_error(error: HTTPException) -> Answer:
     )
 
 
-async def _unexpected(error: Exception) -> Answer:
-    logger.exception("%s %s failed", request.method, request.path, exc_info=error)
-    return await _router_error(RouterError("The router failed to handle this request; see its log"))
-
-
-def _log(error: RouterError) -> None:
-    logger.warning(
-        "%s %s: %s: %s",
-        request.method,
-        request.path,
-        error.status,
-        error.message,
-        extra={"request_id": g.request_id, "code": error.code},
-    )
+async def _unexpected(error: Exception) -> Response:
+    extra = {"request_id": g.request_id, "code": RouterError.default_code}
+    what = f"{request.method} {request.path}"
+    logger.exception("%s: unexpected error", what, exc_info=error, extra=extra)
+    return _answer(RouterError("The router failed to handle this request; see its log"))

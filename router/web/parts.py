@@ -12,7 +12,6 @@ from ..control.errands import Errands
 from ..control.held import Transactions
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
-from ..control.names import Names
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.retire import Retirer
@@ -62,7 +61,6 @@ class Parts:
     dispatcher: Dispatcher
     watchman: Watchman
     retirer: Retirer
-    names: Names
     client: ControlClient
     jobs: JobControl
     ledgers: Ledgers

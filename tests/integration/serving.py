@@ -56,7 +56,7 @@ class Client:
         return bytes(data)
 
     async def answer(self, method: str = "GET") -> tuple[int, Headers, bytes]:
-        """One complete response: status, headers with their case, body.
+        """One complete response: status, headers with their case but the server's Date, body.
 
         Raises h11.RemoteProtocolError if it is incomplete.
         """
@@ -72,6 +72,7 @@ class Client:
                 raise AssertionError(f"unexpected {event.status_code}")
             elif isinstance(event, h11.Response):
                 status, headers = event.status_code, event.headers.raw_items()
+                headers = [(name, value) for name, value in headers if name != b"date"]
             elif isinstance(event, h11.Data):
                 body += event.data
             elif isinstance(event, h11.EndOfMessage):

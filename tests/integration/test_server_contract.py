@@ -7,8 +7,7 @@ what changed before moving the pin.
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -17,11 +16,9 @@ import hypercorn
 import pytest
 import trio
 from hypercorn import events as wire
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.protocol import events, ws_stream
 from hypercorn.protocol import h11 as protocol_h11
-from hypercorn.trio.task_group import _handle
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
@@ -121,63 +118,6 @@ def test_the_protocol_writes_what_a_websocket_stream_sends() -> None:
 
     trio.run(accepted)
     trio.run(refused)
-
-
-# The runner of apps.
-
-
-def test_the_runner_ends_every_app_with_none_and_logs_crashes(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    assert parameters(_handle) == [
-        "app", "config", "scope", "receive", "send", "sync_spawn", "call_soon",
-    ]  # fmt: skip
-    config = Config()
-    config.errorlog = logging.getLogger("router.server")
-    config.accesslog = None
-    sent: list[object] = []
-
-    async def send(message: object) -> None:
-        sent.append(message)
-
-    async def receive() -> Any: ...
-
-    async def run(app: Callable[..., Awaitable[None]]) -> None:
-        await _handle(
-            ASGIWrapper(app), config, {}, receive, send, None, None  # type: ignore[arg-type]
-        )  # fmt: skip
-
-    async def fine(*_: object) -> None: ...
-
-    async def crash(*_: object) -> None:
-        raise ValueError("crash of an app")
-
-    async def forever(*_: object) -> None:
-        await trio.sleep_forever()
-
-    async def crash_in_group(*_: object) -> None:
-        raise BaseExceptionGroup("", [KeyError("crash in a group")])
-
-    async def main() -> None:
-        await run(fine)
-        assert sent == [None]
-        assert not caplog.records
-        for app in (crash, crash_in_group):
-            sent.clear()
-            await run(app)
-            assert set(sent) == {None}
-        assert "crash of an app" in caplog.text
-        assert "crash in a group" in caplog.text
-        caplog.clear()
-        sent.clear()
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await run(forever)
-        assert scope.cancelled_caught
-        assert sent == [None]
-        assert not caplog.records
-
-    trio.run(main)
 
 
 def test_the_settings_that_we_set_exist() -> None:
@@ -311,7 +251,7 @@ def test_a_tapped_connection_is_used_for_everything() -> None:
 
         recorder = Recorder()
         stream = await accepted(recorder)
-        link = ClientLink(None)  # type: ignore[arg-type]
+        link = ClientLink(None, "", b"")  # type: ignore[arg-type]
         stream.connection = CloseTap(stream.connection, link)  # type: ignore[assignment]
         client = Connection(ConnectionType.CLIENT)
         await stream.handle(events.Data(STREAM, client.send(TextMessage(data="hello"))))
@@ -370,7 +310,8 @@ def test_too_big_a_message_leaves_the_stream_open_but_the_connection_closing() -
 
 def test_our_stream_overrides_what_exists() -> None:
     ours = {name for name in vars(WebsocketStream) if not name.startswith("__")}
-    assert ours & set(dir(ws_stream.WSStream)) == {"app_send"}
+    assert ours & set(dir(ws_stream.WSStream)) == {"_send_error_response"}
+    assert parameters(ws_stream.WSStream._send_error_response) == ["self", "status_code"]
     assert parameters(ws_stream.WSStream.app_send) == ["self", "message"]
     assert parameters(ws_stream.WSStream._send_wsproto_event) == ["self", "event"]
 

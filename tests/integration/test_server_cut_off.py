@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 
@@ -138,15 +139,24 @@ def test_a_crash_before_the_answer_is_500(caplog: pytest.LogCaptureFixture) -> N
         if scope["path"] == "/ok":
             await respond(send, b"ok")
 
+    names: list[str] = []
+
     async def main() -> None:
         async with serving(app) as served:
             for path in ("/crash", "/group", "/nothing"):
-                assert (await (await served.connect()).get(path))[::2] == (500, b"")
+                status, headers, body = await (await served.connect()).get(path)
+                told = json.loads(body)
+                assert (status, told["code"]) == (500, "internal_error")
+                assert (b"x-request-id", told["request_id"].encode()) in headers
+                assert (b"connection", b"close") in headers
+                names.append(told["request_id"])
             assert (await (await served.connect()).get("/ok"))[2] == b"ok"
 
     run(main)
     assert "the crash" in caplog.text
     assert "the other crash" in caplog.text
+    assert [record.request_id for record in caplog.records] == names  # type: ignore[attr-defined]
+    assert [bool(record.exc_info) for record in caplog.records] == [True, True, False]
     assert {record.name for record in caplog.records} == {"router.server"}
 
 
@@ -167,7 +177,8 @@ def test_an_impossible_header_becomes_500(
     async def main() -> None:
         async with serving(app) as served:
             client = await served.connect()
-            assert (await client.get("/bad"))[::2] == (500, b"")
+            status, _, body = await client.get("/bad")
+            assert (status, json.loads(body)["code"]) == (500, "internal_error")
             assert (await client.get("/ok"))[2] == b"ok"
 
     run(main)

@@ -188,25 +188,36 @@ def test_on_gone_is_called_once_and_only_while_the_exchange_lasts() -> None:
     run(main)
 
 
-def test_a_crashing_callback_is_fatal() -> None:
+def test_a_crash_in_the_task_of_a_connection_ends_that_connection_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         def crash() -> None:
             raise ZeroDivisionError
 
+        if scope["path"] == "/ok":
+            await respond(send, b"ok")
+            return
         link_of(scope).on_gone(crash)
-        await trio.sleep_forever()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect"
 
     async def main() -> None:
         async with serving(app) as served:
+            other = await served.connect()
+            assert (await other.get("/ok"))[2] == b"ok"
             client = await served.connect()
-            await client.send(request("GET", "/"))
-            await settle()
+            await client.send(request("GET", "/", "X-Request-Id: the-one"))
+            await client.read()
             client.reset()
-            await trio.sleep_forever()
+            await settle()
+            assert (await other.get("/ok"))[2] == b"ok"
 
-    with pytest.raises(BaseExceptionGroup) as caught:
-        run(main)
-    assert caught.group_contains(ZeroDivisionError)
+    run(main)
+    (record,) = caplog.records
+    assert record.exc_info
+    assert record.request_id == "the-one"  # type: ignore[attr-defined]
 
 
 def test_sends_to_a_client_that_left_are_dropped_and_yield() -> None:

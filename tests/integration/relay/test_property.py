@@ -148,6 +148,7 @@ OURS = {
     "transfer-encoding",
     "connection",
     "x-request-id",
+    "date",  # given to answers without one
     "x-worker-id",
     "x-weight-version",
     "x-forwarded-for",
