@@ -125,6 +125,29 @@ class Addresses:
         with suppress(ValueError):
             return [str(ip_address(origin.host))]
         within = _PATIENCE if known is None else _BRIEF
+        found = await self._look_up(origin, within)
+        if len({ip_address(address).version for address in found}) == len(found):
+            return sorted(found, key=lambda address: address != known)
+        if known in found:
+            return [known]  # the others may be other processes
+        raise NotOneAddress(
+            f"{origin.host} has {len(found)} addresses ({', '.join(found[:8])}), and behind each"
+            " may be another process: register each by its address, or all with --resolve-all"
+        )
+
+    async def all_of(self, origin: Origin) -> list[str]:
+        """The addresses that a name has now, of one family, since a host may have both; none if
+        the name is gone. Raises Silent, and NotOneAddress if one of them is blocked."""
+        try:
+            found = await self._look_up(origin, _PATIENCE)
+        except (Silent, NotOneAddress):
+            raise
+        except Unresolved:
+            return []
+        version = ip_address(found[0]).version
+        return [address for address in found if ip_address(address).version == version]
+
+    async def _look_up(self, origin: Origin, within: float) -> list[str]:
         found = _unmapped(await self.lookups.find(origin.host, within=within))
         for address in found:
             if is_blocked_address(ip_address(address)):
@@ -132,14 +155,7 @@ class Addresses:
                     f"{origin.host} is blocked: its address {address} is link-local or a metadata"
                     " service"
                 )
-        if len({ip_address(address).version for address in found}) == len(found):
-            return sorted(found, key=lambda address: address != known)
-        if known in found:
-            return [known]  # the others may be other processes
-        raise NotOneAddress(
-            f"{origin.host} has {len(found)} addresses ({', '.join(found[:8])}), and behind each"
-            " may be another process: register each by its address"
-        )
+        return found
 
     async def _pin(self, origin: Origin, address: str) -> None:
         """Have all connections go to this address. Raises SamePeer if another worker has it."""

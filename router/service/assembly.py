@@ -16,6 +16,7 @@ from ..control.held import Transactions
 from ..control.jobs import JobControl
 from ..control.keeper import Keeper
 from ..control.memory import MemoryControl
+from ..control.names import Names
 from ..control.recovery import Recovery
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
@@ -113,6 +114,11 @@ async def assemble(settings: RouterSettings, store: Store, client: ControlClient
             instance=client.instance.id,
         ),
         retirer=retirer,
+        names=Names(
+            *(store, registry, retirer, client.addresses),
+            enabled=settings.resolve_all,
+            interval=settings.health_check_interval,
+        ),
         client=client,
         jobs=jobs,
         ledgers=ledgers,

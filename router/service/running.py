@@ -137,7 +137,7 @@ async def _serve(
     async with ControlClient() as client:
         built = await assemble(settings, store, client)
         parts, fleet, keeper = built.parts, built.fleet, built.keeper
-        restored = keeper.restore(static_workers(settings))
+        restored = keeper.restore(parts.names.restore(static_workers(settings)))
         parts.memory.restore()
         async with trio.open_nursery() as nursery:
             await nursery.start(client.addresses.lookups.run)
@@ -157,6 +157,7 @@ async def _serve(
                 logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
             await nursery.start(keeper.run)
             await nursery.start(parts.watchman.run)  # the others wait for what it finds
+            await nursery.start(parts.names.run)
             nursery.start_soon(give_up, fleet)
             nursery.start_soon(display.show, fleet.views, fleet.changed)
             serving = partial(serve_http, built.app, listeners, limits=limits, stop=stop)

@@ -75,6 +75,12 @@ class RouterSettings:
         group="Workers",
         help="workers to route to, such as http://10.0.0.5:30000; more can register while it runs",
     )
+    resolve_all: bool = setting(
+        False,
+        Switch(),
+        group="Workers",
+        help="take each address of a worker's name as a worker of its own, and follow the name",
+    )
     max_connections: int | None = setting(
         None,
         WholeNumber(1, none=True),

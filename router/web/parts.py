@@ -12,6 +12,7 @@ from ..control.errands import Errands
 from ..control.held import Transactions
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
+from ..control.names import Names
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.retire import Retirer
@@ -61,6 +62,7 @@ class Parts:
     dispatcher: Dispatcher
     watchman: Watchman
     retirer: Retirer
+    names: Names
     client: ControlClient
     jobs: JobControl
     ledgers: Ledgers

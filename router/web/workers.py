@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+import trio
 from quart import Blueprint, request
 
 from ..errors import BadRequest
 from ..net.addresses import SamePeer
 from ..pool.ids import BadWorkerURL, normalise_url
+from ..pool.ids import worker_id as id_of
 from ..pool.lifecycle import AdminEvent
 from ..pool.worker import Health, Origin, Worker
 from . import body
@@ -34,7 +37,35 @@ async def add_worker() -> dict[str, Any]:
             f"Weight version {version} was never issued; the latest is {latest}",
             details={"weight_version": latest},
         )
-    return await _register(normalise_url(_url_of(content)), content, limit, version)
+    url = normalise_url(_url_of(content))
+    if parts().names.takes(url) and parts().registry.find(url) is None:
+        return await _follow(url, content, limit, version)
+    return await _register(url, content, limit, version)
+
+
+async def _follow(
+    url: str, content: dict[str, Any], limit: int | None, version: int | None
+) -> dict[str, Any]:
+    """Register each address of a name. `worker` is the first, if there is one."""
+    parts().store.check()
+    members = await parts().names.follow(url, limit)
+    for worker in members:
+        if version is not None:
+            parts().ledgers.claim(worker, version)
+        if "max_concurrency" in content:
+            parts().registry.set_concurrency(worker, limit)
+    await parts().store.commit()
+    with trio.move_on_after(FIRST_CONTACT):
+        for worker in members:
+            with suppress(BadWorkerURL, SamePeer):
+                await parts().watchman.first_contact(worker, within=FIRST_CONTACT)
+    found = [_payload(worker) for worker in members if not worker.removed]
+    return {
+        "status": "success",
+        "workers": found,
+        "worker": found[0] if found else None,
+        "message": f"{url} is followed; it leads to {len(found)} now",
+    }
 
 
 async def _register(
@@ -122,6 +153,11 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
 async def delete_worker(worker_id: str) -> dict[str, Any]:
     """Forget a worker; with `?drain=true` after what is in flight there has ended. One that was
     launched is drained unless told otherwise, and ended."""
+    name = parts().names.find(worker_id)
+    if name is not None:
+        parts().store.check()
+        await parts().names.remove(name, drain=body.query_flag("drain", absent=False))
+        return {"status": "success", "worker_id": id_of(name)}
     worker = parts().registry.get(worker_id)
     parts().store.check()
     launched = worker.origin is Origin.LAUNCHED
@@ -142,7 +178,12 @@ async def add_worker_as_before() -> dict[str, Any]:
 @blueprint.post("/remove_worker")
 async def remove_worker_as_before() -> dict[str, Any]:
     """`DELETE /workers/{worker_id}`, as older trainers call it."""
-    worker = parts().registry.get(normalise_url(_url_of(await body.json_object())))
+    url = normalise_url(_url_of(await body.json_object()))
+    if parts().names.find(url) is not None:
+        parts().store.check()
+        await parts().names.remove(url, drain=False)
+        return {"status": "success", "worker_id": id_of(url), "url": url}
+    worker = parts().registry.get(url)
     parts().store.check()
     parts().retirer.remove(worker)
     await parts().store.commit()

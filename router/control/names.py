@@ -1,0 +1,221 @@
+"""Names whose every address is a worker of its own (`--resolve-all`), as a headless service has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import ClassVar
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from ..net.addresses import Addresses, NotOneAddress, Origin
+from ..net.lookup import Silent
+from ..pool import events
+from ..pool.ids import BadWorkerURL, normalise_url, url_of
+from ..pool.registry import Registry
+from ..pool.worker import Origin as WorkerOrigin
+from ..pool.worker import Worker
+from ..store.store import Store
+from .retire import RemovalCalledOff, Retirer
+
+logger = logging.getLogger("router.control")
+
+# An address leaves after so many answers without it: some servers tell only a part of them.
+_MISSED = 2
+
+
+@frozen
+class NameRecord:
+    """A name that is followed, and the workers that it led to last."""
+
+    table: ClassVar[str] = "names"
+
+    url: str
+    registered: bool  # by a request; else a flag names it
+    concurrency: int | None = None
+    members: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return self.url
+
+
+@define(eq=False)
+class _Name:
+    record: NameRecord
+    missed: dict[str, int] = field(factory=dict)  # answers in a row, by member
+    # Members that somebody else removed: they stay away for as long as the name leads to them.
+    left_out: set[str] = field(factory=set)
+
+
+@define(eq=False)
+class Names:
+    """Keeps a worker for each address of each name. `interval`: seconds between two look-ups."""
+
+    store: Store
+    registry: Registry
+    retirer: Retirer
+    addresses: Addresses
+    enabled: bool = False
+    interval: float = 10.0
+    _names: dict[str, _Name] = field(init=False, factory=dict)
+    _leaving: set[str] = field(init=False, factory=set)
+    _nursery: trio.Nursery | None = field(init=False, default=None)
+
+    def takes(self, url: str) -> bool:
+        """Whether the URL is one whose every address is to be a worker. `localhost` is not: its
+        addresses are those of one machine."""
+        host = Origin.of(url).host
+        with suppress(ValueError):
+            ip_address(host)
+            return False
+        return self.enabled and host != "localhost"
+
+    def restore(self, static: Mapping[str, int | None]) -> dict[str, int | None]:
+        """The static workers, with the last members of each name in its place. Raises
+        StateRefused."""
+        for record in self.store.restored(NameRecord).values():
+            if self.enabled and (record.registered or record.url in static):
+                self._names[record.url] = _Name(record)
+                continue
+            self.store.delete(NameRecord, record.url)
+            if record.registered:
+                logger.warning("%s is no longer followed: --resolve-all is not set", record.url)
+        workers = {}
+        for url, slots in static.items():
+            if not self.takes(url):
+                workers[url] = slots
+            elif url not in self._names:
+                self._names[url] = _Name(NameRecord(url, registered=False, concurrency=slots))
+            else:
+                name = self._names[url]
+                name.record = evolve(name.record, concurrency=slots)
+        for name in self._names.values():
+            workers |= dict.fromkeys(name.record.members, name.record.concurrency)
+        return workers
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow the names there are, and those that are added; never returns."""
+        self.registry.subscribe(self._observe)
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            while True:
+                async with trio.open_nursery() as looking:
+                    for name in self._names.values():
+                        looking.start_soon(self._refresh, name)
+                await trio.sleep(self.interval)
+
+    async def follow(self, url: str, concurrency: int | None) -> list[Worker]:
+        """Follow a name from now on; its workers. Raises BadWorkerURL."""
+        name = self._names.get(url)
+        if name is None:
+            name = _Name(NameRecord(url, registered=True, concurrency=concurrency))
+        if concurrency is not None:
+            name.record = evolve(name.record, concurrency=concurrency)
+        name.record = evolve(name.record, registered=True)
+        try:
+            found = await self._find(name)
+        except NotOneAddress as error:
+            raise BadWorkerURL(f"Worker URL {url} is refused: {error}") from None
+        name = self._names.setdefault(url, name)
+        self._put(name, name.record.members)
+        if found is not None:
+            self._apply(name, found)
+        return self.members(url)
+
+    def members(self, url: str) -> list[Worker]:
+        """The workers of a name that is followed."""
+        found = map(self.registry.find, self._names[url].record.members)
+        return [worker for worker in found if worker is not None]
+
+    def find(self, worker_id: str) -> str | None:
+        """The URL of a name that is followed, by its id or URL; None if it is not."""
+        with suppress(BadWorkerURL):
+            url = url_of(worker_id)
+            return url if url in self._names else None
+        return None
+
+    async def remove(self, url: str, *, drain: bool) -> None:
+        """Follow the name no longer, and remove its workers; a drain goes on if it is cancelled."""
+        members = self.members(url)
+        del self._names[url]
+        self.store.delete(NameRecord, url)
+        assert self._nursery is not None
+        for worker in members:
+            if drain:
+                self._nursery.start_soon(self._leave, worker)
+            else:
+                self.retirer.remove(worker)
+        for worker in members if drain else ():
+            with suppress(RemovalCalledOff):
+                await self.retirer.drain_and_remove(worker)
+        await self.store.commit()
+
+    async def _refresh(self, name: _Name) -> None:
+        try:
+            found = await self._find(name)
+        except NotOneAddress as error:
+            logger.warning("%s: its workers stay as they are: %s", name.record.url, error)
+            return
+        if found is not None and self._names.get(name.record.url) is name:
+            self._apply(name, found)
+
+    async def _find(self, name: _Name) -> list[str] | None:
+        """The URLs of the name's workers; None where no name server tells. Raises NotOneAddress."""
+        origin = Origin.of(name.record.url)
+        try:
+            found = await self.addresses.all_of(origin)
+        except Silent:
+            return None
+        hosts = [f"[{address}]" if ":" in address else address for address in found]
+        return [normalise_url(f"{origin.scheme}://{host}:{origin.port}") for host in hosts]
+
+    def _apply(self, name: _Name, found: list[str]) -> None:
+        members = list(name.record.members)
+        name.left_out.intersection_update(found)
+        for url in found:
+            name.missed.pop(url, None)
+            worker = self.registry.find(url)
+            if url in self._leaving and worker is not None:
+                self.retirer.keep(worker)
+            elif worker is None and url not in name.left_out:
+                members += [] if url in members else [url]
+                logger.info("%s leads to %s, which joins", name.record.url, url)
+                self.registry.add(url, WorkerOrigin.STATIC, concurrency=name.record.concurrency)
+        assert self._nursery is not None
+        for url in [member for member in members if member not in found]:
+            name.missed[url] = name.missed.get(url, 0) + 1
+            worker = self.registry.find(url)
+            if worker is not None and name.missed[url] >= _MISSED and url not in self._leaving:
+                logger.info("%s leads to %s no longer, which leaves", name.record.url, url)
+                self._leaving.add(url)
+                self._nursery.start_soon(self._leave, worker)
+        if tuple(members) != name.record.members:
+            self._put(name, tuple(members))
+
+    async def _leave(self, worker: Worker) -> None:
+        try:
+            await self.retirer.drain_and_remove(worker)
+        except RemovalCalledOff:
+            pass  # the name leads to it again, or an operator wants it
+        finally:
+            self._leaving.discard(worker.url)
+
+    def _put(self, name: _Name, members: tuple[str, ...]) -> None:
+        name.record = evolve(name.record, members=members)
+        self.store.put(name.record)
+
+    def _observe(self, event: events.Event) -> None:
+        if not isinstance(event, events.WorkerRemoved):
+            return
+        url = event.worker.url
+        for name in self._names.values():
+            if url in name.record.members:
+                name.missed.pop(url, None)
+                if url not in self._leaving:
+                    name.left_out.add(url)
+                rest = tuple(member for member in name.record.members if member != url)
+                self._put(name, rest)
