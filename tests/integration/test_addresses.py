@@ -8,8 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from wsproto.events import RejectConnection
 
-from router.pool.worker import Worker
+from router.pool.worker import Origin, Worker
 from router.server import open_listeners
 from tests.integration.deployment import (
     Deployment,
@@ -24,6 +25,7 @@ from tests.integration.relay.harness import ScriptedWorker as TlsWorker
 from tests.integration.relay.harness import answering, listen
 from tests.integration.relay.test_tls import certificate
 from tests.integration.relay.wire import response
+from tests.integration.test_websocket_relay import Client
 
 A, B = "127.0.0.1", "127.0.0.2"
 GENERATION = "POST /v1/images/generations"
@@ -52,7 +54,11 @@ def test_all_connections_go_to_the_address_that_was_met(
             assert (await at.image()).status_code == 200
             await at.running.parts.watchman.look_again(worker, within=5)
         await at.http.post("/set_lora", json={"lora_nickname": "x"})
+        client = Client(await trio.open_tcp_stream(A, at.running.port))
+        assert isinstance(await client.open("/socket"), RejectConnection)
+        await trio.aclose_forcefully(client.stream)
         assert second.heads == []
+        assert "GET /socket" in first.asked
         assert first.asked.count(GENERATION) == 3
         assert names.asked["gpu.test"] == asked == 1
         host = b"host: gpu.test:%d" % first.port
@@ -268,6 +274,20 @@ def test_aliases_among_the_flags(names: Names, caplog: pytest.LogCaptureFixture)
 
     run(main)
     assert caplog.text.count("it is left out") == 2
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel does not tell")
+def test_a_launched_worker_takes_the_place_of_a_registered_one(run_router: RunRouter) -> None:
+    async def test(at: Deployment) -> None:
+        script = await at.script(host="0.0.0.0")
+        registry = at.running.parts.registry
+        registered = await at.register(f"http://{B}:{script.port}")
+        launched = registry.add(f"http://{A}:{script.port}", Origin.LAUNCHED)
+        await until(lambda: launched.health == "healthy")
+        assert registered.removed
+        assert list(registry) == [launched]
+
+    run_router(test)
 
 
 def test_an_address_that_passed_to_another_name(run_router: RunRouter, names: Names) -> None:
