@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import trio
 from attrs import define, field
@@ -15,30 +15,75 @@ from ..settings import LauncherSettings
 from . import probing
 from .base import WorkerPlan, WorkerPorts
 from .command import STRICT, help_command, make_plan, may_need_strict
-from .ports import HeldPorts, PortBook, first_choice, moved_to, taken_ports
-from .resources import GpuShares, variables
+from .ports import HeldPorts, PortBook, first_choice, host_fault, moved_to, taken_ports
+from .resources import Found, GpuShares, from_environment, variables
 
 logger = logging.getLogger("router.launch")
 
 
 async def make_planners(
-    launchers: Sequence[LauncherSettings], environ: Mapping[str, str] = os.environ
+    launchers: Sequence[LauncherSettings],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    alive: bool = False,
 ) -> list[LocalPlanner]:
     """One planner for each launcher; no two of their workers share a port, or a GPU that the
-    router chose. Looks for GPUs if a launcher leaves the choice to us.
+    router chose. Looks for GPUs if a launcher wants some.
 
-    Raises StartError if there are too few GPUs.
+    Raises StartError with all that keeps workers from being started, as far as that is known
+    before: too few GPUs, a program or an address that is not there. Where workers may be `alive`,
+    which need no program any more, its lack is only told.
     """
-    look = any(each.num_gpus_per_worker and not each.worker_gpu_ids for each in launchers)
-    gpus = GpuShares(launchers, await probing.find_gpus(environ) if look else None)
+    chosen = any(each.num_gpus_per_worker and not each.worker_gpu_ids for each in launchers)
+    found = await probing.find_gpus(environ) if chosen else None
+    machine = Found()
+    if any(each.worker_gpu_ids for each in launchers):
+        # Whatever the environment leaves to us, a name may mean any of them.
+        narrowed = found is None or from_environment(environ) is not None
+        machine = await probing.find_gpus({}) if narrowed else found or machine
+    gpus = GpuShares(launchers, found, machine)
     if gpus.cpu:
         assert gpus.found is not None
         logger.warning("CPU mode: no GPU was found by %s, so workers get none", gpus.found.source)
-    gpus.check()
+    lacking = _by_cause(launchers, lambda each: _program_fault(each, environ))
+    faults = [*gpus.faults(), *_by_cause(launchers, host_fault)]
+    if alive:
+        for fault in lacking:
+            logger.error("%s", fault)
+    else:
+        faults += lacking
+    if faults:
+        raise StartError(". ".join(faults))
     for name, workers in gpus.shared().items():
         logger.warning("GPU %s is named for several workers: %s", name, ", ".join(workers))
     ports, asked = PortBook(), _Asked(environ)
     return [LocalPlanner(launcher, gpus, ports, asked, environ) for launcher in launchers]
+
+
+def _by_cause(
+    launchers: Iterable[LauncherSettings], fault_of: Callable[[LauncherSettings], str | None]
+) -> list[str]:
+    """A sentence for each fault, with the launchers that have it."""
+    found: dict[str, list[str]] = {}
+    for launcher in launchers:
+        fault = fault_of(launcher)
+        if fault is not None:
+            found.setdefault(fault, []).append(launcher.name)
+    return [
+        f"Launcher{'s' if len(names) > 1 else ''} {', '.join(names)}: {fault}"
+        for fault, names in found.items()
+    ]
+
+
+def _program_fault(settings: LauncherSettings, environ: Mapping[str, str]) -> str | None:
+    """Why its command cannot be run; None if its program is there."""
+    program = settings.command[0]
+    path = settings.worker_env.get("PATH", environ.get("PATH"))
+    if "{" in program or shutil.which(program, path=path) is not None:
+        return None
+    where = "found" if os.sep in program else "on PATH"
+    hint = "; install SGLang, or set command" if program == "sglang" else ""
+    return f"the program {program} is not {where}{hint}"
 
 
 @define(eq=False)
@@ -95,14 +140,9 @@ class LocalPlanner:
 
         Raises StartError if there is no such program.
         """
-        program = self.settings.command[0]
-        path = self.settings.worker_env.get("PATH", self._environ.get("PATH"))
-        if "{" not in program and shutil.which(program, path=path) is None:
-            where = "found" if os.sep in program else "on PATH"
-            hint = "; install SGLang, or set command" if program == "sglang" else ""
-            raise StartError(
-                f"Launcher {self.launcher}: the program {program} is not {where}{hint}"
-            )
+        fault = _program_fault(self.settings, self._environ)
+        if fault is not None:
+            raise StartError(f"Launcher {self.launcher}: {fault}")
         await self._asked.ask(self.settings)
 
     def reserve(

@@ -79,7 +79,9 @@ class PortBook:
         """Find and bind ports for a worker: `keep` where free, else those of the settings, else
         the next ones; never one of `avoid`. Raises StartError.
         """
-        _check_host(settings)
+        fault = host_fault(settings)
+        if fault is not None:
+            raise StartError(f"Launcher {settings.name}: {fault}")
         wide = settings.replicas
         found = []
         with _Search(frozenset(avoid).union(*self._held.values())) as search:
@@ -275,21 +277,20 @@ def _close(sockets: list[socket.socket]) -> None:
         sockets.pop().close()
 
 
-def _check_host(settings: LauncherSettings) -> None:
-    """Raises StartError if workers cannot listen on that address. Names are left to them."""
+def host_fault(settings: LauncherSettings) -> str | None:
+    """Why workers cannot listen on their address; None if they can. Names are left to them."""
     try:
         address = ip_address(settings.worker_host)
     except ValueError:
-        return
+        return None
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind((settings.worker_host, 0))
     except OSError as error:
-        raise StartError(
-            f"Launcher {settings.name}: worker_host {settings.worker_host} is no address of this"
-            f" machine ({describe(error)})"
-        ) from None
+        why = describe(error)
+        return f"worker_host {settings.worker_host} is no address of this machine ({why})"
+    return None
 
 
 _TAKEN = re.compile(

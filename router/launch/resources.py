@@ -48,6 +48,21 @@ class Found:
     # A variable that hides all others, so that workers must be told by the same one.
     variable: str = CUDA
 
+    def lacks(self, name: str) -> bool:
+        """Whether there is certainly no GPU of this name here. Where none was found, and of parts
+        that are named by the GPU and their place in it, nobody can tell."""
+        if not self.gpus or any(gpu.is_called(name) for gpu in self.gpus):
+            return False
+        if name.startswith("MIG-"):
+            return "/" not in name
+        if any(gpu.id.startswith("MIG-") for gpu in self.gpus):
+            return False  # the whole of one that is in parts, which is not listed
+        return name.isdigit() or all(gpu.uuid for gpu in self.gpus)
+
+    def id_of(self, name: str) -> str:
+        """The id of the GPU that `name` means; `name` itself if none is known by it."""
+        return next((gpu.id for gpu in self.gpus if gpu.is_called(name)), name)
+
     def describe(self) -> str:
         """`2 GPUs (0, 1) in CUDA_VISIBLE_DEVICES`, or `no GPU`."""
         if not self.gpus:
@@ -126,11 +141,13 @@ class GpuShares:
     """Which worker of which launcher has which GPUs. No two of them share one that we chose.
 
     Made with all launchers, so that none takes a GPU that another names. `found` is None where
-    nobody had to look, since all launchers name their GPUs or want none.
+    nobody had to look, since all launchers name their GPUs or want none; `machine` has all GPUs
+    that a name can mean.
     """
 
     launchers: Sequence[LauncherSettings]
     found: Found | None
+    machine: Found = field(factory=Found)
     _shares: dict[tuple[str, int], tuple[str, ...]] = field(init=False, factory=dict)
     # What the workers of the settings get if it is free. Others get these last, so that after a
     # restart all find the GPUs that they had.
@@ -147,11 +164,25 @@ class GpuShares:
             if len(group) == launcher.num_gpus_per_worker:
                 self._first_choice[launcher.name, index] = tuple(group)
 
-    def check(self) -> None:
-        """Whether there are enough for all workers of the settings. Raises StartError if not."""
+    def faults(self) -> Iterator[str]:
+        """Why some workers of the settings cannot have their GPUs."""
+        for launcher in self.launchers:
+            names = {name: None for group in launcher.worker_gpu_ids for name in group}
+            if lacking := [name for name in names if self.machine.lacks(name)]:
+                yield (
+                    f"Launcher {launcher.name}: worker_gpu_ids names {', '.join(lacking)}, but"
+                    f" found were {self.machine.describe()}"
+                )
+            for group in launcher.worker_gpu_ids:
+                if len({self.machine.id_of(name) for name in group}) < len(group):
+                    yield (
+                        f"Launcher {launcher.name}: worker_gpu_ids names one GPU twice for a"
+                        f" worker: {', '.join(group)}"
+                    )
         for launcher, index in self._leave_it_to_us():
             if not self.cpu and (launcher.name, index) not in self._first_choice:
-                raise StartError(self._too_few(launcher, index, 0))
+                yield self._too_few(launcher, index, 0)
+                return
 
     def _leave_it_to_us(self) -> Iterator[tuple[LauncherSettings, int]]:
         for launcher in self.launchers:
@@ -192,7 +223,8 @@ class GpuShares:
         for launcher in self.launchers:
             for index, group in enumerate(launcher.worker_gpu_ids[: launcher.num_workers]):
                 for name in group:
-                    users.setdefault(name, []).append(f"{launcher.name}-{index}")
+                    of_it = users.setdefault(self.machine.id_of(name), [])
+                    of_it.append(f"{launcher.name}-{index}")
         return {name: workers for name, workers in users.items() if len(workers) > 1}
 
     def _choose(self, launcher: LauncherSettings, index: int) -> tuple[str, ...]:

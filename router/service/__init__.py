@@ -2,12 +2,11 @@
 
 from .launched import reap
 from .running import Running, run, serve
-from .start import address_of, admin_key, open_store, raise_open_files_limit, stop_signals
+from .start import address_of, open_store, raise_open_files_limit, stop_signals
 
 __all__ = [
     "Running",
     "address_of",
-    "admin_key",
     "open_store",
     "raise_open_files_limit",
     "reap",

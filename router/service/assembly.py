@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import trio
@@ -25,7 +27,9 @@ from ..control.turns import Turns
 from ..control.watch import Watchman
 from ..control.witness import Witness, trusts_absence
 from ..dispatch import Dispatcher, QueueLimits
+from ..launch.base import Planner
 from ..launch.fleet import Fleet
+from ..launch.launcher import Shared
 from ..observe import logs
 from ..pool import policies
 from ..pool.assets import AssetMap
@@ -45,7 +49,7 @@ from ..store.store import Store
 from ..web.app import create_app
 from ..web.parts import CallLimits, Parts
 from .launched import make_fleet, prove, restart
-from .start import admin_key, is_loopback
+from .start import is_loopback
 
 logger = logging.getLogger("router.service")
 
@@ -65,8 +69,14 @@ class Assembly:
     restarting: trio.Event
 
 
-async def assemble(settings: RouterSettings, store: Store, client: ControlClient) -> Assembly:
-    """The parts of a router with these settings. Raises StartError, StateRefused."""
+def assemble(
+    settings: RouterSettings,
+    store: Store,
+    client: ControlClient,
+    planners: Sequence[Planner],
+    logs_of_workers: Path,
+) -> Assembly:
+    """The parts of a router with these settings. Raises StateRefused."""
     registry = Registry(
         failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
@@ -86,7 +96,8 @@ async def assemble(settings: RouterSettings, store: Store, client: ControlClient
     )
     dispatcher = _dispatcher(settings, registry)
     retirer, errands, turns = Retirer(registry, dispatcher), Errands(), Turns()
-    fleet = await make_fleet(settings, registry, store, retirer)
+    shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
+    fleet = make_fleet(settings, shared, planners, retirer)
     assets = AssetMap(settings.max_assets)
     witness = Witness(assets, client, [partial(prove, fleet)])
     jobs = JobControl(registry, assets, client)
@@ -187,7 +198,8 @@ def _front(
     )
     own = cast(App, create_app(parts))
     app: App = Relay(own, forwarder, websockets, assets, parts.store, parts.jobs.owner, instance)
-    key = admin_key(settings)
+    assert settings.admin_api_key_file is None, "not read yet: see with_admin_key"
+    key = settings.admin_api_key
     if key is not None:
         return AdminKey(app, key.encode())
     if not is_loopback(settings.host):

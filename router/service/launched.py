@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -17,9 +19,9 @@ from ..launch.base import Backend, Planner
 from ..launch.fleet import Fleet
 from ..launch.launcher import Launcher, Shared
 from ..launch.local import LocalBackend
-from ..launch.planner import make_planners
+from ..launch.planner import LocalPlanner, make_planners
+from ..launch.records import LaunchRecord
 from ..observe import logs
-from ..pool.registry import Registry
 from ..pool.worker import Worker
 from ..settings import LauncherSettings, RouterSettings
 from ..store.opening import StateRefused
@@ -28,15 +30,18 @@ from ..store.store import Store
 logger = logging.getLogger("router.service")
 
 
-async def make_fleet(
-    settings: RouterSettings, registry: Registry, store: Store, retirer: Retirer
+async def make_plans(settings: RouterSettings, store: Store) -> list[LocalPlanner]:
+    """A planner for each launcher of the settings. Raises StartError if one of them asks for what
+    is not there."""
+    alive = bool(store.rows(LaunchRecord.table))
+    return await make_planners(settings.launchers, alive=alive)
+
+
+def make_fleet(
+    settings: RouterSettings, shared: Shared, planners: Sequence[Planner], retirer: Retirer
 ) -> Fleet:
-    """The workers that the settings want launched. Raises StartError."""
+    """The workers that the settings want launched."""
     local = LocalBackend()
-    planners = await make_planners(settings.launchers)
-    shared = Shared(
-        registry, store, _log_folder(settings, store.folder), keep=settings.keep_workers
-    )
     launchers = [
         _launcher(launcher, planner, local)
         for launcher, planner in zip(settings.launchers, planners, strict=True)
@@ -57,15 +62,23 @@ def _launcher(settings: LauncherSettings, planner: Planner, backend: Backend) ->
     )
 
 
-def _log_folder(settings: RouterSettings, state: Path | None) -> Path:
-    """Where the output of launched workers goes, if their settings do not say."""
+@contextmanager
+def log_folder(settings: RouterSettings, state: Path | None) -> Iterator[Path]:
+    """Where the output of launched workers goes, if their settings do not say. Without a state
+    directory it is gone with them."""
     if state is not None:
-        return state / "logs"
+        yield state / "logs"
+        return
     if all(launcher.log_dir is not None for launcher in settings.launchers):
-        return Path()
+        yield Path()
+        return
     folder = Path(tempfile.mkdtemp(prefix="sglang-d-router-logs-"))
     logger.info("the logs of the workers are in %s", folder)
-    return folder
+    try:
+        yield folder
+    finally:
+        if not settings.keep_workers:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def prove(fleet: Fleet, worker: Worker) -> Verdict:
@@ -106,6 +119,4 @@ def reap(folder: Path) -> tuple[set[str], set[str]]:
 async def give_up(fleet: Fleet) -> None:
     """End the router if its own workers have all failed at their start, and there is no other."""
     await fleet.watch_for_collapse()
-    raise StartError(
-        "no worker could be started, and there is no other; why is above, and in their logs"
-    )
+    raise StartError("no worker could be started, and there is no other; why is above")

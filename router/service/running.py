@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import trio
-from attrs import evolve, frozen
+from attrs import frozen
 
 from ..control.client import ControlClient
 from ..errors import unwrapped
 from ..launch import display
+from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..observe import logs
 from ..observe.stderr import Output
@@ -28,10 +31,9 @@ from ..settings import RouterSettings
 from ..store.store import Store
 from ..web.parts import Parts
 from .assembly import Assembly, assemble
-from .launched import give_up
+from .launched import give_up, log_folder, make_plans
 from .start import (
     address_of,
-    admin_key,
     open_store,
     raise_open_files_limit,
     spare_the_collector,
@@ -58,22 +60,17 @@ def run(settings: RouterSettings) -> int:
     """Serve until a signal says stop; the exit status. Raises StartError if it cannot start."""
     output = logs.configure(settings.effective_log_level)
     raise_open_files_limit()
-    # Before the port answers.
-    settings = evolve(settings, admin_api_key=admin_key(settings), admin_api_key_file=None)
     store = open_store(settings)
     try:
-        listeners = open_listeners(settings.host, settings.port)
         spare_the_collector()
         with unwrapped():
-            main = partial(_until_signalled, settings, listeners, store, output)
+            main = partial(_until_signalled, settings, store, output)
             return trio.run(main, strict_exception_groups=True)
     finally:
         store.close()
 
 
-async def _until_signalled(
-    settings: RouterSettings, listeners: list[socket.socket], store: Store, output: Output
-) -> int:
+async def _until_signalled(settings: RouterSettings, store: Store, output: Output) -> int:
     stop = trio.Event()
     status = 0
     async with output.aside(), trio.open_nursery() as nursery:
@@ -96,9 +93,11 @@ async def _until_signalled(
 
         # Before the port answers: whoever sees it may send a signal.
         await nursery.start(obey_signals)
+        planners = await make_plans(settings, store)
+        listeners = open_listeners(settings.host, settings.port)
         for listener in listeners:
             logger.info("listening on %s", address_of(listener))
-        await serve(settings, listeners, stop, store)
+        await serve(settings, listeners, stop, store, planners)
         nursery.cancel_scope.cancel()
     logger.info("stopped")
     return status
@@ -109,16 +108,21 @@ async def serve(
     listeners: list[socket.socket],
     stop: trio.Event,
     store: Store | None = None,
+    planners: Sequence[Planner] | None = None,
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a router on these listeners until `stop` is set and what was in flight has ended.
 
-    Without a store nothing outlives it. Raises StateRefused if the store's records make no sense.
+    Without a store nothing outlives it. Raises StateRefused if the store's records make no sense,
+    StartError if no planners are given and none can be made.
     """
     store = store or Store()
+    if planners is None:
+        planners = await make_plans(settings, store)
     async with store.running():
-        await _serve(settings, listeners, stop, store, task_status)
+        with log_folder(settings, store.folder) as folder:
+            await _serve(settings, listeners, stop, store, (planners, folder), task_status)
         await store.finish()
 
 
@@ -127,6 +131,7 @@ async def _serve(
     listeners: list[socket.socket],
     stop: trio.Event,
     store: Store,
+    launching: tuple[Sequence[Planner], Path],
     task_status: trio.TaskStatus[Running],
 ) -> None:
     limits = ServerLimits(
@@ -135,7 +140,7 @@ async def _serve(
         websocket_message=settings.websocket_max_message,
     )
     async with ControlClient() as client:
-        built = await assemble(settings, store, client)
+        built = assemble(settings, store, client, *launching)
         parts, fleet, keeper = built.parts, built.fleet, built.keeper
         restored = keeper.restore(parts.names.restore(static_workers(settings)))
         parts.memory.restore()

@@ -10,7 +10,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
-from ..errors import StartError, describe
+from ..errors import describe
 from ..pool.ids import normalise_url
 from ..settings import RouterSettings
 from ..store.opening import StateRefused, default_folder
@@ -69,20 +69,6 @@ def address_of(listener: socket.socket) -> str:
     """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def admin_key(settings: RouterSettings) -> str | None:
-    """The admin key, from the settings or the file that they name. Raises StartError."""
-    path = settings.admin_api_key_file
-    if path is None:
-        return settings.admin_api_key
-    try:
-        key = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeError) as error:
-        raise StartError(f"The admin key file {path} cannot be read: {describe(error)}") from error
-    if not key:
-        raise StartError(f"The admin key file {path} is empty")
-    return key
 
 
 def is_loopback(host: str) -> bool:

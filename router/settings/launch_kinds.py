@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from .kinds import Kind, Text, Unfit, did_you_mean, got
 
+_GPU = re.compile(r"[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z][\w./-]*", re.ASCII)
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -122,7 +123,7 @@ class GpuGroup(Kind):
 
     @property
     def expected(self) -> str:
-        return "the GPUs of one worker, like '0,1'"
+        return "GPUs like '0,1', GPU-<uuid> or MIG-<uuid>"
 
     def parse(self, value: object) -> object:
         items: list[object]
@@ -136,9 +137,9 @@ class GpuGroup(Kind):
         for item in items:
             if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
                 item = str(item)
-            if not isinstance(item, str) or not re.fullmatch(r"[A-Za-z0-9][\w:./-]*", item):
+            if not isinstance(item, str) or not _GPU.fullmatch(item):
                 raise self.unfit(value)
-            ids.append(item)
+            ids.append(str(int(item)) if item.isdigit() else item)
         if not ids:
             raise self.unfit(value)
         if len(set(ids)) < len(ids):

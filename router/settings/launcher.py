@@ -242,6 +242,11 @@ class LauncherSettings:
                 )
 
 
+NO_LAUNCHER = Problem(
+    "", "names no launcher; expected one under the key launcher, or a list of them under launchers"
+)
+
+
 @frozen(kw_only=True)
 class LauncherFile:
     """What a file for --launcher-config holds."""
@@ -252,7 +257,7 @@ class LauncherFile:
     def cross_checks(self) -> Iterator[Problem]:
         """What no single launcher can tell."""
         if self.launcher is None and not self.launchers:
-            yield Problem("", "names no launcher; expected one under launcher, or a list of them")
+            yield NO_LAUNCHER
         yield from same_names(self.launcher, self.launchers)
 
 

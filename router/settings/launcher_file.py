@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from attrs import evolve
+from attrs import evolve, fields
 
 from ..errors import Problem
-from .launcher import LauncherFile
+from .launcher import NO_LAUNCHER, LauncherFile, LauncherSettings
 from .model import RouterSettings
-from .structure import at, try_structure
+from .structure import at, key_name, try_structure
 from .yamlfile import read_yaml
 
 
@@ -23,7 +23,16 @@ def with_launchers(settings: RouterSettings) -> tuple[RouterSettings, list[Probl
         made = None
         if data or not problems:  # else the file could not be read, and says nothing
             made, wrong = try_structure(data, LauncherFile)
+            if _is_one_launcher(data):
+                wrong = [NO_LAUNCHER]  # rather than that each of its keys is unknown
             problems += [at(settings.launcher_config, problem) for problem in wrong]
         first, rest = (made.launcher, made.launchers) if made else (None, ())
     launchers = rest if first is None else (first, *rest)
     return evolve(settings, launcher=None, launchers=launchers), problems
+
+
+def _is_one_launcher(data: object) -> bool:
+    """Whether these are the settings of one launcher, without the key above them."""
+    keys = {key_name(key) for key in data} if isinstance(data, dict) else set()
+    names = {attribute.name for attribute in fields(LauncherSettings)}
+    return bool(keys & names) and not keys & {"launcher", "launchers"}

@@ -155,13 +155,42 @@ def test_as_process_1_of_a_container_it_waits_for_orphans(router_pyz: Path, tmp_
 def test_exit_status_where_no_worker_can_be_started(router_pyz: Path, tmp_path: Path) -> None:
     config = launcher(tmp_path, router_pyz, 2)
     text = config.read_text()
-    config.write_text(re.sub(r"command: .*", "command: /no/such/program", text))
+    config.write_text(re.sub(r"command: .*", "command: /bin/false\n  restart: never", text))
     with router(router_pyz, config) as running:
         assert running.wait(WITHIN) == 1
         log = (tmp_path / "router.log").read_text()
-        assert "the program /no/such/program is not found" in log
+        assert "exited with status 1" in log
         assert "error: no worker could be started" in log
         assert "Traceback" not in log
+
+
+def test_a_program_that_is_not_there_is_told_before_the_port_opens(
+    router_pyz: Path, tmp_path: Path
+) -> None:
+    config = launcher(tmp_path, router_pyz, 9)
+    text = config.read_text()
+    config.write_text(re.sub(r"command: .*", "command: /no/such/program", text))
+    with router(router_pyz, config) as running:
+        assert running.wait(WITHIN) == 1
+        assert (tmp_path / "router.log").read_text().splitlines()[-1] == (
+            "sglang-d-router: error: Launcher image: the program /no/such/program is not found"
+        )
+        assert "listening" not in (tmp_path / "router.log").read_text()
+
+
+def test_logs_without_a_state_directory_are_gone_with_their_router(
+    router_pyz: Path, tmp_path: Path
+) -> None:
+    config = launcher(tmp_path, router_pyz, 1, "--load-seconds", "'0'")
+    config.write_text(re.sub(r" *log_dir: .*\n", "", config.read_text()))
+    with router(router_pyz, config) as running:
+        log = tmp_path / "router.log"
+        folder = Path(wait_for(r"the logs of the workers are in (\S+)", log, running))
+        wait_for(r"(is ready after)", log, running)
+        assert [file.name for file in folder.iterdir()] == ["image-0.log"]
+        running.terminate()
+        assert running.wait(WITHIN) == 0
+        assert not folder.exists()
 
 
 def test_the_workers_of_a_router_in_service_can_be_seen(router_pyz: Path, tmp_path: Path) -> None:

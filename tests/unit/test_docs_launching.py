@@ -79,7 +79,7 @@ def test_the_mixed_pool_fits_eight_gpus() -> None:
     assert [launcher.name for launcher in mixed] == ["image", "video"]
     eight = Found(tuple(Gpu(str(number)) for number in range(8)), "NVML")
     shares = GpuShares(mixed, eight)
-    shares.check()
+    assert list(shares.faults()) == []
     assert shares.of(mixed[1], 1) == ("6", "7")
 
 

@@ -25,6 +25,7 @@ from router.settings import (
     structure,
     with_launchers,
 )
+from router.settings.launcher import NO_LAUNCHER
 
 
 def launcher(**values: Any) -> LauncherSettings:
@@ -172,11 +173,11 @@ def test_all_mistakes_of_a_launcher_at_once() -> None:
         " use worker_gpu_ids",
         "worker_env.5: expected the name of an environment variable",
         "num_gpus_per_worker: expected a whole number from 0 to 64, got -1",
-        "worker_gpu_ids[1]: expected the GPUs of one worker, like '0,1', got true",
+        "worker_gpu_ids[1]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got true",
         "worker_gpu_ids[2]: names a GPU twice: 0,0",
-        "worker_gpu_ids[3]: expected the GPUs of one worker, like '0,1', got 'x y'",
-        "worker_gpu_ids[4]: expected the GPUs of one worker, like '0,1', got a list",
-        "worker_gpu_ids[5]: expected the GPUs of one worker, like '0,1', got '1,'",
+        "worker_gpu_ids[3]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got 'x y'",
+        "worker_gpu_ids[4]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got a list",
+        "worker_gpu_ids[5]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got '1,'",
         "worker_host: expected an address or a host name, got 'http://x'",
         "worker_base_port: expected a whole number from 0 to 65534, got 65535",
         "wait_timeout: expected a time of at least 1ms (seconds, or like 500ms, 30s, 5m, 1h),"
@@ -216,6 +217,15 @@ def test_all_mistakes_of_a_launcher_at_once() -> None:
             {"worker_gpu_ids": ["0,1"]},
             "worker_gpu_ids[0]: names 2 GPUs, but num_gpus_per_worker is 1",
         ),
+        *(
+            (
+                {"worker_gpu_ids": [wrong]},
+                "worker_gpu_ids[0]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>,"
+                f" got {wrong!r}",
+            )
+            for wrong in ("cuda:0", "all", "GPU-", "gpu-5ee", "-1", "12345", -1)
+        ),
+        ({"worker_gpu_ids": ["00,0"]}, "worker_gpu_ids[0]: names a GPU twice: 0,0"),
         (
             {"worker_gpu_ids": ["0"], "num_gpus_per_worker": 0},
             "worker_gpu_ids: names GPUs, but num_gpus_per_worker is 0",
@@ -283,8 +293,10 @@ def test_mistakes_of_all_files_at_once(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "names no launcher; expected one under launcher, or a list of them"),
-        ("launchers: []", "names no launcher; expected one under launcher, or a list of them"),
+        ("", NO_LAUNCHER.message),
+        ("launchers: []", NO_LAUNCHER.message),
+        ("model: a\nnum_workers: 2\n", NO_LAUNCHER.message),
+        ("lancher: {model: a}", "lancher: unknown key (did you mean launcher?)"),
         ("- model: a", "expected a mapping, got a list"),
         ("launchers: {model: a}", "launchers: expected a list, got a mapping"),
         (

@@ -12,12 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from router import service
-from router.errors import StartError
 from router.relay import access
 from router.relay.routes import ROUTES, How
-from router.settings import RouterSettings
-from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, is_ours
+from router.settings import RouterSettings, with_admin_key
+from tests.integration.api.pools import IMAGES, VIDEOS, RunPool, is_ours
 from tests.integration.deployment import IMAGE, Deployment
 
 KEY = "s3cret-åß-key"
@@ -214,67 +212,35 @@ def test_websockets_do_not_carry_the_key_on(run_pool: RunPool) -> None:
     run_pool(test, admin_api_key=KEY)
 
 
-def test_the_key_from_a_file(run_pool: RunPool, tmp_path: Path) -> None:
+def test_the_key_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(KEY + "\n", encoding="utf-8")
-
-    async def test(pool: Deployment) -> None:
-        assert (await pool.http.post("/add_worker")).status_code == 401
-        assert (await pool.http.post("/add_worker", headers=BEARER)).status_code == 400
-
-    run_pool(test, admin_api_key_file=str(file))
-
-
-@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff"])
-def test_a_key_file_that_holds_none(tmp_path: Path, content: bytes | None) -> None:
-    file = tmp_path / "key"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(StartError, match=r"The admin key file .* (is empty|cannot be read)"):
-        service.admin_key(RouterSettings(admin_api_key_file=str(file)))
-
-
-def test_a_start_without_the_key_file_is_one_line(tmp_path: Path) -> None:
-    command = ["-m", "router", "serve", "--port", "0", "--admin-api-key-file", tmp_path / "none"]
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "cannot be read: no such file or directory" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "listening" not in done.stderr
+    settings, problems = with_admin_key(RouterSettings(admin_api_key_file=str(file)))
+    assert problems == []
+    assert (settings.admin_api_key, settings.admin_api_key_file) == (KEY, None)
 
 
 @pytest.mark.parametrize(
-    ("settings", "loud"),
+    ("content", "told"),
     [
-        ({"host": "0.0.0.0"}, True),
-        ({"host": "::"}, True),
-        ({"host": "router.example"}, True),
-        ({"host": "0.0.0.0", "admin_api_key": KEY}, False),
-        ({"host": "127.0.0.1"}, False),
-        ({"host": "127.5.5.5"}, False),
-        ({"host": "::1"}, False),
-        ({"host": "localhost"}, False),
+        (None, "cannot be read: no such file or directory"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\xff", "cannot be read: it is no UTF-8 text"),
     ],
 )
-def test_one_loud_line_where_everybody_may_change_everything(
-    run_pool: RunPool, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], loud: bool
+def test_a_start_without_a_key_is_a_sentence(
+    tmp_path: Path, content: bytes | None, told: str
 ) -> None:
-    async def test(pool: Deployment) -> None:
-        pass
-
-    run_pool(test, **settings)
-    lines = [r for r in caplog.records if "NO ADMIN KEY" in r.getMessage()]
-    assert len(lines) == (1 if loud else 0)
-    assert all(line.levelno >= logging.WARNING for line in lines)
-
-
-def test_without_a_key_all_is_open(run_pool: RunPool) -> None:
-    async def test(pool: Deployment, a: Member) -> None:
-        answer = await pool.http.post("/some/path", headers=BEARER)
-        assert answer.status_code == 404
-        assert (await pool.http.post("/release_memory_occupation")).status_code == 200
-
-    run_pool(test, IMAGES)
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    command = ["-m", "router", "serve", "--port", "x", "--admin-api-key-file", file]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"error: --admin-api-key-file: {file} {told}\n" in done.stderr
+    assert "error: --port: " in done.stderr  # all mistakes at once
+    assert "Traceback" not in done.stderr

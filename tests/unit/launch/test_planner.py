@@ -22,16 +22,19 @@ from tests.unit.launch.settings import launcher
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
 
 ANY_PORTS = {"worker_base_port": 0, "master_port_base": 0, "scheduler_port_base": 0}
+HERE = {"command": "/bin/sh", **ANY_PORTS}
 
 
 def planning(
     launchers: list[LauncherSettings],
     body: Callable[[list[LocalPlanner]], Awaitable[None]],
     environ: dict[str, str],
+    *,
+    alive: bool = False,
 ) -> None:
     async def main() -> None:
         with trio.fail_after(30):
-            await body(await make_planners(launchers, environ))
+            await body(await make_planners(launchers, environ, alive=alive))
 
     trio.run(main)
 
@@ -105,22 +108,50 @@ def test_a_worker_without_strict_ports(
     planning([launcher(**ANY_PORTS, **values)], body, sglang(tmp_path, text))
 
 
-def test_a_program_that_is_not_there(tmp_path: Path, gpus: list[int]) -> None:
-    async def body(planners: list[LocalPlanner]) -> None:
-        complaints = []
-        for planner in planners:
-            planner.plan(0, WorkerPorts(1, 2, 3))  # what lives can still be adopted
-            with pytest.raises(StartError) as caught:
-                await planner.learn()
-            complaints.append(str(caught.value))
-        assert complaints == [
-            "Launcher Qwen-Image: the program sglang is not on PATH; install SGLang, or set"
-            " command",
-            "Launcher b: the program ./serve is not found",
-        ]
+ABSENT = [
+    "Launchers Qwen-Image, a: the program sglang is not on PATH; install SGLang, or set command",
+    "Launcher b: the program ./serve is not found",
+]
 
-    here = [launcher(**ANY_PORTS), launcher(name="b", command="./serve", **ANY_PORTS)]
-    planning(here, body, {"PATH": str(tmp_path)})
+
+def absent() -> list[LauncherSettings]:
+    return [
+        launcher(**ANY_PORTS),
+        launcher(name="a", **ANY_PORTS),
+        launcher(name="b", command="./serve", num_workers=9, **ANY_PORTS),
+    ]
+
+
+def test_what_is_not_there_is_told_once_before_anything_is_started(
+    tmp_path: Path, gpus: list[int]
+) -> None:
+    async def body(_: list[LocalPlanner]) -> None:
+        raise AssertionError("nothing can be launched")
+
+    gpus[0] = 1
+    with pytest.raises(StartError) as caught:
+        planning(absent(), body, {"PATH": str(tmp_path)})
+    too_few, *others = str(caught.value).split(". ")
+    assert too_few.startswith("The launchers need 11 GPUs, but found were 1 GPU")
+    assert others == ABSENT
+    elsewhere = launcher(worker_host="192.0.2.1", command="/bin/sh", num_gpus_per_worker=0)
+    with pytest.raises(StartError, match=r"worker_host 192\.0\.2\.1 is no address of this machine"):
+        planning([elsewhere], body, {})
+
+
+def test_workers_that_live_need_no_program(
+    tmp_path: Path, gpus: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(planners: list[LocalPlanner]) -> None:
+        assert [
+            record.message for record in caplog.records if record.levelname == "ERROR"
+        ] == ABSENT
+        for planner in planners:
+            planner.plan(0, WorkerPorts(1, 2, 3))
+            with pytest.raises(StartError, match=r"^Launcher .*: the program"):
+                await planner.learn()
+
+    planning(absent(), body, {"PATH": str(tmp_path)}, alive=True)
 
 
 def test_the_path_of_the_worker_counts(tmp_path: Path, gpus: list[int]) -> None:
@@ -140,28 +171,34 @@ def test_no_gpus_at_all_is_said_once(gpus: list[int], caplog: pytest.LogCaptureF
             held.give_back()
             assert (plan.gpus, plan.env) == ((), {})
 
-    planning([launcher(**ANY_PORTS), launcher(name="b", **ANY_PORTS)], body, {})
+    planning([launcher(**HERE), launcher(name="b", **HERE)], body, {})
     (record,) = caplog.records
     assert record.getMessage() == "CPU mode: no GPU was found by NVML, so workers get none"
 
 
-def test_nobody_looks_for_gpus_that_are_named_or_not_wanted(
-    gpus: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nobody_looks_for_gpus_that_are_not_wanted(gpus: list[int]) -> None:
     async def body(planners: list[LocalPlanner]) -> None:
-        named, without = planners
-        held = named.reserve(0)
-        assert named.plan(0, held.ports).env == {"CUDA_VISIBLE_DEVICES": "MIG-1"}
-        assert without.plan(0, held.ports).env == {"CUDA_VISIBLE_DEVICES": ""}
+        held = planners[0].reserve(0)
+        assert planners[0].plan(0, held.ports).env == {"CUDA_VISIBLE_DEVICES": ""}
         held.give_back()
 
-    both = [
-        launcher(worker_gpu_ids=["MIG-1"], **ANY_PORTS),
-        launcher(name="b", num_gpus_per_worker=0, **ANY_PORTS),
-    ]
-    planning(both, body, {})
+    planning([launcher(num_gpus_per_worker=0, **HERE)], body, {})
     assert gpus[1] == 0
-    assert caplog.records == []
+
+
+@pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": "0"}])
+def test_named_gpus_are_looked_for_on_the_whole_machine(
+    gpus: list[int], environ: dict[str, str]
+) -> None:
+    async def body(planners: list[LocalPlanner]) -> None:
+        held = planners[0].reserve(0)
+        assert planners[0].plan(0, held.ports).gpus == ("1",)
+        held.give_back()
+
+    gpus[0] = 2
+    planning([launcher(worker_gpu_ids=["1"], **HERE)], body, environ)
+    with pytest.raises(StartError, match=r"worker_gpu_ids names 2, but found were 2 GPUs"):
+        planning([launcher(worker_gpu_ids=["2"], **HERE)], body, environ)
 
 
 def test_too_few_gpus_end_it_at_once(gpus: list[int]) -> None:
@@ -171,14 +208,14 @@ def test_too_few_gpus_end_it_at_once(gpus: list[int]) -> None:
         raise AssertionError("there is no GPU for the second worker")
 
     with pytest.raises(StartError, match=r"needs 2 GPUs, but found were 1 GPU \(0\) by NVML;"):
-        planning([launcher(num_workers=2)], body, {})
+        planning([launcher(num_workers=2, **HERE)], body, {})
 
 
 def test_a_gpu_named_twice_is_told(gpus: list[int], caplog: pytest.LogCaptureFixture) -> None:
     async def body(_: list[LocalPlanner]) -> None:
         pass
 
-    planning([launcher(num_workers=2, worker_gpu_ids=["0", "0"])], body, {})
+    planning([launcher(num_workers=2, worker_gpu_ids=["0", "0"], **HERE)], body, {})
     assert caplog.records[0].levelno == logging.WARNING
     assert "GPU 0 is named for several workers: Qwen-Image-0, Qwen-Image-1" in caplog.text
 
@@ -194,7 +231,7 @@ def test_gpus_of_a_worker_that_is_not_wanted_any_more(gpus: list[int]) -> None:
         image.forget(0)
         video.check([0, 1])
 
-    planning([launcher(), launcher(name="b")], body, {})
+    planning([launcher(**HERE), launcher(name="b", **HERE)], body, {})
 
 
 def test_taken_ports_of_all_copies(gpus: list[int]) -> None:
@@ -206,4 +243,4 @@ def test_taken_ports_of_all_copies(gpus: list[int]) -> None:
         words = f"RuntimeError: Scheduler[1] port {second} is unavailable and --strict-ports is"
         assert planner.taken(words, held.ports) == {second}
 
-    planning([launcher(worker_extra_args="--dp-size 2", **ANY_PORTS)], body, {})
+    planning([launcher(worker_extra_args="--dp-size 2", **HERE)], body, {})

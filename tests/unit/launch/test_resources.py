@@ -45,7 +45,8 @@ def found(count: int) -> Found:
 
 def shares(gpus: Found | None, *launchers: LauncherSettings) -> list[list[tuple[str, ...]]]:
     made = GpuShares(launchers, gpus)
-    made.check()
+    for fault in made.faults():
+        raise StartError(fault)
     for each in launchers:
         made.take(each, range(each.num_workers))
     return [[made.of(each, index) for index in range(each.num_workers)] for each in launchers]
@@ -186,7 +187,7 @@ def test_all_get_the_same_again_after_a_restart() -> None:
     assert [after.of(image, 2), after.of(video, 0)] == [("3",), ("2",)]
     # And where one has fewer workers, so that another has its GPUs:
     fewer = GpuShares([image, video], found(3))
-    fewer.check()
+    assert list(fewer.faults()) == []
     fewer.take(image, [0])
     fewer.take(video, [0, 1])
     assert [fewer.of(video, 0), fewer.of(video, 1)] == [("2",), ("1",)]
@@ -210,6 +211,35 @@ def test_a_gpu_named_for_several_workers_is_told() -> None:
     a = launcher(num_workers=2, worker_gpu_ids=["0", "1", "2"])
     b = launcher(name="b", worker_gpu_ids=["1"])
     assert GpuShares([a, b], None).shared() == {"1": ["Qwen-Image-1", "b-0"]}
+    c = launcher(name="c", worker_gpu_ids=["GPU-1111"])
+    assert GpuShares([a, c], None, found(3)).shared() == {"1": ["Qwen-Image-1", "c-0"]}
+
+
+PARTS = Found((Gpu("MIG-1-a", "MIG-1-a"), Gpu("1", "GPU-1111-uuid")), "NVML")
+
+
+@pytest.mark.parametrize(
+    ("machine", "group", "told"),
+    [
+        (found(2), "1,GPU-0000", None),
+        (found(2), "1,2", "names 2, but found were 2 GPUs (0, 1) by NVML"),
+        (found(2), "GPU-9,7", "names GPU-9, 7, but found were"),
+        (found(2), "0,MIG-1-a", "names MIG-1-a, but found were"),
+        (found(2), "0,MIG-GPU-0000-uuid/1/0", None),  # as older drivers name parts
+        (found(2), "0,GPU-0000-uuid", "names one GPU twice for a worker: 0, GPU-0000-uuid"),
+        (PARTS, "MIG-1-a,MIG-1-b", "names MIG-1-b, but found were"),
+        (PARTS, "0,GPU-2", None),  # the one in parts is not listed as a whole
+        (Found(source="NVML"), "3,GPU-9", None),  # a container where no tool finds any
+        (Found((Gpu("0"), Gpu("1")), "rocm-smi"), "1,GPU-9", None),
+        (Found((Gpu("0"), Gpu("1")), "rocm-smi"), "1,5", "names 5, but found were"),
+    ],
+)
+def test_named_gpus_that_are_not_there(machine: Found, group: str, told: str | None) -> None:
+    named = launcher(num_gpus_per_worker=2, worker_gpu_ids=[group])
+    faults = list(GpuShares([named], None, machine).faults())
+    assert len(faults) == (told is not None)
+    if told is not None:
+        assert faults[0].startswith(f"Launcher Qwen-Image: worker_gpu_ids {told}")
 
 
 def test_what_makes_a_worker_see_its_own() -> None:
