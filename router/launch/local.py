@@ -133,7 +133,9 @@ async def _spawn(order: Order) -> trio.Process:
     try:
         if order.log is not None:
             order.log.parent.mkdir(parents=True, exist_ok=True)
-        with Path(order.log or os.devnull).open("ab") as log:  # noqa: ASYNC230 - a local file
+        with Path(order.log or os.devnull).open("ab+", 0) as log:  # noqa: ASYNC230 - a local file
+            if order.log is not None:
+                output.separate(log, plan.name)
             return await trio.lowlevel.open_process(
                 list(plan.command),
                 stdin=subprocess.DEVNULL,

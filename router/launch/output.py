@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 from attrs import define, field
@@ -23,6 +25,7 @@ MOST_BYTES = 64 * 1024 * 1024
 _CHUNK = 64 * 1024
 _LONGEST_LINE = 4096
 _MOST_TAIL = 1024 * 1024  # bytes that are read to find the last lines
+_BEGINS = "---- sglang-d-router starts "  # the beginning of the line before each start
 _POLL = 0.25  # seconds between two looks at a file that is followed
 
 
@@ -40,12 +43,24 @@ def last_lines(path: Path, count: int) -> list[str]:
     ]
 
 
+def separate(file: BinaryIO, name: str) -> None:
+    """Write the line that tells the output of a start from what is before it. Raises OSError."""
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    if file.seek(0, os.SEEK_END) > 0:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    file.write(f"{_BEGINS}{name} at {now}\n".encode())
+
+
 def last_words(path: Path | None, count: int = 12) -> str:
-    """The end of a worker's output, for people."""
+    """The end of a worker's output since its last start, for people."""
     if path is None:
         return "(its output is not kept here)"
     try:
-        return "\n".join(last_lines(path, count)) or "(it has written nothing)"
+        lines = last_lines(path, count)
+        starts = [place for place, line in enumerate(lines, 1) if line.startswith(_BEGINS)]
+        return "\n".join(lines[max(starts, default=0) :]) or "(it has written nothing)"
     except OSError as error:
         return f"(its log cannot be read: {describe(error)})"
 

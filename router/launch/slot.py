@@ -342,8 +342,8 @@ class Slot:
         age, words = self.age(), await self.last_words()
         if self.ready_at is None and self.plan is not None:
             self._avoid |= self.launcher.planner.taken(words, self.plan.ports)
-        told = "%s %s after %.0f s; the end of its log:\n%s"
-        logger.error(told, self.name, death.reason, age, words)
+        told = "%s %s after %.0f s; the end of its log:"
+        logger.error(told, self.name, death.reason, age, extra={"quoted": words})
 
     async def _wait_after(self, death: Death) -> None:
         """Wait as long as it takes until it may be started again."""

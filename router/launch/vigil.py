@@ -63,10 +63,10 @@ async def tell_slowness(slot: Slot) -> None:
         if slot.phase is Phase.STARTING and left <= 0:
             slot.enter(Phase.STARTING, f"not ready after {timeout:g} s; it is left loading")
             logger.warning(
-                "%s is not ready after %g s, and is left loading; the end of its log:\n%s",
+                "%s is not ready after %g s, and is left loading; the end of its log:",
                 slot.name,
                 timeout,
-                await slot.last_words(),
+                extra={"quoted": await slot.last_words()},
             )
             return
         await trio.sleep(left if left > 0 else timeout)

@@ -19,13 +19,16 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class _LineFormatter(logging.Formatter):
-    """Time, level, message, then the fields that machines look for; a traceback comes after."""
+    """Time, level, message, then the fields that machines look for; then, indented, the lines of
+    `quoted`, and a traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
         named = [(name, getattr(record, name, None)) for name in _FIELDS]
         tail = " ".join(f"{name}={value}" for name, value in named if value)
-        return _CONTROL.sub(_escaped, f"{line} [{tail}]" if tail else line)
+        quoted = str(getattr(record, "quoted", "")).splitlines()
+        lines = [f"{line} [{tail}]" if tail else line, *(f"    {each}" for each in quoted)]
+        return "\n".join(_CONTROL.sub(_escaped, each) for each in lines)
 
 
 def _escaped(found: re.Match[str]) -> str:

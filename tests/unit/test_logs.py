@@ -38,6 +38,16 @@ def test_a_line_is_one_line_and_ends_with_the_fields(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.usefixtures("_restored")
+def test_what_is_quoted_follows_as_indented_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    quoted = "loading\x1b[0m\n2026 INFO all is well\r\nout of memory"
+    logging.getLogger("router").error("died:", extra={"quoted": quoted, "code": "x"})
+    first, *others = capsys.readouterr().err.split("\n")
+    assert first.endswith("ERROR   died: [code=x]")
+    assert others == ["    loading\\x1b[0m", "    2026 INFO all is well", "    out of memory", ""]
+
+
+@pytest.mark.usefixtures("_restored")
 def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info")
     try:

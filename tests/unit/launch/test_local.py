@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -63,7 +64,8 @@ def test_environment_and_output_of_a_worker(tmp_path: Path) -> None:
             handle = await backend.launch(ordered)
             await exit_of(backend, handle)
             lines = await backend.tail(handle, 9)
-            assert len(lines) == number  # the second is appended
+            assert len(lines) == 2 * number  # the second is appended
+            assert re.match(r"---- sglang-d-router starts worker 1 at \d{4}-", lines[-2])
             assert lines[-1] == f"hi {ordered.token} {handle.ident}"
 
     with_backend(body)
@@ -271,6 +273,19 @@ def test_last_lines(tmp_path: Path) -> None:
     path.write_text("".join(f"{number}\n" for number in range(50_000)) + "end without a newline")
     assert output.last_lines(path, 3) == ["49998", "49999", "end without a newline"]
     assert len(output.last_lines(path, 60_000)) == 50_001
+
+
+def test_last_words_are_those_since_the_last_start(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for number in range(3):
+        with path.open("ab+", 0) as file:
+            output.separate(file, "image-0")
+            assert output.last_words(path) == "(it has written nothing)"
+            file.write(b"port 1 is taken\n%d without an end" % number)
+        assert output.last_words(path) == f"port 1 is taken\n{number} without an end"
+        assert output.last_words(path, 1) == f"{number} without an end"
+    lines = path.read_text().splitlines()
+    assert [line.startswith("----") for line in lines] == [True, False, False] * 3
 
 
 def test_the_end_of_a_file_of_one_long_line_is_there_at_once(tmp_path: Path) -> None:
