@@ -84,6 +84,9 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     lease.release()
     registry.drop(ghost)
     registry.set_concurrency(worker, 2)
+    for trial in (events.Ejected(worker, "3 failed"), events.Readmitted(worker, "one succeeded")):
+        told.append(trial)  # of another observer, which the registry does not know
+        logs.log_event(trial)
     registry.trouble(worker, "connection reset")
     registry.suspect(worker, "its idle connection was closed")
     registry.absolve(worker)
@@ -104,6 +107,8 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
         ("DEBUG", "worker http://w:1: lease ended"),
         ("DEBUG", "worker http://w:1: slot freed (ghost)"),
         ("DEBUG", "worker http://w:1: 2 slots"),
+        ("WARNING", "worker http://w:1 is on trial: 3 failed"),
+        ("INFO", "worker http://w:1 is on trial no more: one succeeded"),
         ("DEBUG", "worker http://w:1: connection reset"),
         ("INFO", "worker http://w:1 may be another process now: its idle connection was closed"),
         ("INFO", "worker http://w:1 is still the same process (its idle connection was closed)"),
