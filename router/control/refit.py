@@ -40,6 +40,13 @@ REQUIRED = {
     SET_LORA: "lora_nickname",
 }
 
+# Fields that hold text, a list of texts, or either; null counts as absent.
+_TEXT, _TEXTS = "a text", "a list of texts"
+TYPES: dict[str, dict[str, tuple[str, ...]]] = {
+    DISK: {"model_path": (_TEXT,), "target_modules": (_TEXTS,)},
+    SET_LORA: {name: (_TEXT, _TEXTS) for name in ("lora_nickname", "lora_path", "target")},
+}
+
 
 class LoraActive(Conflict):
     """Some of the workers had a LoRA since their start: an update would miss wrapped layers."""
@@ -54,6 +61,17 @@ def check_body(path: str, content: Any) -> None:
     needed = REQUIRED.get(path)
     if needed is not None and not content.get(needed):
         raise BadRequest(f"The field {needed!r} is required", code="missing_field")
+    for name, types in TYPES.get(path, {}).items():
+        if not any(_is(content.get(name), each) for each in types):
+            raise BadRequest(f"{name} must be {' or '.join(types)}", code="invalid_field")
+
+
+def _is(value: Any, what: str) -> bool:
+    if what == _TEXTS:
+        return value is None or (
+            isinstance(value, list) and all(_is(item, _TEXT) for item in value)
+        )
+    return value is None or isinstance(value, str)
 
 
 def check_beginning(held: bytes) -> None:

@@ -217,6 +217,9 @@ def test_all_mistakes_of_a_launcher_at_once() -> None:
             {"worker_gpu_ids": ["0,1"]},
             "worker_gpu_ids[0]: names 2 GPUs, but num_gpus_per_worker is 1",
         ),
+        *(({"model": wrong}, f"model: expected text, got {wrong}") for wrong in (3, 1.5)),
+        ({"model": ["a"]}, "model: expected text, got a list"),
+        ({"model": " "}, "model: expected text, got ' '"),
         *(
             (
                 {"worker_gpu_ids": [wrong]},

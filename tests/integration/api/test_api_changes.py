@@ -20,6 +20,7 @@ from tests.integration.api.pools import (
 from tests.integration.deployment import Deployment, until
 
 OTHER = {"model_path": "image/other"}
+DISK, LORA = "/update_weights_from_disk", "/v1/set_lora"
 LORA = {"lora_nickname": "ink", "lora_path": "loras/ink"}
 
 CHANGES: dict[str, Any] = {
@@ -145,6 +146,35 @@ def test_bodies_that_nobody_should_get(run_pool: RunPool, path: str, suffix: str
             answer = await pool.http.post(path + suffix, content=content)
             assert answer.status_code == 400, content
             assert answer.json()["code"] in ("invalid_json", "missing_field")
+        assert untouched(path, a)
+
+    run_pool(test, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "told"),
+    [
+        (DISK, {"model_path": 7}, "model_path must be a text"),
+        (DISK, {"model_path": True}, "model_path must be a text"),
+        (DISK, {"model_path": ["a", "b"]}, "model_path must be a text"),
+        (DISK, {"model_path": {"a": 1}}, "model_path must be a text"),
+        (DISK, {"model_path": "a", "target_modules": 3}, "target_modules must be a list of texts"),
+        (
+            DISK,
+            {"model_path": "a", "target_modules": [1]},
+            "target_modules must be a list of texts",
+        ),
+        (LORA, {"lora_nickname": 7}, "lora_nickname must be a text or a list of texts"),
+        (LORA, {"lora_nickname": ["a", 1]}, "lora_nickname must be a text or a list of texts"),
+        (LORA, {"lora_nickname": "a", "lora_path": 1}, "lora_path must be a text or a list of"),
+    ],
+)
+def test_fields_of_a_wrong_type(
+    run_pool: RunPool, path: str, content: dict[str, Any], told: str
+) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        answer = await pool.http.post(path, json=content)
+        assert told in is_ours(answer, 400, "invalid_field")["error"]
         assert untouched(path, a)
 
     run_pool(test, IMAGES)
