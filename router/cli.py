@@ -104,10 +104,11 @@ def _simulate_worker(arguments: list[str]) -> int:
 
 
 def _state(arguments: list[str]) -> int:
-    """Look at a state directory."""
+    """Look at a state directory, or repair it."""
     from pathlib import Path
 
-    from .store import showing
+    from .errors import describe
+    from .store import repair, showing
 
     if _asks_for(arguments, "--help", "-h"):
         return _show(_state_help())
@@ -121,7 +122,17 @@ def _state(arguments: list[str]) -> int:
             for line in lines:
                 print(line)
             return EXIT_OK if good else EXIT_FAILED
-    raise SettingsError([Problem("state", "expected 'show DIR [TABLE]' or 'check DIR'")])
+        case ["repair", folder] | ["repair", folder, "--dry-run"] | ["repair", "--dry-run", folder]:
+            if not Path(folder).is_dir():
+                raise StartError(f"{folder} is no directory")
+            try:
+                for line in repair.repair(Path(folder), dry_run="--dry-run" in arguments):
+                    print(line)
+            except OSError as error:
+                raise StartError(f"{folder} cannot be repaired: {describe(error)}") from error
+            return EXIT_OK
+    expected = "expected 'show DIR [TABLE]', 'check DIR' or 'repair DIR [--dry-run]'"
+    raise SettingsError([Problem("state", expected)])
 
 
 def _reap(arguments: list[str]) -> int:
@@ -245,14 +256,14 @@ def _help() -> str:
         "serve": "run the router; the default when no command is given",
         "demo": "run a router and simulated workers, to try it without a GPU",
         "reap": "end the workers that a router which was killed has left running",
-        "state": "print or verify what a router keeps on the disk",
+        "state": "print, verify or repair what a router keeps on the disk",
         "simulate-worker": "run one simulated worker; takes the flags of 'sglang serve'",
     }
     return (
         f"Usage: {PROG} [serve] [flags]\n"
         f"       {PROG} demo [flags]\n"
         f"       {PROG} reap DIR\n"
-        f"       {PROG} state show|check DIR\n"
+        f"       {PROG} state show|check|repair DIR\n"
         f"       {PROG} simulate-worker --model-path MODEL --port PORT [flags]\n\n"
         "A router in front of SGLang diffusion workers: image, video and mesh generation.\n\n"
         "Commands:\n"
@@ -327,17 +338,24 @@ def _state_help() -> str:
     width = _width()
     return (
         f"Usage: {PROG} state show DIR [TABLE]\n"
-        f"       {PROG} state check DIR\n\n"
+        f"       {PROG} state check DIR\n"
+        f"       {PROG} state repair DIR [--dry-run]\n\n"
         + _notes(
             width,
-            "Look at what a router keeps in its --state-dir. Nothing is changed there, and a router"
-            " may be running on it.",
+            "Look at what a router keeps in its --state-dir: show and check change nothing there,"
+            " and a router may be running on it. Repair is for a directory that a router refuses.",
         )
         + "\n"
         + entry("show", "print all tables, or all rows of one; assets are only counted", width)
         + entry("check", "verify every file, and say what was found", width)
+        + entry(
+            "repair",
+            "keep what can be read, set the files as they were aside, and list what was lost; with"
+            " --dry-run only say so",
+            width,
+        )
         + "\nExit status: 0 if all is good, 1 if it cannot be read or check found damage, 2 for"
-        " wrong usage.\n"
+        " wrong usage,\nor if a router runs on what is to be repaired.\n"
     )
 
 

@@ -64,7 +64,10 @@ def check(folder: Path) -> tuple[list[str], bool]:
             lines.append(f"{path.name}: good, {_count(sum(map(len, tables.values())), 'row')}")
         except FileNotFoundError:
             continue  # replaced meanwhile
-        except (BadLine, Unreadable, OSError) as error:
+        except BadLine as error:
+            good = False
+            lines.append(f"{path.name}: BAD: line {error.number}: {error}")
+        except (Unreadable, OSError) as error:
             good = False
             lines.append(f"{path.name}: BAD: {describe(error)}")
     for number in journals:
@@ -91,6 +94,8 @@ def check(folder: Path) -> tuple[list[str], bool]:
     except StartError as error:
         good = False
         lines.append(f"all together: BAD: {error}")
+    if not good:
+        lines.append(f"'state repair {folder} --dry-run' says what can be kept")
     return lines, good
 
 

@@ -114,6 +114,50 @@ def test_state_that_cannot_be_used_is_one_clear_sentence(router_pyz: Path, tmp_p
     assert f"set aside as {newest.name}.corrupt" in told
 
 
+def test_a_damaged_journal_is_refused_and_repaired(router_pyz: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    with router(router_pyz, tmp_path / "a.log", folder) as at:
+        for number in range(1, 5):
+            assert post(f"{at}/workers", {"url": f"http://127.0.0.1:{number}"})[0] == 200
+        assert run(router_pyz, "state", "repair", folder).returncode == 2  # a router has it
+        journal = max(folder.glob("journal-*.jsonl"))
+        before = journal.read_bytes()
+    for path in folder.glob("*-2.jsonl"):  # the end of a router that was killed
+        path.unlink()
+    lines = before.splitlines(keepends=True)
+    [index] = [n for n, line in enumerate(lines) if b'"http://127.0.0.1:2"' in line]
+    lines[index] = lines[index].replace(b"127.0.0.1:2", b"127.0.0.1:7")
+    journal.write_bytes(b"".join(lines))
+    place = f"{journal.name}, line {index + 1}: its checksum is wrong"
+    told = fails(router_pyz, folder)
+    assert place in told
+    assert f"'state repair {folder}'" in told
+    checked = run(router_pyz, "state", "check", folder)
+    assert checked.returncode == 1
+    assert place in checked.stdout
+    said = run(router_pyz, "state", "repair", folder, "--dry-run")
+    assert said.returncode == 0
+    assert f"{place}; it may have said: put workers" in said.stdout
+    assert fails(router_pyz, folder) == told
+    done = run(router_pyz, "state", "repair", folder)
+    assert done.returncode == 0
+    assert done.stdout.startswith(said.stdout)
+    assert (folder / "before-repair-1" / journal.name).read_bytes() == b"".join(lines)
+    assert run(router_pyz, "state", "check", folder).returncode == 0
+    assert run(router_pyz, "state", "repair", folder).stdout == "nothing is damaged\n"
+    with router(router_pyz, tmp_path / "b.log", folder) as at:
+        kept = {worker["url"] for worker in ask("GET", f"{at}/workers")["workers"]}
+    assert kept == {f"http://127.0.0.1:{number}" for number in (1, 3, 4)}
+
+
+def test_a_directory_that_others_may_write_to(router_pyz: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    folder.chmod(0o777)
+    assert "Others may write to the state directory" in fails(router_pyz, folder)
+    assert not list(folder.iterdir())
+
+
 def test_state_none_writes_nothing(router_pyz: Path, tmp_path: Path) -> None:
     with router(router_pyz, tmp_path / "a.log", Path("none")) as at:
         status, _ = post(f"{at}/workers", {"url": "http://127.0.0.1:1"})
@@ -125,11 +169,11 @@ def test_usage_of_the_state_command(router_pyz: Path, tmp_path: Path) -> None:
     for arguments in ((), ("show",), ("mend", "x"), ("check", "a", "b")):
         done = run(router_pyz, "state", *arguments)
         assert done.returncode == 2
-        assert "expected 'show DIR [TABLE]' or 'check DIR'" in done.stderr
+        assert "expected 'show DIR [TABLE]', 'check DIR' or 'repair DIR [--dry-run]'" in done.stderr
     helped = run(router_pyz, "state", "--help")
     assert (helped.returncode, helped.stderr) == (0, "")
     assert "state check DIR" in helped.stdout
-    for command in ("show", "check"):
+    for command in ("show", "check", "repair"):
         done = run(router_pyz, "state", command, tmp_path / "missing")
         assert done.returncode == 1
         assert "is no directory" in done.stderr
