@@ -20,7 +20,7 @@ from tests.integration.api.pools import (
 from tests.integration.deployment import Deployment, until
 
 OTHER = {"model_path": "image/other"}
-DISK, LORA = "/update_weights_from_disk", "/v1/set_lora"
+DISK, SET = "/update_weights_from_disk", "/v1/set_lora"
 LORA = {"lora_nickname": "ink", "lora_path": "loras/ink"}
 
 CHANGES: dict[str, Any] = {
@@ -164,9 +164,9 @@ def test_bodies_that_nobody_should_get(run_pool: RunPool, path: str, suffix: str
             {"model_path": "a", "target_modules": [1]},
             "target_modules must be a list of texts",
         ),
-        (LORA, {"lora_nickname": 7}, "lora_nickname must be a text or a list of texts"),
-        (LORA, {"lora_nickname": ["a", 1]}, "lora_nickname must be a text or a list of texts"),
-        (LORA, {"lora_nickname": "a", "lora_path": 1}, "lora_path must be a text or a list of"),
+        (SET, {"lora_nickname": 7}, "lora_nickname must be a text or a list of texts"),
+        (SET, {"lora_nickname": ["a", 1]}, "lora_nickname must be a text or a list of texts"),
+        (SET, {"lora_nickname": "a", "lora_path": 1}, "lora_path must be a text or a list of"),
     ],
 )
 def test_fields_of_a_wrong_type(
