@@ -84,6 +84,6 @@ def test_every_kind_of_error_has_a_status_and_a_code() -> None:
         kinds += kind.__subclasses__()
     assert len(kinds) > 8
     for kind in kinds:
-        assert 400 <= kind.default_status <= 504
+        assert 400 <= kind.default_status <= 508
         assert kind.default_code.replace("_", "").isalnum()
         assert kind.default_code == kind.default_code.lower()
