@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 
 from . import events
 from .lifecycle import able
-from .worker import Hold, Trial, Worker
+from .worker import Hold, HoldKind, Trial, Worker
 
 # Outcomes that count: the last ones of each worker, none older than so many seconds.
 _WINDOW, _RECENT = 20, 300.0
@@ -125,9 +125,10 @@ class Ejection:
             self.tell(events.ProspectsChanged(worker))
 
     def granted(self, hold: Hold) -> None:
-        """A slot of the worker is taken; if a trial was due, this is it."""
+        """A slot of the worker is taken; if a trial was due, this is it. Not so of a session: its
+        end may be far away, and says nothing."""
         trial = hold.worker.trial
-        if trial is not None and trial.due:
+        if trial is not None and trial.due and hold.kind is not HoldKind.SESSION:
             trial.due = False
             trial.hold = hold
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 
 from attrs import define, field
 
@@ -52,8 +52,10 @@ class Line:
     # The same of those with trouble, which serve if none is sound.
     troubled: dict[Worker, None] = field(factory=dict)
     shaky: dict[Worker, None] = field(factory=dict)
-    # Those on trial that have a free slot: if there is no other at all, they serve as well.
+    # Those on trial that have a free slot: they serve if there is no other at all, not even one
+    # that may come to be able by itself.
     ejected: dict[Worker, None] = field(factory=dict)
+    awaited: dict[Worker, None] = field(factory=dict)
     # Clients with waiting requests, the next one first; each with a heap by rank.
     clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
     # Those that failed somewhere and may not go there again: few, and before the others. And of
@@ -82,7 +84,14 @@ class Line:
         """Members that may be given a generation now."""
         if self.sound:
             return self.free
-        return self.shaky if self.troubled else self.ejected
+        return self.shaky if self.troubled or self.awaited else self.ejected
+
+    @property
+    def ready(self) -> Collection[Worker]:
+        """Members that may be given now what needs no slot."""
+        if self.sound or self.troubled or self.awaited:
+            return self.sound or self.troubled
+        return [worker for worker in self.members if self.able(worker)]
 
     def note(self, worker: Worker) -> None:
         """Sort a member by what it is now."""
@@ -96,10 +105,12 @@ class Line:
         _put(self.troubled, worker, able and troubled)
         _put(self.shaky, worker, free and troubled)
         _put(self.ejected, worker, free and ejected)
+        _put(self.awaited, worker, not able and worker.trial is None and self.hopeful(worker))
 
     def expel(self, worker: Worker) -> None:
         """The worker is no member any more."""
-        for some in (self.sound, self.free, self.troubled, self.shaky, self.ejected):
+        kinds = self.sound, self.free, self.troubled, self.shaky, self.ejected, self.awaited
+        for some in kinds:
             some.pop(worker, None)
 
     def enter(self, waiting: Waiting) -> None:

@@ -10,7 +10,7 @@ served at once or has nobody to overtake. And no request waits without hope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from attrs import define, field, frozen
@@ -279,14 +279,14 @@ class Queue:
         effects: list[Effect] = []
         for waiting in list(line.picky):
             effects += self._place(line, waiting)
-        if line.eager and _ready(line):
+        if line.eager and line.ready:
             for waiting in list(line.eager):
                 effects += self._place(line, waiting)
         return effects
 
     def _place(self, line: Line, waiting: Waiting) -> list[Effect]:
         """Give a request that is not in a heap its worker, if there is one for it now."""
-        pool = _ready(line) if waiting.eager else line.usable
+        pool = line.ready if waiting.eager else line.usable
         able = [worker for worker in pool if worker not in waiting.tried]
         policy = self.policy
         if waiting.facts.need is Need.JOB and able:
@@ -323,11 +323,6 @@ class Queue:
         assert waiting.line is not None
         waiting.line.leave(waiting)
         self.waiting -= 1
-
-
-def _ready(line: Line) -> Collection[Worker]:
-    """The members for requests that need no slot."""
-    return line.sound or line.troubled or [worker for worker in line.members if line.able(worker)]
 
 
 def _has_hope(waiting: Waiting) -> bool:

@@ -147,7 +147,7 @@ class Shell:
     def take(self, grant: Grant) -> None:
         waiting, worker = grant.waiting, grant.worker
         del self.waiting[waiting]  # a KeyError if it ended before
-        assert worker in best(w for w in self.fitting(waiting) if serves(w, waiting))
+        assert worker in best(self.fitting(waiting), waiting)
         assert worker not in waiting.tried
         assert worker.weight_version >= waiting.facts.min_version
         need = waiting.facts.need
@@ -213,20 +213,27 @@ def ejected(worker: Worker) -> bool:
     return worker.trial is not None and not worker.trial.due
 
 
-def best(workers: Iterable[Worker]) -> list[Worker]:
-    """Of workers that are able those that come first: without trouble, then with, then ejected."""
-    some = list(workers)
+def best(workers: Iterable[Worker], waiting: Waiting) -> list[Worker]:
+    """Of the workers that fit those that are able and come first: without trouble, then with, then
+    ejected, if no other may come to be able by itself."""
+    fit = list(workers)
+    some = [worker for worker in fit if serves(worker, waiting)]
     kept = [worker for worker in some if not ejected(worker)]
+    if not kept and any(hopes(w, waiting) for w in fit if w not in some and w.trial is None):
+        return []
     return [worker for worker in kept if not worker.troubled] or kept or some
 
 
 class QueueMachine(RuleBasedStateMachine):
-    @initialize(policy=st.sampled_from(sorted(POLICIES)))
-    def begin(self, policy: str) -> None:
+    @initialize(policy=st.sampled_from(sorted(POLICIES)), well=st.integers(0, 3))
+    def begin(self, policy: str, well: int) -> None:
         self.shell = Shell(policy)
         self.registry = self.shell.registry
         self.asked = 0
         self.seen: list[Worker] = []
+        for index, name in enumerate("abc"[:well]):
+            self.join(name, None)
+            self.well(index, Capabilities(models=("x",), task_types=("T2I", "T2V")))
 
     def worker(self, index: int) -> Worker | None:
         workers = list(self.registry)
@@ -316,6 +323,13 @@ class QueueMachine(RuleBasedStateMachine):
             self.registry.ejection.succeeded(worker, self.shell.now)
         given.lease.release()
 
+    @rule(index=INDEX)
+    def keeps_failing(self, index: int) -> None:
+        if worker := self.worker(index):
+            for _ in range(4):
+                hold = Hold(worker, worker.incarnation, HoldKind.GENERATION)
+                self.registry.ejection.failed(hold, list(self.registry), self.shell.now, "why")
+
     @rule(index=INDEX, slots=st.none() | st.integers(1, 3))
     def resize(self, index: int, slots: int | None) -> None:
         if worker := self.worker(index):
@@ -379,8 +393,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_who_could_be_served(self) -> None:
         for waiting in self.shell.waiting:
-            able = [w for w in self.shell.fitting(waiting) if serves(w, waiting)]
-            able = best(able)
+            able = best(self.shell.fitting(waiting), waiting)
             if not waiting.eager:
                 able = [worker for worker in able if worker.free_slots > 0]
             assert not [worker for worker in able if worker not in waiting.tried]
