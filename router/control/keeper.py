@@ -71,6 +71,7 @@ class Keeper:
     _stored_assets: StoredAssets = field(init=False)
     _numbers: dict[Worker, int] = field(init=False, factory=dict)
     _last: int = field(init=False, default=0)
+    _recorded: set[Worker] = field(init=False, factory=set)
     _jobs: dict[str, set[str]] = field(init=False, factory=dict)  # ids, by the worker's URL
     _waiting: dict[str, list[JobRecord]] = field(init=False, factory=dict)
     _summary: str | None = field(init=False, default=None)
@@ -169,6 +170,7 @@ class Keeper:
             case events.WorkerRemoved(worker):
                 self._doubted.discard(worker)
                 self._numbers.pop(worker, None)
+                self._recorded.discard(worker)
                 self._forget_jobs(worker)
                 self.store.delete(WorkerRecord, worker.url)
                 self.store.delete(SpeedRecord, worker.url)
@@ -201,6 +203,7 @@ class Keeper:
             self._put(worker)
             return
         self._numbers[worker] = past.number
+        self._recorded.add(worker)
         if past.origin is not worker.origin:
             self._put(worker)
         self._resume_jobs(worker)
@@ -210,8 +213,17 @@ class Keeper:
 
     def _put(self, worker: Worker) -> None:
         number = self._numbers.get(worker)
-        if number is not None:
-            self.store.put(WorkerRecord.of(worker, number))
+        if number is None:
+            return
+        record = WorkerRecord.of(worker, number)
+        if worker not in self._recorded:
+            nothing = WorkerRecord(
+                worker.url, number, Origin.LAUNCHED, incarnation=worker.incarnation
+            )
+            if record == nothing:
+                return  # it has yet to serve: a start that fails leaves nothing
+            self._recorded.add(worker)
+        self.store.put(record)
 
     def _haunt(self, worker: Worker) -> None:
         """What the worker was doing when the router ended may go on: one slot stays taken until it

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import trio
 
+from router import program
 from router.pool.assets import AssetKind
+from router.pool.known import WorkerRecord
 from router.pool.worker import Origin, Worker
-from router.settings import WorkerSettings
+from router.settings import LauncherSettings, WorkerSettings
 from router.store import files
 from router.store import store as store_module
 from router.store.store import Store
@@ -51,6 +53,42 @@ def known(router: Deployment, url: str) -> Worker:
 
 async def healthy(router: Deployment, *urls: str) -> None:
     await until(lambda: all(known(router, url).health == "healthy" for url in urls))
+
+
+def test_launched_workers_are_recorded_once_there_is_something_to_know(
+    run_restarts: RunLives, tmp_path: Path
+) -> None:
+    ports = {"worker_base_port": 0, "master_port_base": 0, "scheduler_port_base": 0}
+    fails = LauncherSettings(
+        model="x/fails", command=("/bin/false",), num_gpus_per_worker=0, restart_backoff=60, **ports
+    )
+    serves = LauncherSettings(
+        model="x/serves",
+        command=(*program.self_command(), "simulate-worker", "--load-seconds", "0"),
+        num_gpus_per_worker=0,
+        **ports,
+    )
+
+    async def test(lives: Lives) -> None:
+        async with lives.router(launchers=(fails, serves)) as router:
+            registry, store = router.running.parts.registry, router.running.parts.store
+            await until(lambda: "status 1" in str(router.running.fleet.views()[0].detail))
+            await until(lambda: any(worker.capabilities for worker in registry))
+            await store.commit()
+            (url,) = (worker.url for worker in registry if worker.capabilities)
+            assert len(registry) == 2
+        found = Store.open(lives.folder)
+        assert list(found.restored(WorkerRecord)) == [url]
+        found.close()
+        async with lives.router(launchers=(fails,)) as router:
+            await until(lambda: "status 1" in str(router.running.fleet.views()[0].detail))
+            (worker,) = router.running.parts.registry
+            await router.http.put(f"/workers/{worker.url}", json={"is_dead": True})
+        found = Store.open(lives.folder)
+        assert list(found.restored(WorkerRecord)) == [worker.url]  # in quarantine, by a request
+        found.close()
+
+    run_restarts(test)
 
 
 @pytest.mark.parametrize("crash", [True, False], ids=["killed", "stopped"])
