@@ -43,6 +43,7 @@ class QueueLimits:
     """Bounds of waiting. `longest_first`: by expected work, with ageing, instead of arrival."""
 
     size: int = 10_000
+    bytes: int = 1024**3  # of bodies that are held meanwhile
     patience: float = 1800.0  # seconds
     longest_first: bool = False
     jobs_per_worker: int = 100
@@ -91,6 +92,7 @@ class Dispatcher:
         self._closed = False
         self._ended: dict[Worker, trio.Event] = {}  # set when something there has ended
         self._rate = Rate()
+        self._held = 0  # bytes of bodies of what waits
         self._jobs: dict[str, Hold] = {}
         self._ejection = registry.ejection
         self._look = trio.Event()  # the pause of a worker has begun, or ends earlier
@@ -118,10 +120,11 @@ class Dispatcher:
                 await self._look.wait()
             self._ejection.look(trio.current_time())
 
-    async def lease(self, facts: Facts, *, tried: Collection[Worker] = ()) -> Lease:
+    async def lease(self, facts: Facts, *, tried: Collection[Worker] = (), held: int = 0) -> Lease:
         """A lease on a fitting worker that was not tried yet, once one has room.
 
-        Waits only if one may become able without anyone acting. Raises PoolUnavailable
+        Waits only if one may become able without anyone acting, with `held` bytes of its body in
+        memory. Raises PoolUnavailable
         (`no_workers`, `pool_asleep`, `no_routable_worker`, `weights_unavailable`, `queue_full`,
         `queue_timeout`, `too_many_jobs`, `shutting_down`), or NoCapableWorker where no registered
         worker can do a job. The caller releases the lease.
@@ -138,6 +141,7 @@ class Dispatcher:
             return lease
         waiting = Waiting(facts, self._rank(facts, now), now, frozenset(tried))
         parked = self._parked[waiting] = _Parked()
+        self._held += held
         try:
             ahead = self._queue.waiting
             self._decide(partial(self._queue.add, waiting))
@@ -146,6 +150,10 @@ class Dispatcher:
                 if ahead >= self.limits.size and not tried:
                     self._queue.drop(waiting)
                     raise self._crowded("queue_full", f"{ahead} requests wait already")
+                if held and self._held > self.limits.bytes and not tried:
+                    self._queue.drop(waiting)
+                    already = self._held - held
+                    raise self._crowded("queue_full", f"what waits holds {already} bytes already")
                 patience = self.limits.patience
                 if facts.need is Need.SESSION:
                     patience = min(patience, _SESSION_PATIENCE)
@@ -161,6 +169,7 @@ class Dispatcher:
                 parked.lease.release()
             raise
         finally:
+            self._held -= held
             self._queue.drop(waiting)
             del self._parked[waiting]
         if parked.lease is None:

@@ -42,17 +42,19 @@ class Attempts:
     # The latest weight version that was issued to the model, or to any if none is named.
     latest_issued: Callable[[str | None], int] = lambda _: 0
 
-    async def run(self, facts: Facts, attempt: Callable[[Lease], Awaitable[None]]) -> None:
-        """Call `attempt` with a lease, which ends with the call. Where it raises TryAnother the
-        next worker is tried. Raises the last failure, PoolUnavailable if there is no worker to
-        begin with, or NeverIssued."""
+    async def run(
+        self, facts: Facts, attempt: Callable[[Lease], Awaitable[None]], *, held: int = 0
+    ) -> None:
+        """Call `attempt` with a lease, which ends with the call; `held` bytes of its body wait
+        until then. Where it raises TryAnother the next worker is tried. Raises the last failure,
+        PoolUnavailable if there is no worker to begin with, or NeverIssued."""
         if facts.min_version:
             self._check_version(facts)
         tried: list[Worker] = []
         failure: WorkerFailed | None = None
         while failure is None or len(tried) <= self.retries:
             try:
-                lease = await self.dispatcher.lease(facts, tried=tried)
+                lease = await self.dispatcher.lease(facts, tried=tried, held=held)
             except RouterError:
                 if failure is not None:
                     break

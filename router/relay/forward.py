@@ -13,7 +13,7 @@ from .body import Body, facts_of, peek, too_large
 from .connection import Broken, Connection
 from .exchange import ClientGone, Exchange
 from .routes import Route
-from .upstream import ConnectFailed, ConnectTimeout, Upstream
+from .upstream import ConnectFailed, ConnectTimeout, NoneFree, Upstream
 from .watcher import NOBODY, Watcher
 from .wire import Head, NotAllowed
 
@@ -84,7 +84,7 @@ class Forwarder:
             await self._at(lease, exchange, body, watcher, patience, chosen=owner is None)
 
         if owner is None:
-            await self.attempts.run(facts, attempt)
+            await self.attempts.run(facts, attempt, held=len(body.held))
             return
         with self.attempts.registry.lease(owner) as lease:
             lease.weight_version = None  # those of today did not make what is read
@@ -146,17 +146,21 @@ class _Attempt:
     async def run(self) -> None:
         worker, reused = self.lease.worker, False
         self.hold = self.lease.hold
+        begun = trio.current_time()
         try:
             async with self.forwarder.upstream.connection(
-                worker.url, fresh=self.fresh
+                worker.url, fresh=self.fresh, within=self.patience, beside=not self.chosen
             ) as connection:
                 reused = connection.reused
+                self.patience = max(0.0, self.patience + begun - trio.current_time())
                 if self.chosen:
                     self.forwarder.attempts.check(self.lease)
                 await self._over(connection)
         except (ConnectFailed, ConnectTimeout) as error:
             error.details |= {"worker_url": worker.url, "retry_safe": True}
             raise TryAnother(error) from error
+        except NoneFree:
+            raise  # which says nothing against the worker
         except WorkerTimeout as error:
             self._trouble(error.message)
             raise

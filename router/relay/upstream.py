@@ -35,6 +35,12 @@ class ConnectTimeout(WorkerTimeout):
     default_code = "connect_timeout"
 
 
+class NoneFree(WorkerTimeout):
+    """As many connections as there may be were in use, for too long; nothing was sent."""
+
+    default_code = "response_timeout"
+
+
 @define(eq=False)
 class _Pool:
     origin: Origin
@@ -64,7 +70,7 @@ class Upstream:
     """The connections to all workers.
 
     `connect_timeout` in seconds; `max_connections` bounds those to one worker (None: no bound),
-    further exchanges then wait for one.
+    further exchanges then wait for one, but for reads that go beside generations.
     """
 
     connect_timeout: float = 5.0
@@ -90,18 +96,21 @@ class Upstream:
             if not pool.idle and not pool.users:
                 del self._pools[url]
 
-    def connection(self, url: str, *, fresh: bool = False) -> _Use:
+    def connection(
+        self, url: str, *, fresh: bool = False, within: float = math.inf, beside: bool = False
+    ) -> _Use:
         """A connection to the worker for one exchange, closed or kept at the end of the block.
 
-        `fresh`: a new one, not one that was kept alive.
+        `fresh`: a new one, not one that was kept alive. `within`: seconds to wait for one that may
+        be had. `beside`: it does not count among `max_connections`.
 
-        Raises ConnectFailed or ConnectTimeout on entry.
+        Raises ConnectFailed, ConnectTimeout or NoneFree on entry.
         """
         pool = self._pools.get(url)
         if pool is None:
             limit = trio.Semaphore(self.max_connections) if self.max_connections else None
             pool = self._pools[url] = _Pool(Origin.of(url), limit=limit)
-        return _Use(self, pool, fresh)
+        return _Use(self, pool, None if beside else pool.limit, fresh, within)
 
     def idle(self, url: str) -> int:
         """How many idle connections to the worker are kept."""
@@ -148,15 +157,16 @@ class _Use:
 
     upstream: Upstream
     pool: _Pool
+    limit: trio.Semaphore | None
     fresh: bool
+    within: float
     _connection: Connection | None = field(init=False, default=None)
 
     async def __aenter__(self) -> Connection:
         pool = self.pool
         pool.users += 1
         try:
-            if pool.limit is not None:
-                await pool.limit.acquire()
+            await self._turn()
             try:
                 address = self.upstream.addresses.peer(pool.origin.url)
                 connection = None if self.fresh else pool.reuse(address)
@@ -164,8 +174,8 @@ class _Use:
                     pool.make_room()
                     connection = await self.upstream.open(pool.origin)
             except BaseException:
-                if pool.limit is not None:
-                    pool.limit.release()
+                if self.limit is not None:
+                    self.limit.release()
                 raise
         except BaseException:
             pool.users -= 1
@@ -185,9 +195,26 @@ class _Use:
             pool.idle.append(connection)
         else:
             connection.close()
-        if pool.limit is not None:
-            pool.limit.release()
+        if self.limit is not None:
+            self.limit.release()
         pool.users -= 1
+
+    async def _turn(self) -> None:
+        """Wait until one more connection may be had."""
+        if self.limit is None:
+            return
+        try:
+            self.limit.acquire_nowait()
+        except trio.WouldBlock:
+            with trio.move_on_after(self.within):
+                await self.limit.acquire()
+                return
+            url = self.pool.origin.url
+            raise NoneFree(
+                f"All connections to worker {url} (--max-connections) were in use for"
+                f" {self.within:g} s",
+                details={"worker_url": url, "retry_safe": True},
+            ) from None
 
 
 def _notice_death(stream: trio.SocketStream) -> None:

@@ -256,7 +256,9 @@ class WebSocketRelay:
     async def _session(self, client: ClientSocket, lease: Lease) -> None:
         worker = lease.worker
         try:
-            async with self.upstream.connection(worker.url, fresh=True) as connection:
+            async with self.upstream.connection(
+                worker.url, fresh=True, within=_HANDSHAKE
+            ) as connection:
                 self.attempts.check(lease)
                 socket = await shake_hands(client, connection, lease, self.largest)
                 if socket is not None:
@@ -283,6 +285,6 @@ def _broken(worker: Worker, error: Broken) -> WorkerFailed:
     """A worker that broke off before the session began."""
     return WorkerFailed(
         f"Worker {worker.url} failed before the WebSocket was open: {error}",
-        code="worker_disconnected",
+        code=error.code,
         details={"worker_url": worker.url, "retry_safe": True},
     )

@@ -22,7 +22,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from .connection import Broken, Connection
+from .connection import Broken, Connection, Invalid
 
 _FAREWELL = 2.0  # seconds for the closing handshake
 _READ = 64 * 1024
@@ -78,6 +78,8 @@ class WorkerSocket:
         """Shake hands. Raises Refused with the worker's answer, or Broken."""
         await self._send(request)
         event = await self._next()
+        while isinstance(event, RejectConnection) and event.status_code < 200:
+            event = await self._next()  # 103 and the like: the answer is still to come
         if isinstance(event, AcceptConnection):
             return event
         if not isinstance(event, RejectConnection):
@@ -153,8 +155,8 @@ class WorkerSocket:
             try:
                 self._ws.receive_data(bytes(data) or None)
                 self._events = iter(list(self._ws.events()))
-            except RemoteProtocolError as error:
-                raise Broken(f"its WebSocket frames are not valid: {error}") from error
+            except (RemoteProtocolError, ValueError) as error:  # wsproto decodes headers unasked
+                raise Invalid(f"what it sent is no valid WebSocket: {error}") from error
             if not data:
                 for event in self._events:
                     return event

@@ -22,6 +22,7 @@ from router.server.link import LINK, READ_AHEAD, ClientLink, Message, Reason, Sc
 if TYPE_CHECKING:
     from router.server.http1 import Http1Protocol
 
+_ROUNDS = 2  # of the event loop: the first asks the kernel, in the second what came is taken
 COALESCE = 16 * 1024  # smaller pieces are joined, lest one-byte chunks cost an object each
 
 
@@ -132,6 +133,11 @@ class HttpExchange(ClientLink):
         with trio.move_on_after(self._transport.limits.body) as scope:
             await news.wait()
         if scope.cancelled_caught:
+            # Where we were too busy to notice, or stopped, the reading task has its turn first.
+            for _ in range(_ROUNDS):
+                await trio.lowlevel.checkpoint()
+            if news.is_set():
+                return
             self.close_after()
             self.lose("body_timeout")
 

@@ -165,6 +165,7 @@ def _dispatcher(settings: RouterSettings, registry: Registry) -> Dispatcher:
         policies.make(settings.routing_algorithm, speeds),
         limits=QueueLimits(
             size=settings.queue_size,
+            bytes=settings.queue_bytes,
             patience=settings.timeout if patience is None else patience,
             longest_first=settings.queue_order is QueueOrder.LONGEST_FIRST,
             jobs_per_worker=settings.max_jobs_per_worker,

@@ -31,6 +31,7 @@ from ..settings import RouterSettings
 from ..store.store import Store
 from ..web.parts import Parts
 from .assembly import Assembly, assemble
+from .clock import RunningClock
 from .launched import give_up, log_folder, make_plans
 from .start import (
     address_of,
@@ -65,7 +66,7 @@ def run(settings: RouterSettings) -> int:
         spare_the_collector()
         with unwrapped():
             main = partial(_until_signalled, settings, store, output)
-            return trio.run(main, strict_exception_groups=True)
+            return trio.run(main, clock=RunningClock(), strict_exception_groups=True)
     finally:
         store.close()
 
@@ -134,8 +135,10 @@ async def _serve(
     launching: tuple[Sequence[Planner], Path],
     task_status: trio.TaskStatus[Running],
 ) -> None:
+    send = settings.client_send_timeout
     limits = ServerLimits(
         body=settings.idle_timeout,
+        send=settings.idle_timeout if send is None else send,
         shutdown=settings.shutdown_timeout,
         websocket_message=settings.websocket_max_message,
     )

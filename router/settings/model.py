@@ -124,6 +124,12 @@ class RouterSettings:
         group="Routing",
         help="requests that may wait for a worker; more are refused with 503",
     )
+    queue_bytes: int = setting(
+        GIB,
+        Size(1),
+        group="Routing",
+        help="memory for the bodies of requests that wait for a worker; more are refused with 503",
+    )
     queue_timeout: float | None = setting(
         None,
         Duration(_SHORTEST, none=True),
@@ -187,7 +193,8 @@ class RouterSettings:
         1800.0,
         Duration(_SHORTEST),
         group="Limits",
-        help="longest wait from the request being sent to the head of the worker's answer",
+        help="longest wait from the request being sent to the head of the worker's answer, and"
+        " for one of --max-connections",
     )
     connect_timeout: float = setting(
         5.0,
@@ -200,6 +207,13 @@ class RouterSettings:
         Duration(_SHORTEST),
         group="Limits",
         help="longest pause between two pieces of a body",
+    )
+    client_send_timeout: float | None = setting(
+        None,
+        Duration(_SHORTEST, none=True),
+        default_text="that of --idle-timeout",
+        group="Limits",
+        help="longest time that a client may take no byte of its answer",
     )
     peek_limit: int = setting(
         MIB,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -424,6 +425,31 @@ def test_a_queue_has_a_bound() -> None:
             await asking.ask("waits again")
             assert list(asking.errors) == ["is refused"]
             nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_the_bodies_of_what_waits_have_a_bound() -> None:
+    async def main() -> None:
+        pool = Pool(bytes=10)
+        pool.add("a")
+        running = await pool.dispatcher.lease(ANYTHING, held=1000)  # it does not wait
+        async with trio.open_nursery() as nursery:
+            for held in (6, 0, 4):
+                nursery.start_soon(partial(pool.dispatcher.lease, ANYTHING, held=held))
+                await settled()
+            with pytest.raises(PoolUnavailable) as caught:
+                await pool.dispatcher.lease(ANYTHING, held=1)
+            assert caught.value.code == "queue_full"
+            assert "10 bytes" in caught.value.message
+            assert pool.dispatcher.queue.waiting == 3
+            running.release()  # the first of them has its turn
+            await settled()
+            nursery.start_soon(partial(pool.dispatcher.lease, ANYTHING, held=6))
+            await settled()
+            assert pool.dispatcher.queue.waiting == 3
+            nursery.cancel_scope.cancel()
+        assert pool.dispatcher._held == 0
 
     run(main)
 

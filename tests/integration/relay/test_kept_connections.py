@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import trio
 
+from router.relay.routes import find
 from tests.integration.relay.harness import Peer, Routed, Script, answering, routed, run, until
 from tests.integration.relay.rig import FakeExchange, rigged
 from tests.integration.relay.wire import LAST_CHUNK, Message, chunked, error_of, request, response
@@ -230,6 +233,51 @@ def test_clients_that_leave_while_they_wait_for_a_connection_leak_nothing() -> N
                 assert (await client.answer()).body == b"ok"
             assert router.worker.connections == 1
             assert (await router.ask(request("POST", body=b"abc"))).body == b"ok"
+
+    run(main)
+
+
+def test_the_wait_for_a_connection_has_the_clock_of_the_answer() -> None:
+    async def main() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.request()
+            await trio.sleep(0.35)
+            await peer.send(response(body=b"ok"))
+            await trio.sleep_forever()
+
+        async with routed(script, max_connections=1, timeout=0.5, worker_concurrency=9) as router:
+            first, second, third = [await router.client() for _ in range(3)]
+            for client in (first, second, third):
+                await client.send(request("POST", body=b"abc"))
+                await until(lambda: router.users == 1 + (first, second, third).index(client))  # noqa: B023
+            assert (await first.answer()).body == b"ok"
+            for client in (second, third):
+                answer = await client.answer()
+                assert answer.status == 504
+                assert json.loads(answer.body)["code"] == "response_timeout"
+            assert router.users == 0
+
+    run(main)
+
+
+def test_reads_of_what_a_worker_owns_do_not_wait_for_a_connection() -> None:
+    async def main() -> None:
+        async def script(peer: Peer) -> None:
+            asked = await peer.request()
+            if asked.method == b"GET":
+                await peer.send(response(body=b"mine"))
+            await trio.sleep_forever()
+
+        async with rigged(script, max_connections=1) as rig, trio.open_nursery() as nursery:
+            nursery.start_soon(rig.exchange, FakeExchange())
+            await until(lambda: rig.worker.open == 1)
+            (owner,) = rig.registry
+            reading = FakeExchange(method="GET", pieces=(), path="/v1/videos/1")
+            route = find("GET", "/v1/videos/1")
+            with trio.fail_after(2):
+                await rig.forwarder.run(reading, route, owner=owner)
+            assert reading.body == b"mine"
+            nursery.cancel_scope.cancel()
 
     run(main)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import trio
 
@@ -98,3 +100,28 @@ def test_a_client_that_leaves_while_it_pipelines_is_noticed() -> None:
                 await left.wait()
 
     run(main)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_client_that_takes_nothing_is_told_from_one_that_leaves(
+    gone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await peer.send(response(body=b"x" * 20 * MB))
+        await peer.ended()
+
+    async def main() -> None:
+        async with routed(script, client_send_timeout=0.2) as router:
+            client = await router.client(buffer=64 * 1024)
+            await client.send(request("POST", "/x", "X-Request-Id: slow", body=b"abc"))
+            await client.until(b"\r\n\r\n")
+            if gone:
+                client.reset()
+            await until(lambda: router.active == 0)
+
+    run(main)
+    (record,) = [r for r in caplog.records if getattr(r, "request_id", None) == "slow"]
+    code = record.code  # type: ignore[attr-defined]
+    assert code == ("client_gone" if gone else "client_send_timeout")
