@@ -56,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
-    from .settings import RouterSettings, load, split_flags, with_admin_key, with_launchers
+    from .settings import RouterSettings, load, split_flags, with_credentials, with_launchers
 
     if _asks_for(arguments, "--version"):
         return _show(_version())
     if _asks_for(arguments, "--help", "-h"):
         return _show(_serve_help())
     flags = split_flags(arguments, RouterSettings, config=True)
-    steps = [with_launchers, with_admin_key]
+    steps = [with_launchers, with_credentials]
     settings = load(RouterSettings, flags, checks=[_bad_worker_urls], steps=steps)
 
     from . import service

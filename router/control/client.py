@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
@@ -17,6 +16,7 @@ from attrs import frozen
 from ..errors import describe, is_refusal
 from ..net.addresses import Addresses, Origin
 from ..net.hops import INSTANCE_HEADER, Instance
+from ..net.trust import Trust
 
 # Workers close idle connections after 5 s (worker contract).
 _KEEPALIVE = 3.0
@@ -57,13 +57,14 @@ class Answer:
 class ControlClient:
     """Sends control calls to workers. Never reads proxy settings from the environment."""
 
-    def __init__(self, addresses: Addresses | None = None) -> None:
+    def __init__(self, addresses: Addresses | None = None, trust: Trust | None = None) -> None:
         self.instance = Instance()
         self.addresses = addresses or Addresses()
+        self.trust = trust or Trust()
         self._calls: Counter[str] = Counter()  # under way, by the URL of the worker
         self._client = httpx.AsyncClient(
             trust_env=False,
-            transport=_Pools(self.addresses),
+            transport=_Pools(self.addresses, self.trust),
             headers={"accept-encoding": "identity"},  # bodies are taken as they come
             follow_redirects=False,
         )
@@ -143,7 +144,9 @@ class ControlClient:
             request = self._client.build_request(
                 method,
                 url + path,
-                headers=[*headers, self.instance.on_call()],
+                headers=self.trust.present(
+                    [(n.encode(), v.encode()) for n, v in (*headers, self.instance.on_call())]
+                ),
                 content=body,
                 timeout=patience,
             )
@@ -178,10 +181,9 @@ class ControlClient:
 class _Pools(httpx.AsyncBaseTransport):
     """Many small pools of connections: one takes time with the square of what is in it."""
 
-    def __init__(self, addresses: Addresses) -> None:
+    def __init__(self, addresses: Addresses, trust: Trust) -> None:
         self._addresses = addresses
-        # The system's certificates, as the relay trusts them; httpx would bring its own.
-        verify = ssl.create_default_context()
+        verify = trust.tls  # httpx would bring certificates of its own
         limits = httpx.Limits(
             max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE
         )

@@ -41,6 +41,8 @@ def judge(answer: Answer) -> Finding:
         return Finding(Probe.OK)
     if answer.status == 503 and not answer.body.strip():
         return Finding(Probe.WARMING, "it is warming up")
+    if answer.status in (401, 403):
+        return _unauthorized("/health", answer.status)
     content = answer.json()
     if answer.status == 503 and isinstance(content, dict) and content.get("status") == "unhealthy":
         why = content.get("error") or "no reason given"
@@ -48,6 +50,12 @@ def judge(answer: Answer) -> Finding:
     # A worker has no other 503, and never a 502: these are of a proxy.
     behind = answer.status in (502, 503)
     return Finding(Probe.FAILED, f"GET /health answered {answer.status}", behind)
+
+
+def _unauthorized(path: str, status: int) -> Finding:
+    what = "it wants a key" if status == 401 else "it refuses the router"
+    told = f"{what}: GET {path} answered {status}; see --worker-api-key-file"
+    return Finding(Probe.UNAUTHORIZED, told)
 
 
 class NotRead(Exception):
@@ -80,6 +88,8 @@ async def _read(client: ControlClient, url: str, path: str) -> Any:
         raise NotRead(Finding(kind, str(error))) from error
     if answer.status in (404, 405):
         return None
+    if answer.status in (401, 403):
+        raise NotRead(_unauthorized(path, answer.status))
     content = answer.json()
     if answer.status != 200 or not isinstance(content, dict):
         reason = f"GET {path} answered {answer.status} and no JSON object"

@@ -16,6 +16,7 @@ from attrs import define, field
 
 from ..net.addresses import Addresses, Origin
 from ..net.lookup import Unresolved
+from ..net.trust import Trust
 
 CONNECT_TIMEOUT = 5.0  # seconds
 # A machine that loses its power sends no end of file, and one behind a broken network cannot. So
@@ -78,7 +79,7 @@ class Evidence:
         self._vain.clear()
 
 
-async def open_idle(url: str, addresses: Addresses) -> trio.abc.Stream | None:
+async def open_idle(url: str, addresses: Addresses, trust: Trust) -> trio.abc.Stream | None:
     """Open the idle connection, to where the URL leads now. None if that fails: the probe beside it
     finds out why. Raises Unresolved."""
     origin = Origin.of(url)
@@ -92,7 +93,7 @@ async def open_idle(url: str, addresses: Addresses) -> trio.abc.Stream | None:
                 # Without a handshake the worker would close it as a stalled client.
                 stream = secure = trio.SSLStream(
                     plain,
-                    ssl.create_default_context(),
+                    trust.tls,
                     server_hostname=origin.host,
                     https_compatible=True,
                 )

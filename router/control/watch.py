@@ -10,6 +10,7 @@ from attrs import define, field
 
 from ..net.addresses import Addresses, NotOneAddress, SamePeer
 from ..net.lookup import Unresolved
+from ..net.trust import Trust
 from ..pool import events
 from ..pool.assets import Made
 from ..pool.ids import BadWorkerURL
@@ -73,6 +74,7 @@ class Watchman:
     interval: float = 10.0
     rng: random.Random = field(factory=random.Random)
     addresses: Addresses = field(factory=Addresses)
+    trust: Trust = field(factory=Trust)
     instance: str = ""  # the id of this router, as its own `/health` tells it
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
@@ -223,7 +225,7 @@ class Watchman:
 
     async def _connect(self, watch: _Watch, nursery: trio.Nursery) -> None:
         """Open the idle connection, if it can be. Raises Unresolved."""
-        stream = await open_idle(watch.worker.url, self.addresses)
+        stream = await open_idle(watch.worker.url, self.addresses, self.trust)
         if stream is not None:
             watch.idle = stream
             self.addresses.held.add(watch.worker.url)

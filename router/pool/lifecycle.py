@@ -54,6 +54,7 @@ class Probe(StrEnum):
     FAILED = "failed"
     REFUSED = "refused"  # nobody listens
     BACKEND_DEAD = "backend_dead"
+    UNAUTHORIZED = "unauthorized"  # it wants a key, or another one than ours
 
 
 S = TypeVar("S", bound=StrEnum)
@@ -180,7 +181,7 @@ def judge(worker: Worker, probe: Probe, *, failure_threshold: int) -> HealthEven
         case Probe.BACKEND_DEAD:
             # Its own word: more probes would only send more work to a dead engine.
             return None if worker.health is Health.UNHEALTHY else HealthEvent.FAIL
-        case Probe.FAILED | Probe.REFUSED:
+        case Probe.FAILED | Probe.REFUSED | Probe.UNAUTHORIZED:
             if worker.health is Health.UNHEALTHY:
                 return None
             many = worker.consecutive_failures >= failure_threshold
@@ -200,6 +201,8 @@ def reasons(worker: Worker) -> list[str]:
         found.append("removed")
     if worker.health is not Health.HEALTHY:
         found.append("not_probed_yet" if worker.health is Health.UNKNOWN else worker.health.value)
+        if worker.unauthorized:
+            found.append("unauthorized")
     if worker.admin is not Admin.ENABLED:
         found.append(worker.admin.value)
     if worker.memory is not Memory.AWAKE:

@@ -232,6 +232,7 @@ class Registry:
         if worker.removed:
             return
         before = hopeful(worker), worker.troubled
+        worker.unauthorized = probe is Probe.UNAUTHORIZED
         if worker.starting and probe in (Probe.FAILED, Probe.REFUSED):
             probe = Probe.WARMING  # its process is known to live, or to come
         if probe is Probe.OK:

@@ -144,6 +144,7 @@ class Worker:
     consecutive_successes: int = 0
     # Why health is not `healthy`, in one sentence for people; None while it is.
     health_reason: str | None = None
+    unauthorized: bool = False  # the last probe was refused for want of a key, or of the right one
     # Known once `/v1/models`, `/server_info` and `/model_info` were read in this incarnation.
     capabilities: Capabilities | None = None
     # A probe of this incarnation has succeeded.

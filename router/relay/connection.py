@@ -12,6 +12,7 @@ import trio
 from attrs import define, field
 
 from ..errors import describe
+from ..net.trust import Trust
 from . import wire
 from .plain import PlainStream
 from .wire import Head
@@ -40,6 +41,7 @@ class Connection:
     stream: PlainStream | trio.SSLStream[trio.SocketStream]
     socket: socket.socket | trio.socket.SocketType
     host_header: bytes
+    trust: Trust = field(factory=Trust, repr=False)
     address: str = ""  # of the worker
     reused: bool = False
     idle_since: float = 0.0

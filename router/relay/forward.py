@@ -200,6 +200,7 @@ class _Attempt:
             scheme=exchange.scheme.encode(),
             framing=framing,
         )
+        request_headers = connection.trust.present(request_headers)
         try:
             return connection.request(exchange.method, exchange.target, request_headers)
         except NotAllowed as error:

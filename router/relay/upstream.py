@@ -18,6 +18,7 @@ from attrs import define, field
 
 from ..errors import WorkerFailed, WorkerTimeout, describe
 from ..net.addresses import Addresses, Origin
+from ..net.trust import Trust
 from .connection import Connection
 from .plain import PlainStream
 
@@ -76,8 +77,8 @@ class Upstream:
     connect_timeout: float = 5.0
     max_connections: int | None = None
     addresses: Addresses = field(factory=Addresses)
+    trust: Trust = field(factory=Trust)
     _pools: dict[str, _Pool] = field(init=False, factory=dict)
-    _tls: ssl.SSLContext | None = field(init=False, default=None)
 
     async def run(self) -> None:
         """Close connections that have been idle for too long, and all idle ones at the end;
@@ -141,14 +142,12 @@ class Upstream:
     async def _secure(self, stream: trio.SocketStream, origin: Origin) -> Connection:
         if origin.scheme != "https":
             plain = PlainStream(socket.socket(fileno=stream.socket.detach()))
-            return Connection(plain, plain.socket, origin.host_header)
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
+            return Connection(plain, plain.socket, origin.host_header, self.trust)
         # Not `https_compatible`: an answer that ends with the connection is whole only if TLS was
         # closed in order (RFC 9112 section 9.8).
-        tls = trio.SSLStream(stream, self._tls, server_hostname=origin.host)
+        tls = trio.SSLStream(stream, self.trust.tls, server_hostname=origin.host)
         await tls.do_handshake()
-        return Connection(tls, stream.socket, origin.host_header)
+        return Connection(tls, stream.socket, origin.host_header, self.trust)
 
 
 @define(eq=False)

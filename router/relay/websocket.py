@@ -110,6 +110,7 @@ def handshake_request(client: ClientSocket, connection: Connection) -> Request:
         scheme=b"https" if client.scope["scheme"] == "wss" else b"http",
         framing=None,
     )
+    own = connection.trust.present(own)
     extra = [(name, value) for name, value in own if name not in (b"host", b"content-length")]
     return Request(
         host=connection.host_header.decode(),

@@ -122,6 +122,7 @@ def assemble(
         watchman=Watchman(
             *(registry, client, witness, settings.health_check_interval),
             addresses=client.addresses,
+            trust=client.trust,
             instance=client.instance.id,
         ),
         retirer=retirer,
@@ -141,7 +142,9 @@ def assemble(
         launcher=fleet,
         limits=CallLimits(refit=call, idle=settings.idle_timeout),
     )
-    upstream = Upstream(settings.connect_timeout, settings.max_connections, client.addresses)
+    upstream = Upstream(
+        *(settings.connect_timeout, settings.max_connections, client.addresses, client.trust)
+    )
     restarting = trio.Event()
     app = _front(settings, parts, upstream, assets, restarting)
     return Assembly(
@@ -199,7 +202,7 @@ def _front(
     )
     own = cast(App, create_app(parts))
     app: App = Relay(own, forwarder, websockets, assets, parts.store, parts.jobs.owner, instance)
-    assert settings.admin_api_key_file is None, "not read yet: see with_admin_key"
+    assert settings.admin_api_key_file is None, "not read yet: see with_credentials"
     key = settings.admin_api_key
     if key is not None:
         return AdminKey(app, key.encode())

@@ -40,6 +40,7 @@ from .start import (
     spare_the_collector,
     static_workers,
     stop_signals,
+    trust_of,
 )
 
 logger = logging.getLogger("router.service")
@@ -142,7 +143,7 @@ async def _serve(
         shutdown=settings.shutdown_timeout,
         websocket_message=settings.websocket_max_message,
     )
-    async with ControlClient() as client:
+    async with ControlClient(trust=trust_of(settings)) as client:
         built = assemble(settings, store, client, *launching)
         parts, fleet, keeper = built.parts, built.fleet, built.keeper
         restored = keeper.restore(parts.names.restore(static_workers(settings)))

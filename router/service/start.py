@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -11,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ..errors import describe
+from ..net.trust import Trust
 from ..pool.ids import normalise_url
 from ..settings import RouterSettings
 from ..store.opening import StateRefused, default_folder
@@ -63,6 +65,18 @@ def stop_signals() -> list[signal.Signals]:
             if signal.getsignal(number) is not signal.SIG_IGN
         ]
     return found
+
+
+def trust_of(settings: RouterSettings) -> Trust:
+    """How connections to workers are secured, and what they are told of it."""
+    if settings.worker_insecure:
+        logger.warning("THE CERTIFICATES OF WORKERS ARE NOT CHECKED: --worker-insecure")
+    named = os.environ.get("SSL_CERT_FILE")
+    if named and settings.worker_ca is None and not os.access(named, os.R_OK):
+        logger.warning(
+            "SSL_CERT_FILE names %s, which cannot be read: no https worker will be trusted", named
+        )
+    return Trust(settings.worker_ca, settings.worker_insecure, settings.worker_api_key)
 
 
 def address_of(listener: socket.socket) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .fields import FlagRow, describe, markdown_table
 from .flags import Flags, split_flags
 from .helptext import entry, flag_help
-from .keyfile import read_key, with_admin_key
+from .keyfile import read_key, with_credentials
 from .launcher import LauncherBackend, LauncherFile, LauncherSettings, Restart
 from .launcher_file import with_launchers
 from .load import load
@@ -52,6 +52,6 @@ __all__ = [
     "read_yaml",
     "split_flags",
     "structure",
-    "with_admin_key",
+    "with_credentials",
     "with_launchers",
 ]

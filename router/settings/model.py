@@ -106,6 +106,36 @@ class RouterSettings:
     workers: tuple[WorkerSettings, ...] = ()
     launcher: LauncherSettings | None = None
     launchers: tuple[LauncherSettings, ...] = ()
+    worker_ca: str | None = setting(
+        None,
+        Text(optional=True),
+        metavar="FILE",
+        default_text="those of the system",
+        group="Workers",
+        help="file with the certificates (PEM) that https workers are checked with",
+    )
+    worker_insecure: bool = setting(
+        False,
+        Switch(),
+        group="Workers",
+        help="take any certificate from https workers",
+    )
+    worker_api_key: str | None = setting(
+        None,
+        Text(optional=True),
+        metavar="KEY",
+        default_text="none",
+        group="Workers",
+        help="key that is sent to every worker, in place of what clients send; better use a file",
+    )
+    worker_api_key_file: str | None = setting(
+        None,
+        Text(optional=True),
+        metavar="FILE",
+        default_text="none",
+        group="Workers",
+        help="file that holds the key of the workers",
+    )
     routing_algorithm: RoutingAlgorithm = setting(  # noqa: RUF009 - makes an attrs field
         RoutingAlgorithm.LEAST_REQUEST,
         Choice(RoutingAlgorithm),
@@ -331,6 +361,10 @@ class RouterSettings:
         """What no single field can tell. The one place for such checks; paths are field names."""
         if self.admin_api_key is not None and self.admin_api_key_file is not None:
             yield Problem("admin_api_key_file", "cannot be given beside admin_api_key")
+        if self.worker_api_key is not None and self.worker_api_key_file is not None:
+            yield Problem("worker_api_key_file", "cannot be given beside worker_api_key")
+        if self.worker_ca is not None and self.worker_insecure:
+            yield Problem("worker_insecure", "cannot be given beside worker_ca")
         if self.launcher_config is not None and (self.launcher or self.launchers):
             yield Problem(
                 "launcher_config", "cannot be given beside launcher or launchers in the file"

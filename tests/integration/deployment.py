@@ -17,6 +17,7 @@ from router import service
 from router.pool.worker import Worker
 from router.server import open_listeners
 from router.settings import RouterSettings
+from router.store.store import Store
 from simulated_worker import SimulatedWorker, WorkerConfig
 from simulated_worker import serve as serve_worker
 
@@ -68,7 +69,7 @@ class Deployment:
 
 @asynccontextmanager
 async def deployed(
-    *, listeners: list[socket.socket] | None = None, **settings: Any
+    *, listeners: list[socket.socket] | None = None, store: Store | None = None, **settings: Any
 ) -> AsyncIterator[Deployment]:
     """A router until the block ends; then it must end by itself, in time."""
     options = {
@@ -81,7 +82,7 @@ async def deployed(
     listeners = listeners or open_listeners("127.0.0.1", 0)
     async with trio.open_nursery() as outer, trio.open_nursery() as nursery:
         running = await nursery.start(
-            service.serve, RouterSettings(port=0, **options), listeners, stop
+            service.serve, RouterSettings(port=0, **options), listeners, stop, store
         )
         address = f"http://127.0.0.1:{running.port}"
         async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=15) as http:

@@ -14,7 +14,7 @@ import pytest
 
 from router.relay import access
 from router.relay.routes import ROUTES, How
-from router.settings import RouterSettings, with_admin_key
+from router.settings import RouterSettings, with_credentials
 from tests.integration.api.pools import IMAGES, VIDEOS, RunPool, is_ours
 from tests.integration.deployment import IMAGE, Deployment
 
@@ -215,7 +215,7 @@ def test_websockets_do_not_carry_the_key_on(run_pool: RunPool) -> None:
 def test_the_key_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(KEY + "\n", encoding="utf-8")
-    settings, problems = with_admin_key(RouterSettings(admin_api_key_file=str(file)))
+    settings, problems = with_credentials(RouterSettings(admin_api_key_file=str(file)))
     assert problems == []
     assert (settings.admin_api_key, settings.admin_api_key_file) == (KEY, None)
 

@@ -10,6 +10,7 @@ import trio.testing
 
 from router.control.presence import Evidence, challenge, open_idle, wait_closed
 from router.net.addresses import Addresses
+from router.net.trust import Trust
 
 
 def ended(evidence: Evidence, lasted: float, *, proven: bool = True) -> bool:
@@ -88,7 +89,9 @@ def test_the_kernel_finds_out_about_a_peer_that_is_gone_without_a_word() -> None
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         with listener:
-            stream = await open_idle(f"http://127.0.0.1:{listener.getsockname()[1]}", Addresses())
+            stream = await open_idle(
+                f"http://127.0.0.1:{listener.getsockname()[1]}", Addresses(), Trust()
+            )
             assert isinstance(stream, trio.SocketStream)
             assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             if hasattr(socket, "TCP_KEEPIDLE"):
@@ -112,7 +115,7 @@ def test_nobody_listens() -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        assert await open_idle(f"http://127.0.0.1:{port}", Addresses()) is None
+        assert await open_idle(f"http://127.0.0.1:{port}", Addresses(), Trust()) is None
 
     trio.run(main)
 
@@ -128,7 +131,7 @@ def test_a_port_that_does_not_speak_tls() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, blurt, listeners)
             port = listeners[0].socket.getsockname()[1]
-            assert await open_idle(f"https://127.0.0.1:{port}", Addresses()) is None
+            assert await open_idle(f"https://127.0.0.1:{port}", Addresses(), Trust()) is None
             nursery.cancel_scope.cancel()
 
     trio.run(main)

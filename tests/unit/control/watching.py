@@ -17,6 +17,7 @@ from router.control.client import Answer, Unreachable
 from router.control.watch import Watchman
 from router.control.witness import Witness
 from router.net.addresses import Addresses
+from router.net.trust import Trust
 from router.pool import events
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.registry import Registry
@@ -86,7 +87,9 @@ class Process:
         self.knows.clear()
         self.die()
 
-    async def open_idle(self, url: str, addresses: Addresses) -> trio.abc.Stream | None:
+    async def open_idle(
+        self, url: str, addresses: Addresses, trust: Trust
+    ) -> trio.abc.Stream | None:
         await trio.lowlevel.checkpoint()
         if not self.listens:
             return None
