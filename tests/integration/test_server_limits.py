@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 import pytest
 import trio
 import trio.testing
 
-from router.server import Receive, Scope, Send
+from router.server import Receive, Scope, Send, ServerLimits, _Server
 from tests.integration.serving import (
     echo,
     flood,
@@ -22,6 +25,33 @@ from tests.integration.serving import (
 )
 
 MIB = 1024 * 1024
+
+
+def test_a_lack_of_file_descriptors_is_told_once_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Connections wait in the kernel meanwhile; an error that is no such lack concerns one."""
+
+    class Exhausted:
+        def __init__(self, readable: socket.socket) -> None:
+            self.fileno = readable.fileno
+            self.left = 35
+
+        def accept(self) -> None:
+            self.left -= 1
+            raise OSError(errno.EMFILE if self.left else errno.EBADF, "too many open files")
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.send(b"x")
+            async with trio.open_nursery() as nursery:
+                server = _Server(echo, ServerLimits(), nursery)
+                with pytest.raises(OSError, match="open files"):
+                    await server.accept(Exhausted(ours))  # type: ignore[arg-type]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert len(caplog.records) == 4  # in 3.4 s
 
 
 # Bounded reading.

@@ -133,3 +133,17 @@ def test_a_fault_of_the_router_is_an_answer_too(
         assert (await pool.http.get("/live")).status_code == 200
 
     run_pool(test)
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64, "xn--", "a_b", "[::1]:1"])
+def test_own_endpoints_do_not_look_at_host(
+    run_pool: RunPool, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    async def test(pool: Deployment) -> None:
+        for path in ("/live", "/workers"):
+            answer = await pool.http.get(path, headers={"Host": host})
+            assert answer.status_code == 200
+            assert len(answer.headers.get_list("date")) == 1
+
+    run_pool(test)
+    assert not [record for record in caplog.records if record.exc_info]
