@@ -11,6 +11,7 @@ from ..pool.worker import Capabilities
 from .client import Answer, ControlClient, Unreachable
 
 PROBE_TIMEOUT = 5.0  # seconds
+_MOST_TOGETHER = 10_000  # as for max_concurrency
 _LONGEST_REASON = 300  # characters of a worker's own words
 
 
@@ -111,15 +112,22 @@ def structure(models: Any, server: Any, info: Any) -> Capabilities:
         kinds += listed if isinstance(listed, list) else []
         kinds.append(source.get("task_type"))
     outputs = info.get("output_types")
-    copies = server.get("dp_size")
+    # Some versions answer with their arguments at the top, others with a mapping of them.
+    nested = server.get("server_args")
+    arguments = {**(nested if isinstance(nested, dict) else {}), **server}
     return Capabilities(
         models=_words(names),
         task_types=_words(kinds),
         output_types=_words(outputs if isinstance(outputs, list) else []),
-        dp_size=copies if type(copies) is int and copies > 0 else 1,
+        dp_size=_count(arguments.get("dp_size")) or 1,
         model_path=_word(server.get("model_path")) or _word(info.get("model_path")),
         version=_word(server.get("version")),
+        batching=_count(arguments.get("batching_max_size")),
     )
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 1 <= value <= _MOST_TOGETHER else None
 
 
 def _word(value: object) -> str | None:

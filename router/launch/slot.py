@@ -409,6 +409,7 @@ class Slot:
                 concurrency=self.launcher.max_concurrency,
                 batching=self.plan.batching if self.plan else 1,
                 starting=True,
+                label=self.name,
             )
             # It was known before: to an earlier router, if that is not the one we took over.
             self._bereaved = self._bereaved or (self.worker.met and not self.runs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network
 from urllib.parse import quote, unquote, urlsplit
@@ -125,6 +126,20 @@ def url_of(worker_id: str) -> str:
     if merged:
         text = f"{merged[1]}://{text[merged.end() :]}"
     return normalise_url(text)
+
+
+def names_url(worker_id: str) -> bool:
+    """Whether it is a URL or its id, and not the name of a worker."""
+    return re.match(r"[a-z][a-z0-9+.-]*:/", unquote(worker_id), re.IGNORECASE) is not None
+
+
+def names_of(text: str) -> frozenset[str]:
+    """The names that may be meant: the text itself, and `host:port` in its one normal spelling."""
+    text = unquote(text)
+    names = {text}
+    with suppress(BadWorkerURL):
+        names.add(display_id(normalise_url(f"http://{text}")))
+    return frozenset(names)
 
 
 def display_id(url: str) -> str:

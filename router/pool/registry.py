@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from attrs import frozen
-
-from ..errors import NotFound
+from ..errors import BadRequest, NotFound
 from . import events, ids
 from .ejection import Ejection, EjectionLimits
 from .known import WorkerRecord
@@ -23,7 +21,6 @@ from .lifecycle import (
     WeightsEvent,
     hopeful,
     judge,
-    routable,
     step,
 )
 from .worker import Capabilities, Health, Hold, HoldKind, Lease, Origin, Worker
@@ -33,6 +30,13 @@ Observer = Callable[[events.Event], None]
 
 class UnknownWorker(NotFound):
     default_code = "unknown_worker"
+
+
+class AmbiguousWorker(BadRequest):
+    default_code = "ambiguous_worker"
+
+
+_MOST_ALIASES = 1000
 
 
 class Registry:
@@ -51,6 +55,7 @@ class Registry:
         ejection: EjectionLimits | None = None,
     ) -> None:
         self._workers: dict[str, Worker] = {}
+        self._aliases: dict[str, str] = {}  # other URLs that were answered with a worker's
         self._observers: list[Observer] = []
         self._untold: deque[events.Event] = deque()
         self._telling = False
@@ -76,13 +81,34 @@ class Registry:
         """The worker of a normalised URL, if it is registered."""
         return self._workers.get(url)
 
-    def get(self, worker_id: str) -> Worker:
-        """The worker of an id or URL in any spelling. Raises UnknownWorker or BadWorkerURL."""
-        url = ids.url_of(worker_id)
-        worker = self._workers.get(url)
-        if worker is None:
-            raise UnknownWorker(f"No worker is registered at {url}")
-        return worker
+    def get(self, named: str) -> Worker:
+        """The worker of an id or URL in any spelling, an alias, `host:port`, or a name.
+
+        Raises UnknownWorker, AmbiguousWorker if several are meant, or BadWorkerURL.
+        """
+        if ids.names_url(named):
+            url = ids.url_of(named)
+            worker = self._workers.get(url) or self._workers.get(self._aliases.get(url, ""))
+            if worker is None:
+                raise UnknownWorker(f"No worker is registered at {url}")
+            return worker
+        names = ids.names_of(named)
+        found = [w for w in self if w.name in names or w.display_id in names]
+        if len(found) > 1:
+            raise AmbiguousWorker(
+                f"{named!r} may be any of {', '.join(w.url for w in found)}; give a URL",
+                details={"workers": [w.worker_id for w in found]},
+            )
+        if not found:
+            raise UnknownWorker(f"No worker is called {named!r}")
+        return found[0]
+
+    def alias(self, url: str, worker: Worker) -> None:
+        """Note that another normalised URL was answered with this worker. The last ones count."""
+        self._aliases.pop(url, None)
+        self._aliases[url] = worker.url
+        if len(self._aliases) > _MOST_ALIASES:
+            del self._aliases[next(iter(self._aliases))]
 
     def add(
         self,
@@ -92,6 +118,7 @@ class Registry:
         concurrency: int | None = None,
         batching: int = 1,
         starting: bool = False,
+        label: str | None = None,
     ) -> Worker:
         """Register a normalised URL. A URL that is known already keeps its record.
 
@@ -99,6 +126,7 @@ class Registry:
         """
         known = self._workers.get(url)
         if known is not None:
+            known.label = label or known.label
             if origin is Origin.REGISTERED and not known.registered:
                 known.registered = True
                 self._tell(events.WorkerRegistered(known))
@@ -123,6 +151,7 @@ class Registry:
             concurrency_default=default,
             batching=batching,
             starting=starting,
+            label=label,
             trusted=self._trust_weights,
         )
         worker.registered = origin is Origin.REGISTERED
@@ -161,6 +190,7 @@ class Registry:
             return
         del self._workers[worker.url]
         worker.removed = True
+        self._aliases = {of: url for of, url in self._aliases.items() if url != worker.url}
         self.ejection.forget(worker)
         self._tell(events.WorkerRemoved(worker))
 
@@ -397,28 +427,3 @@ class Registry:
         finally:
             self._telling = False
             self._untold.clear()
-
-
-@frozen
-class Census:
-    """How many workers are in which condition; each is counted once, but those on trial again."""
-
-    total: int
-    routable: int
-    dead: int
-    sleeping: int
-    on_trial: int
-
-
-def census(registry: Registry) -> Census:
-    """Count the workers: dead before sleeping before healthy (DESIGN section 4)."""
-    workers = list(registry)
-    dead = [worker for worker in workers if worker.is_dead]
-    sleeping = [worker for worker in workers if not worker.is_dead and worker.is_sleeping]
-    return Census(
-        total=len(workers),
-        routable=sum(map(routable, workers)),
-        dead=len(dead),
-        sleeping=len(sleeping),
-        on_trial=sum(worker.trial is not None for worker in workers),
-    )

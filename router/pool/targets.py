@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from attrs import frozen
 
 from ..errors import BadRequest, NotFound, PoolUnavailable
-from .ids import url_of
 from .lifecycle import reasons
 from .registry import Registry
 from .worker import Admin, Health, Memory, Worker
@@ -113,5 +112,4 @@ def _named(registry: Registry, names: str) -> list[Worker]:
     parts = [name.strip() for name in names.split(",") if name.strip()]
     if not parts:
         raise BadRequest("?workers= names no worker", code="invalid_field")
-    urls = dict.fromkeys(url_of(name) for name in parts)
-    return [registry.get(url) for url in urls]
+    return list(dict.fromkeys(registry.get(name) for name in parts))

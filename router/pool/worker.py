@@ -105,6 +105,8 @@ class Capabilities:
     dp_size: int = 1
     model_path: str | None = None
     version: str | None = None
+    # Requests that each copy runs together, where it says so.
+    batching: int | None = None
     # What it can make; None if it named nothing that is understood.
     tasks: frozenset[Task] | None = field(init=False, repr=False, eq=False)
 
@@ -174,6 +176,8 @@ class Worker:
     concurrency_default: int | None = None
     # Requests that each of its copies runs together, where its launcher knows.
     batching: int = 1
+    # What its launcher calls it; unique among launched workers.
+    label: str | None = None
     removed: bool = False
     leases: set[Lease] = field(factory=set, repr=False)
     # What occupies its slots, the oldest first: generations until the head of their answer, jobs
@@ -189,11 +193,19 @@ class Worker:
         return ids.display_id(self.url)
 
     @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.label or self.display_id
+
+    @property
     def max_concurrency(self) -> int:
         """Generations it works on at once (slots)."""
         if self.concurrency_limit is not None:
             return self.concurrency_limit
-        return self.batching * (self.capabilities.dp_size if self.capabilities else 1)
+        can = self.capabilities
+        return (can.batching if can and can.batching else self.batching) * (
+            can.dp_size if can else 1
+        )
 
     @property
     def active_requests(self) -> int:

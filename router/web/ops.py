@@ -7,7 +7,7 @@ from typing import Any
 from quart import Blueprint
 
 from ..net.hops import INSTANCE_HEADER
-from ..pool.registry import census
+from ..pool.census import census
 from .parts import parts
 
 blueprint = Blueprint("ops", __name__)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..pool.cost import Speeds
 from ..pool.lifecycle import reasons, routable
+from ..pool.targets import reachable
 from ..pool.worker import Task, Trial, Worker
 
 
@@ -14,9 +15,12 @@ def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None
     can = worker.capabilities
     return {
         "worker_id": worker.worker_id,
+        "id": worker.worker_id,
+        "name": worker.name,
         "display_id": worker.display_id,
         "url": worker.url,
         "active_requests": worker.active_requests,
+        "is_healthy": reachable(worker),
         "is_dead": worker.is_dead,
         "is_sleeping": worker.is_sleeping,
         "consecutive_failures": worker.consecutive_failures,

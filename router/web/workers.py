@@ -13,6 +13,7 @@ from ..net.addresses import SamePeer
 from ..pool.ids import BadWorkerURL, normalise_url
 from ..pool.ids import worker_id as id_of
 from ..pool.lifecycle import AdminEvent
+from ..pool.registry import UnknownWorker
 from ..pool.worker import Health, Origin, Worker
 from . import body
 from .parts import parts
@@ -22,14 +23,21 @@ from .weights import VersionNeverIssued
 blueprint = Blueprint("workers", __name__)
 
 FIRST_CONTACT = 3.0  # seconds that POST /workers waits for the first probe
+_POST_FIELDS = ("url", "worker_url", "worker_type", "max_concurrency", "weight_version")
 _PUT_FIELDS = ("is_dead", "refresh_video_support", "max_concurrency", "draining")
 
 
 @blueprint.post("/workers")
 async def add_worker() -> dict[str, Any]:
-    """Register a worker; a known one is left as it is. Says what first contact found."""
+    """Register a worker; a known one is left as it is. Says what first contact found.
+
+    Engines send more than is known here, so other fields are no mistake, but they are named.
+    """
     content = await body.json_object()
-    body.only(content, ("url", "worker_url", "max_concurrency", "weight_version"))
+    _regular(content)
+    asked = request.args.get("max_concurrency")
+    if asked is not None:
+        content.setdefault("max_concurrency", int(asked[:9]) if asked.isdecimal() else asked)
     limit, version = body.concurrency(content), body.version(content)
     latest = parts().ledgers.latest_issued(None)
     if version is not None and version > latest:
@@ -39,8 +47,11 @@ async def add_worker() -> dict[str, Any]:
         )
     url = normalise_url(_url_of(content))
     if parts().names.takes(url) and parts().registry.find(url) is None:
-        return await _follow(url, content, limit, version)
-    return await _register(url, content, limit, version)
+        said = await _follow(url, content, limit, version)
+    else:
+        said = await _register(url, content, limit, version)
+    ignored = sorted({*content, *request.args} - set(_POST_FIELDS))
+    return {**said, "ignored": ignored} if ignored else said
 
 
 async def _follow(
@@ -94,7 +105,10 @@ async def _register(
             await parts().store.commit()
         raise
     except SamePeer as same:
-        return {**await _register(same.url, content, limit, version), "alias_of": same.url}
+        said = await _register(same.url, content, limit, version)
+        if (other := registry.find(same.url)) is not None:
+            registry.alias(url, other)
+        return {**said, "alias_of": same.url}
     return {"status": "success", "worker": _payload(worker), "message": _finding(worker)}
 
 
@@ -177,13 +191,18 @@ async def add_worker_as_before() -> dict[str, Any]:
 
 @blueprint.post("/remove_worker")
 async def remove_worker_as_before() -> dict[str, Any]:
-    """`DELETE /workers/{worker_id}`, as older trainers call it."""
-    url = normalise_url(_url_of(await body.json_object()))
-    if parts().names.find(url) is not None:
+    """`DELETE /workers/{worker_id}`, as older trainers call it, at times twice: 200 also if there
+    is no such worker."""
+    named = _url_of(await body.json_object())
+    url = parts().names.find(named)
+    if url is not None:
         parts().store.check()
         await parts().names.remove(url, drain=False)
         return {"status": "success", "worker_id": id_of(url), "url": url}
-    worker = parts().registry.get(url)
+    try:
+        worker = parts().registry.get(named)
+    except UnknownWorker as unknown:
+        return {"status": "success", "message": unknown.message}
     parts().store.check()
     parts().retirer.remove(worker)
     await parts().store.commit()
@@ -210,6 +229,16 @@ def _url_of(content: dict[str, Any]) -> str:
     if len(set(found)) > 1:
         raise BadRequest("Two different worker URLs were given", code="invalid_field")
     return str(found[0])
+
+
+def _regular(content: dict[str, Any]) -> None:
+    """Raises BadRequest for a worker that makes only a part of a generation."""
+    for kind in (content.get("worker_type"), *request.args.getlist("worker_type")):
+        if kind not in (None, "regular"):
+            raise BadRequest(
+                "worker_type must be regular: the router knows no workers for prefill or decode",
+                code="invalid_field",
+            )
 
 
 def _payload(worker: Worker) -> dict[str, Any]:

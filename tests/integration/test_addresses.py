@@ -230,6 +230,11 @@ def test_a_second_url_of_one_address_answers_with_the_first(
         assert again.json()["worker"]["url"] == script.url
         assert again.json()["worker"]["max_concurrency"] == 3
         assert (await at.http.get("/workers")).json()["total"] == 1
+        alias = f"/workers/http://localhost:{script.port}"
+        assert (await at.http.get(alias)).json()["worker"]["url"] == script.url
+        assert (await at.http.delete(alias)).status_code == 200
+        assert (await at.http.get("/workers")).json()["total"] == 0
+        assert (await at.http.get(alias)).status_code == 404
 
     run_router(test)
 

@@ -66,9 +66,12 @@ def test_registering(run_router: RunRouter, form: Any) -> None:
         assert (body["status"], body["message"]) == ("success", "The worker is healthy")
         assert body["worker"] == {
             "worker_id": quote(process.url, safe=""),
+            "id": quote(process.url, safe=""),
+            "name": process.url.removeprefix("http://"),
             "display_id": process.url.removeprefix("http://"),
             "url": process.url,
             "active_requests": 0,
+            "is_healthy": True,
             "is_dead": False,
             "is_sleeping": False,
             "consecutive_failures": 0,
@@ -123,6 +126,62 @@ def test_registering_again_changes_nothing(run_router: RunRouter) -> None:
     run_router(test)
 
 
+def test_engines_register_with_what_they_know(run_router: RunRouter) -> None:
+    """What trainers' engines send, word for word, and how they look for themselves at their end."""
+
+    async def test(at: Deployment) -> None:
+        process = await at.simulated()
+        sent = {"url": process.url, "worker_type": "regular", "bootstrap_port": None, "a": 1}
+        said = await at.http.post("/workers", json=sent)
+        assert said.status_code == 200
+        assert said.json()["ignored"] == ["a", "bootstrap_port"]
+        (listed,) = (await at.http.get("/workers")).json()["workers"]
+        assert listed["id"] == listed["worker_id"]
+        assert (await at.http.delete(f"/workers/{listed['id']}")).status_code == 200
+        again = await at.http.post("/workers", params={"url": process.url, "dp_rank": "0"})
+        assert again.json()["ignored"] == ["dp_rank"]
+        plain = await at.http.post("/workers", json={"url": process.url, "worker_type": None})
+        assert "ignored" not in plain.json()
+
+    run_router(test)
+
+
+def test_is_healthy_says_what_calls_go_by(run_router: RunRouter) -> None:
+    async def test(at: Deployment) -> None:
+        process = await at.simulated()
+        await at.register(process.url)
+        for body, healthy in (({"is_dead": True}, False), ({"is_dead": False}, True)):
+            said = await at.http.put(path_of(process.url), json=body)
+            assert said.json()["worker"]["is_healthy"] is healthy
+
+    run_router(test)
+
+
+@pytest.mark.parametrize(
+    ("info", "slots"),
+    [
+        ({"dp_size": 2, "batching_max_size": 4}, 8),
+        ({"server_args": {"batching_max_size": 4}}, 4),
+        ({"dp_size": 2, "server_args": {"batching_max_size": 4, "dp_size": 3}}, 8),
+        ({"server_args": {"batching_max_size": 3, "dp_size": 2}}, 6),
+        ({"batching_max_size": "4", "server_args": []}, 1),
+        ({"batching_max_size": 0}, 1),
+        ({"batching_max_size": True}, 1),
+    ],
+)
+def test_slots_follow_the_batching_that_a_worker_tells(
+    run_router: RunRouter, info: dict[str, Any], slots: int
+) -> None:
+    async def test(at: Deployment) -> None:
+        script = await at.script(**{"/server_info": answer(200, info)})
+        worker = (await at.http.post("/workers", json={"url": script.url})).json()["worker"]
+        assert worker["max_concurrency"] == slots
+        set_by_hand = await at.http.put(path_of(script.url), json={"max_concurrency": 1})
+        assert set_by_hand.json()["worker"]["max_concurrency"] == 1
+
+    run_router(test)
+
+
 BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "missing_field", "worker_url is required"),
     ({"json": {}}, "missing_field", "worker_url is required"),
@@ -135,7 +194,12 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
     ({"content": b"url=http://w"}, "invalid_json", "Invalid JSON"),
     ({"content": b"\xff\xff"}, "invalid_json", "Invalid JSON"),
     ({"content": b"[" * 100_000}, "invalid_json", "Invalid JSON"),
-    ({"json": {"url": "http://w", "urll": 1}}, "unsupported_fields", "Unsupported fields: urll"),
+    ({"json": {"urll": "http://w"}}, "missing_field", "worker_url is required"),
+    ({"json": {"url": "http://w", "worker_type": "prefill"}}, "invalid_field", "must be regular"),
+    ({"json": {"url": "http://w", "worker_type": ["decode"]}}, "invalid_field", "must be regular"),
+    ({"params": {"url": "http://w", "worker_type": "decode"}}, "invalid_field", "must be regular"),
+    ({"params": {"url": "http://w", "max_concurrency": "0"}}, "invalid_field", "max_concurrency"),
+    ({"params": {"url": "http://w", "max_concurrency": "two"}}, "invalid_field", "max_concurrency"),
     ({"json": {"url": "http://w", "max_concurrency": 0}}, "invalid_field", "max_concurrency"),
     ({"json": {"url": "http://w", "max_concurrency": True}}, "invalid_field", "max_concurrency"),
     ({"json": {"url": "http://w", "max_concurrency": "2"}}, "invalid_field", "max_concurrency"),
@@ -230,12 +294,80 @@ def test_ids_in_all_the_forms_in_which_they_arrive(run_router: RunRouter) -> Non
             assert (await at.http.put(f"/workers/{form}", json={"is_dead": False})).is_success
         unknown = refused(await at.http.get(path_of("http://other:1")), 404, "unknown_worker")
         assert unknown["error"] == "No worker is registered at http://other:1"
-        refused(await at.http.get("/workers/what"), 400, "bad_worker_url")
+        unknown = refused(await at.http.get("/workers/what"), 404, "unknown_worker")
+        assert unknown["error"] == "No worker is called 'what'"
         refused(await at.http.get("/workers/a%0Ab"), 404, "not_found")
         refused(await at.http.get(path_of("http://169.254.169.254")), 400, "bad_worker_url")
         for form in forms:
             assert (await at.http.delete(f"/workers/{form}")).status_code == 200
             await at.register(process.url)
+
+    run_router(test)
+
+
+def test_every_name_of_a_worker_is_taken_everywhere(run_router: RunRouter) -> None:
+    """One resolver: paths, `?workers=`, bodies, and `/remove_worker`."""
+
+    async def test(at: Deployment) -> None:
+        process = await at.simulated()
+        registry = at.running.parts.registry
+        where = process.url.removeprefix("http://")
+        forms = [quote(process.url, safe=""), process.url, where, where.replace("0.0.1", "1")]
+        for form in [*forms, "Picture-0"]:
+            await at.register(process.url)
+            registry.get(process.url).label = "Picture-0"  # as a launcher says
+            shown = await at.http.get(f"/workers/{quote(form, safe='')}")
+            assert shown.json()["worker"]["url"] == process.url, form
+            assert shown.json()["worker"]["name"] == "Picture-0"
+            logs = await at.http.get(f"/workers/{quote(form, safe='')}/logs")
+            assert logs.json()["code"] == "not_launched"
+            restart = await at.http.post(f"/workers/{quote(form, safe='')}/restart")
+            assert restart.json()["code"] == "not_launched"
+            asked = await at.http.get("/v1/list_loras", params={"workers": form})
+            assert len(asked.json()["results"]) == 1, form
+            synced = await at.http.post("/weights/sync", json={"workers": [form, process.url]})
+            assert len(synced.json()["workers"]) == 1
+            begun = await at.http.post("/weights/begin", json={"workers": [form]})
+            aborted = await at.http.post(
+                "/weights/abort", json={"txn": begun.json()["txn"], "touched": [form]}
+            )
+            assert len(aborted.json()["unknown"]) == 1
+            removed = await at.http.post("/remove_worker", json={"url": form})
+            assert removed.json()["url"] == process.url, form
+            assert len(registry) == 0
+
+    run_router(test)
+
+
+def test_a_name_that_may_mean_two_workers_is_refused(run_router: RunRouter) -> None:
+    async def test(at: Deployment) -> None:
+        script = await at.script()
+        where = script.url.removeprefix("http://")
+        await at.register(script.url)
+        await at.http.post("/workers", json={"url": f"https://{where}"})
+        said = refused(await at.http.get(f"/workers/{where}"), 400, "ambiguous_worker")
+        assert said["workers"] == [quote(f"{s}://{where}", safe="") for s in ("http", "https")]
+        removed = await at.http.post("/remove_worker", params={"url": where})
+        refused(removed, 400, "ambiguous_worker")
+        assert (await at.http.get("/workers")).json()["total"] == 2
+
+    run_router(test)
+
+
+def test_removing_twice_succeeds_twice(run_router: RunRouter) -> None:
+    async def test(at: Deployment) -> None:
+        process = await at.simulated()
+        added = await at.http.post(
+            "/add_worker", params={"url": process.url, "max_concurrency": "3"}
+        )
+        assert added.json()["worker"]["max_concurrency"] == 3
+        added = await at.http.post("/add_worker", json={"url": process.url, "max_concurrency": 4})
+        assert added.json()["worker"]["max_concurrency"] == 4
+        for says in ("worker_id", "message"):
+            removed = await at.http.post("/remove_worker", params={"url": process.url})
+            assert removed.status_code == 200
+            assert says in removed.json()
+        refused(await at.http.delete(path_of(process.url)), 404, "unknown_worker")
 
     run_router(test)
 

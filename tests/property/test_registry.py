@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from router.pool import events
+from router.pool.census import census
 from router.pool.lifecycle import (
     AdminEvent,
     IllegalTransition,
@@ -26,7 +27,7 @@ from router.pool.lifecycle import (
     reasons,
     routable,
 )
-from router.pool.registry import Registry, census
+from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Health, Lease, Origin, Worker
 
 _URLS = st.sampled_from(["http://a:1", "http://b:1", "http://c:1"])

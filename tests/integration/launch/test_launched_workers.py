@@ -123,7 +123,8 @@ def test_eight_workers_serve_as_they_come_up(tmp_path: Path) -> None:
             "restarts": 0,
             "log": str(tmp_path / "image-0.log"),
         }
-        log = await pool.http.get(f"/workers/{first['worker_id']}/logs", params={"tail": 2})
+        assert first["name"] == "image-0"
+        log = await pool.http.get("/workers/image-0/logs", params={"tail": 2})
         assert log.json()["worker_id"] == first["worker_id"]
         assert len(log.json()["lines"]) == 2
         done = await pool.http.post("/launcher/scale", json={"num_workers": 1})

@@ -6,9 +6,10 @@ import pytest
 
 from router.errors import RouterError
 from router.pool import events
+from router.pool.census import census
 from router.pool.ids import BadWorkerURL
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
-from router.pool.registry import Registry, UnknownWorker, census
+from router.pool.registry import AmbiguousWorker, Registry, UnknownWorker
 from router.pool.worker import Admin, Capabilities, Health, Origin
 
 A, B = "http://a:1", "http://b:2"
@@ -67,8 +68,41 @@ def test_a_worker_is_found_by_any_spelling_of_its_id(registry: Registry) -> None
     with pytest.raises(UnknownWorker) as unknown:
         registry.get(B)
     assert (unknown.value.status, unknown.value.code) == (404, "unknown_worker")
+    assert registry.get("A:1") is worker
+    with pytest.raises(UnknownWorker):
+        registry.get("b:1")
     with pytest.raises(BadWorkerURL):
+        registry.get("ftp://a:1")
+
+
+def test_a_worker_is_found_by_its_names(registry: Registry) -> None:
+    first = registry.add(A, Origin.LAUNCHED, label="Qwen-Image-0")
+    second = registry.add("https://a:1", Origin.REGISTERED)
+    assert (first.name, second.name) == ("Qwen-Image-0", "a:1")
+    assert registry.get("Qwen-Image-0") is first
+    with pytest.raises(UnknownWorker):
+        registry.get("qwen-image-0")  # as for models, letters count
+    with pytest.raises(AmbiguousWorker) as ambiguous:
         registry.get("a:1")
+    assert ambiguous.value.details == {"workers": [first.worker_id, second.worker_id]}
+    registry.remove(second)
+    assert registry.get("a:1") is first
+
+
+def test_an_alias_leads_to_its_worker_until_that_is_removed(registry: Registry) -> None:
+    worker = registry.add(A, Origin.REGISTERED)
+    registry.alias(B, worker)
+    assert registry.get(B) is worker
+    own = registry.add(B, Origin.REGISTERED)
+    assert registry.get(B) is own
+    registry.remove(own)
+    registry.remove(worker)
+    registry.add(A, Origin.REGISTERED)
+    with pytest.raises(UnknownWorker):
+        registry.get(B)
+    for port in range(2000):
+        registry.alias(f"http://b:{port + 1}", worker)
+    assert len(registry._aliases) == 1000
 
 
 def test_a_removed_worker_cannot_be_changed_by_late_reports(registry: Registry) -> None:
