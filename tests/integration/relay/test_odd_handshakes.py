@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 from wsproto.utilities import generate_accept_token
 
 from tests.integration.relay.harness import Peer, routed, run
-from tests.integration.relay.wire import request
+from tests.integration.relay.wire import Gone, request
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 OFFER = request(
@@ -31,7 +32,8 @@ async def answer(*pieces: bytes) -> tuple[bytes, bytes]:
         for piece in pieces:
             await peer.send(piece.replace(b"%b", generate_accept_token(key)))
             await trio.sleep(0.02)
-        await trio.sleep_forever()
+        with contextlib.suppress(Gone):
+            await peer.more()  # the close of the session
 
     async with routed(script, retries=0) as router:
         client = await router.client()
