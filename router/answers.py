@@ -38,6 +38,8 @@ def error_answer(error: RouterError, request_id: str) -> tuple[Headers, bytes]:
         (b"x-request-id", request_id.encode()),
         *((name.lower().encode(), content.encode()) for name, content in error.headers),
     ]
+    if error.retry_safe is not None:  # OpenAI's SDKs obey it, and else repeat what is not safe
+        headers.append((b"x-should-retry", b"true" if error.retry_safe else b"false"))
     return headers, body
 
 

@@ -53,6 +53,15 @@ class RouterError(Exception):
         self.details = dict(details or {})
         self.headers = tuple(headers)
 
+    @property
+    def retry_safe(self) -> bool | None:
+        """Whether the same request may be sent again without anything being done twice; None
+        where that is not known, or where it would meet the same answer."""
+        said = self.details.get("retry_safe")
+        if isinstance(said, bool):
+            return said
+        return True if self.fault is Fault.POOL else None
+
     def body(self, request_id: str | None) -> dict[str, Any]:
         """The JSON body of the answer."""
         return {

@@ -10,7 +10,16 @@ from itertools import pairwise
 import pytest
 
 from router import errors
-from router.errors import Conflict, PoolUnavailable, RouterError, describe, is_refusal
+from router.answers import error_answer
+from router.errors import (
+    Conflict,
+    PoolUnavailable,
+    RouterError,
+    StateUnavailable,
+    WorkerFailed,
+    describe,
+    is_refusal,
+)
 
 
 def raised(*chain: BaseException) -> BaseException:
@@ -50,6 +59,24 @@ WORDY = OSError(errno.ECONNREFUSED, "Error connecting to ('127.0.0.1', 1): Conne
 def test_the_systems_own_words_win(error: BaseException, words: str, refusal: bool) -> None:
     assert describe(error) == words
     assert is_refusal(error) is refusal
+
+
+@pytest.mark.parametrize(
+    ("error", "header"),
+    [
+        (WorkerFailed("x", details={"retry_safe": False}), b"false"),
+        (WorkerFailed("x", details={"retry_safe": True}), b"true"),
+        (WorkerFailed("x"), None),
+        (PoolUnavailable("x", code="queue_full"), b"true"),
+        (StateUnavailable("x"), None),
+        (StateUnavailable("x", details={"retry_safe": False}), b"false"),
+        (Conflict("x"), None),
+        (RouterError("x"), None),
+    ],
+)
+def test_clients_are_told_whether_to_retry(error: RouterError, header: bytes | None) -> None:
+    headers, _ = error_answer(error, "r")
+    assert dict(headers).get(b"x-should-retry") == header
 
 
 def test_a_certificate_is_named() -> None:
