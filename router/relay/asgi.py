@@ -19,7 +19,7 @@ from .client import App, Receive, Scope, Send, how_left, link_of, target_of
 from .exchange import ClientGone, ClientStalled
 from .forward import CutOff, Forwarder
 from .learning import watcher
-from .routes import How, Route, find
+from .routes import How, Route, find, known
 from .websocket import WebSocketRelay
 
 logger = logging.getLogger("router.relay")
@@ -121,6 +121,8 @@ class Relay:
             return
         route = find(scope["method"], scope["path"])
         exchange = AsgiExchange(scope, receive, send)
+        if exchange.path.endswith("/") and known(exchange.path):
+            exchange.path, exchange.target = exchange.path[:-1], _unslashed(exchange.target)
         if route.how is How.MERGED and (asset_id := _asked_for(scope["query_string"])):
             # `GET /v1/videos?id=ID` is another way to write `GET /v1/videos/ID`.
             exchange.path = f"{route.path}/{quote(asset_id, safe='')}"
@@ -172,6 +174,13 @@ class Relay:
         headers, body = error_answer(error, exchange.request_id)
         await exchange.respond(error.status, headers, more=True)
         await exchange.send(body, last=True)  # the server leaves it out for a HEAD
+
+
+def _unslashed(target: bytes) -> bytes:
+    """The target without the slash at the end of its path: workers know no path with it."""
+    path, mark, query = target.partition(b"?")
+    end = 1 if path.endswith(b"/") else 3 if path.lower().endswith(b"%2f") else 0
+    return path[: len(path) - end] + mark + query
 
 
 def _asked_for(query: bytes) -> str | None:

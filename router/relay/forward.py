@@ -262,6 +262,8 @@ class _Attempt:
             worker_id=worker.worker_id.encode(),
             weight_version=self.lease.weight_version,
             bodiless=head.status == 204,
+            url=worker.url,
+            address=connection.address,
         )
         watcher = self.watcher or NOBODY
         streams = self._judge(head)

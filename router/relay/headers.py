@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+from ..pool.ids import display_id
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -35,6 +38,11 @@ _END_TO_END = frozenset(
 )
 _REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", b"x-min-weight-version"})
 _RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id", b"x-weight-version"})
+
+
+# A URL with a host, in visible ASCII: browsers read it without what they would leave out.
+_ABSOLUTE = re.compile(rb"(?i:(https?):)?//([^/?#\\]+)([!-~]*)\Z")
+_PORT = re.compile(rb":[0-9]+\Z")
 
 
 def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -85,22 +93,49 @@ def for_client(
     worker_id: bytes,
     weight_version: int | None,
     bodiless: bool,
+    url: str,
+    address: str | None,
 ) -> Headers:
     """The response headers that the client gets, from those of the worker.
 
     `weight_version`: of the weights that it was to answer with, if they matter; a negative one is
     not known. `bodiless`: a 1xx or 204, where Content-Length is not allowed (RFC 9110 section 8.6).
+    `url`, `address`: where the worker is. A Location there is made relative: clients may not reach
+    it, and must not pass by the router.
     """
     given = list(headers)
     drop = _dropped(given) | _RESPONSE_ONLY
     if bodiless or value(given, b"transfer-encoding") is not None:
         drop |= {b"content-length"}
     kept = [(name, content) for name, content in given if name.lower() not in drop]
+    for index, (name, content) in enumerate(kept):
+        if name.lower() == b"location":
+            kept[index] = name, _relative(content, url, address)
     kept.append((b"x-request-id", request_id))
     kept.append((b"x-worker-id", worker_id))
     if weight_version is not None and weight_version >= 0:
         kept.append((b"x-weight-version", b"%d" % weight_version))
     return kept
+
+
+def _relative(location: bytes, url: str, address: str | None) -> bytes:
+    """The Location without scheme and host, if these are the worker's."""
+    match = _ABSOLUTE.match(location)
+    if match is None:
+        return location
+    scheme, host, rest = match[1] or url.encode().partition(b":")[0], match[2].lower(), match[3]
+    if not _PORT.search(host):
+        host += b":443" if scheme.lower() == b"https" else b":80"
+    where = display_id(url)
+    here = {where.encode()}
+    if address is not None:
+        shown = f"[{address}]" if ":" in address else address
+        here.add(f"{shown}:{where.rpartition(':')[2]}".encode())
+    if host not in here:
+        return location
+    path = rest if rest.startswith(b"/") else b"/" + rest
+    # `//` or `/\\` would begin another host.
+    return b"/." + path if path[1:2] in (b"/", b"\\") else path
 
 
 def _dropped(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:

@@ -152,6 +152,12 @@ _BY_FIRST = {
 }
 
 
+def known(path: str) -> bool:
+    """Whether a row is for this path, with whatever method."""
+    rows = _BY_FIRST.get(_first(path), _BY_FIRST[""])
+    return any(row.how is not How.ANY and row.matches(None, path) for row in rows)
+
+
 def find(method: str, path: str) -> Route:
     """The row for a request; there always is one. `path` is percent-decoded.
 

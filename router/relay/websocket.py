@@ -121,7 +121,7 @@ def handshake_request(client: ClientSocket, connection: Connection) -> Request:
 
 
 def response_headers(
-    headers: Sequence[tuple[bytes, bytes]], client: ClientSocket, lease: Lease
+    headers: Sequence[tuple[bytes, bytes]], client: ClientSocket, lease: Lease, address: str | None
 ) -> list[tuple[bytes, bytes]]:
     """What of the worker's handshake headers the client gets."""
     own = heads.for_client(
@@ -130,6 +130,8 @@ def response_headers(
         worker_id=lease.worker.worker_id.encode(),
         weight_version=lease.weight_version,
         bodiless=False,
+        url=lease.worker.url,
+        address=address,
     )
     return [(name.lower(), value) for name, value in own]
 
@@ -145,7 +147,7 @@ async def shake_hands(
         with trio.move_on_after(_HANDSHAKE):
             accepted = await socket.open(handshake_request(client, connection))
     except Refused as refusal:
-        headers = response_headers(refusal.headers, client, lease)
+        headers = response_headers(refusal.headers, client, lease, connection.address)
         headers = [(n, v) for n, v in headers if n != b"content-length"]
         headers.append((b"content-length", b"%d" % len(refusal.body)))
         await client.refuse(refusal.status, headers, refusal.body)
@@ -157,7 +159,8 @@ async def shake_hands(
             details={"worker_url": worker.url, "retry_safe": True},
         )
     await client.accept(
-        accepted.subprotocol, response_headers(accepted.extra_headers, client, lease)
+        accepted.subprotocol,
+        response_headers(accepted.extra_headers, client, lease, connection.address),
     )
     return socket
 

@@ -20,9 +20,21 @@ def to_worker(headers: Headers, framing: tuple[bytes, bytes] | None = None) -> H
     )
 
 
-def to_client(headers: Headers, *, bodiless: bool = False) -> Headers:
+def to_client(
+    headers: Headers,
+    *,
+    bodiless: bool = False,
+    url: str = "http://worker:1",
+    address: str | None = None,
+) -> Headers:
     return for_client(
-        headers, request_id=b"r1", worker_id=b"w1", weight_version=7, bodiless=bodiless
+        headers,
+        request_id=b"r1",
+        worker_id=b"w1",
+        weight_version=7,
+        bodiless=bodiless,
+        url=url,
+        address=address,
     )
 
 
@@ -142,3 +154,40 @@ _PAIRS = st.lists(st.tuples(_NAMES, st.binary(max_size=5)), max_size=12)
 def test_anything_else_passes_pair_by_pair(pairs: Headers) -> None:
     assert to_worker(pairs)[1 : 1 + len(pairs)] == pairs
     assert to_client(pairs)[: len(pairs)] == pairs
+
+
+@pytest.mark.parametrize(
+    ("given", "url", "address", "passed"),
+    [
+        ("http://worker:1/a?b=c#d", "http://worker:1", None, "/a?b=c#d"),
+        ("HTTP://Worker:1/a", "http://worker:1", None, "/a"),
+        ("//worker:1/a", "http://worker:1", None, "/a"),
+        ("http://worker:1", "http://worker:1", None, "/"),
+        ("http://worker:1?a", "http://worker:1", None, "/?a"),
+        ("http://10.0.0.7:1/a", "http://worker:1", "10.0.0.7", "/a"),
+        ("http://[fd00::7]:1/a", "http://worker:1", "fd00::7", "/a"),
+        ("http://[fd00::7]:1/a", "http://[fd00::7]:1", "fd00::7", "/a"),
+        ("http://worker/a", "http://worker", None, "/a"),
+        ("http://worker:80/a", "http://worker", None, "/a"),
+        ("https://worker/a", "https://worker", None, "/a"),
+        ("//worker/a", "https://worker", None, "/a"),
+        # Another host stays, and none is made.
+        ("http://worker:2/a", "http://worker:1", "10.0.0.7", "http://worker:2/a"),
+        ("http://other:1/a", "http://worker:1", "10.0.0.7", "http://other:1/a"),
+        ("http://u@worker:1/a", "http://worker:1", None, "http://u@worker:1/a"),
+        ("http://worker/a", "http://worker:1", None, "http://worker/a"),
+        ("ftp://worker:1/a", "http://worker:1", None, "ftp://worker:1/a"),
+        ("/a", "http://worker:1", None, "/a"),
+        ("a", "http://worker:1", None, "a"),
+        ("", "http://worker:1", None, ""),
+        ("http://worker:1//evil/a", "http://worker:1", None, "/.//evil/a"),
+        ("http://worker:1/\\evil/a", "http://worker:1", None, "/./\\evil/a"),
+        ("http://worker:1/\t/evil", "http://worker:1", None, "http://worker:1/\t/evil"),
+        ("http://worker:1\\@evil/", "http://worker:1", None, "/./\\@evil/"),
+    ],
+)
+def test_a_location_at_the_worker_is_one_at_the_router(
+    given: str, url: str, address: str | None, passed: str
+) -> None:
+    headers = to_client([(b"Location", given.encode())], url=url, address=address)
+    assert headers[0] == (b"Location", passed.encode())
