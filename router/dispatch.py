@@ -23,7 +23,7 @@ from .pool.lines import Waiting
 from .pool.policies import Policy
 from .pool.policies.least_work import LeastWork
 from .pool.queue import Effect, Grant, Queue, Refusal
-from .pool.refusal import NoCapableWorker, refusal
+from .pool.refusal import NoCapableWorker
 from .pool.registry import Registry
 from .pool.worker import Admin, Health, Hold, HoldKind, Lease, Memory, Weights, Worker
 
@@ -47,6 +47,7 @@ class QueueLimits:
     patience: float = 1800.0  # seconds
     longest_first: bool = False
     jobs_per_worker: int = 100
+    strict_model: bool = False  # only a model that some worker advertises will do
 
 
 @define(eq=False)
@@ -85,6 +86,7 @@ class Dispatcher:
             lambda: registry,
             self._take,
             most_jobs=self.limits.jobs_per_worker,
+            strict_model=self.limits.strict_model,
         )
         self._parked: dict[Waiting, _Parked] = {}
         self._undecided: deque[Callable[[], list[Effect]]] = deque()
@@ -126,8 +128,8 @@ class Dispatcher:
         Waits only if one may become able without anyone acting, with `held` bytes of its body in
         memory. Raises PoolUnavailable
         (`no_workers`, `pool_asleep`, `no_routable_worker`, `weights_unavailable`, `queue_full`,
-        `queue_timeout`, `too_many_jobs`, `shutting_down`), or NoCapableWorker where no registered
-        worker can do a job. The caller releases the lease.
+        `queue_timeout`, `too_many_jobs`, `shutting_down`), NoCapableWorker where no registered
+        worker can do a job, AmbiguousModel or UnknownModel. The caller releases the lease.
         """
         if self._closed:
             raise _closing()
@@ -383,8 +385,7 @@ class Dispatcher:
         if worker is not None:
             self._give(waiting, worker)
         else:
-            pool = list(self._registry)
-            parked.refuse(refusal(pool, self._queue.fitting(facts.wants), facts))
+            parked.refuse(self._queue.why_refused(facts))
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
         """Optimistic first contact (DESIGN section 7): the 502 it may get is the truth."""

@@ -15,8 +15,9 @@ from attrs import define, field, frozen
 from ..dispatch import Dispatcher
 from ..errors import BadRequest, Conflict, PoolUnavailable, RouterError
 from ..pool import events
+from ..pool.models import model_of
 from ..pool.registry import Registry
-from ..pool.targets import Targets, awake_targets, healthy_targets, model_of, no_workers
+from ..pool.targets import Targets, awake_targets, healthy_targets, no_workers
 from ..pool.weights import Change, Ledgers
 from ..pool.weights.change import label_of
 from ..pool.weights.recipe import DISK, SET_LORA, TENSOR

@@ -9,7 +9,9 @@ from typing import TypeAlias
 
 from attrs import frozen
 
+from ..errors import RouterError
 from .lifecycle import hopeful
+from .models import UnknownModel, ambiguous, models_of
 from .worker import Task, Weights, Worker
 
 
@@ -40,12 +42,17 @@ class Facts:
     @property
     def wants(self) -> Wants:
         """All of it that says which workers fit."""
-        return self.model, self.task, self.need is Need.JOB, self.min_version
+        need = self.need
+        return self.model, self.task, need is Need.JOB, self.min_version, need in _BY_MODEL
 
 
-# Model, task, whether a worker that cannot do the task is no use (that of a job), and the oldest
-# weights that will do. The last says nothing of who is meant, only of when he will do.
-Wants: TypeAlias = tuple[str | None, Task | None, bool, int]
+# Model, task, whether a worker that cannot do the task is no use (that of a job), the oldest
+# weights that will do, and whether a worker of another model may be no use (that of whatever
+# generates). The oldest weights say nothing of who is meant, only of when he will do.
+Wants: TypeAlias = tuple[str | None, Task | None, bool, int, bool]
+
+_BY_MODEL = (Need.SLOT, Need.SESSION, Need.JOB)
+_UNSERVED = ""  # stands for all models that nobody advertises
 
 
 def may_have(worker: Worker, version: int) -> bool:
@@ -65,8 +72,9 @@ class Candidates:
     and when one that has not told that yet gains or loses hope.
     """
 
-    def __init__(self, workers: Iterable[Worker]) -> None:
+    def __init__(self, workers: Iterable[Worker], *, strict_model: bool = False) -> None:
         self._workers = tuple(workers)
+        self._strict_model = strict_model
         # Whatever the version.
         self._found: dict[tuple[Wants, bool], tuple[Worker, ...]] = {}
 
@@ -84,10 +92,11 @@ class Candidates:
         return by_model
 
     def common(self, wants: Wants) -> Wants:
-        """The same for all that are served alike: a model that nobody advertises, of the client's
-        own choice, binds nothing."""
-        model, task, strict, version = wants
-        return (model if model in self._by_model else None), task, strict, version
+        """The same for all that are served alike: all models that nobody advertises."""
+        model, task, strict, version, by_model = wants
+        if model is not None and model not in self._by_model:
+            model = _UNSERVED if self._strict_model and by_model else None
+        return model, task, strict, version, by_model
 
     def awaited(self, wants: Wants) -> bool:
         """Whether a worker that may turn out to advertise the model is still starting."""
@@ -97,23 +106,42 @@ class Candidates:
     def fitting(self, wants: Wants) -> tuple[Worker, ...]:
         """The workers that are meant, routable or not, in order of registration.
 
-        The model binds only if some worker advertises it: workers never check it themselves, and
+        The model binds if some worker advertises it. If none does, or none is named, a generation
+        fits only workers that serve one model among them: workers never check it themselves, and
         clients of a one-model pool often send another name. Images prefer workers that make images
         and go to others only if there are none.
         """
-        key = (*self.common(wants)[:3], 0), self.awaited(wants)
+        model, task, strict, _, by_model = self.common(wants)
+        key = (model, task, strict, 0, by_model), self.awaited(wants)
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = self._fitting(*key)
         return found
 
     def _fitting(self, wants: Wants, awaited: bool) -> tuple[Worker, ...]:
-        model, task, strict, _ = wants
-        pool = self._workers
-        if model is not None:
-            pool = tuple(self._by_model[model])
-        elif awaited:
-            pool = self._unread
+        model, task, strict, _, by_model = wants
+        if model:
+            return self._able(tuple(self._by_model[model]), task, strict)
+        if awaited:
+            return self._able(self._unread, task, strict)
+        able = self._able(self._workers, task, strict)
+        enough = 0 if model == _UNSERVED else 1
+        return () if by_model and len(models_of(able)) > enough else able
+
+    def misnamed(self, wants: Wants) -> RouterError | None:
+        """Why a request fits nobody, if it is because of the model that it names or does not."""
+        model, task, strict, _, by_model = wants
+        if not by_model or model in self._by_model or self.awaited(wants) or self.fitting(wants):
+            return None
+        able = self._able(self._workers, task, strict)
+        if not models_of(able):
+            return None
+        return ambiguous(able) if model is None else UnknownModel(model, able)
+
+    def _able(
+        self, pool: tuple[Worker, ...], task: Task | None, strict: bool
+    ) -> tuple[Worker, ...]:
+        """Those of the pool that can do the task; if none is known to, those that might."""
         if task is None:
             return pool
         able = tuple(w for w in pool if w.capabilities and w.capabilities.can(task))

@@ -15,10 +15,12 @@ from typing import TypeAlias
 
 from attrs import define, field, frozen
 
+from ..errors import RouterError
 from . import events
 from .candidates import Candidates, Facts, Need, Wants
 from .lines import Line, Shares, Waiting
 from .policies.base import Policy
+from .refusal import refusal
 from .worker import Worker
 
 _MOST_IDLE_LINES = 256  # kept though nothing waits in them: policies know them by name
@@ -50,7 +52,8 @@ class Queue:
     """Waiting requests of all lines.
 
     `workers` gives the registered workers in order; `take` occupies the slot of a grant, at once,
-    and does not call back. `most_jobs`: unfinished jobs of one worker.
+    and does not call back. `most_jobs`: unfinished jobs of one worker. `strict_model`: the name
+    of a model that nobody advertises fits nobody, though the pool serves only one.
     """
 
     policy: Policy
@@ -58,6 +61,7 @@ class Queue:
     workers: Callable[[], Iterable[Worker]]
     take: Take
     most_jobs: int = 100
+    strict_model: bool = False
     waiting: int = field(init=False, default=0)
     _candidates: Candidates = field(init=False)
     # By their members, and the oldest weights that will do.
@@ -67,7 +71,7 @@ class Queue:
     _count: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
-        self._candidates = Candidates(self.workers())
+        self._look_around()
 
     def add(self, waiting: Waiting) -> list[Effect]:
         """A request has come."""
@@ -151,7 +155,16 @@ class Queue:
         """The workers that a request which wants this is meant for, routable or not."""
         return self._candidates.fitting(wants)
 
+    def why_refused(self, facts: Facts) -> RouterError:
+        """What to answer to a request that no worker fits, or none that has hope."""
+        wants = facts.wants
+        misnamed = self._candidates.misnamed(wants)
+        return misnamed or refusal(list(self.workers()), self.fitting(wants), facts)
+
     # What has changed.
+
+    def _look_around(self) -> None:
+        self._candidates = Candidates(self.workers(), strict_model=self.strict_model)
 
     def _touched(self, worker: Worker) -> list[Effect]:
         """The worker's slots or its prospects have changed."""
@@ -175,7 +188,7 @@ class Queue:
 
     def _changed(self, worker: Worker) -> list[Effect]:
         """What the worker can do, or whether it is there, has changed: find anew who fits what."""
-        self._candidates = Candidates(self.workers())
+        self._look_around()
         self._of_wants.clear()
         for waiting in self._regroup():
             self._line(waiting.facts.wants).enter(waiting)

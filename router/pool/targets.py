@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
-from ..errors import BadRequest, NotFound, PoolUnavailable
+from ..errors import BadRequest, PoolUnavailable
 from .lifecycle import reasons
+from .models import UnknownModel, models_of
 from .registry import Registry
 from .worker import Admin, Health, Memory, Worker
 
@@ -46,11 +47,7 @@ def select(
     if model is not None:
         chosen = [w for w in pool if w.capabilities and model in w.capabilities.models]
         if not chosen:
-            raise NotFound(
-                f"No worker serves the model {model!r}",
-                code="unknown_model",
-                details={"models": models_of(pool)},
-            )
+            raise UnknownModel(model, pool)
         return chosen
     served = models_of(pool)
     if len(served) > 1 and not mixed:
@@ -87,21 +84,6 @@ def healthy_targets(chosen: Iterable[Worker]) -> Targets:
 def reachable(worker: Worker) -> bool:
     """Whether calls may be sent to it: healthy and not quarantined."""
     return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED
-
-
-def models_of(workers: Iterable[Worker]) -> list[str]:
-    """The models that the workers serve, one name for each, in order of appearance.
-
-    A worker may list its model under several names; the first counts.
-    """
-    names = dict.fromkeys(model_of(worker) for worker in workers)
-    return [name for name in names if name is not None]
-
-
-def model_of(worker: Worker) -> str | None:
-    """The name under which the worker serves its model, if that is known."""
-    can = worker.capabilities
-    return can.models[0] if can and can.models else None
 
 
 def no_workers() -> PoolUnavailable:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qsl
 
 from attrs import define, field
 
 from ..errors import BadRequest, RequestTooLarge
 from ..pool.candidates import Facts, Need
 from ..pool.cost import Costs
+from ..pool.models import AmbiguousModel
 from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange
 from .routes import How, Route
 
 _LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
+_LONGEST_SHOWN = 200  # characters of a model's name in an error
 _LONGEST_VERSION = 18  # digits of an X-Min-Weight-Version: far beyond any that is issued
 
 
@@ -88,9 +91,12 @@ def too_large(largest: int) -> RequestTooLarge:
 
 
 def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Facts:
-    """What the fields of the body, the headers and the route say to routing."""
+    """What the fields of the body, the headers, the query and the route say to routing. Raises
+    BadRequest."""
     named = body.fields.get("model")
     model = named if isinstance(named, str) and named else None
+    if route.need is not Need.NOTHING:
+        model = one_model(queried_models(exchange.target), model)
     needs_slot = route.need is not Need.NOTHING
     client, min_version = wishes(exchange.headers)
     need = route.need
@@ -105,6 +111,24 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
         kind=route.kind,
         min_version=min_version,
     )
+
+
+def queried_models(target: bytes) -> list[str]:
+    """The models that the query of a request names."""
+    query = target.partition(b"?")[2]
+    pairs = parse_qsl(query.decode("latin-1")) if query else ()
+    return [value for name, value in pairs if name == "model"]
+
+
+def one_model(queried: Sequence[str], other: str | None) -> str | None:
+    """The model that is named in the query and elsewhere. Raises AmbiguousModel if they differ."""
+    if not queried:
+        return other
+    names = list(dict.fromkeys([*queried, *([other] if other is not None else [])]))
+    if len(names) > 1:
+        shown = " and ".join(repr(name[:_LONGEST_SHOWN]) for name in names[:2])
+        raise AmbiguousModel(f"The request names two models, {shown}: name one, once")
+    return names[0]
 
 
 def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, int]:

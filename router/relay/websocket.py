@@ -21,7 +21,7 @@ from ..pool.candidates import Facts, Need
 from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
-from .body import wishes
+from .body import one_model, queried_models, wishes
 from .client import Receive, Scope, Send, how_left, link_of, target_of
 from .connection import Broken, Connection
 from .upstream import ConnectFailed, ConnectTimeout, Upstream
@@ -241,7 +241,11 @@ class WebSocketRelay:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
                 client.headers = self.instance.passed_by(client.headers)
                 name, version = wishes(client.headers)
+                named = heads.value(client.headers, b"model")
                 facts = Facts(
+                    model=one_model(
+                        queried_models(client.target), named.decode("latin-1") if named else None
+                    ),
                     task=task,
                     need=Need.SESSION,
                     client=name,

@@ -172,6 +172,7 @@ def _dispatcher(settings: RouterSettings, registry: Registry) -> Dispatcher:
             patience=settings.timeout if patience is None else patience,
             longest_first=settings.queue_order is QueueOrder.LONGEST_FIRST,
             jobs_per_worker=settings.max_jobs_per_worker,
+            strict_model=settings.strict_model,
         ),
         speeds=speeds,
         failure_threshold=settings.health_check_failure_threshold,

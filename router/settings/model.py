@@ -142,6 +142,12 @@ class RouterSettings:
         group="Routing",
         help="how a worker is chosen among those that are free",
     )
+    strict_model: bool = setting(
+        False,
+        Switch(),
+        group="Routing",
+        help="refuse a model that no worker serves even where all workers serve one model",
+    )
     retries: int = setting(
         3,
         WholeNumber(0, 100),

@@ -359,7 +359,7 @@ def test_refusing_workers_cost_no_client_anything(run_router: RunRouter) -> None
         dead = [await router.script() for _ in range(5)]  # more than the retries
         for script in dead:
             await router.register(script.url)
-        alive = await registered(router)
+        alive = await registered(router, model_path="m", task_types=("T2I",))
         for script in dead:
             script.refuse()
             script.hang_up()

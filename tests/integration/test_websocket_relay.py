@@ -32,7 +32,6 @@ from router.settings import RouterSettings
 
 INFO = {
     "/health": {"status": "ok"},
-    "/v1/models": {"object": "list", "data": [{"id": "m", "task_type": "T2V"}]},
     "/server_info": {"dp_size": 1},
     "/model_info": {"output_types": ["VIDEO"]},
 }
@@ -41,8 +40,18 @@ INFO = {
 class Worker:
     """A worker that answers probes and gives WebSockets to `session` (accepted already)."""
 
-    def __init__(self, session: Callable[..., Awaitable[None]], *, accept: bool = True) -> None:
+    def __init__(
+        self,
+        session: Callable[..., Awaitable[None]],
+        *,
+        accept: bool = True,
+        model: str = "m",
+    ) -> None:
         self.session = session
+        self.info = {
+            **INFO,
+            "/v1/models": {"object": "list", "data": [{"id": model, "task_type": "T2V"}]},
+        }
         self.accept = accept
         self.scopes: list[Any] = []
         self.closes: list[tuple[int, str | None]] = []
@@ -51,8 +60,8 @@ class Worker:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            body = json.dumps(INFO.get(scope["path"], {})).encode()
-            status = 200 if scope["path"] in INFO else 404
+            body = json.dumps(self.info.get(scope["path"], {})).encode()
+            status = 200 if scope["path"] in self.info else 404
             await send({"type": "http.response.start", "status": status, "headers": []})
             await send({"type": "http.response.body", "body": body})
             return
@@ -224,6 +233,33 @@ def test_path_query_and_subprotocol_pass() -> None:
             assert answer.subprotocol == "p2"
             assert worker.scopes[0]["raw_path"] == b"/openpi/policy"
             assert worker.scopes[0]["query_string"] == b"a=%2F&b"
+
+    run(main)
+
+
+def test_the_model_of_a_session_is_named_in_the_query_or_a_header() -> None:
+    async def main() -> None:
+        workers = {model: Worker(echo, model=model) for model in ("one", "two")}
+        async with pool(*workers.values()) as (_, connect):
+            path = "/v1/realtime_video/generate"
+            for model, worker in workers.items():
+                named = [(b"Model", model.encode())]
+                for target, headers in ((f"{path}?model={model}", []), ("/x", named)):
+                    client = await connect()
+                    answer = await client.open(target, extra_headers=headers)
+                    assert isinstance(answer, AcceptConnection)
+                    await client.send(CloseConnection(code=1000))
+                    assert await client.message() == (1000, "")
+                assert len(worker.scopes) == 2
+            for refused, status in (
+                (path, 400),
+                (f"{path}?model=ONE", 404),
+                (f"{path}?model=one&model=two", 400),
+            ):
+                answer = await (await connect()).open(refused)
+                assert isinstance(answer, RejectConnection)
+                assert answer.status_code == status
+            assert [len(worker.scopes) for worker in workers.values()] == [2, 2]
 
     run(main)
 

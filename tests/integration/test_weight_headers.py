@@ -117,8 +117,7 @@ def test_a_version_that_was_issued_is_served_and_another_is_not(run_router: RunR
 
 @pytest.mark.parametrize("need", ["image", "video"])
 def test_it_waits_for_a_worker_that_has_it(run_router: RunRouter, need: str) -> None:
-    """The one serves on with older weights that are its own ledger's; the other has yet to get
-    those that are wanted."""
+    """It has yet to get those that are wanted; a worker of another model serves on meanwhile."""
 
     async def test(router: Deployment) -> None:
         old = await router.simulated(model_path="old", task_types=BOTH)
@@ -133,7 +132,7 @@ def test_it_waits_for_a_worker_that_has_it(run_router: RunRouter, need: str) -> 
 
         async def ask() -> None:
             path = "/v1/images/generations" if need == "image" else "/v1/videos"
-            body = IMAGE if need == "image" else {**IMAGE, "num_frames": 2}
+            body = {**IMAGE, "model": "new", **({} if need == "image" else {"num_frames": 2})}
             headers = {"x-min-weight-version": "2"}
             answers.append(await router.http.post(path, json=body, headers=headers))
 
@@ -148,7 +147,8 @@ def test_it_waits_for_a_worker_that_has_it(run_router: RunRouter, need: str) -> 
             await until(lambda: worker.weights == "updating")
             nursery.start_soon(ask)
             await until(lambda: router.running.parts.dispatcher.queue.waiting == 1)
-            assert (await router.image()).headers["x-worker-id"].endswith(str(old.port))
+            served = await router.image(model="old")
+            assert served.headers["x-worker-id"].endswith(str(old.port))
             assert not answers
         assert version(answers[0]) == 3
 

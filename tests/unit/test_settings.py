@@ -85,6 +85,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "websocket_max_message": 64 * MIB,
         "refit_timeout": 1800.0,
         "drain_timeout": 1800.0,
+        "strict_model": False,
         "trust_external_weights": False,
         "max_assets": 1_000_000,
         "admin_api_key": None,

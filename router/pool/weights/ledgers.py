@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from attrs import evolve
 
 from .. import events
+from ..models import model_of
 from ..registry import Registry
-from ..targets import model_of
 from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .change import Change, restored
 from .ledger import Entry, Ledger, after, at_version, lost_by, weight_record

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ..models import model_of
 from ..registry import Registry
-from ..targets import model_of
 from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
 from .ledger import Entry, Ledger, next_event, weight_record, why_not_current
 from .recipe import DISK, SET_LORA, TENSOR, Plan, Standing

@@ -134,7 +134,7 @@ def test_a_mixed_pool_needs_no_configuration(run_pool: RunPool) -> None:
             assert made.headers["x-worker-id"] == images.id
             job = await pool.http.post("/v1/videos", json={"prompt": "a kite", "size": "64x64"})
             assert (job.status_code, job.headers["x-worker-id"]) == (200, videos.id)
-        wrong = await pool.image(model="gpt-image-1")  # that nobody serves binds nothing
+        wrong = await pool.image(model="gpt-image-1")  # one model makes images: any name will do
         assert wrong.headers["x-worker-id"] == images.id
 
         # A name that somebody serves binds: its worker says itself what it thinks of that.
@@ -154,6 +154,25 @@ def test_two_models_of_one_kind(run_pool: RunPool) -> None:
         form = {"prompt": (None, "x"), "model": (None, "image/other"), "image": ("i", b"x" * 10)}
         edited = await pool.http.post("/v1/images/edits", files=form)
         assert edited.headers["x-worker-id"] == b.id
+        asked = await pool.http.post(
+            "/v1/images/edits?model=image%2Fother", files={"image": ("i", b"x" * 10)}
+        )
+        assert asked.headers["x-worker-id"] == b.id
+
+        before = a.sim.log.generations(), b.sim.log.generations()
+        for more in ({}, {"model": None}, {"model": 7}, {"model": ""}):
+            told = is_ours(await pool.image(**more), 400, "ambiguous_model")
+            assert told["models"] == ["image/a", "image/other"]
+        wrong = is_ours(await pool.image(model="Image/Other"), 404, "unknown_model")
+        assert wrong["models"] == ["image/a", "image/other"]
+        assert wrong["nearest"] == "image/other"
+        twice = "/v1/images/generations?model=image/a"
+        is_ours(await pool.http.post(twice, json={"model": "image/other"}), 400, "ambiguous_model")
+        for path in ("/rollout/generate", "/v1/actions/generations", "/vertex_generate"):
+            is_ours(await pool.http.post(path, json={"prompt": "x"}), 400, "ambiguous_model")
+        assert (a.sim.log.generations(), b.sim.log.generations()) == before
+        # What makes nothing goes to any worker, as before.
+        assert (await pool.http.get("/stats")).headers["x-worker-id"] in (a.id, b.id)
 
     run_pool(test, IMAGES, {"model_path": "image/other"})
 
@@ -165,7 +184,24 @@ def test_a_worker_that_does_both(run_pool: RunPool) -> None:
         job = await pool.http.post("/v1/videos", json={"prompt": "a kite", "size": "64x64"})
         assert job.headers["x-worker-id"] == both.id
 
-    run_pool(test, BOTH, IMAGES)
+    run_pool(test, BOTH, {**IMAGES, "model_path": BOTH["model_path"]})
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_pool_of_one_model_takes_any_name_unless_it_is_strict(
+    run_pool: RunPool, strict: bool
+) -> None:
+    async def test(pool: Deployment, worker: Member) -> None:
+        assert (await pool.image()).status_code == 200
+        assert (await pool.image(model="image/a")).status_code == 200
+        named = await pool.image(model="image-a")
+        if strict:
+            told = is_ours(named, 404, "unknown_model")
+            assert (told["models"], told["nearest"]) == (["image/a"], "image/a")
+        else:
+            assert named.headers["x-worker-id"] == worker.id
+
+    run_pool(test, IMAGES, strict_model=strict)
 
 
 def test_images_go_elsewhere_only_where_nobody_makes_them(run_pool: RunPool) -> None:

@@ -513,4 +513,5 @@ def test_an_able_worker_is_found_among_all(run_pool: RunPool) -> None:
         assert {(await submit(pool))["worker"] for _ in range(4)} == {members[0].id, members[3].id}
         assert (await submit(pool, "/v1/meshes"))["worker"] == members[2].id
 
-    run_pool(test, BOTH, IMAGES, MESHES, VIDEOS)
+    same = {"model_path": BOTH["model_path"], "task_types": ("T2V",)}
+    run_pool(test, BOTH, IMAGES, MESHES, same)

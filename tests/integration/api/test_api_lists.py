@@ -51,7 +51,7 @@ def test_all_jobs_in_order_of_creation(run_pool: RunPool) -> None:
         assert members[0].asked("GET", "/v1/videos")
         assert members[2].asked("GET", "/v1/videos") == []  # it cannot have any
 
-    run_pool(test, VIDEOS, OTHER, IMAGES)
+    run_pool(test, VIDEOS, VIDEOS, IMAGES)
 
 
 def test_a_mesh_is_no_video(run_pool: RunPool) -> None:
@@ -79,7 +79,7 @@ def test_jobs_that_were_made_past_the_router(run_pool: RunPool) -> None:
         owners = {(await pool.http.get(f"/v1/videos/{job}")).headers["x-worker-id"] for job in made}
         assert owners == {member.id for member in members}
 
-    run_pool(test, VIDEOS, OTHER)
+    run_pool(test, VIDEOS, VIDEOS)
 
 
 def test_more_jobs_than_a_worker_puts_on_a_page(run_pool: RunPool) -> None:
@@ -105,7 +105,7 @@ def test_one_who_deletes_what_he_has_seen_sees_all(run_pool: RunPool) -> None:
             seen += page
         assert seen == made[::-1]
 
-    run_pool(test, VIDEOS, OTHER)
+    run_pool(test, VIDEOS, VIDEOS)
 
 
 def test_a_removed_worker_does_not_end_the_paging(run_pool: RunPool) -> None:
@@ -238,7 +238,7 @@ def test_a_query_polls_one_job(run_pool: RunPool, name: str) -> None:
             body = is_ours(unknown, 404, "unknown_asset")
             assert body["error"] == "Unknown video_id"
 
-    run_pool(test, VIDEOS, OTHER)
+    run_pool(test, VIDEOS, VIDEOS)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "order=up", "limit="])

@@ -66,16 +66,16 @@ def test_the_model_chooses_the_worker(kind: str, body: bytes, how: str) -> None:
     run(main)
 
 
-def test_a_model_behind_a_file_is_not_waited_for() -> None:
+def test_a_model_that_is_not_found_is_not_guessed() -> None:
     async def main() -> None:
         seen: list[tuple[str, Message]] = []
         async with routed(*await two_models(seen)) as router:
             body = form(("prompt", "p"), after=("model", "two"))
             data = request("POST", "/v1/images/edits", FORM, body=body)
             for _ in range(2):
-                assert (await router.ask(data)).status == 200
-            assert {model for model, _ in seen} == {"one", "two"}
-            assert all(message.body == body for _, message in seen)
+                answer = await router.ask(data)
+                assert (answer.status, json.loads(answer.body)["code"]) == (400, "ambiguous_model")
+            assert not seen
 
     run(main)
 

@@ -6,6 +6,7 @@ import pytest
 
 from router.pool.candidates import Candidates, Facts, Need, fitting
 from router.pool.lifecycle import Probe
+from router.pool.models import nearest
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin, Task, Worker
 
@@ -28,8 +29,12 @@ def names(workers: list[Worker]) -> str:
 def test_the_model_binds_if_somebody_advertises_it() -> None:
     pool = [worker("a", model="x"), worker("b", model="y"), worker("c", model="x"), unknown("d")]
     assert names(fitting(pool, Facts(model="x"))) == "a c"
-    assert names(fitting(pool[:3], Facts(model="z"))) == "a b c"
-    assert names(fitting(pool, Facts())) == "a b c d"
+    assert fitting(pool[:3], Facts(model="z")) == []
+    assert fitting(pool, Facts()) == []
+    assert names(fitting([pool[0], pool[2], pool[3]], Facts())) == "a c d"
+    for need in (Need.CALL, Need.NOTHING):
+        assert names(fitting(pool, Facts(need=need))) == "a b c d"
+        assert names(fitting(pool[:3], Facts(model="z", need=need))) == "a b c"
     assert fitting([], Facts(model="x", task=Task.IMAGE)) == []
 
 
@@ -115,6 +120,57 @@ def test_a_model_that_nobody_has_waits_for_those_that_may_turn_out_to_have_it() 
 
 def test_a_model_that_nobody_has_is_served_as_none() -> None:
     candidates = Candidates([worker("a", model="x")])
-    assert candidates.common(Facts(model="x").wants) == ("x", None, False, 0)
+    assert candidates.common(Facts(model="x").wants) == ("x", None, False, 0, True)
     assert candidates.common(Facts(model="made-up").wants) == Facts().wants
     assert candidates.fitting(Facts(model="made-up").wants) is candidates.fitting(Facts().wants)
+
+
+def test_models_are_counted_among_those_that_can_do_the_task() -> None:
+    image, video = worker("i", "T2I", model="x"), worker("v", "T2V", model="y")
+    other, mute = worker("o", "T2V", model="z"), worker("m")
+    for model in (None, "made-up"):
+        assert names(fitting([image, video], Facts(model=model, task=Task.IMAGE))) == "i"
+        job = Facts(model=model, task=Task.VIDEO, need=Need.JOB)
+        assert names(fitting([image, video], job)) == "v"
+        assert fitting([image, video, other], job) == []
+        assert fitting([image, video], Facts(model=model)) == []
+        # One that names no model is no other model.
+        assert names(fitting([image, mute], Facts(model=model))) == "i m"
+
+
+def refused(pool: list[Worker], facts: Facts, *, strict: bool = False) -> tuple[str, object] | None:
+    error = Candidates(pool, strict_model=strict).misnamed(facts.wants)
+    return error and (error.code, error.details.get("nearest"))
+
+
+def test_why_a_model_is_refused() -> None:
+    pool = [worker("a", "T2I", model="Org/X"), worker("b", "T2I", model="Org/Y")]
+    assert refused(pool, Facts()) == ("ambiguous_model", None)
+    assert refused(pool, Facts(need=Need.SESSION)) == ("ambiguous_model", None)
+    assert refused(pool, Facts(model="org/y")) == ("unknown_model", "Org/Y")
+    assert refused(pool, Facts(model="Or/X")) == ("unknown_model", "Org/X")
+    assert refused(pool, Facts(model="quite-another")) == ("unknown_model", None)
+    assert refused(pool, Facts(model="Org/X")) is None
+    assert refused(pool, Facts(need=Need.CALL)) is None
+    assert refused(pool, Facts(task=Task.VIDEO, need=Need.JOB)) is None  # none is capable
+    assert refused([*pool, unknown("new")], Facts(model="later")) is None  # it is awaited
+    assert refused(pool[:1], Facts(model="any")) is None
+
+
+def test_a_strict_pool_of_one_model_takes_its_name_and_none() -> None:
+    pool = [worker("a", "T2I", model="x")]
+    assert refused(pool, Facts(model="any"), strict=True) == ("unknown_model", None)
+    for facts in (Facts(), Facts(model="x"), Facts(model="any", need=Need.NOTHING)):
+        assert refused(pool, facts, strict=True) is None
+        assert Candidates(pool, strict_model=True).fitting(facts.wants) == tuple(pool)
+    for some in ([], [worker("m")], [*pool, unknown("new")]):
+        assert refused(some, Facts(model="any"), strict=True) is None
+
+
+def test_the_nearest_name() -> None:
+    names = ["Qwen/Qwen-Image", "qwen/qwen-image-edit", "flux"]
+    assert nearest("QWEN/qwen-IMAGE", names) == "Qwen/Qwen-Image"
+    assert nearest("Qwen-Image", names) == "Qwen/Qwen-Image"
+    assert nearest("FLUX-", names) == "flux"
+    assert nearest("", names) is None
+    assert nearest("x" * 1_000_000, [*names, "x" * 1000]) is None

@@ -58,7 +58,8 @@ def test_a_model_that_nobody_serves() -> None:
     for model in ("y", ""):
         with pytest.raises(NotFound) as refused:
             chosen(registry, model=model)
-        assert (refused.value.code, refused.value.details) == ("unknown_model", {"models": ["x"]})
+        assert refused.value.code == "unknown_model"
+        assert refused.value.details == {"models": ["x"], "nearest": None}
 
 
 @pytest.mark.parametrize(

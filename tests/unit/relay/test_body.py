@@ -10,6 +10,7 @@ from attrs import Factory, define
 
 from router.errors import RequestTooLarge
 from router.pool.cost import Costs
+from router.pool.models import AmbiguousModel
 from router.relay.body import Body, announced_length, facts_of, peek
 from router.relay.routes import find
 
@@ -22,6 +23,7 @@ class Client:
 
     pieces: list[bytes]
     headers: list[tuple[bytes, bytes]] = Factory(list)
+    target: bytes = b"/v1/images/generations"
     taken: int = 0
 
     async def read(self) -> bytes:
@@ -48,8 +50,9 @@ def take(client: Client, limit: int = 20, largest: int | None = None) -> Body:
     return trio.run(main)
 
 
-def model_of(body: Body) -> str | None:
+def model_of(body: Body, query: bytes = b"") -> str | None:
     exchange: Any = Client([])
+    exchange.target += query
     return facts_of(body, exchange, find("POST", "/v1/images/generations"), Costs()).model
 
 
@@ -122,3 +125,25 @@ def test_a_body_that_is_not_json_says_nothing() -> None:
         b'{"model":""}',
     ):
         assert model_of(take(send(held))) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "model"),
+    [
+        (b"", b"{}", None),
+        (b"?model=a", b"{}", "a"),
+        (b"?x=1&model=org%2Fa", b'{"model": "org/a"}', "org/a"),
+        (b"?%6dodel=a", b"{}", "a"),
+        (b"?model=", b'{"model": "b"}', "b"),
+        (b"?models=a", b'{"model": "b"}', "b"),
+        (b"?model=a&model=a", b"{}", "a"),
+    ],
+)
+def test_the_query_names_a_model_too(query: bytes, body: bytes, model: str | None) -> None:
+    assert model_of(take(send(body), 100), query) == model
+
+
+@pytest.mark.parametrize("query", [b"?model=a", b"?model=b&model=a"])
+def test_query_and_body_must_agree(query: bytes) -> None:
+    with pytest.raises(AmbiguousModel, match="names two models, "):
+        model_of(take(send(b'{"model": "b"}')), query)
