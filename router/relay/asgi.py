@@ -16,6 +16,7 @@ from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
 from ..store.store import Store
 from .client import App, Receive, Scope, Send, how_left, link_of, target_of
+from .encoding import readable_only
 from .exchange import ClientGone, ClientStalled
 from .forward import CutOff, Forwarder
 from .learning import watcher
@@ -152,6 +153,8 @@ class Relay:
                 dispatcher = self.forwarder.attempts.dispatcher
                 method, path = exchange.method, exchange.path
                 watching = watcher(self.assets, dispatcher, self.store, route, method, path)
+                if watching is not None:
+                    exchange.headers = readable_only(exchange.headers)
                 if route.how is How.SUBMIT:
                     self.store.check()  # before a worker begins with what could not be recorded
                 await self.forwarder.run(exchange, route, owner=owner, watcher=watching)

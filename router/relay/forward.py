@@ -267,7 +267,7 @@ class _Attempt:
         )
         watcher = self.watcher or NOBODY
         streams = self._judge(head)
-        watcher.begin(self.lease, head.status)
+        watcher.begin(self.lease, head.status, heads.value(head.headers, b"content-encoding"))
         held = await self._hold(connection, watcher) if watcher.holds else b""
         await exchange.respond(head.status, headers, more=connection.ahead or bool(held))
         try:
@@ -348,7 +348,7 @@ class _Attempt:
 
     def _late(self) -> WorkerTimeout:
         return Unanswered(
-            f"Worker {self.lease.worker.url} did not answer within {self.patience:g} s",
+            f"Worker {self.lease.worker.url} did not answer within {round(self.patience, 2):g} s",
             details={"worker_url": self.lease.worker.url, "retry_safe": self._repeatable},
         )
 

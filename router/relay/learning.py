@@ -12,6 +12,7 @@ from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over
 from ..pool.worker import Lease
 from ..store.store import Store
+from .encoding import Decoder, decoder
 from .facts import leading_fields
 from .routes import How, Route
 from .watcher import Watcher
@@ -33,17 +34,19 @@ class _Submission:
     kind: AssetKind
     holds: int = _MOST_HELD
     _lease: Lease | None = field(init=False, default=None)
+    _decode: Decoder | None = field(init=False, default=None)
     _body: bytearray = field(init=False, factory=bytearray)
     _learnt: str | None = field(init=False, default=None)  # the id of the job
 
-    def begin(self, lease: Lease, status: int) -> None:
-        self._lease = lease if 200 <= status < 300 else None
+    def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
+        self._decode = decoder(encoding, _MOST_HELD)
+        self._lease = lease if 200 <= status < 300 and self._decode else None
         if self._lease is None:
             self.holds = 0
 
     def saw(self, piece: bytes) -> None:
-        if self._lease is not None:
-            self._body += piece
+        if self._lease is not None and self._decode is not None:
+            self._body += self._decode(piece)
 
     def over(self) -> None:
         job = _object(self._body)
@@ -76,15 +79,17 @@ class _Pictures:
     assets: AssetMap
     holds: int = 0
     _lease: Lease | None = field(init=False, default=None)
+    _decode: Decoder | None = field(init=False, default=None)
     _begun: bytearray = field(init=False, factory=bytearray)
 
-    def begin(self, lease: Lease, status: int) -> None:
+    def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
+        self._decode = decoder(encoding, _LEADING)
         self._lease = lease if status == 200 else None
 
     def saw(self, piece: bytes) -> None:
-        if self._lease is None:
+        if self._lease is None or self._decode is None:
             return
-        self._begun += piece[: _LEADING - len(self._begun)]
+        self._begun += self._decode(piece)[: _LEADING - len(self._begun)]
         image_id = leading_fields(self._begun, _ID).get("id")
         if isinstance(image_id, str):
             self.assets.learn(image_id, self._lease.worker, AssetKind.IMAGE)
@@ -108,9 +113,11 @@ class _Reading:
     deletes: bool
     holds: int = 0
     _watching: bool = field(init=False, default=False)
+    _decode: Decoder | None = field(init=False, default=None)
     _body: bytearray = field(init=False, factory=bytearray)
 
-    def begin(self, lease: Lease, status: int) -> None:
+    def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
+        self._decode = decoder(encoding, _MOST_HELD + 1)
         self._watching = status == 200
         if status == 404 or (status == 200 and self.deletes):
             self.assets.forget(self.asset_id)
@@ -120,8 +127,8 @@ class _Reading:
             self.dispatcher.job_deleted(self.asset_id)
 
     def saw(self, piece: bytes) -> None:
-        if self._watching:
-            self._body += piece
+        if self._watching and self._decode is not None:
+            self._body += self._decode(piece)
             self._watching = len(self._body) <= _MOST_HELD
 
     def over(self) -> None:

@@ -15,8 +15,8 @@ class Watcher(Protocol):
 
     holds: int
 
-    def begin(self, lease: Lease, status: int) -> None:
-        """The head of the answer has come."""
+    def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
+        """The head of the answer has come; `encoding` is its Content-Encoding."""
         ...
 
     def saw(self, piece: bytes) -> None:
@@ -36,7 +36,7 @@ class Watcher(Protocol):
 class _Nobody:
     holds = 0
 
-    def begin(self, lease: Lease, status: int) -> None:
+    def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
         pass
 
     def saw(self, piece: bytes) -> None:

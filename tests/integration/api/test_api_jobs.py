@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -515,3 +518,39 @@ def test_an_able_worker_is_found_among_all(run_pool: RunPool) -> None:
 
     same = {"model_path": BOTH["model_path"], "task_types": ("T2V",)}
     run_pool(test, BOTH, IMAGES, MESHES, same)
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "identity": bytes,
+}
+
+
+@pytest.mark.parametrize("encoding", PACK)
+def test_jobs_are_learnt_from_packed_answers(run_pool: RunPool, encoding: str) -> None:
+    async def test(pool: Deployment) -> None:
+        def packed(**content: Any) -> bytes:
+            body = PACK[encoding](json.dumps({"id": "video_1", **content}).encode())
+            head = f"HTTP/1.1 200 OK\r\ncontent-encoding: {encoding}\r\n"
+            return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+        script = await pool.script(
+            **{
+                "/v1/models": answer(200, {"data": [{"id": "m", "task_type": "T2V"}]}),
+                "/v1/videos": packed(status="queued"),
+                "/v1/videos/video_1": packed(status="completed"),
+            }
+        )
+        worker = await pool.register(script.url)
+        headers = {"accept-encoding": "gzip, deflate, br"}
+        made = await pool.http.post("/v1/videos", json=VIDEO, headers=headers)
+        assert (made.json()["id"], made.headers["content-encoding"]) == ("video_1", encoding)
+        assert worker.jobs == 1
+        (head,) = [head for head in script.heads if b"POST /v1/videos" in head]
+        assert b"accept-encoding: gzip, deflate\r\n" in head.lower()
+        got = await pool.http.get("/v1/videos/video_1", headers=headers)
+        assert got.json()["status"] == "completed"
+        assert worker.jobs == 0
+
+    run_pool(test)
