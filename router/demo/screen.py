@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.live import Live
@@ -19,8 +19,9 @@ class Screen:
         self._moves = self._console.is_terminal and not verbose
 
     def say(self, text: str) -> None:
-        """Print a line as it is."""
-        self._console.print(text, markup=False)
+        """Print a line as it is, if anybody is left to read it."""
+        with suppress(OSError):  # the terminal was closed
+            self._console.print(text, markup=False)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], None]]:

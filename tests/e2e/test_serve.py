@@ -147,7 +147,7 @@ def test_demo_ends_everything_on_ctrl_c(router_pyz: Path) -> None:
         program.wait_for("Ctrl-C ends it all")
         address = program.wait_for(r"router   (http://\S+)")[1]
         assert call(f"{address}/live") == (200, {"status": "ok"})
-        workers = re.findall(r"^worker \d+ http://127\.0\.0\.1:(\d+)", program.text, re.M)
+        workers = re.findall(r"^worker-\d+ http://127\.0\.0\.1:(\d+)", program.text, re.M)
         assert len(workers) == 2
         program.process.send_signal(signal.SIGINT)
         assert program.ends() == 0
@@ -157,14 +157,20 @@ def test_demo_ends_everything_on_ctrl_c(router_pyz: Path) -> None:
 
 
 @posix
-def test_demo_tells_of_a_dead_worker(router_pyz: Path) -> None:
+def test_demo_goes_on_when_a_worker_dies(router_pyz: Path) -> None:
     with running(router_pyz, "demo", "--port", "0") as program:
-        url = program.wait_for(r"worker 1 (http://\S+)")[1]
+        url = program.wait_for(r"worker-0 (http://\S+)")[1]
         program.wait_for("Ctrl-C ends it all")
+        address = program.wait_for(r"router   (http://\S+)")[1]
         with contextlib.suppress(OSError):
             call(f"{url}/simulate", {"fault": "crash"})
-        assert program.ends() == 1
-    assert "worker 1 exited with status 70; the end of its log:" in program.text
+        program.wait_for(r"worker-0 exited with status 70 after .*; the end of its log:\n    \S")
+        program.wait_for(r"worker-0 is ready after")
+        workers = call(f"{address}/workers")[1]["workers"]
+        assert [worker["health"] for worker in workers] == ["healthy"] * 2
+        assert workers[0]["launch"]["restarts"] == 1
+        program.process.send_signal(signal.SIGHUP)
+        assert program.ends() == 0
     assert "Traceback" not in program.text
 
 
