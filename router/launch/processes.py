@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -103,7 +104,7 @@ def mark_of(process: Process, variable: str) -> str | None:
     """What an environment variable of a process says; None if it is not there, or nobody can
     tell. Linux only."""
     try:
-        data = Path(f"/proc/{process.pid}/environ").read_bytes()
+        data = _environ(process.pid)
     except OSError:  # another user's, or gone
         return None
     start = f"{variable}="
@@ -152,7 +153,7 @@ def _environments() -> Iterator[tuple[Process, set[str]]]:
     if _LINUX:
         for process in all_processes():
             try:
-                data = Path(f"/proc/{process.pid}/environ").read_bytes()
+                data = _environ(process.pid)
             except OSError:  # another user's, or gone
                 continue
             yield process, set(data.decode(errors="replace").split("\0"))
@@ -162,6 +163,28 @@ def _environments() -> Iterator[tuple[Process, set[str]]]:
         pid, _, rest = line.strip().partition(" ")
         if int(pid) in processes:
             yield processes[int(pid)], set(rest.split())
+
+
+def _environ(pid: int) -> bytes:
+    """The environment of a process. Linux only; raises OSError.
+
+    It is empty for a moment after the program was started, though spawning has returned by then:
+    whoever took that for an answer would take a process for nobody's.
+    """
+    data = b""
+    for _ in range(100):
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+        if data or not _is_being_loaded(pid):
+            break
+        time.sleep(0.001)
+    return data
+
+
+def _is_being_loaded(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    # proc(5): vsize is field 23, none for threads of the kernel; env_end is field 51.
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    return fields[20] != b"0" and fields[48] == b"0"
 
 
 def _ps(arguments: list[str]) -> list[str]:

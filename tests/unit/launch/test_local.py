@@ -193,6 +193,17 @@ def test_another_launch_with_the_same_log_is_left_alone(tmp_path: Path) -> None:
     with_backend(body)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_mark_of_a_process_that_was_just_spawned_is_seen() -> None:
+    command, env = [sys.executable, "-I", "-S", "-c", STAYS], {**os.environ, "MARK": "x"}
+    for _ in range(150):  # a few of a hundred have no environment yet when they are looked at
+        with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as child:
+            found = processes.look_up(child.pid)
+            mark = processes.mark_of(found, "MARK") if found else None
+            child.kill()
+        assert mark == "x"
+
+
 def test_another_process_with_its_pid_is_left_alone(tmp_path: Path) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", STAYS], start_new_session=True)
     try:
