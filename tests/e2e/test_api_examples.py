@@ -85,7 +85,8 @@ def done(
         process(logs / "demo.log", r"router +(http://\S+)", *demo) as url,
     ):
         for old, new in ((ROUTER, url), (NEWCOMER, newcomer)):
-            text = text.replace(old, new).replace(quote(old, safe=""), quote(new, safe=""))
+            for form in (str, lambda url: quote(url, safe=""), lambda url: urlsplit(url).netloc):
+                text = text.replace(form(old), form(new))
         assert "localhost" not in text
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
