@@ -19,6 +19,7 @@ from ..errors import RouterError
 from . import events
 from .candidates import Candidates, Facts, Need, Wants
 from .lines import Line, Shares, Waiting
+from .models import AmbiguousModel
 from .policies.base import Policy
 from .refusal import refusal
 from .worker import Worker
@@ -154,6 +155,10 @@ class Queue:
     def fitting(self, wants: Wants) -> tuple[Worker, ...]:
         """The workers that a request which wants this is meant for, routable or not."""
         return self._candidates.fitting(wants)
+
+    def ambiguous(self, facts: Facts) -> bool:
+        """Whether the request fits nobody until it says which of several models it means."""
+        return isinstance(self._candidates.misnamed(facts.wants), AmbiguousModel)
 
     def why_refused(self, facts: Facts) -> RouterError:
         """What to answer to a request that no worker fits, or none that has hope."""

@@ -15,6 +15,7 @@ from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange
 from .routes import How, Route
+from .spool import Spool
 
 _LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
 _LONGEST_SHOWN = 200  # characters of a model's name in an error
@@ -26,13 +27,25 @@ class Body:
     """A request body: what of it is held, and whether that is all.
 
     `length` is what the client announced, None if it did not (chunked). `fields` are those of
-    `facts.WANTED` that were found.
+    `facts.WANTED` that were found. What is too much for memory follows in `spool`.
     """
 
     length: int | None
     held: bytearray = field(factory=bytearray, repr=False)
     complete: bool = False
     fields: Mapping[str, reading.Scalar] = field(factory=dict)
+    spool: Spool | None = None
+
+    @property
+    def taken(self) -> int:
+        """How much of it was taken from the client."""
+        return len(self.held) + (self.spool.size if self.spool else 0)
+
+    def release(self) -> None:
+        """Drop what is held: it is not sent again."""
+        self.held.clear()
+        if self.spool is not None:
+            self.spool.close()
 
 
 def announced_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
@@ -81,6 +94,43 @@ async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
         reader.done()
         body.fields = reader.fields
     return body
+
+
+async def read_on(
+    exchange: Exchange, body: Body, *, limit: int, most: int, largest: int | None
+) -> None:
+    """Read further, past files and long strings, until the model is known or `most` bytes were
+    taken; what goes beyond `limit` in a temporary file.
+
+    Raises RequestTooLarge, SpoolFailed, ClientGone, ClientStalled.
+    """
+    window = bytearray()
+    reader = reading.reader(exchange.headers, window, on=True)
+    if reader is None:
+        return
+    window += body.held
+    done = reader.done()
+    # What has come whole is taken whole.
+    while not body.complete and (body.taken == body.length or (not done and body.taken < most)):
+        piece = await exchange.read()
+        if not piece:
+            body.complete = True
+            break
+        if body.spool is None and len(body.held) + len(piece) <= limit:
+            body.held += piece
+        else:
+            body.spool = body.spool or Spool()
+            await body.spool.add(piece)
+        if largest is not None and body.taken > largest:
+            raise too_large(largest)
+        window += piece
+        done = reader.done()
+    if body.spool is not None:
+        await body.spool.flush()
+    elif body.complete and reading.is_json(exchange.headers):
+        body.fields = reading.from_json(body.held)
+        return
+    body.fields = {**body.fields, **reader.fields}
 
 
 def too_large(largest: int) -> RequestTooLarge:

@@ -23,29 +23,31 @@ WANTED = FIELDS | {"model"}
 
 # What a JSON body is read on for: a worker is chosen by it. The others, which are of use where
 # they stand beside it, may stand behind megabytes, or nowhere.
-_AWAITED_IN_JSON = frozenset({"model"})
+_MODEL = frozenset({"model"})
 
 # A scan gives up after so many tokens and brackets: it must stay short whatever is sent.
 _MOST_MARKS = 20_000
+_MOST_MARKS_ON = 200_000  # where the body may not be routed without its model
 _LONGEST_NAME = 200
+_MOST_KEPT = 64 * 1024  # of a body that is not held for the scan: a name, a value, a part's headers
 
 _OPEN, _QUOTE, _COLON, _COMMA = b'{":,'
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _NUMBER_OR_WORD = re.compile(rb"[^,\]} \t\r\n]*+")
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_MARK = re.compile(rb'["\[\]{}]')
+_BRACKET = re.compile(rb"[\[\]{}]")
 _PARAMETER = re.compile(rb';\s*([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*))', re.DOTALL)
 
 # A scan yields where it needs more of the body than there is, and ends where no more can be
-# learned. It looks at `held` anew after each yield, but never at the same byte many times.
-_Scan: TypeAlias = Generator[None, None, int]
+# learned. It never looks at the same byte many times.
+_Scan: TypeAlias = Generator[None, None, None]
 
 
 @define(eq=False)
 class FieldReader:
     """Reads wanted fields off the body while it arrives: `seen` are the names that have come."""
 
-    _scan: Generator[None, None, object]
+    _scan: _Scan
     fields: dict[str, Scalar]
     seen: set[str]
     _awaited: frozenset[str] = WANTED
@@ -80,22 +82,27 @@ def is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     )
 
 
-def reader(headers: Sequence[tuple[bytes, bytes]], held: bytearray) -> FieldReader | None:
+def reader(
+    headers: Sequence[tuple[bytes, bytes]], held: bytearray, *, on: bool = False
+) -> FieldReader | None:
     """A reader for a body of these headers; None where there is nothing to read.
 
     Of a form it wants all that stands before the first file: fields are small. Of a JSON object
-    it takes what has come when the model is known.
+    it takes what has come when the model is known. `on`: it reads both until the model is known,
+    past files as well, and drops from `held` what it has read.
     """
+    window = _Window(held, slides=on)
     fields: dict[str, Scalar] = {}
     seen: set[str] = set()
     if is_form(headers):
         boundary = _parameters(_content_type(headers)[1]).get(b"boundary")
-        scan = _form(held, boundary, fields, seen) if boundary else None
-        return FieldReader(scan, fields, seen) if scan else None
+        if not boundary:
+            return None
+        scan = _form(window, boundary, fields, seen, on)
+        return FieldReader(scan, fields, seen, _MODEL if on else WANTED)
     if not is_json(headers):
         return None
-    scan = _JsonObject(held, fields, seen).scan()
-    return FieldReader(scan, fields, seen, _AWAITED_IN_JSON)
+    return FieldReader(_JsonObject(window, fields, seen).scan(), fields, seen, _MODEL)
 
 
 def from_json(content: bytes | bytearray, wanted: frozenset[str] = WANTED) -> dict[str, Scalar]:
@@ -115,7 +122,7 @@ def leading_fields(held: bytearray, wanted: frozenset[str]) -> dict[str, Scalar]
         return whole  # a small object is all here, and this takes a tenth of the time
     fields: dict[str, Scalar] = {}
     seen: set[str] = set()
-    FieldReader(_JsonObject(held, fields, seen, wanted).scan(), fields, seen).done()
+    FieldReader(_JsonObject(_Window(held), fields, seen, wanted).scan(), fields, seen).done()
     return fields
 
 
@@ -123,102 +130,156 @@ def is_scalar(value: object) -> TypeGuard[Scalar]:
     return value is None or isinstance(value, str | int | float)
 
 
+@define(eq=False)
+class _Window:
+    """What a scan looks at. If it `slides`, what was read of it is dropped."""
+
+    held: bytearray
+    slides: bool = False
+    at: int = 0  # read up to here
+    kept: int | None = None  # what is to be looked at again begins here
+
+    def more(self) -> _Scan:
+        """Wait until there is more."""
+        if self.slides:
+            self.bound()
+            cut = self.at if self.kept is None else self.kept
+            del self.held[:cut]
+            self.at -= cut
+            self.kept = None if self.kept is None else 0
+        yield
+
+    def bound(self) -> None:
+        if self.slides and self.kept is not None and self.at - self.kept > _MOST_KEPT:
+            raise _NotReadable
+
+    def taken(self, skip: int = 0) -> bytearray:
+        """What is kept, less the first bytes; it is kept no more."""
+        assert self.kept is not None
+        self.bound()
+        begin, self.kept = self.kept + skip, None
+        return self.held[begin : self.at]
+
+
 # JSON.
 
 
 @define(eq=False)
 class _JsonObject:
-    """Scans the beginning of a JSON object for the wanted ones of its own members."""
+    """Scans the beginning of a JSON object for the wanted ones of its own members: of several of
+    one name the first."""
 
-    _held: bytearray
+    _window: _Window
     _fields: dict[str, Scalar]
     _seen: set[str]
     _wanted: frozenset[str] = WANTED
-    _marks: int = field(init=False, default=_MOST_MARKS)
+    _marks: int = field(init=False)
 
-    def scan(self) -> Generator[None, None, None]:
-        mark, at = yield from self._next_mark(0)
+    @_marks.default
+    def _budget(self) -> int:
+        return _MOST_MARKS_ON if self._window.slides else _MOST_MARKS
+
+    def scan(self) -> _Scan:
+        window = self._window
         separator = _OPEN
-        while mark == separator:
-            mark, start = yield from self._next_mark(at + 1)
-            if mark != _QUOTE:
+        while (yield from self._next_mark()) == separator:
+            separator = _COMMA
+            window.at += 1
+            if (yield from self._next_mark()) != _QUOTE:
                 return
-            end = yield from self._string(start + 1)
-            name = self._decoded(start, end) if end - start < _LONGEST_NAME else None
-            mark, at = yield from self._next_mark(end)
-            if mark != _COLON:
+            window.kept = window.at
+            yield from self._string()
+            raw = window.taken()
+            name = _decoded(raw) if len(raw) - 1 < _LONGEST_NAME else None
+            if (yield from self._next_mark()) != _COLON:
                 return
-            _, start = yield from self._next_mark(at + 1)
-            end = yield from self._value(start)
-            if isinstance(name, str) and name in self._wanted:
+            window.at += 1
+            nested = (yield from self._next_mark()) in b"[{"
+            wanted = isinstance(name, str) and name in self._wanted and name not in self._seen
+            if wanted and not nested:
+                window.kept = window.at
+            yield from self._value()
+            if isinstance(name, str) and wanted:
                 self._seen.add(name)
-                value = self._decoded(start, end)
+                value = () if nested else _decoded(window.taken())
                 if is_scalar(value):
                     self._fields[name] = value
                 if self._seen == self._wanted:
                     return
-            mark, at = yield from self._next_mark(end)
-            separator = _COMMA
 
-    def _next_mark(self, at: int) -> Generator[None, None, tuple[int, int]]:
-        """The next byte that is no white space, and where it stands."""
+    def _next_mark(self) -> Generator[None, None, int]:
+        """Go to the next byte that is no white space, which is returned."""
         self._spend()
+        window = self._window
         while True:
-            at = _end(_SPACE, self._held, at)
-            if at < len(self._held):
-                return self._held[at], at
-            yield
+            window.at = _end(_SPACE, window.held, window.at)
+            if window.at < len(window.held):
+                return window.held[window.at]
+            yield from window.more()
 
-    def _value(self, at: int) -> _Scan:
-        """Where the value that begins at `at` ends."""
-        if self._held[at] == _QUOTE:
-            return (yield from self._string(at + 1))
-        if self._held[at] in b"[{":
-            return (yield from self._container(at))
-        while True:
-            at = _end(_NUMBER_OR_WORD, self._held, at)
-            if at < len(self._held):
-                return at
-            yield
+    def _value(self) -> _Scan:
+        """Go past the value that begins here."""
+        window = self._window
+        if window.held[window.at] == _QUOTE:
+            yield from self._string()
+        elif window.held[window.at] in b"[{":
+            yield from self._container()
+        else:
+            while True:
+                window.at = _end(_NUMBER_OR_WORD, window.held, window.at)
+                if window.at < len(window.held):
+                    return
+                yield from window.more()
 
-    def _string(self, at: int) -> _Scan:
-        """Where the string ends whose inside begins at `at`."""
+    def _string(self) -> _Scan:
+        """Go past the string that begins here."""
+        window = self._window
+        window.at += 1
         while True:
-            at = _end(_IN_STRING, self._held, at)
-            if at < len(self._held) and self._held[at] == _QUOTE:
-                return at + 1
-            yield  # at the end, or before a backslash whose character has not come
+            window.at = _end(_IN_STRING, window.held, window.at)
+            if window.at < len(window.held) and window.held[window.at] == _QUOTE:
+                window.at += 1
+                return
+            yield from window.more()  # at the end, or before a backslash whose character is to come
 
-    def _container(self, at: int) -> _Scan:
-        depth = 0
+    def _container(self) -> _Scan:
+        """Go past the array or object that begins here."""
+        window, depth = self._window, 1
+        window.at += 1
         while True:
-            self._spend()
-            while (found := _MARK.search(self._held, at)) is None:
-                at = len(self._held)
-                yield
-            at = found.end()
-            mark = self._held[at - 1]
-            if mark == _QUOTE:
-                at = yield from self._string(at)
+            held = window.held
+            quote = held.find(b'"', window.at)
+            end = quote if quote >= 0 else len(held)
+            closing = held.count(b"]", window.at, end) + held.count(b"}", window.at, end)
+            if closing < depth:  # then it cannot end here, in whatever order they come
+                depth -= closing
+                depth += held.count(b"[", window.at, end) + held.count(b"{", window.at, end)
             else:
-                depth += 1 if mark in b"[{" else -1
-            if depth == 0:
-                return at
+                while found := _BRACKET.search(held, window.at, end):
+                    self._spend()
+                    window.at = found.end()
+                    depth += 1 if found[0] in b"[{" else -1
+                    if not depth:
+                        return
+            window.at = end
+            if quote < 0:
+                yield from window.more()
+            else:
+                self._spend()
+                yield from self._string()
 
     def _spend(self) -> None:
         self._marks -= 1
         if not self._marks:
             raise _NotReadable
 
-    def _decoded(self, start: int, end: int) -> object:
-        """The value between two places; of a nested one only that it is one."""
-        if self._held[start] in b"[{":
-            return ()
-        try:
-            value: object = json.loads(self._held[start:end])
-        except ValueError as error:
-            raise _NotReadable from error
-        return value
+
+def _decoded(raw: bytearray) -> object:
+    try:
+        value: object = json.loads(raw)
+    except ValueError as error:
+        raise _NotReadable from error
+    return value
 
 
 def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
@@ -232,34 +293,42 @@ def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
 
 
 def _form(
-    held: bytearray, boundary: bytes, fields: dict[str, Scalar], seen: set[str]
-) -> Generator[None, None, None]:
-    """The wanted ones of the fields that come before the first file."""
+    window: _Window, boundary: bytes, fields: dict[str, Scalar], seen: set[str], past_files: bool
+) -> _Scan:
+    """The wanted ones of the fields, up to the first file or past files."""
     delimiter = b"--" + boundary
-    at = yield from _find(held, delimiter, 0)
+    yield from _find(window, delimiter)
     while seen != WANTED:
-        headers = yield from _find(held, b"\r\n", at + len(delimiter))
-        after = at + len(delimiter)
-        if held[after : after + 2] == b"--":
+        window.at += len(delimiter)
+        window.kept = window.at
+        yield from _find(window, b"\r\n")
+        if window.held[window.kept : window.kept + 2] == b"--":
             return
-        content = (yield from _find(held, b"\r\n\r\n", headers)) + 4
-        parameters = _disposition(bytes(held[headers:content]))
-        if b"filename" in parameters or b"filename*" in parameters:
+        window.kept = window.at
+        yield from _find(window, b"\r\n\r\n")
+        parameters = _disposition(bytes(window.taken()))
+        is_file = b"filename" in parameters or b"filename*" in parameters
+        if is_file and not past_files:
             return
         # The line break before a delimiter belongs to it; that after the headers may be it.
-        end = yield from _find(held, b"\r\n" + delimiter, content - 2)
+        window.at += 2
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
-        if name in WANTED and name not in seen:
+        wanted = not is_file and name in WANTED and name not in seen
+        if wanted:
+            window.kept = window.at
+        yield from _find(window, b"\r\n" + delimiter)
+        if wanted:
             seen.add(name)
-            fields[name] = held[content:end].decode("utf-8", "replace")
-        at = end + 2
+            fields[name] = window.taken(2).decode("utf-8", "replace")
+        window.at += 2
 
 
-def _find(held: bytearray, wanted: bytes, at: int) -> _Scan:
-    while (found := held.find(wanted, at)) < 0:
-        at = max(at, len(held) - len(wanted) + 1)
-        yield
-    return found
+def _find(window: _Window, wanted: bytes) -> _Scan:
+    """Go to where it stands next."""
+    while (found := window.held.find(wanted, window.at)) < 0:
+        window.at = max(window.at, len(window.held) - len(wanted) + 1)
+        yield from window.more()
+    window.at = found
 
 
 def _disposition(part_headers: bytes) -> dict[bytes, bytes]:

@@ -6,25 +6,24 @@ import trio
 from attrs import define, field, frozen
 
 from ..errors import BadRequest, PoolUnavailable, RouterError, WorkerFailed, WorkerTimeout
+from ..pool.candidates import Facts
 from ..pool.worker import Hold, Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
-from .body import Body, facts_of, peek, too_large
+from .body import Body, facts_of, peek, read_on
 from .connection import Broken, Connection
-from .exchange import ClientGone, Exchange
+from .exchange import Exchange
 from .routes import Route
+from .upload import Upload
 from .upstream import ConnectFailed, ConnectTimeout, NoneFree, Upstream
 from .watcher import NOBODY, Watcher
 from .wire import Head, NotAllowed
 
-# How long a worker that closed its side of an upload may still be heard, in seconds.
-_LAST_WORDS = 2.0
 # How long the owner of a job or file may take to answer a read, in seconds.
 _OWNER = 30.0
 # A held body up to this size is written before the answer is awaited. It fits what the kernel
 # takes of it, so that a worker which answers without reading holds nobody.
 _AT_ONCE = 64 * 1024
-_SLICE = 256 * 1024  # of a held body that is larger
 # Answers of a proxy that gave up on its worker; a worker itself never gives them.
 _GATEWAY = (502, 504)
 # Answers of these types begin before the generation has ended.
@@ -38,6 +37,7 @@ class Limits:
     response: float = 1800.0  # from the last byte of the request to the head of the answer
     idle: float = 300.0  # between two pieces of a body
     peek: int = 1024 * 1024
+    facts: int = 64 * 1024 * 1024  # read of a body where it may not be routed without its model
     request_bytes: int = 1024**3
 
 
@@ -75,9 +75,30 @@ class Forwarder:
 
         Raises RouterError before the answer's head, CutOff after it, ClientGone.
         """
-        body = await peek(exchange, limit=self.limits.peek, largest=self.limits.request_bytes)
-        facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
+        limits = self.limits
+        body = await peek(exchange, limit=limits.peek, largest=limits.request_bytes)
+        try:
+            facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
+            if (
+                owner is None
+                and facts.model is None
+                and self.attempts.dispatcher.queue.ambiguous(facts)
+            ):
+                bounds = {"limit": limits.peek, "most": limits.facts}
+                await read_on(exchange, body, **bounds, largest=limits.request_bytes)
+                facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
+            await self._relay(exchange, body, facts, owner, watcher)
+        finally:
+            body.release()
 
+    async def _relay(
+        self,
+        exchange: Exchange,
+        body: Body,
+        facts: Facts,
+        owner: Worker | None,
+        watcher: Watcher | None,
+    ) -> None:
         async def attempt(lease: Lease) -> None:
             # Reads of jobs and files do not queue behind generations.
             patience = self.limits.response if owner is None else min(_OWNER, self.limits.response)
@@ -174,7 +195,7 @@ class _Attempt:
 
     async def _over(self, connection: Connection) -> None:
         head_bytes = self._request_head(connection)
-        if not self.body.complete or len(self.body.held) > _AT_ONCE:
+        if not self.body.complete or self.body.spool or len(self.body.held) > _AT_ONCE:
             await self._stream(connection, head_bytes)
             return
         await self.send(connection, head_bytes + self.held(connection), last=True)
@@ -191,7 +212,7 @@ class _Attempt:
         if not body.complete and body.length is None:
             framing = (b"transfer-encoding", b"chunked")
         elif body.complete and body.length is None:
-            framing = (b"content-length", b"%d" % len(body.held))
+            framing = (b"content-length", b"%d" % body.taken)
         request_headers = heads.for_worker(
             exchange.headers,
             host=connection.host_header,
@@ -211,7 +232,8 @@ class _Attempt:
         worker may answer, or refuse, before it has read all."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            upload = _Upload(self, connection, both=nursery.cancel_scope)
+            largest = self.forwarder.limits.request_bytes
+            upload = Upload(self, largest, connection, both=nursery.cancel_scope)
             nursery.start_soon(upload.run, head_bytes)
             try:
                 with upload.waiting:
@@ -227,10 +249,10 @@ class _Attempt:
             raise failure
 
     def held(self, connection: Connection) -> bytes:
-        """What is held of the request's body, as it goes over the connection."""
+        """What is held in memory of the request's body, as it goes over the connection."""
         held = bytes(self.body.held)
         data = connection.body(held) if held else b""
-        return data + connection.end() if self.body.complete else data
+        return data + connection.end() if self.body.complete and not self.body.spool else data
 
     async def send(self, connection: Connection, data: bytes | memoryview, *, last: bool) -> None:
         """Send bytes of the request, the `last` ones or others. Raises Broken or WorkerTimeout."""
@@ -252,7 +274,7 @@ class _Attempt:
         if last:
             self.forwarder.attempts.dispatcher.delivered(self.lease)
         if self.consumed or not self._repeatable:
-            self.body.held.clear()  # it cannot be sent a second time; answers can take long
+            self.body.release()  # it cannot be sent a second time; answers can take long
 
     async def _answer(self, connection: Connection, head: Head) -> None:
         exchange, worker = self.exchange, self.lease.worker
@@ -389,54 +411,3 @@ def _retry_after(head: Head) -> float | None:
         if name.lower() == b"retry-after":
             return float(value) if value.isdigit() and len(value) < 10 else 1.0
     return None
-
-
-@define(eq=False)
-class _Upload:
-    """Sends a body while its answer is awaited. Never raises: `broken` and `refusal` tell.
-
-    `both` is the scope of sending and answering.
-    """
-
-    attempt: _Attempt
-    connection: Connection
-    both: trio.CancelScope
-    # For the head of the answer: without a deadline as long as the upload goes on.
-    waiting: trio.CancelScope = field(init=False, factory=trio.CancelScope)
-    # The worker took no more.
-    broken: Broken | None = field(init=False, default=None)
-    # Why the whole exchange is over.
-    refusal: RouterError | ClientGone | None = field(init=False, default=None)
-
-    async def run(self, head_bytes: bytes) -> None:
-        limits = self.attempt.forwarder.limits
-        try:
-            await self._pieces(head_bytes, limits.request_bytes)
-        except Broken as error:
-            # It may have refused the rest and said why: its answer can still be on the way.
-            self.broken = error
-            self.waiting.deadline = trio.current_time() + _LAST_WORDS
-        except (RouterError, ClientGone) as error:
-            self.refusal = error
-            self.both.cancel()
-        else:
-            self.waiting.deadline = trio.current_time() + self.attempt.patience
-
-    async def _pieces(self, head_bytes: bytes, largest: int) -> None:
-        attempt, connection, body = self.attempt, self.connection, self.attempt.body
-        total = len(body.held)
-        data = memoryview(head_bytes + attempt.held(connection))
-        for start in range(0, len(data), _SLICE):
-            end = start + _SLICE
-            last = body.complete and end >= len(data)
-            await attempt.send(connection, data[start:end], last=last)
-        if body.complete:
-            return
-        while piece := await attempt.exchange.read():
-            attempt.consumed = True
-            total += len(piece)
-            if total > largest:
-                raise too_large(largest)
-            await attempt.send(connection, connection.body(piece), last=total == body.length)
-        if last_chunk := connection.end():
-            await attempt.send(connection, last_chunk, last=True)

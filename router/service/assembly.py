@@ -194,6 +194,7 @@ def _front(
         response=settings.timeout,
         idle=settings.idle_timeout,
         peek=settings.peek_limit,
+        facts=settings.facts_limit,
         request_bytes=settings.max_request_bytes,
     )
     forwarder = Forwarder(attempts, upstream, limits)

@@ -255,7 +255,14 @@ class RouterSettings:
         MIB,
         Size(1),
         group="Limits",
-        help="how much of a JSON body is held to read what routing needs",
+        help="how much of a body is held in memory to read what routing needs",
+    )
+    facts_limit: int = setting(
+        64 * MIB,
+        Size(1),
+        group="Limits",
+        help="how much of a body is read to find its model where several are served; what is more"
+        " than --peek-limit waits in a temporary file",
     )
     max_request_bytes: int = setting(
         GIB,

@@ -81,6 +81,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "idle_timeout": 300.0,
         "client_send_timeout": None,
         "peek_limit": MIB,
+        "facts_limit": 64 * MIB,
         "max_request_bytes": GIB,
         "websocket_max_message": 64 * MIB,
         "refit_timeout": 1800.0,

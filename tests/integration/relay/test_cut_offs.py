@@ -159,7 +159,7 @@ def test_a_worker_that_takes_no_more_is_heard_for_a_moment(
     write = Connection.send
     broken: list[bool] = []
     monkeypatch.setattr(Connection, "send", send)
-    monkeypatch.setattr("router.relay.forward._LAST_WORDS", 2 if answers else 0.05)
+    monkeypatch.setattr("router.relay.upload._LAST_WORDS", 2 if answers else 0.05)
 
     async def main() -> None:
         async def script(peer: Peer) -> None:

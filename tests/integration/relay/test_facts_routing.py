@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pytest
 import trio
 
-from tests.integration.relay.harness import Peer, ScriptedWorker, answering, listen, routed, run
+from tests.integration.relay.harness import (
+    Peer,
+    ScriptedWorker,
+    answering,
+    failing,
+    listen,
+    routed,
+    run,
+    until,
+)
 from tests.integration.relay.wire import LAST_CHUNK, SOON, Message, chunked, request, response
 
 FORM = "Content-Type: multipart/form-data; boundary=x"
@@ -66,16 +77,102 @@ def test_the_model_chooses_the_worker(kind: str, body: bytes, how: str) -> None:
     run(main)
 
 
-def test_a_model_that_is_not_found_is_not_guessed() -> None:
+LONG = json.dumps({"image": "x" * SIZE, "n": [[1], {"model": "one"}], "model": "two"}).encode()
+
+
+@pytest.mark.parametrize("how", ["length", "chunked"])
+@pytest.mark.parametrize("peek", [1, 100_000, 2 * SIZE])
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (FORM, form(after=("model", "two"))),
+        (JSON, LONG),
+        (FORM, form(after=("model", "two")).replace(b"\x89PNG" * (SIZE // 4), b"PNG")),
+    ],
+    ids=["form", "json", "small form"],
+)
+def test_a_model_behind_a_file_or_a_long_string_is_found(
+    kind: str, body: bytes, how: str, peek: int
+) -> None:
     async def main() -> None:
         seen: list[tuple[str, Message]] = []
-        async with routed(*await two_models(seen)) as router:
-            body = form(("prompt", "p"), after=("model", "two"))
-            data = request("POST", "/v1/images/edits", FORM, body=body)
-            for _ in range(2):
-                answer = await router.ask(data)
-                assert (answer.status, json.loads(answer.body)["code"]) == (400, "ambiguous_model")
+        rest = b"" if kind == FORM else b" " * SIZE  # is not waited for
+        async with routed(*await two_models(seen), peek_limit=peek) as router:
+            for more in (b"", rest):
+                if how == "length":
+                    data = request("POST", "/v1/images/edits", kind, body=body + more)
+                else:
+                    data = request("POST", "/v1/images/edits", kind, "Transfer-Encoding: chunked")
+                    data += chunked(body) + (chunked(more) if more else b"") + LAST_CHUNK
+                assert (await router.ask(data)).body == b"two"
+                model, message = seen.pop()
+                assert (model, message.body == body + more, seen) == ("two", True, [])
+                length = message["content-length"]
+                assert length is None or int(length) == len(body + more)
+
+    run(main)
+
+
+@pytest.mark.parametrize("body", [form(("prompt", "p")), LONG[:-10] + b"}"], ids=["form", "json"])
+@pytest.mark.parametrize("limit", [500_000, 10 * SIZE])
+def test_a_model_that_is_not_found_is_not_guessed(body: bytes, limit: int) -> None:
+    async def main() -> None:
+        seen: list[tuple[str, Message]] = []
+        kind = FORM if body[:1] == b"-" else JSON
+        models = await two_models(seen)
+        async with routed(*models, peek_limit=1000, facts_limit=limit) as router:
+            data = request("POST", "/v1/images/edits", kind, body=body)
+            answer = await router.ask(data)
+            assert (answer.status, json.loads(answer.body)["code"]) == (400, "ambiguous_model")
             assert not seen
+
+    run(main)
+
+
+@pytest.mark.parametrize("peek", [1000, 2 * SIZE])
+def test_what_waits_in_a_file_can_be_sent_again(peek: int) -> None:
+    async def main() -> None:
+        seen: list[Message] = []
+        scripts = [
+            (failing(reads="head", ends="reset", record=None), "two"),
+            (answering(response(body=b"ok"), record=seen), "two"),
+            (answering(response(body=b"wrong")), "one"),
+        ]
+        workers = [ScriptedWorker(script, await listen(), model=m) for script, m in scripts]
+        async with routed(*workers, peek_limit=peek) as router:
+            for _ in range(2):
+                body = form(after=("model", "two"))
+                data = request("POST", "/v1/images/edits", FORM, body=body)
+                assert (await router.ask(data)).body == b"ok"
+                assert seen.pop().body == body
+            assert workers[0].connections >= 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_no_file_is_left(monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
+    files: list[IO[bytes]] = []
+
+    def make(**options: Any) -> IO[bytes]:
+        files.append(TemporaryFile(**options))  # noqa: SIM115 - the router closes it
+        return files[-1]
+
+    monkeypatch.setattr("tempfile.TemporaryFile", make)
+    body = form(after=("model", "two"))
+
+    async def main() -> None:
+        seen: list[tuple[str, Message]] = []
+        async with routed(*await two_models(seen), peek_limit=1000) as router:
+            client = await router.client()
+            head = request("POST", "/v1/images/edits", FORM, f"Content-Length: {len(body)}")
+            await client.send(head + (body if answered else body[:-100]))
+            if answered:
+                assert (await client.answer()).status == 200
+            await until(lambda: bool(files), "a file")
+            client.close()
+        assert len(files) == 1
+        assert files[0].closed
 
     run(main)
 

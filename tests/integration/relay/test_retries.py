@@ -137,7 +137,7 @@ def test_a_request_whose_end_could_not_be_written_goes_to_another_worker(
 
     write = Connection.send
     monkeypatch.setattr(Connection, "send", send)
-    monkeypatch.setattr("router.relay.forward._LAST_WORDS", 0.05)
+    monkeypatch.setattr("router.relay.upload._LAST_WORDS", 0.05)
 
     async def main() -> None:
         seen: list[Message] = []

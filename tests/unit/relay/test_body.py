@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from attrs import Factory, define
 from router.errors import RequestTooLarge
 from router.pool.cost import Costs
 from router.pool.models import AmbiguousModel
-from router.relay.body import Body, announced_length, facts_of, peek
+from router.relay.body import Body, announced_length, facts_of, peek, read_on
 from router.relay.routes import find
+from router.relay.spool import SpoolFailed
 
 JSON = (b"content-type", b"application/json")
 
@@ -147,3 +150,84 @@ def test_the_query_names_a_model_too(query: bytes, body: bytes, model: str | Non
 def test_query_and_body_must_agree(query: bytes) -> None:
     with pytest.raises(AmbiguousModel, match="names two models, "):
         model_of(take(send(b'{"model": "b"}')), query)
+
+
+MIB = 1024 * 1024
+BEGIN = b'{"image": "'
+
+
+def read_to_the_model(client: Client, limit: int, most: int, largest: int | None = None) -> Body:
+    async def main() -> Body:
+        exchange: Any = client
+        body = await peek(exchange, limit=limit, largest=largest)
+        try:
+            await read_on(exchange, body, limit=limit, most=most, largest=largest)
+            size = body.spool.size if body.spool else 0
+            again = b""
+            while body.spool and len(again) < size:
+                again += await body.spool.read(len(again))
+            body.held += again
+        finally:
+            body.release() if body.spool is None else body.spool.close()
+        return body
+
+    return trio.run(main)
+
+
+def test_a_large_body_waits_in_a_file() -> None:
+    piece = b"x" * 65536
+    client = send(BEGIN, *[piece] * (60 * 16), b'", "model": "m"}')
+
+    async def main() -> None:
+        exchange: Any = client
+        tracemalloc.start()
+        body = await peek(exchange, limit=MIB, largest=None)
+        await read_on(exchange, body, limit=MIB, most=64 * MIB, largest=None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (body.fields, body.complete) == ({"model": "m"}, True)
+        assert body.taken == body.length
+        assert len(body.held) <= MIB + 65536
+        assert peak < 8 * MIB
+        body.release()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_was_spooled_is_what_came(chunked: bool) -> None:
+    pieces = [BEGIN, *(b"%06d" % n for n in range(500)), b'"', b', "model": "m", "x": "', b"y" * 99]
+    client = send(*pieces, b'"}', chunked=chunked)
+    body = read_to_the_model(client, 200, 10_000)
+    taken = b"".join(pieces[: client.taken])
+    assert (bytes(body.held), body.complete) == (taken, False)
+    assert client.taken == len(pieces) - 1  # no further than to the model
+    assert body.fields == {"model": "m"}
+
+
+def test_no_more_is_read_than_may_be() -> None:
+    client = send(BEGIN, *[b"x" * 100] * 100)
+    body = read_to_the_model(client, 200, 1000)
+    assert 1000 <= len(body.held) < 1100
+    assert not body.complete
+    with pytest.raises(RequestTooLarge):
+        read_to_the_model(send(BEGIN, *[b"x" * 100] * 100, chunked=True), 200, 10_000, 500)
+
+
+def test_a_body_that_cannot_be_read_is_not_taken_further() -> None:
+    for kind in (b"video/mp4", b"multipart/form-data"):
+        client = send(*[b"x" * 100] * 100, kind=(b"content-type", kind))
+        assert read_to_the_model(client, 200, 10_000).taken == client.taken == 0
+    client = send(b"no object", *[b"x" * 100] * 100)
+    read_to_the_model(client, 200, 10_000)
+    assert client.taken <= 3
+
+
+def test_a_file_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(SpoolFailed, match="no space left") as caught:
+        read_to_the_model(send(BEGIN, *[b"x" * 100] * 100), 200, 10_000)
+    assert (caught.value.status, caught.value.code) == (503, "spool_failed")

@@ -1,0 +1,81 @@
+"""The part of a request body that waits for its worker in a file instead of in memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import IO, TypeAlias
+
+import trio
+from attrs import define, field
+
+from ..errors import RouterError, describe
+
+_SLICE = 1024 * 1024
+Call: TypeAlias = Callable[[], bytes]
+
+
+class SpoolFailed(RouterError):
+    """The temporary file of a request cannot be written or read."""
+
+    default_status = 503
+    default_code = "spool_failed"
+
+
+@define(eq=False)
+class Spool:
+    """Bytes in a temporary file without a name. All calls of the file run in threads, but `close`.
+
+    Whoever made it closes it.
+    """
+
+    size: int = 0
+    _file: IO[bytes] | None = field(init=False, default=None)
+    _pending: bytearray = field(init=False, factory=bytearray)
+
+    async def add(self, piece: bytes) -> None:
+        """Append. Raises SpoolFailed."""
+        self._pending += piece
+        self.size += len(piece)
+        if len(self._pending) >= _SLICE:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what was appended. Raises SpoolFailed."""
+        if self._pending:
+            await self._in_thread(self._write)
+            self._pending.clear()
+
+    async def read(self, at: int) -> bytes:
+        """What was flushed, from there on: a slice of it, never empty. Raises SpoolFailed."""
+        return await self._in_thread(lambda: self._read(at))
+
+    def close(self) -> None:
+        """Drop all of it. May be called again."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self) -> bytes:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` is ours
+        data = bytes(self._pending)
+        while data:
+            data = data[self._file.write(data) :]
+        return b""
+
+    def _read(self, at: int) -> bytes:
+        assert self._file is not None
+        piece = os.pread(self._file.fileno(), _SLICE, at)
+        if not piece:
+            raise OSError("it is shorter than what was written")
+        return piece
+
+    async def _in_thread(self, call: Call) -> bytes:
+        try:
+            return await trio.to_thread.run_sync(call)
+        except OSError as error:
+            raise SpoolFailed(
+                f"The temporary file of the request failed: {describe(error)}",
+                details={"retry_safe": True},
+            ) from error

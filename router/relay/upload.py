@@ -1,0 +1,90 @@
+"""Sending the body of a request while its answer is awaited."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+from attrs import define, field
+
+from ..errors import RouterError
+from .body import Body, too_large
+from .connection import Broken, Connection
+from .exchange import ClientGone, Exchange
+
+# How long a worker that closed its side of an upload may still be heard, in seconds.
+_LAST_WORDS = 2.0
+_SLICE = 256 * 1024  # of a body that is held
+
+
+class Attempt(Protocol):
+    """What an upload knows of the exchange at one worker."""
+
+    exchange: Exchange
+    body: Body
+    patience: float  # seconds from the last byte of the request to the head of the answer
+    consumed: bool  # pieces beyond the held ones were taken from the client
+
+    def held(self, connection: Connection) -> bytes: ...
+
+    async def send(
+        self, connection: Connection, data: bytes | memoryview, *, last: bool
+    ) -> None: ...
+
+
+@define(eq=False)
+class Upload:
+    """Sends a body while its answer is awaited. Never raises: `broken` and `refusal` tell.
+
+    `both` is the scope of sending and answering.
+    """
+
+    attempt: Attempt
+    largest: int  # bytes of a body
+    connection: Connection
+    both: trio.CancelScope
+    # For the head of the answer: without a deadline as long as the upload goes on.
+    waiting: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+    # The worker took no more.
+    broken: Broken | None = field(init=False, default=None)
+    # Why the whole exchange is over.
+    refusal: RouterError | ClientGone | None = field(init=False, default=None)
+
+    async def run(self, head_bytes: bytes) -> None:
+        try:
+            await self._pieces(head_bytes)
+        except Broken as error:
+            # It may have refused the rest and said why: its answer can still be on the way.
+            self.broken = error
+            self.waiting.deadline = trio.current_time() + _LAST_WORDS
+        except (RouterError, ClientGone) as error:
+            self.refusal = error
+            self.both.cancel()
+        else:
+            self.waiting.deadline = trio.current_time() + self.attempt.patience
+
+    async def _pieces(self, head_bytes: bytes) -> None:
+        attempt, connection, body = self.attempt, self.connection, self.attempt.body
+        total, spool = body.taken, body.spool
+        data = memoryview(head_bytes + attempt.held(connection))
+        for start in range(0, len(data), _SLICE):
+            end = start + _SLICE
+            last = body.complete and not spool and end >= len(data)
+            await attempt.send(connection, data[start:end], last=last)
+        at = 0
+        while spool and at < spool.size:
+            piece = await spool.read(at)
+            at += len(piece)
+            last = body.complete and at == spool.size
+            framed = connection.body(piece) + (connection.end() if last else b"")
+            await attempt.send(connection, framed, last=last)
+        if body.complete:
+            return
+        while piece := await attempt.exchange.read():
+            attempt.consumed = True
+            total += len(piece)
+            if total > self.largest:
+                raise too_large(self.largest)
+            await attempt.send(connection, connection.body(piece), last=total == body.length)
+        if last_chunk := connection.end():
+            await attempt.send(connection, last_chunk, last=True)
