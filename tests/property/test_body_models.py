@@ -76,6 +76,7 @@ def first_model(body: bytes) -> object:
 @given(objects(), CUTS)
 @example(b'{"image": "' + b"x" * 100_000 + b'", "model": "m"}', [0.5])
 @example(b'{"model": "a", "model": "b"}', [])
+@example(b'{"a": [[1], {"b": 2}, []], "model": "m"}', [0.2])
 @example(b'{"model": {"model": "a"}, "model": "b"}', [0.1, 0.6])
 def test_any_pieces_of_an_object_give_the_same_model(body: bytes, cuts: list[float]) -> None:
     assert read(JSON, body, cuts) == first_model(body)
