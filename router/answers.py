@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from email.utils import formatdate
 
 from .errors import RouterError
+from .text import header, to_json
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -31,12 +31,12 @@ def new_request_id() -> str:
 
 def error_answer(error: RouterError, request_id: str) -> tuple[Headers, bytes]:
     """Headers and body of the answer that tells a client of an error."""
-    body = json.dumps(error.body(request_id)).encode()
+    body = to_json(error.body(request_id)).encode()
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", request_id.encode()),
-        *((name.lower().encode(), content.encode()) for name, content in error.headers),
+        *((name.lower().encode(), header(content)) for name, content in error.headers),
     ]
     if error.retry_safe is not None:  # OpenAI's SDKs obey it, and else repeat what is not safe
         headers.append((b"x-should-retry", b"true" if error.retry_safe else b"false"))

@@ -25,8 +25,8 @@ LAYERS = [
     {"dispatch"},
     {"store", "observe", "net"},
     {"pool", "settings"},
-    {"answers"},
-    {"errors", "init", "program", "__init__"},
+    {"answers", "boundary"},
+    {"errors", "init", "program", "text", "__init__"},
 ]
 SAME_ROW = {("web", "control")}
 ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}

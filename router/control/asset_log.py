@@ -10,6 +10,7 @@ from attrs import define, field, frozen
 from ..pool.assets import AssetKind, AssetMap, Owner
 from ..pool.worker import Worker
 from ..store.store import Store
+from ..text import is_id
 
 _PREFIX = "assets/"
 
@@ -103,7 +104,13 @@ class StoredAssets:
         if worker.incarnation != owner.incarnation:
             self._drop(owner)
             return
-        rows = self.store.rows(f"{_PREFIX}{owner.number}")
+        table = f"{_PREFIX}{owner.number}"
+        rows = self.store.rows(table)
+        if unfit := [asset_id for asset_id in rows if not is_id(asset_id)]:  # of older versions
+            rows = dict(rows)
+            for asset_id in unfit:
+                del rows[asset_id]
+                self.store.delete_row(table, asset_id)
         self._numbers[self.assets.adopt(worker, owner.kind, rows)] = owner.number
 
     def _drop(self, owner: OwnerRecord) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from ..boundary import contained
 from ..errors import RouterError
 from ..pool.targets import Targets
 from ..pool.worker import Worker
+from ..text import words
 from .client import ControlClient, Unreachable
 from .copying import BrokenOff, Copy, copy_out
 
@@ -104,6 +106,21 @@ async def call_one(
     rows: dict[Worker, Row],
 ) -> None:
     """Send the call to one worker; its row is entered when it has answered, or failed."""
+    with contained("worker", f"{call.path} at worker {worker.url}") as attempt:
+        await _call_one(client, worker, call, body, rows)
+    if attempt.error is not None:
+        why = f"{type(attempt.error).__name__}: {words(attempt.error)}"
+        said = {"error": why, "code": "internal_error", "success": False}
+        rows[worker] = Row(worker, 502, said, answered=False)
+
+
+async def _call_one(
+    client: ControlClient,
+    worker: Worker,
+    call: Call,
+    body: bytes | AsyncIterable[bytes],
+    rows: dict[Worker, Row],
+) -> None:
     try:
         answer = await client.call(
             call.method,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
@@ -13,6 +12,7 @@ import httpx
 import trio
 from attrs import frozen
 
+from .. import text
 from ..errors import describe, is_refusal
 from ..net.addresses import Addresses, Origin
 from ..net.hops import INSTANCE_HEADER, Instance
@@ -21,8 +21,14 @@ from ..net.trust import Trust
 # Workers close idle connections after 5 s (worker contract).
 _KEEPALIVE = 3.0
 _MAX_ANSWER = 8 * 1024 * 1024
+_READING = 60.0  # seconds for the body of an answer, once its head has come
 _CONNECT = 5.0
 _POOLS = 256
+_HEADERS = (
+    ("accept", "*/*"),
+    ("accept-encoding", "identity"),  # bodies are taken as they come
+    ("user-agent", "sglang-d-router"),
+)
 
 
 class Unreachable(Exception):
@@ -48,10 +54,7 @@ class Answer:
 
     def json(self) -> Any:
         """The body as JSON, None if it is none."""
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
+        return text.from_json(self.body)
 
 
 class ControlClient:
@@ -62,15 +65,10 @@ class ControlClient:
         self.addresses = addresses or Addresses()
         self.trust = trust or Trust()
         self._calls: Counter[str] = Counter()  # under way, by the URL of the worker
-        self._client = httpx.AsyncClient(
-            trust_env=False,
-            transport=_Pools(self.addresses, self.trust),
-            headers={"accept-encoding": "identity"},  # bodies are taken as they come
-            follow_redirects=False,
-        )
+        # Not httpx's client: it keeps cookies, which know no ports, and reads what redirects say.
+        self._pools = _Pools(self.addresses, self.trust)
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
         return self
 
     async def __aexit__(
@@ -79,7 +77,7 @@ class ControlClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._client.__aexit__(kind, error, trace)
+        await self._pools.aclose()
 
     async def get(self, url: str, path: str, *, within: float) -> Answer:
         """GET a path of a worker within so many seconds in all. Raises Unreachable."""
@@ -141,18 +139,21 @@ class ControlClient:
         # Connecting is quick or hopeless; the answer may wait behind a generation.
         patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=stall or within)
         try:
-            request = self._client.build_request(
+            request = httpx.Request(
                 method,
                 url + path,
                 headers=self.trust.present(
-                    [(n.encode(), v.encode()) for n, v in (*headers, self.instance.on_call())]
+                    [
+                        (name.encode(), value.encode())
+                        for name, value in (*_HEADERS, *headers, self.instance.on_call())
+                    ]
                 ),
                 content=body,
-                timeout=patience,
+                extensions={"timeout": patience.as_dict()},
             )
             if body is not None:
                 request.stream = _Pieces(_Whole(body) if isinstance(body, bytes) else body)
-            response = await self._client.send(request, stream=True)
+            response = await self._pools.handle_async_request(request)
             try:
                 data = await _read(response, f"{method} {path}") if whole else b""
             finally:
@@ -168,8 +169,7 @@ class ControlClient:
                 timed_out=True,
                 sent=not isinstance(error, httpx.ConnectTimeout),
             ) from error
-        # Beside its own errors httpx lets out those of reading host names, be they the worker's
-        # or those in a redirect.
+        # Beside its own errors httpx lets out those of reading host names.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise Unreachable(
                 f"{method} {path} failed: {describe(error)}",
@@ -242,11 +242,13 @@ class _Whole:
 async def _read(response: httpx.Response, what: str) -> bytes:
     data = bytearray()
     # Cancelled, not left: httpx's generators end properly only at a failed or finished read.
-    with trio.CancelScope() as scope:
+    with trio.CancelScope(deadline=trio.current_time() + _READING) as scope:
         async for piece in response.aiter_raw():
             data += piece
             if len(data) > _MAX_ANSWER:
                 scope.cancel()
-    if scope.cancel_called:
+    if len(data) > _MAX_ANSWER:
         raise Unreachable(f"{what} answered more than {_MAX_ANSWER} bytes")
+    if scope.cancelled_caught:
+        raise Unreachable(f"{what} was not answered whole within {_READING:g} s", timed_out=True)
     return bytes(data)

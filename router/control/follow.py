@@ -8,17 +8,19 @@ has come back.
 from __future__ import annotations
 
 import random
-from urllib.parse import quote
+from functools import partial
 
 import trio
 from attrs import define, field
 
+from ..boundary import keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over
 from ..pool.registry import Registry
 from ..pool.worker import Health, Hold, HoldKind, Worker
+from ..text import segment
 from .client import ControlClient, Unreachable
 
 _KINDS = {"video": AssetKind.VIDEO, "mesh": AssetKind.MESH}
@@ -76,13 +78,14 @@ class Follower:
             self._unasked.setdefault(worker, []).append(hold)
             return
         follow = self._job if hold.kind is HoldKind.JOB else self._ghost
-        self._nursery.start_soon(follow, hold)
+        what = f"the look after a {hold.kind} of worker {worker.url}"
+        self._nursery.start_soon(keep_running, what, partial(follow, hold))
 
     async def _job(self, hold: Hold) -> None:
         """Look at the job until it has ended; passing polls may tell us first."""
         kind = _KINDS[hold.endpoint]
         assert hold.job_id is not None
-        path = f"/v1/{kind}/{quote(hold.job_id, safe='')}"
+        path = f"/v1/{kind}/{segment(hold.job_id)}"
         while _occupies(hold, HoldKind.JOB):
             await trio.sleep(self._pause(hold) * self.rng.uniform(0.8, 1.2))
             async with self._looks.setdefault(hold.worker, trio.CapacityLimiter(_AT_ONCE)):

@@ -8,11 +8,11 @@ from attrs import evolve, frozen
 
 from ..pool.lifecycle import Probe
 from ..pool.worker import Capabilities
+from ..text import is_name, words
 from .client import Answer, ControlClient, Unreachable
 
 PROBE_TIMEOUT = 5.0  # seconds
 _MOST_TOGETHER = 10_000  # as for max_concurrency
-_LONGEST_REASON = 300  # characters of a worker's own words
 
 
 @frozen
@@ -47,7 +47,7 @@ def judge(answer: Answer) -> Finding:
     content = answer.json()
     if answer.status == 503 and isinstance(content, dict) and content.get("status") == "unhealthy":
         why = content.get("error") or "no reason given"
-        return Finding(Probe.BACKEND_DEAD, f"its backend died: {str(why)[:_LONGEST_REASON]}")
+        return Finding(Probe.BACKEND_DEAD, f"its backend died: {words(why)}")
     # A worker has no other 503, and never a 502: these are of a proxy.
     behind = answer.status in (502, 503)
     return Finding(Probe.FAILED, f"GET /health answered {answer.status}", behind)
@@ -131,9 +131,9 @@ def _count(value: object) -> int | None:
 
 
 def _word(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if is_name(value) else None
 
 
 def _words(values: list[object]) -> tuple[str, ...]:
     """The distinct non-empty strings, in order."""
-    return tuple(dict.fromkeys(v for v in values if isinstance(v, str) and v))
+    return tuple(dict.fromkeys(v for v in values if is_name(v)))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import trio
 from attrs import define, field, frozen
 
+from ..boundary import contained
 from ..errors import NotFound, PoolUnavailable
 from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import MOST, Page, Place, is_over, page_of_jobs, place_of, told_place
 from ..pool.registry import Registry
 from ..pool.worker import Health, Task, Worker
+from ..text import is_id, segment
 from .client import ControlClient, Unreachable
 
 _PATIENCE = 5.0  # seconds for a worker's answer; job reads do not queue behind generations
@@ -80,8 +81,7 @@ class JobControl:
             known = self.assets.owner(asset_id, kind)
             if known is not None:
                 return known.worker
-            # No path can name what browsers and clients take for a step between folders.
-            if self._unknown.get(key, -1.0) > trio.current_time() or asset_id in (".", ".."):
+            if self._unknown.get(key, -1.0) > trio.current_time() or not is_id(asset_id):
                 raise unknown_asset(asset_id, kind)
             search = self._searches.get(key)
             if search is None:
@@ -157,8 +157,10 @@ class JobControl:
         async with trio.open_nursery() as nursery:
 
             async def ask(worker: Worker) -> None:
-                async with limit:
-                    answer = await self._knows(worker, asset_id, kind)
+                answer = None
+                with contained("worker", f"asking worker {worker.url} for what it has made"):
+                    async with limit:
+                        answer = await self._knows(worker, asset_id, kind)
                 if worker.removed:
                     return
                 if answer is None:
@@ -173,7 +175,7 @@ class JobControl:
 
     async def _knows(self, worker: Worker, asset_id: str, kind: AssetKind) -> bool | None:
         """Whether the worker knows the asset; None if it did not say."""
-        path = f"/v1/{kind}/{quote(asset_id, safe='')}"
+        path = f"/v1/{kind}/{segment(asset_id)}"
         try:
             if kind is AssetKind.IMAGE:
                 status = await self.client.status(worker.url, path + "/content", within=_PATIENCE)
@@ -198,8 +200,10 @@ class JobControl:
         limit = trio.CapacityLimiter(_AT_ONCE)
 
         async def ask(worker: Worker) -> None:
-            async with limit:
-                jobs = await self.all_jobs(worker, kind)
+            jobs = None
+            with contained("worker", f"reading the jobs of worker {worker.url}"):
+                async with limit:
+                    jobs = await self.all_jobs(worker, kind)
             if jobs is None:
                 silent.append(worker)
             else:
@@ -234,14 +238,14 @@ class JobControl:
             data = content.get("data") if isinstance(content, dict) else None
             if answer.status != 200 or not isinstance(data, list):
                 return None
-            found = [j for j in data if isinstance(j, dict) and isinstance(j.get("id"), str)]
+            found = [j for j in data if isinstance(j, dict) and is_id(j.get("id"))]
             if not found and path != first:
                 raise _CursorLost
             fresh = [job for job in found if job["id"] not in jobs]
             jobs.update((job["id"], job) for job in fresh)
             if not fresh or not content.get("has_more"):
                 break
-            path = f"{first}&after={quote(fresh[-1]['id'], safe='')}"
+            path = f"{first}&after={segment(fresh[-1]['id'])}"
         return list(jobs.values())
 
     def _observe(self, event: events.Event) -> None:

@@ -18,6 +18,7 @@ from ..pool.registry import Registry
 from ..pool.worker import Hold, HoldKind, Origin, Worker
 from ..store.showing import lasting
 from ..store.store import Store
+from ..text import is_id
 from .asset_log import StoredAssets
 from .witness import ROUTER_RESTARTED, trusts_absence
 
@@ -98,6 +99,9 @@ class Keeper:
             else:  # no flag names it any more
                 self.store.delete(WorkerRecord, record.url)
         jobs = self.store.restored(JobRecord)
+        for job_id in [job_id for job_id in jobs if not is_id(job_id)]:  # of older versions
+            del jobs[job_id]
+            self.store.delete(JobRecord, job_id)
         for job in jobs.values():
             self._waiting.setdefault(job.url, []).append(job)
         speeds = self.store.restored(SpeedRecord)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import trio
 from attrs import define, field
 
+from ..boundary import contained
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.lifecycle import MemoryEvent
@@ -267,8 +268,10 @@ class MemoryControl:
                     await self._ease(worker)
                 async with self.turns.take([worker]):
                     self._followed[worker] = changed = trio.Event()
+                    what = f"bringing worker {worker.url} to sleep or awake"
                     if self._is_due(worker):
-                        await self._try(worker, pause)
+                        with contained("worker", what):
+                            await self._try(worker, pause)
                 if self._is_due(worker):
                     with trio.move_on_after(pause) as waited:
                         await changed.wait()

@@ -11,6 +11,7 @@ from typing import ClassVar
 import trio
 from attrs import define, evolve, field, frozen
 
+from ..boundary import contained
 from ..net.addresses import Addresses, NotOneAddress, Origin
 from ..net.lookup import Silent
 from ..pool import events
@@ -105,7 +106,7 @@ class Names:
             while True:
                 async with trio.open_nursery() as looking:
                     for name in self._names.values():
-                        looking.start_soon(self._refresh, name)
+                        looking.start_soon(self._refresh_safely, name)
                 await trio.sleep(self.interval)
 
     async def follow(self, url: str, concurrency: int | None) -> list[Worker]:
@@ -153,6 +154,10 @@ class Names:
             with suppress(RemovalCalledOff):
                 await self.retirer.drain_and_remove(worker)
         await self.store.commit()
+
+    async def _refresh_safely(self, name: _Name) -> None:
+        with contained("worker", f"following {name.record.url}"):
+            await self._refresh(name)
 
     async def _refresh(self, name: _Name) -> None:
         try:

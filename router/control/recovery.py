@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Set
+from functools import partial
 from typing import Any
 
 import trio
 from attrs import define, field
 
+from ..boundary import keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
@@ -58,7 +60,9 @@ class Recovery:
                 if worker in self._due:
                     assert self._nursery is not None
                     self._due.discard(worker)
-                    self._nursery.start_soon(self._recover, worker, worker.incarnation)
+                    recover = partial(self._recover, worker, worker.incarnation)
+                    what = f"reading the jobs of worker {worker.url}"
+                    self._nursery.start_soon(keep_running, what, recover)
 
     async def _recover(self, worker: Worker, incarnation: int) -> None:
         for kind in _ENDPOINTS:

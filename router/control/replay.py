@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import trio
 from attrs import define, field
 
+from ..boundary import contained
 from ..dispatch import Dispatcher
 from ..errors import StateUnavailable
 from ..pool import events
@@ -21,6 +22,7 @@ from ..pool.weights.answers import words
 from ..pool.weights.recipe import FRESH
 from ..pool.worker import Admin, Health, Memory, Origin, Weights, Worker
 from ..store.store import Store
+from ..text import words as words_of
 from .broadcast import Row, call_one
 from .client import ControlClient, Unreachable
 from .gate import Gate
@@ -171,7 +173,8 @@ class Replayer:
                         await tending.woken.wait()
                     pause = _RETRY_FIRST
                     continue
-                with trio.CancelScope() as tending.scope:
+                what = f"bringing worker {worker.url} up"
+                with trio.CancelScope() as tending.scope, contained("worker", what) as attempt:
                     if await self.dispatcher.idle(worker, self.drain_timeout):
                         async with self._gate.turn():
                             if self._ready(worker):
@@ -179,6 +182,8 @@ class Replayer:
                     else:
                         self.ledgers.delayed(worker, "its work did not end")
                 tending.scope = None
+                if attempt.error is not None:
+                    self.ledgers.delayed(worker, f"{what} failed: {words_of(attempt.error)}")
                 if _lags(worker):
                     with trio.move_on_after(pause):
                         await tending.woken.wait()

@@ -19,10 +19,10 @@ from ..pool.registry import Registry
 from ..pool.targets import reachable
 from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
+from ..text import words
 from .broadcast import Call, Row, call_one
 from .client import ControlClient
 
-_LONGEST_REASON = 300  # characters of a worker's own words
 _LOST = "its health was lost before it answered"
 
 
@@ -205,8 +205,8 @@ def said(row: Row, *, aim: bool) -> bool | None:
 def why(row: Row) -> str:
     """What went wrong, in one sentence for people."""
     body = row.body if isinstance(row.body, dict) else {}
-    words = body.get("error") or body.get("message") or f"it answered {row.status}"
-    return str(words)[:_LONGEST_REASON]
+    said = body.get("error") or body.get("message") or f"it answered {row.status}"
+    return words(said)
 
 
 def _break_off(scopes: dict[Worker, trio.CancelScope], worker: Worker) -> None:

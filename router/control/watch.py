@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
+from functools import partial
 
 import trio
 from attrs import define, field
 
+from ..boundary import keep_running
 from ..net.addresses import Addresses, NotOneAddress, SamePeer
 from ..net.lookup import Unresolved
 from ..net.trust import Trust
@@ -17,6 +19,7 @@ from ..pool.ids import BadWorkerURL
 from ..pool.lifecycle import Probe
 from ..pool.registry import Registry
 from ..pool.worker import Health, Origin, Worker
+from ..text import words
 from .client import ControlClient
 from .gate import Gate
 from .health import Finding, NotRead, probe, read_capabilities
@@ -146,10 +149,21 @@ class Watchman:
         watch = self._watches[worker] = _Watch(worker)
         if worker.suspicion is not None:
             self._recall(watch)
-        self._nursery.start_soon(self._watch, watch)
+        self._nursery.start_soon(self._keep_watching, watch)
+
+    async def _keep_watching(self, watch: _Watch) -> None:
+        def failed(error: Exception) -> None:
+            why = f"its probe failed unexpectedly: {type(error).__name__}: {words(error)}"
+            self.registry.probed(watch.worker, Probe.FAILED, why)
+            watch.contacted.set()
+
+        with watch.scope:
+            await keep_running(
+                f"the watch over worker {watch.worker.url}", partial(self._watch, watch), failed
+            )
 
     async def _watch(self, watch: _Watch) -> None:
-        with watch.scope:
+        try:
             async with trio.open_nursery() as nursery:
                 try:
                     while True:
@@ -165,6 +179,8 @@ class Watchman:
                         await self._pause(watch)
                 finally:
                     nursery.cancel_scope.cancel()
+        finally:
+            watch.idle = None
 
     def _recall(self, watch: _Watch) -> None:
         """Note what the process has made, before another one may make something."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 from typing import Any, TypeAlias
-from urllib.parse import quote
 
 from attrs import define, field
 
 from ..pool.assets import AssetKind, AssetMap, Made
 from ..pool.worker import ROUTER_RESTARTED as ROUTER_RESTARTED
 from ..pool.worker import Worker
+from ..text import segment
 from .client import ControlClient, Unreachable
 
 _MOST_ASKED = 3
@@ -94,7 +94,7 @@ class Witness:
     async def _knows(self, worker: Worker, made: Made) -> bool | None:
         """Whether the worker knows what it made; None if its answer does not tell. Raises
         Unreachable."""
-        path = f"/v1/{made.kind}/{quote(made.asset_id, safe='')}"
+        path = f"/v1/{made.kind}/{segment(made.asset_id)}"
         if made.kind is AssetKind.IMAGE:
             path += "/content"
             # Megabytes would follow.

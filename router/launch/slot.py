@@ -15,8 +15,10 @@ from pathlib import Path
 import trio
 from attrs import define, evolve, field
 
+from ..boundary import contained
 from ..errors import StartError, StateUnavailable
 from ..pool.worker import Health, Memory, Origin, Worker
+from ..text import words
 from . import output, vigil
 from .base import EngineUnavailable, Handle, Order, Reservation, Run, RunState, WorkerPlan
 from .launcher import Death, Launcher, Shared
@@ -190,11 +192,13 @@ class Slot:
         """One launch, from its beginning to the decision what comes next."""
         self._again = False
         death: Death | None = None
-        with self._interruptible():
+        with self._interruptible(), contained("worker", f"the launch of {self.name}") as attempt:
             if self.handle is None:
                 death = await self._launch()
             if death is None:
                 death = await self._live()
+        if attempt.error is not None:
+            death = Death(f"failed unexpectedly: {words(attempt.error)}", condemned=True)
         if self._left:
             return
         if self.retiring:
@@ -339,11 +343,11 @@ class Slot:
             logger.error("%s", death.reason)
             return
         self._avoid |= death.taken
-        age, words = self.age(), await self.last_words()
+        age, last = self.age(), await self.last_words()
         if self.ready_at is None and self.plan is not None:
-            self._avoid |= self.launcher.planner.taken(words, self.plan.ports)
+            self._avoid |= self.launcher.planner.taken(last, self.plan.ports)
         told = "%s %s after %.0f s; the end of its log:"
-        logger.error(told, self.name, death.reason, age, extra={"quoted": words})
+        logger.error(told, self.name, death.reason, age, extra={"quoted": last})
 
     async def _wait_after(self, death: Death) -> None:
         """Wait as long as it takes until it may be started again."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
+from typing import Any
 
 from ..pool import events
 from ..pool.worker import ROUTER_RESTARTED, Weights
+from ..text import block, one_line
 from .stderr import Output
 
 logger = logging.getLogger("router.pool")
 
 _FIELDS = ("request_id", "code")
-
-
-# Paths and workers' words may hold these; a line of the log must stay one line.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class _LineFormatter(logging.Formatter):
@@ -26,13 +23,13 @@ class _LineFormatter(logging.Formatter):
         line = super().formatMessage(record)
         named = [(name, getattr(record, name, None)) for name in _FIELDS]
         tail = " ".join(f"{name}={value}" for name, value in named if value)
-        quoted = str(getattr(record, "quoted", "")).splitlines()
-        lines = [f"{line} [{tail}]" if tail else line, *(f"    {each}" for each in quoted)]
-        return "\n".join(_CONTROL.sub(_escaped, each) for each in lines)
+        first = one_line(f"{line} [{tail}]" if tail else line)
+        quoted = str(getattr(record, "quoted", ""))
+        return f"{first}
+{block(quoted)}" if quoted else first
 
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+    def formatException(self, ei: Any) -> str:
+        return block(super().formatException(ei))
 
 
 def configure(level: str) -> Output:

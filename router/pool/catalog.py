@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from ..errors import BadRequest
+from ..text import to_json
 
 MOST, DEFAULT = 100, 20  # jobs on a page
 
@@ -28,7 +28,7 @@ def merge_models(lists: Iterable[Iterable[Any]]) -> list[dict[str, Any]]:
         for card in cards:
             if isinstance(card, dict):
                 name = card.get("id")
-                key = name if isinstance(name, str) and name else json.dumps(card, sort_keys=True)
+                key = name if isinstance(name, str) and name else to_json(card)
                 merged.setdefault(key, card)
     return list(merged.values())
 

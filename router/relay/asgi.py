@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 import trio
 from attrs import define, field
@@ -15,6 +15,7 @@ from ..net.hops import Instance, LoopDetected, begin_anew
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
 from ..store.store import Store
+from ..text import segment
 from .client import App, Receive, Scope, Send, how_left, link_of, target_of
 from .encoding import readable_only
 from .exchange import ClientGone, ClientStalled
@@ -126,7 +127,7 @@ class Relay:
             exchange.path, exchange.target = exchange.path[:-1], _unslashed(exchange.target)
         if route.how is How.MERGED and (asset_id := _asked_for(scope["query_string"])):
             # `GET /v1/videos?id=ID` is another way to write `GET /v1/videos/ID`.
-            exchange.path = f"{route.path}/{quote(asset_id, safe='')}"
+            exchange.path = f"{route.path}/{segment(asset_id)}"
             exchange.target = exchange.path.encode()
             route = find("GET", exchange.path)
         if route.how is How.OWN:

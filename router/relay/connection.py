@@ -11,6 +11,7 @@ import h11
 import trio
 from attrs import define, field
 
+from .. import text
 from ..errors import describe
 from ..net.trust import Trust
 from . import wire
@@ -238,7 +239,8 @@ class Connection:
         except h11.RemoteProtocolError as error:
             if parser.trailing_data[1]:
                 raise Broken("it closed the connection within its answer") from error
-            raise Invalid(f"its answer is not valid HTTP: {error}") from error
+            why = text.of_bytes(str(error))
+            raise Invalid(f"its answer is not valid HTTP: {why}") from error
 
     async def _receive(self, size: int) -> bytes:
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from attrs import define, field
 
 from ..dispatch import Dispatcher
@@ -12,6 +10,7 @@ from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over
 from ..pool.worker import Lease
 from ..store.store import Store
+from ..text import from_json, is_id
 from .encoding import Decoder, decoder
 from .facts import leading_fields
 from .routes import How, Route
@@ -51,7 +50,7 @@ class _Submission:
     def over(self) -> None:
         job = _object(self._body)
         job_id = job.get("id")
-        if self._lease is not None and isinstance(job_id, str):
+        if self._lease is not None and is_id(job_id):
             done = is_over(job)
             self.assets.learn(job_id, self._lease.worker, self.kind, finished=done)
             if done:
@@ -91,7 +90,7 @@ class _Pictures:
             return
         self._begun += self._decode(piece)[: _LEADING - len(self._begun)]
         image_id = leading_fields(self._begun, _ID).get("id")
-        if isinstance(image_id, str):
+        if is_id(image_id):
             self.assets.learn(image_id, self._lease.worker, AssetKind.IMAGE)
         if isinstance(image_id, str) or len(self._begun) >= _LEADING:
             self._lease = None
@@ -159,8 +158,5 @@ def watcher(
 
 
 def _object(data: bytes | bytearray) -> dict[str, object]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
+    content = from_json(data)
     return content if isinstance(content, dict) else {}

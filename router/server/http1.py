@@ -18,6 +18,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
+from router import text
 from router.answers import error_answer, http_date, log_error, new_request_id
 from router.errors import BadRequest, RouterError
 from router.server.calls import call_app
@@ -263,8 +264,6 @@ class Http1Protocol(H11Protocol):
 
 # A host with an optional port (RFC 9110 section 7.2); of names, what RFC 3986 lets them hold.
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
-# h11 shows the bytes at which it stopped as Python writes them.
-_PYTHONS = re.compile(r"(?:bytearray\()?b(['\"])(.*)\1\)?", re.DOTALL)
 
 
 def _refusal(request: h11.Request) -> RouterError | None:
@@ -281,7 +280,7 @@ def _refusal(request: h11.Request) -> RouterError | None:
 
 def _in_words(error: h11.RemoteProtocolError) -> str:
     """What is wrong with the bytes of a client, fit for its eyes and for the log."""
-    sentence = _PYTHONS.sub(r"\1\2\1", str(error))
+    sentence = text.of_bytes(str(error))
     return sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}..."
 
 

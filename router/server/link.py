@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from attrs import frozen
+
+from router import boundary
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -28,24 +29,9 @@ class Named(Protocol):
     def request_id(self) -> str: ...
 
 
-@contextmanager
-def contained(call: Named) -> Iterator[None]:
-    """Log what nobody expected, and go on after the block."""
-    try:
-        yield
-    except Exception as error:
-        _tell(call, error)
-    except BaseExceptionGroup as group:
-        found, rest = group.split(Exception)
-        if found is not None:
-            _tell(call, found)
-        if rest is not None:
-            raise rest from None
-
-
-def _tell(call: Named, error: BaseException) -> None:
-    extra = {"request_id": call.request_id, "code": "internal_error"}
-    log.error("%s: unexpected error", call.what, exc_info=error, extra=extra)
+def contained(call: Named) -> boundary.contained:
+    """A block about this call or connection: an unexpected error ends that alone."""
+    return boundary.contained("client", lambda: call.what, request_id=lambda: call.request_id)
 
 
 LINK = "router.client"  # key in scope["extensions"]

@@ -1,7 +1,8 @@
 """A router from its start to its end: it owns the top nursery.
 
-A crash of any part is fatal and loud: it ends the process with a traceback rather than leaving
-a router that answers without one of its parts.
+A crash of the shared core (registry, queue, ledgers, store), or of a task that serves all, is fatal
+and loud: it ends the process with a traceback. A crash at one connection or in a task about one
+worker ends there (`router.boundary`).
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ from typing import Any, Protocol, cast
 
 import quart
 from quart import g, request
+from quart.json.provider import DefaultJSONProvider
 from quart_trio import QuartTrio
 from werkzeug.routing import MapAdapter
 
+from ..text import to_json
 from . import control, errors, jobs, launcher, models, ops, queue, weights, workers
 from .parts import Parts
 from .uploads import Connection
@@ -18,7 +20,16 @@ class _Link(Protocol):
     request_id: str
 
 
+class _Json(DefaultJSONProvider):
+    """What workers say may hold what JSON has no word for: NaN, say."""
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return to_json(obj)
+
+
 class _App(QuartTrio):
+    json_provider_class = _Json
+
     def create_url_adapter(self, request: Any) -> MapAdapter | None:
         """No route depends on Host, which may be no name that can be looked up."""
         if request is None:

@@ -7,11 +7,13 @@ from typing import Any
 import trio
 from quart import Blueprint
 
+from ..boundary import contained
 from ..control.client import Unreachable
 from ..errors import WorkerFailed
 from ..pool.catalog import merge_models
 from ..pool.targets import healthy_targets, no_workers
 from ..pool.worker import Worker
+from ..text import words
 from .parts import parts
 
 blueprint = Blueprint("models", __name__)
@@ -56,6 +58,12 @@ async def _cards() -> tuple[list[dict[str, Any]], dict[str, str]]:
     client = parts().client
 
     async def ask(worker: Worker) -> None:
+        with contained("worker", f"GET /v1/models of worker {worker.url}") as attempt:
+            await read(worker)
+        if attempt.error is not None:
+            failures[worker.url] = words(attempt.error)
+
+    async def read(worker: Worker) -> None:
         try:
             answer = await client.get(worker.url, "/v1/models", within=_PATIENCE)
         except Unreachable as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from quart import Blueprint
 
+from .. import boundary
 from ..net.hops import INSTANCE_HEADER
 from ..pool.census import census
 from .parts import parts
@@ -34,6 +35,7 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
         "dead_workers": count.dead,
         "sleeping_workers": count.sleeping,
         "workers_on_trial": count.on_trial,
+        "contained_errors": boundary.counts.total(),
         "state": "none",
     }
     if store.keeps:

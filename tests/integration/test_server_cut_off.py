@@ -157,7 +157,7 @@ def test_a_crash_before_the_answer_is_500(caplog: pytest.LogCaptureFixture) -> N
     assert "the other crash" in caplog.text
     assert [record.request_id for record in caplog.records] == names  # type: ignore[attr-defined]
     assert [bool(record.exc_info) for record in caplog.records] == [True, True, False]
-    assert {record.name for record in caplog.records} == {"router.server"}
+    assert {record.name for record in caplog.records} == {"router.boundary", "router.server"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import trio
 
+from router import boundary
 from router.pool.worker import Health
 from router.web import workers as web_workers
 from tests.integration.deployment import (
@@ -732,6 +733,7 @@ def test_health_says_whether_a_request_would_be_served(run_router: RunRouter) ->
                     "dead_workers": 0,
                     "sleeping_workers": 0,
                     "workers_on_trial": 0,
+                    "contained_errors": boundary.counts.total(),
                     "state": "none",
                     **expected,
                 }

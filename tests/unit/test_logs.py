@@ -56,7 +56,7 @@ def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> Non
         logging.getLogger("router").exception("failed", extra={"request_id": "r1"})
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("ERROR   failed [request_id=r1]")
-    assert lines[-1] == "ZeroDivisionError: why"
+    assert lines[-1] == "  ZeroDivisionError: why"
 
 
 @pytest.mark.usefixtures("_restored")
@@ -88,6 +88,9 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
         told.append(trial)  # of another observer, which the registry does not know
         logs.log_event(trial)
     registry.trouble(worker, "connection reset")
+    for event in (events.Ejected(worker, "3 failures"), events.Readmitted(worker, "a success")):
+        logs.log_event(event)
+        told.append(event)
     registry.suspect(worker, "its idle connection was closed")
     registry.absolve(worker)
     registry.probed(worker, Probe.REFUSED, "GET /health failed: connection refused")
@@ -110,6 +113,8 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
         ("WARNING", "worker http://w:1 is on trial: 3 failed"),
         ("INFO", "worker http://w:1 is on trial no more: one succeeded"),
         ("DEBUG", "worker http://w:1: connection reset"),
+        ("WARNING", "worker http://w:1 is on trial: 3 failures"),
+        ("INFO", "worker http://w:1 is on trial no more: a success"),
         ("INFO", "worker http://w:1 may be another process now: its idle connection was closed"),
         ("INFO", "worker http://w:1 is still the same process (its idle connection was closed)"),
         ("INFO", "worker http://w:1 may be another process now: it refused a connection"),

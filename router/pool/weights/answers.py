@@ -6,7 +6,10 @@ import re
 from enum import StrEnum
 from typing import Any
 
+from ... import text
 from .recipe import DISK, TENSOR
+
+_LONGEST = 2000  # characters of a worker's own words
 
 # A disk update that says so has begun to load: what is there now is not what was there before.
 _TOUCHED = re.compile(r"roll(ed|ing)?[ -]?back|failed to update module", re.IGNORECASE)
@@ -57,10 +60,10 @@ def words(body: Any) -> str:
     if isinstance(body, dict):
         for name in ("message", "detail", "error"):
             if isinstance(body.get(name), str):
-                return str(body[name])
+                return text.one_line(body[name], _LONGEST)
         detail = body.get("detail")
         if isinstance(detail, list):  # how a worker tells what is wrong with a request's form
             found = [part["msg"] for part in detail if isinstance(part, dict) and "msg" in part]
             if found:
-                return "; ".join(map(str, found))
-    return str(body)
+                return text.one_line("; ".join(map(text.words, found)), _LONGEST)
+    return text.words(body, _LONGEST)

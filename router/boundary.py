@@ -1,0 +1,154 @@
+"""Where an unexpected error ends: a connection, or a task about one worker.
+
+Such an error ends what it happened in. It is logged once with its traceback, and counted; the rest
+goes on. Errors of the shared core pass: nobody knows what a change that ended half-way has left.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Literal, Self, TypeAlias
+
+import trio
+
+from . import text
+from .errors import RouterError
+
+logger = logging.getLogger("router.boundary")
+
+Kind: TypeAlias = Literal["client", "worker"]
+"""What the error was in: the connection of a client, or a task about a worker."""
+
+Words: TypeAlias = str | Callable[[], str]
+"""Words for the log, or what gives them should they be needed."""
+
+CORE = (
+    "router.dispatch",
+    "router.pool.assets",
+    "router.pool.lifecycle",
+    "router.pool.lines",
+    "router.pool.queue",
+    "router.pool.registry",
+    "router.pool.weights.ledger",
+    "router.pool.weights.ledgers",
+    "router.pool.weights.standings",
+    "router.pool.worker",
+    "router.store.changes",
+    "router.store.journal",
+    "router.store.store",
+)
+"""The modules of the shared core. An unexpected error that has passed through one of them is fatal:
+what all share may be left half changed."""
+
+_RETRY_FIRST, _RETRY_MOST = 1.0, 60.0  # seconds before a task that failed runs again
+_LASTED = 60.0  # seconds after which a run counts as a good one
+
+counts: Counter[Kind] = Counter()
+"""The errors that were contained in this process."""
+
+
+class contained:
+    """Let no unexpected error out of the block; `error` is the one that ended it, None if none did.
+
+    `what`: what has failed then, for the log. Cancellation, what ends the process, and errors of
+    the core pass. A class, as a generator costs each exchange several microseconds.
+    """
+
+    def __init__(self, kind: Kind, what: Words, *, request_id: Words | None = None) -> None:
+        self.error: Exception | None = None
+        self._kind: Kind = kind
+        self._what = what
+        self._request_id = request_id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is None:
+            return False
+        ours, others = _parted(error)
+        if ours is None or is_of_core(ours):
+            return False
+        self.error = _only(ours)
+        note(self._kind, _said(self._what) or "", ours, request_id=_said(self._request_id))
+        if others is not None:
+            raise others from None
+        return True
+
+
+def note(kind: Kind, what: str, error: Exception, *, request_id: str | None = None) -> None:
+    """Log and count an error that a boundary has contained."""
+    counts[kind] += 1
+    only = _only(error)
+    logger.error(
+        "%s failed unexpectedly: %s: %s",
+        *(what, type(only).__name__, text.words(only)),
+        exc_info=error,
+        extra={"request_id": request_id, "code": "internal_error"},
+    )
+
+
+async def keep_running(
+    what: str,
+    work: Callable[[], Awaitable[None]],
+    failed: Callable[[Exception], None] = lambda _: None,
+) -> None:
+    """Do the work about one worker. If it fails unexpectedly, call `failed`, and do it again after
+    a growing pause."""
+    pause = _RETRY_FIRST
+    while True:
+        began = trio.current_time()
+        with contained("worker", what) as outcome:
+            await work()
+        if outcome.error is None:
+            return
+        failed(outcome.error)
+        if trio.current_time() - began > _LASTED:
+            pause = _RETRY_FIRST
+        await trio.sleep(pause)
+        pause = min(_RETRY_MOST, pause * 2)
+
+
+def _only(error: Exception) -> Exception:
+    """The one error of a nursery that had one; else the group."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _said(words: Words | None) -> str | None:
+    return words() if callable(words) else words
+
+
+def is_of_core(error: BaseException) -> bool:
+    """Whether the error, or one of its group, has passed through the shared core.
+
+    The answers that the core makes on purpose are no such errors.
+    """
+    if isinstance(error, RouterError):
+        return False
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") in CORE:
+            return True
+        trace = trace.tb_next
+    return isinstance(error, BaseExceptionGroup) and any(map(is_of_core, error.exceptions))
+
+
+def _parted(error: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """The errors, and what is none: cancellation, and what ends the process."""
+    if isinstance(error, Exception):
+        return error, None
+    if isinstance(error, BaseExceptionGroup):
+        ours, others = error.split(Exception)
+        assert ours is None or isinstance(ours, Exception)
+        return ours, others
+    return None, error

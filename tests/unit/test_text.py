@@ -1,0 +1,67 @@
+"""Text from outside: nothing of it makes what reads it raise."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router import text
+
+ANY_TEXT = st.text(st.characters(codec=None, categories=None))
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("value", ["a", "video_gen-1.x", "a b", "ünïcode", "x" * 256])
+def test_ids(value: str) -> None:
+    assert text.is_id(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", ".", "..", "a/b", "\ud800", "a\n", "a\x00", "\x7f", "x" * 257, None, 7, ["a"]],
+)
+def test_what_cannot_be_an_id(value: Any) -> None:
+    assert not text.is_id(value)
+
+
+@given(ANY_TEXT)
+def test_text_becomes_anything(given: str) -> None:
+    assert text.segment(given).isascii()
+    assert "/" not in text.segment(given)
+    assert text.header(given).isascii()
+    line = text.one_line(given)
+    line.encode()
+    assert line.splitlines() in ([], [line])
+    text.block(given).encode()
+    assert all(part.startswith("  ") for part in text.block(given).split("\n"))
+    text.words(given).encode()
+
+
+@given(ANY_JSON)
+def test_every_value_becomes_json(value: Any) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(text.to_json(value), parse_constant=refuse)
+    text.words(value).encode()
+
+
+def test_depth_and_length_are_bounded() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert json.loads(text.to_json({"deep": deep, "huge": 10**5000, "odd": math.nan}))
+    assert len(text.words(deep)) < 400
+    assert len(text.words("x" * 10**6)) < 400
+    assert text.from_json(b"[" * 100_000) is None
+    assert text.from_json(b"1" * 100_000) is None
+    assert text.from_json(b"\xff\xfe{") is None
