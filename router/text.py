@@ -60,7 +60,7 @@ def one_line(text: str, most: int | None = None) -> str:
 def block(text: str) -> str:
     """Lines for a log (a traceback), all indented: none of them looks like a line of its own."""
     lines = _UNFIT_IN_BLOCK.sub(_escaped, text).split("\n")
-    return "\n".join(f"  {line}" for line in lines)
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def words(value: object, most: int = _LONGEST_WORDS) -> str:

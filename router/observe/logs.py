@@ -25,8 +25,7 @@ class _LineFormatter(logging.Formatter):
         tail = " ".join(f"{name}={value}" for name, value in named if value)
         first = one_line(f"{line} [{tail}]" if tail else line)
         quoted = str(getattr(record, "quoted", ""))
-        return f"{first}
-{block(quoted)}" if quoted else first
+        return "\n".join([first, block(quoted.rstrip("\n"))]) if quoted else first
 
     def formatException(self, ei: Any) -> str:
         return block(super().formatException(ei))

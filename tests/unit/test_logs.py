@@ -56,7 +56,7 @@ def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> Non
         logging.getLogger("router").exception("failed", extra={"request_id": "r1"})
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("ERROR   failed [request_id=r1]")
-    assert lines[-1] == "  ZeroDivisionError: why"
+    assert lines[-1] == "    ZeroDivisionError: why"
 
 
 @pytest.mark.usefixtures("_restored")

@@ -42,7 +42,7 @@ def test_text_becomes_anything(given: str) -> None:
     line.encode()
     assert line.splitlines() in ([], [line])
     text.block(given).encode()
-    assert all(part.startswith("  ") for part in text.block(given).split("\n"))
+    assert all(part.startswith("    ") for part in text.block(given).split("\n"))
     text.words(given).encode()
 
 

@@ -118,7 +118,7 @@ class ScriptedWorker:
             else:
                 begin = await self._glance(stream.socket)
             if begin.startswith(tuple(b"GET %s HTTP" % path for path in _CONTROL)) and (
-                b"python-httpx" in begin
+                b"sglang-d-router" in begin
             ):
                 await self._control(peer)
             elif begin:
