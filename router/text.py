@@ -59,7 +59,7 @@ def one_line(text: str, most: int | None = None) -> str:
 
 def block(text: str) -> str:
     """Lines for a log (a traceback), all indented: none of them looks like a line of its own."""
-    lines = _UNFIT_IN_BLOCK.sub(_escaped, text).split("\n")
+    lines = _UNFIT_IN_BLOCK.sub(_escaped, text.replace("\r\n", "\n")).split("\n")
     return "\n".join(f"    {line}" for line in lines)
 
 

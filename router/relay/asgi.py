@@ -154,7 +154,7 @@ class Relay:
                 dispatcher = self.forwarder.attempts.dispatcher
                 method, path = exchange.method, exchange.path
                 watching = watcher(self.assets, dispatcher, self.store, route, method, path)
-                if watching is not None:
+                if watching is not None and route.how is not How.ANY:
                     exchange.headers = readable_only(exchange.headers)
                 if route.how is How.SUBMIT:
                     self.store.check()  # before a worker begins with what could not be recorded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from ..dispatch import Dispatcher
-from ..errors import StateUnavailable
+from ..errors import NotFound, StateUnavailable
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over
 from ..pool.worker import Lease
@@ -13,13 +13,14 @@ from ..store.store import Store
 from ..text import from_json, is_id
 from .encoding import Decoder, decoder
 from .facts import leading_fields
-from .routes import How, Route
+from .routes import How, Route, nearest
 from .watcher import Watcher
 
 # An answer about a job is held up to this size, so that its id is known before the client has it.
 _MOST_HELD = 1024 * 1024
 # The id of an image is looked for in the beginning of its answer; megabytes of pixels follow.
 _LEADING = 16 * 1024
+_NO_ROUTE = 256  # bytes that say at most that a worker does not know a path
 _ID = frozenset({"id"})
 
 
@@ -142,6 +143,38 @@ class _Reading:
         pass
 
 
+@define(eq=False)
+class _Elsewhere:
+    """A path that the route table does not know. The worker's framework says in these words that
+    the worker does not know it either, and then the router answers with the nearest route."""
+
+    method: str
+    path: str
+    holds: int = 0
+    _body: bytearray = field(init=False, factory=bytearray)
+
+    def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
+        self.holds = _NO_ROUTE if status == 404 else 0
+
+    def saw(self, piece: bytes) -> None:
+        if self.holds:
+            self._body += piece
+
+    def over(self) -> None:
+        pass
+
+    async def durable(self) -> None:
+        if not self.holds or _object(self._body) != {"detail": "Not Found"}:
+            return
+        known = nearest(self.path)
+        hint = f"; did you mean {known}?" if known else ""
+        raise NotFound(
+            f"Neither the router nor the worker it asked knows {self.method} {self.path}{hint}",
+            code="unknown_path",
+            details={"nearest": known},
+        )
+
+
 def watcher(
     assets: AssetMap, dispatcher: Dispatcher, store: Store, route: Route, method: str, path: str
 ) -> Watcher | None:
@@ -150,6 +183,8 @@ def watcher(
         return _Submission(assets, dispatcher, store, route.asset)
     if route.path in ("/v1/images/generations", "/v1/images/edits"):
         return _Pictures(assets)
+    if route.how is How.ANY:
+        return _Elsewhere(method, path)
     if route.how is How.OWNER and route.asset is not AssetKind.IMAGE:
         asset_id = route.parameter(path)
         if not path.rstrip("/").endswith("/content"):

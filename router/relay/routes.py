@@ -6,6 +6,7 @@ Read from top to bottom, first match wins. The relay follows it, and so does doc
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from enum import StrEnum
 
 from attrs import field, frozen
@@ -104,6 +105,10 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET", "HEAD"), "/health", How.OWN),
     Route(("GET", "HEAD"), "/live", How.OWN),
     Route(("GET", "HEAD"), "/ready", How.OWN),
+    Route(_G, "/metrics", How.OWN),  # of one worker they would say nothing of the pool
+    Route(_G, "/engine_metrics", How.OWN),
+    Route(("GET", "HEAD"), "/", How.OWN),
+    Route(("GET", "HEAD"), "/favicon.ico", How.OWN),
     # Generations.
     Route(_P, "/v1/images/generations", How.GENERATE, Task.IMAGE),
     Route(_P, "/v1/images/edits", How.GENERATE, Task.EDIT),
@@ -134,7 +139,6 @@ ROUTES: tuple[Route, ...] = (
     Route(_G, "/v1/list_loras", How.GATHER),
     # Anything else, so that the router hides nothing that a worker offers.
     Route(("*",), "/{+path}", How.ANY),
-    Route(("*",), "/", How.ANY),
     Route(("*",), "*", How.ANY),
 )
 
@@ -150,6 +154,12 @@ _BY_FIRST = {
     first: tuple(route for route in ROUTES if _first(route.path) in ("", first))
     for first in (_first(route.path) for route in ROUTES)
 }
+
+
+def nearest(path: str) -> str | None:
+    """The path of the table that is most like this one; None if none is."""
+    found = get_close_matches(path, (row.path for row in ROUTES if row.how is not How.ANY), n=1)
+    return found[0] if found else None
 
 
 def known(path: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from quart import Blueprint
 
 from .. import boundary
+from ..errors import NotFound, RouterError
 from ..net.hops import INSTANCE_HEADER
 from ..pool.census import census
 from .parts import parts
@@ -44,3 +45,24 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
         body["state_reason"] = store.failing
     headers = {INSTANCE_HEADER.decode(): parts().client.instance.id}
     return body, 200 if serving else 503, headers
+
+
+@blueprint.get("/metrics")
+@blueprint.get("/engine_metrics")
+async def metrics() -> dict[str, Any]:
+    """Not there yet; and those of any one worker would pass for the pool's."""
+    raise RouterError(
+        "The router has no metrics yet; GET /workers and GET /queue say how the pool does",
+        status=501,
+        code="not_implemented",
+    )
+
+
+@blueprint.get("/")
+@blueprint.get("/favicon.ico")
+async def page() -> dict[str, Any]:
+    """What browsers ask for."""
+    raise NotFound(
+        "The router shows no page; GET /workers and GET /health say how the pool does",
+        code="unknown_path",
+    )

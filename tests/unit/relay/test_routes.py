@@ -69,8 +69,6 @@ def test_the_main_rows(method: str, path: str, how: How, task: Task | None) -> N
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/"),
-        ("POST", "/"),
         ("OPTIONS", "*"),
         ("GET", "/v1/images/generations"),  # the worker says what it thinks of that
         ("GET", "/workersx"),
