@@ -63,10 +63,11 @@ def fill(folder: Path, assets: int, port: int, workers: int = WORKERS) -> None:
     journal = Journal.create(folder, 1)
     journal.append(changes, 1)
     journal.close()
-    Journal.create(folder, 2).close()
+    second = Journal.create(folder, 2, 1, journal.after)
+    second.close()
     compact(folder, 0, 2, Pace(hurried=True))
     # As after a long run: the snapshot, the one before it, and no longer the first journal.
-    Journal.create(folder, 3).close()
+    Journal.create(folder, 3, 1, second.after).close()
     compact(folder, 2, 3, Pace(hurried=True))
 
 
