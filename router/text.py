@@ -86,12 +86,12 @@ def from_json(data: bytes | bytearray | str) -> Any:
         return None
 
 
-def to_json(value: object) -> str:
+def to_json(value: object, separators: tuple[str, str] | None = None) -> str:
     """JSON text, in ASCII. What JSON has no word for is left out or described."""
     try:
-        return json.dumps(value, allow_nan=False)
+        return json.dumps(value, allow_nan=False, separators=separators)
     except (TypeError, ValueError, RecursionError):
-        return json.dumps(_sayable(value, 0))
+        return json.dumps(_sayable(value, 0), separators=separators)
 
 
 def _sayable(value: object, depth: int) -> object:

@@ -107,8 +107,8 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET", "HEAD"), "/ready", How.OWN),
     Route(_G, "/metrics", How.OWN),  # of one worker they would say nothing of the pool
     Route(_G, "/engine_metrics", How.OWN),
-    Route(("GET", "HEAD"), "/", How.OWN),
-    Route(("GET", "HEAD"), "/favicon.ico", How.OWN),
+    Route(_G, "/", How.OWN),
+    Route(_G, "/favicon.ico", How.OWN),
     # Generations.
     Route(_P, "/v1/images/generations", How.GENERATE, Task.IMAGE),
     Route(_P, "/v1/images/edits", How.GENERATE, Task.EDIT),

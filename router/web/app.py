@@ -24,7 +24,7 @@ class _Json(DefaultJSONProvider):
     """What workers say may hold what JSON has no word for: NaN, say."""
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
-        return to_json(obj)
+        return to_json(obj, kwargs.get("separators"))
 
 
 class _App(QuartTrio):

@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from router.relay.facts import reader
@@ -79,7 +79,10 @@ def first_model(body: bytes) -> object:
 @example(b'{"a": [[1], {"b": 2}, []], "model": "m"}', [0.2])
 @example(b'{"model": {"model": "a"}, "model": "b"}', [0.1, 0.6])
 def test_any_pieces_of_an_object_give_the_same_model(body: bytes, cuts: list[float]) -> None:
-    assert read(JSON, body, cuts) == first_model(body)
+    model = first_model(body)
+    # A longer one counts as not found.
+    assume(not isinstance(model, str) or len(json.dumps(model)) < 60_000)
+    assert read(JSON, body, cuts) == model
 
 
 CONTENTS = st.binary(max_size=40) | st.sampled_from(

@@ -219,10 +219,8 @@ def test_errors_of_workers_pass_untouched(run_pool: RunPool) -> None:
             for method, path, content in (
                 ("POST", "/v1/images/generations", b'{"prompt": 7}'),
                 ("POST", "/v1/images/generations", b"{"),
-                ("GET", "/no/such/path?x=1", b""),
                 ("PATCH", "/v1/images/generations", b""),
                 ("POST", "/rollout/generate", b'{"prompt": "no seed"}'),
-                ("GET", "/v1/images", b""),
             ):
                 headers = {"content-type": "application/json"}
                 expected = await direct.request(method, path, content=content, headers=headers)
@@ -255,8 +253,7 @@ def test_anything_else_goes_to_one_worker(run_pool: RunPool, method: str) -> Non
         answer = await pool.http.request(method, "/some/thing%2Felse?a=%20b")
         seen = [e for member in (a, b) for e in member.sim.log.requests if "some" in e.target]
         assert [(e.method, e.target) for e in seen] == [(method, "/some/thing%2Felse?a=%20b")]
-        assert answer.status_code == 404
-        assert answer.headers["x-worker-id"] in (a.id, b.id)
+        is_ours(answer, 404, "unknown_path")  # the worker does not know it
 
     run_pool(test, IMAGES, IMAGES)
 
