@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import trio
 from attrs import define, field
@@ -61,7 +62,6 @@ class _Watch:
     silent: int = 0  # times in a row that there was no answer to it
     silent_since: float | None = None  # when the first probe began that was not answered well
     retry: float = _RETRY_FIRST
-    refusal: BadWorkerURL | SamePeer | None = None  # why, at first contact, it is no new worker
 
 
 @define(eq=False)
@@ -81,6 +81,10 @@ class Watchman:
     instance: str = ""  # the id of this router, as its own `/health` tells it
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
+    # Why, at first contact, one is no new worker.
+    _refusals: WeakKeyDictionary[Worker, BadWorkerURL | SamePeer] = field(
+        init=False, factory=WeakKeyDictionary
+    )
     _first_looks: Gate = field(init=False, factory=Gate)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -106,13 +110,12 @@ class Watchman:
         not over by then. Raises BadWorkerURL where it found what is no worker, and
         SamePeer where it found one that is registered already."""
         watch = self._watches.get(worker)
-        if watch is None:
-            return False
-        with trio.move_on_after(within):
-            await watch.contacted.wait()
-        if watch.refusal is not None:
-            raise watch.refusal
-        return watch.contacted.is_set() and not worker.removed
+        if watch is not None:
+            with trio.move_on_after(within):
+                await watch.contacted.wait()
+        if worker in self._refusals:  # it may have been removed before this began to wait
+            raise self._refusals[worker]
+        return watch is not None and watch.contacted.is_set() and not worker.removed
 
     async def look_again(self, worker: Worker, *, within: float) -> None:
         """Probe the worker now, read its capabilities again, and wait until that is over, at
@@ -258,11 +261,11 @@ class Watchman:
         if watch.contacted.is_set():
             return
         if isinstance(error, NotOneAddress):
-            watch.refusal = BadWorkerURL(f"Worker URL {worker.url} is refused: {error}")
+            self._refusals[worker] = BadWorkerURL(f"Worker URL {worker.url} is refused: {error}")
         elif isinstance(error, SamePeer):
             if worker.origin is not Origin.LAUNCHED:
                 logger.warning("%s: it is left out", error)
-                watch.refusal = error
+                self._refusals[worker] = error
                 self.registry.remove(worker)
             elif (other := self.registry.find(error.url)) and other.origin is not Origin.LAUNCHED:
                 logger.warning("%s, which is left out", error)
@@ -280,7 +283,7 @@ class Watchman:
             self.registry.probed(worker, Probe.FAILED, told)
         else:
             logger.error("%s; it is left out", told)
-            watch.refusal = BadWorkerURL(told)
+            self._refusals[worker] = BadWorkerURL(told)
             self.registry.remove(worker)
         return True
 

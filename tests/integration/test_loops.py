@@ -11,6 +11,8 @@ from wsproto.events import RejectConnection, Request
 from router import service
 from router.net.hops import Instance, LoopDetected
 from router.server import open_listeners
+from router.store.store import Store
+from tests.integration.api.pools import is_ours
 from tests.integration.deployment import Deployment, RunRouter, deployed, run, until
 from tests.integration.test_websocket_relay import Client
 
@@ -22,6 +24,24 @@ def test_its_own_url_is_refused(run_router: RunRouter) -> None:
             assert (response.status_code, response.json()["code"]) == (400, "bad_worker_url")
             assert "this router itself" in response.json()["error"]
             assert (await at.http.get("/workers")).json()["total"] == 0
+
+    run_router(test)
+
+
+def test_its_own_url_is_refused_where_the_disk_is_slow(
+    run_router: RunRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first contact is over before the registration is on the disk."""
+    commit = Store.commit
+
+    async def slowly(self: Store) -> None:
+        await trio.sleep(0.2)
+        await commit(self)
+
+    monkeypatch.setattr(Store, "commit", slowly)
+
+    async def test(at: Deployment) -> None:
+        is_ours(await at.http.post("/workers", json={"url": at.address}), 400, "bad_worker_url")
 
     run_router(test)
 
