@@ -1,0 +1,232 @@
+"""One case: what a client sends and what a worker answers, spoilt at random.
+
+Whatever is drawn is drawn from one `random.Random`, which may be one of hypothesis.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from enum import StrEnum
+
+from attrs import define
+
+from tests.fuzz.exchanges import ANSWERS, CHANGES, CONTROL, REQUESTS, TOKEN
+
+_SPECIAL = [b"\r", b"\n", b"\0", b"\r\n", b"\r\n\r\n", b" ", b"\t", b":", b",", b";", b"=", b"%"]
+_SPECIAL += [b"\xff", b"\x80", b"\xc3", b"\xe2\x80\xa8", b'"', b"\\ud800", b"[" * 40, b"{", b"0"]
+_SPECIAL += [b"\x7f", b"\x81", b"\x08", b"HTTP/1.1", b"HTTP/2.0", b"..", b"//", b"%2f", b"?", b"#"]
+_NUMBERS = [b"0", b"-1", b"+1", b"1e9", b"0x10", b"00007", b"65536", b"9" * 19, b"9" * 5000, b"1_0"]
+_NUMBERS += [b"999", b"1.5", b"NaN", b"\xb2", b""]
+_FIELDS = [
+    b"Content-Length: 5",
+    b"Content-Length: 0",
+    b"Transfer-Encoding: chunked",
+    b"Transfer-Encoding: gzip, chunked",
+    b"Connection: close, x-client-id, upgrade",
+    b"Connection: keep-alive",
+    b"Upgrade: websocket",
+    b"Upgrade: h2c",
+    b"Expect: 100-continue",
+    b"Expect: more",
+    b"Host: a b",
+    b"Host: " + b"a" * 70 + b".b..c",
+    b"Content-Type: multipart/form-data; boundary=",
+    b"Content-Encoding: deflate",
+    b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=x",
+    b"Sec-WebSocket-Protocol: ,,,",
+    b"X-Router-Hops: \xff, a",
+    b"Retry-After: Fri, 31 Dec 9999 23:59:59 GMT",
+    b"Retry-After: 1e400",
+    b"Location: http://[::1",
+    b"Range: bytes=9-",
+    b"X-Min-Weight-Version: 1",
+    b"Traceparent: 00-\xe9",
+    b" folded: line",
+    b": nameless",
+    b"X-Huge: " + b"h" * 70_000,
+]
+
+
+class End(StrEnum):
+    """What comes after the last byte."""
+
+    WAIT = "wait"  # nothing, until the other side ends it
+    FIN = "fin"
+    RST = "rst"
+
+
+@define
+class Side:
+    """What one side says: pieces, the pause before each (0: none; 1: the event loop turns; 2:
+    milliseconds; 3: until something came), and the end."""
+
+    pieces: list[bytes]
+    pauses: list[int]
+    end: End
+
+    def __str__(self) -> str:
+        pieces = ", ".join(
+            f"{p!r} after {n}" for p, n in zip(self.pieces, self.pauses, strict=True)
+        )
+        return f"[{pieces}] then {self.end.value}"
+
+
+@define(eq=False)
+class Case:
+    """A client's side and a worker's, which meet by the token."""
+
+    token: bytes
+    client: Side
+    worker: Side
+
+    @property
+    def answered(self) -> bytes:
+        """What the worker's answer has in the token's place."""
+        return b"an" + self.token[2:]
+
+    def __str__(self) -> str:
+        return f"client {self.client}\nworker {self.worker}"
+
+
+def make_case(rng: random.Random, *, changes: bool = False) -> Case:
+    """A case as chance has it."""
+    token = b"tk%016x" % rng.getrandbits(64)
+    requests = CHANGES if changes and rng.random() < 0.6 else REQUESTS
+    request, answer = rng.choice(requests), rng.choice(ANSWERS)
+    if b"Upgrade: websocket" in request[0] and rng.random() < 0.7:
+        answer = rng.choice([each for each in ANSWERS if b" 101 " in each[0]])
+    # Mostly one side only: what is refused at once goes no further.
+    spoilt = rng.choice(["client", "worker", "worker", "both"])
+    ends = [End.WAIT, End.FIN, End.FIN, End.RST]
+    client = _side(rng, request, rng.choice(REQUESTS), ends, spoil=spoilt != "worker")
+    ends = [End.WAIT] * 4 + [End.FIN, End.RST]
+    worker = _side(rng, answer, rng.choice(ANSWERS), ends, spoil=spoilt != "client")
+    case = Case(token, client, worker)
+    client.pieces = [piece.replace(TOKEN, token) for piece in client.pieces]
+    worker.pieces = [piece.replace(TOKEN, case.answered) for piece in worker.pieces]
+    return case
+
+
+def control_answer(rng: random.Random, path: bytes) -> Side:
+    """What a worker that is out of its mind answers to a question of the router's own."""
+    sound = CONTROL.get(path.partition(b"?")[0], CONTROL[b""])
+    return _side(rng, (sound,), rng.choice(ANSWERS), [End.WAIT] * 4 + [End.FIN, End.RST])
+
+
+def _side(
+    rng: random.Random,
+    pieces: tuple[bytes, ...],
+    donor: tuple[bytes, ...],
+    ends: list[End],
+    *,
+    spoil: bool = True,
+) -> Side:
+    spoilt = list(pieces)
+    for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3, 5]) if spoil else 0):
+        at = rng.randrange(len(spoilt))
+        spoilt[at] = mutate(rng, spoilt[at], b"".join(donor))
+    end = rng.choice(ends)
+    if spoil and rng.random() < 0.15:  # cut off
+        keep = rng.randrange(sum(map(len, spoilt)) + 1)
+        spoilt = [b"".join(spoilt)[:keep]]
+    if rng.random() < 0.15:  # dripped
+        whole = b"".join(spoilt)
+        cuts = sorted(rng.randrange(len(whole) + 1) for _ in range(rng.randrange(1, 8)))
+        spoilt = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+        pauses = [rng.choice([0, 1, 1, 2]) for _ in spoilt]
+    else:
+        pauses = [0] + [rng.choice([1, 2, 3, 3]) for _ in spoilt[1:]]
+    return Side(spoilt, pauses, end)
+
+
+def mutate(rng: random.Random, data: bytes, donor: bytes) -> bytes:
+    """Spoil some bytes once."""
+    return rng.choice(_WAYS)(rng, data, donor)
+
+
+def _span(rng: random.Random, data: bytes, most: int = 40) -> tuple[int, int]:
+    start = rng.randrange(len(data) + 1)
+    return start, min(len(data), start + rng.randrange(1, most))
+
+
+def _flip(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    if not data:
+        return data
+    at = rng.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+
+
+def _insert(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    at = rng.randrange(len(data) + 1)
+    return data[:at] + rng.choice(_SPECIAL) + data[at:]
+
+
+def _replace(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    start, end = _span(rng, data, 6)
+    return data[:start] + rng.choice(_SPECIAL) + data[end:]
+
+
+def _delete(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    start, end = _span(rng, data)
+    return data[:start] + data[end:]
+
+
+def _double(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    start, end = _span(rng, data)
+    return data[:end] + data[start:end] * rng.randrange(1, 4) + data[end:]
+
+
+def _swap(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    a, b, c = sorted(rng.randrange(len(data) + 1) for _ in range(3))
+    return data[:a] + data[b:c] + data[a:b] + data[c:]
+
+
+def _number(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    found = [m.span() for m in re.finditer(rb"[0-9]+", data) if not _in_token(data, m.start())]
+    if not found:
+        return data
+    start, end = rng.choice(found)
+    near = int(data[start : min(end, start + 9)]) + rng.choice([-1, 1])
+    return data[:start] + rng.choice([b"%d" % near, *_NUMBERS]) + data[end:]
+
+
+def _in_token(data: bytes, at: int) -> bool:
+    return TOKEN in data[max(0, at - len(TOKEN)) : at + len(TOKEN)]
+
+
+def _lines(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    """Lines of a head: one taken out, doubled, moved, or one more."""
+    head, edge, rest = data.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    at, to = rng.randrange(len(lines)), rng.randrange(len(lines) + 1)
+    match rng.randrange(5):
+        case 0:
+            del lines[at]
+        case 1:
+            lines.insert(to, lines[at])
+        case 2:
+            lines.insert(to, lines.pop(at))
+        case _:
+            lines.insert(max(1, to), rng.choice(_FIELDS))
+    return b"\r\n".join(lines) + edge + rest
+
+
+def _huge(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    start, end = _span(rng, data)
+    return data[:end] + data[start:end] * rng.choice([100, 1000, 3000]) + data[end:]
+
+
+def _splice(rng: random.Random, data: bytes, donor: bytes) -> bytes:
+    match rng.randrange(3):
+        case 0:
+            return data[: rng.randrange(len(data) + 1)] + donor[rng.randrange(len(donor)) :]
+        case 1:
+            at = rng.randrange(len(data) + 1)
+            return data[:at] + donor + data[at:]
+        case _:
+            return data + donor
+
+
+_WAYS = [_flip, _flip, _insert, _insert, _replace, _delete, _double, _swap, _number, _number]
+_WAYS += [_lines, _lines, _lines, _huge, _splice, _splice]

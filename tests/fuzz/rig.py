@@ -1,0 +1,478 @@
+"""A batch of cases against a real router, and what must be true after it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+import random
+import re
+import socket
+import struct
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from unittest import mock
+
+import h11
+import httpx
+import trio
+from attrs import Factory, define, field
+
+from router import service
+from router.control import follow, health, jobs, memory, presence, replay, watch, witness
+from router.net import addresses, lookup
+from router.relay import websocket, worker_socket
+from router.server import ServerLimits, connection, open_listeners
+from router.service import running as running_module
+from router.settings import RouterSettings
+from router.web import models
+from tests.fuzz.exchanges import ACCEPT, ANSWERS, CONTROL, TOKEN
+from tests.fuzz.mutations import Case, End, Side, control_answer
+
+AT_ONCE = 48
+HANG = 8.0  # seconds without the end that must come; the router's own limits are far shorter
+LINGERING = 0.15  # seconds that a client stays silent on an open WebSocket
+_TOKENS = re.compile(rb"tk[0-9a-f]{16}")  # of requests
+_ANSWERED = re.compile(rb"an[0-9a-f]{16}")  # of answers
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_SOUND = b"tk" + b"5" * 16
+_LIMITS = ServerLimits(
+    keep_alive=0.15, send=0.5, head=0.2, body=0.3, linger_time=0.3, shutdown=1.0
+)  # fmt: skip
+_SETTINGS = {
+    "host": "127.0.0.1",
+    "routing_algorithm": "random",
+    "worker_concurrency": AT_ONCE,
+    "ejection_failures": None,
+    "ejection_max_pause": 0.1,
+    "health_check_interval": 0.2,
+    "timeout": 0.5,
+    "connect_timeout": 0.5,
+    "queue_timeout": 0.5,
+    "idle_timeout": 0.3,
+    "refit_timeout": 0.4,
+    "drain_timeout": 0.4,
+    "peek_limit": 1000,
+    "max_request_bytes": 200_000,
+    "websocket_max_message": 2000,
+    "shutdown_timeout": 1.0,
+}
+
+
+@define
+class Batch:
+    """Cases that one router has had, and what was wrong."""
+
+    cases: Sequence[Case]
+    seed: str
+    faults: list[str] = Factory(list)
+    playing: dict[bytes, Case] = Factory(dict)
+    statuses: Counter[bytes] = Factory(Counter)
+    answers: set[bytes] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.answers = {case.answered for case in self.cases}
+
+    def fault(self, what: str, *cases: Case) -> None:
+        shown = "".join(f"\n{case}" for case in cases[:60])
+        self.faults.append(f"{what}{shown}")
+
+
+@define(eq=False)
+class Worker:
+    """A worker that answers each request as the case says to which its token belongs.
+
+    `mad`: it also answers the router's own questions as chance has it.
+    """
+
+    batch: Batch
+    by_token: dict[bytes, Case]
+    mad: random.Random | None = None
+    listener: socket.socket = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.listener.setblocking(False)
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    async def run(self) -> None:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self.listener))
+        async with listener, trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(self._serve, await listener.accept())
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            parser = h11.Connection(h11.SERVER, max_incomplete_event_size=1_000_000)
+            async with stream:
+                while await self._exchange(stream, parser):
+                    if parser.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+                        return
+                    parser.start_next_cycle()
+
+    async def _exchange(self, stream: trio.SocketStream, parser: h11.Connection) -> bool:
+        """Read one request and answer it; False at the end of the connection."""
+        request: h11.Request | None = None
+        seen = bytearray()
+        while True:
+            try:
+                event = parser.next_event()
+            except h11.RemoteProtocolError as error:
+                if parser.trailing_data[1] or (parser.their_state is h11.ERROR and not seen):
+                    return False  # the router has left within its request
+                self.batch.fault(f"a worker was sent what is no HTTP: {error}, after {seen!r}")
+                return False
+            if event is h11.NEED_DATA:
+                if parser.they_are_waiting_for_100_continue:
+                    await stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    parser.send(h11.InformationalResponse(status_code=100, headers=[]))
+                data = await stream.receive_some(65536)
+                if not data:
+                    return False
+                parser.receive_data(data)
+            elif isinstance(event, h11.Request):
+                request = event
+                seen += event.target + b" "
+                seen += b"\n".join(b"%b: %b" % pair for pair in event.headers)
+            elif isinstance(event, h11.Data):
+                seen += event.data
+            else:
+                break
+        if request is None:
+            return False
+        return await self._answer(stream, parser, request, bytes(seen))
+
+    async def _answer(
+        self, stream: trio.SocketStream, parser: h11.Connection, request: h11.Request, seen: bytes
+    ) -> bool:
+        fields = dict(request.headers)
+        ours = fields.get(b"user-agent", b"").startswith(b"python-httpx")
+        met = {token for token in _TOKENS.findall(seen) if token in self.by_token}
+        if len(met) > 1:
+            self.batch.fault(f"one request has tokens of several: {seen!r}")
+        if ours and self.mad is not None and self.mad.random() < 0.5:
+            side = control_answer(self.mad, request.target)
+        elif ours or not met:
+            path = request.target.partition(b"?")[0]
+            body = CONTROL.get(path, CONTROL[b""]) if ours else ANSWERS[0][0]
+            token = _SOUND if _SOUND in seen else b"tk" + b"0" * 16
+            side = Side([body.replace(TOKEN, token)], [0], End.WAIT)
+        else:
+            side = self.by_token[met.pop()].worker
+        accept = base64.b64encode(
+            hashlib.sha1(fields.get(b"sec-websocket-key", b"") + _GUID).digest()
+        )
+        for piece, pause in zip(side.pieces, side.pauses, strict=True):
+            if pause:
+                await _pause(stream, pause)
+                if b"upgrade" not in fields and _readable(stream.socket):
+                    return False  # the router is on to the next exchange, or has left
+            await stream.send_all(piece.replace(ACCEPT, accept))
+        if side.end is End.RST:
+            _reset(stream)
+            return False
+        if side.end is End.FIN or b"upgrade" in fields:
+            if side.end is End.FIN:
+                await stream.send_eof()
+            with trio.move_on_after(3):
+                while await stream.receive_some(65536):
+                    pass
+            return False
+        # The answer was written past the parser.
+        parser.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+        parser.send(h11.EndOfMessage())
+        return True
+
+
+async def _pause(stream: trio.SocketStream, kind: int) -> None:
+    if kind == 1:
+        await trio.lowlevel.checkpoint()
+    elif kind == 2:
+        await trio.sleep(0.002)
+    else:
+        with trio.move_on_after(0.03):
+            await trio.lowlevel.wait_readable(stream.socket)
+
+
+def _readable(sock: trio.socket.SocketType) -> bool:
+    plain = socket.socket(fileno=os.dup(sock.fileno()))
+    try:
+        plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        plain.close()
+
+
+def _reset(stream: trio.SocketStream) -> None:
+    with suppress(OSError):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()
+
+
+async def play(batch: Batch, case: Case, port: int) -> None:
+    """The client's side of a case."""
+    got = bytearray()
+    side = case.client
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    batch.playing[case.token] = case
+    try:
+        with trio.fail_after(HANG):
+            await _talk(stream, side, got)
+    except trio.TooSlowError:
+        batch.fault(f"no end within {HANG:g} s; so far {bytes(got)!r}", case)
+    finally:
+        del batch.playing[case.token]
+        await trio.aclose_forcefully(stream)
+    if got and not got.startswith(b"HTTP/1.1 "):
+        batch.fault(f"this is no answer: {bytes(got)!r}", case)
+    batch.statuses[bytes(got[9:12])] += 1
+    # What the router itself tells (`/queue`) may name other clients, but never their answers.
+    strange = {t for t in _ANSWERED.findall(got) if t != case.answered} & batch.answers
+    if strange:
+        batch.fault(f"{strange} of another client came: {bytes(got)!r}", case)
+
+
+async def _talk(stream: trio.SocketStream, side: Side, got: bytearray) -> None:
+    async def read() -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := await stream.receive_some(65536):
+                got.extend(data)
+
+    async def write(scope: trio.CancelScope) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            await say(scope)
+
+    async def say(scope: trio.CancelScope) -> None:
+        for piece, pause in zip(side.pieces, side.pauses, strict=True):
+            if pause == 3:
+                before = len(got)
+                with trio.move_on_after(0.03):
+                    while len(got) == before:
+                        await trio.sleep(0.001)
+            elif pause:
+                await _pause(stream, pause)
+            await stream.send_all(piece)
+        if side.end is End.WAIT:
+            # A WebSocket has no end of its own, nor has the stream of a worker that goes on.
+            await trio.sleep(LINGERING)
+            if b" 101 " not in got[:20]:
+                return
+        else:
+            with trio.move_on_after(0.2):
+                while not got:
+                    await trio.sleep(0.002)
+        if side.end is End.RST:
+            scope.cancel()
+            _reset(stream)
+        else:
+            await stream.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, nursery.cancel_scope)
+        await read()
+        nursery.cancel_scope.cancel()
+
+
+class _Tracebacks(logging.Handler):
+    """What the log has that it never should."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(logging.INFO)
+        self.batch = batch
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            told = "".join(traceback.format_exception(record.exc_info[1]))
+            self.batch.fault(f"{message}\n{told}", *self.batch.playing.values())
+
+
+@contextmanager
+def _quick(batch: Batch, ports: Sequence[int]) -> Iterator[None]:
+    """Short patience everywhere, no way out to other ports or names, and an ear on the log."""
+    first = addresses._first
+
+    async def only_ours(where: Sequence[str], port: int) -> tuple[trio.SocketStream, str]:
+        if port not in ports or any(each != "127.0.0.1" for each in where):
+            raise ConnectionRefusedError("not of this batch")
+        return await first(where, port)
+
+    def nobody(host: str) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "no names here")
+
+    def limits(**_: object) -> ServerLimits:
+        return _LIMITS
+
+    with ExitStack() as stack:
+
+        def patch(module: object, **values: object) -> None:
+            stack.enter_context(mock.patch.multiple(module, **values))
+
+        patch(running_module, ServerLimits=limits, _SESSION_GRACE=0.2)
+        patch(connection, LINGER_PAUSE=0.2, GLANCE=0.05)
+        patch(websocket, _HANDSHAKE=0.4, _FAREWELL=0.2)
+        patch(worker_socket, _FAREWELL=0.2)
+        patch(follow, _LATEST=0.3, _PATIENCE=0.3, _BARRIER=0.5, _AGAIN=0.1)
+        patch(jobs, _PATIENCE=0.3)
+        patch(health, PROBE_TIMEOUT=0.4)
+        patch(watch, PATIENCE_WHILE_BUSY=0.4)
+        patch(presence, CONNECT_TIMEOUT=0.4, _CHALLENGED=0.1)
+        patch(replay, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
+        patch(memory, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
+        patch(models, _PATIENCE=0.3)
+        patch(witness, _PATIENCE=0.3)
+        patch(addresses, _first=only_ours)
+        patch(lookup, ask_system=nobody)
+        handler = _Tracebacks(batch)
+        root, ours = logging.getLogger(), logging.getLogger("router")
+        before = ours.level
+        root.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            ours.setLevel(before)
+            root.removeHandler(handler)
+
+
+def _tasks(nursery: trio.Nursery) -> Counter[str]:
+    """Whatever runs in a nursery, by name."""
+    found: Counter[str] = Counter()
+    pending = [nursery]
+    while pending:
+        for task in pending.pop().child_tasks:
+            found[task.name] += 1
+            pending.extend(task.child_nurseries)
+    return found
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+async def _until_calm(batch: Batch, run: service.Running, nursery: trio.Nursery, rest: int) -> None:
+    """Wait until nothing is left of the cases."""
+
+    def left() -> list[str]:
+        pool = run.parts.registry
+        found = [f"{w.url} has {w.leases} {list(w.holds)}" for w in pool if w.leases or w.holds]
+        if run.parts.dispatcher.queue.waiting:
+            found.append(f"{run.parts.dispatcher.queue.waiting} requests wait")
+        tasks = _tasks(nursery)
+        if tasks.total() > rest:
+            found.append(f"{tasks.total()} tasks, not {rest}: {tasks}")
+        return found
+
+    with trio.move_on_after(HANG):
+        while left():
+            await trio.sleep(0.005)
+    if found := left():
+        batch.fault(f"the router is not back where it was: {'; '.join(found)}")
+
+
+def _sound_client(port: int) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}",
+        trust_env=False,
+        timeout=HANG,
+        headers={"user-agent": "sound"},  # by its name workers know the router's own client
+    )
+
+
+async def _still_works(batch: Batch, port: int, *, changed: bool) -> None:
+    """A sound client is served."""
+    async with _sound_client(port) as http:
+        path = "/live" if changed else "/v1/images/generations"
+        name = _SOUND.decode()
+        for _ in range(20):  # one of the workers may be unwell still
+            answer = (
+                await http.get(path)
+                if changed
+                else await http.post(path, json={"model": "m", "prompt": name})
+            )
+            if answer.status_code == 200 and (changed or name in answer.text):
+                return
+            await trio.sleep(0.1)
+        known = (await http.get("/list_workers" if changed else "/workers")).text
+        batch.fault(f"a sound request has {answer.status_code}: {answer.text[:500]}; {known}")
+
+
+async def _play_all(batch: Batch, port: int) -> None:
+    waiting = iter(batch.cases)
+
+    async def some() -> None:
+        for case in waiting:
+            await play(batch, case, port)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(AT_ONCE):
+            nursery.start_soon(some)
+
+
+async def _run(batch: Batch, workers: Sequence[Worker], *, changes: bool) -> None:
+    stop = trio.Event()
+    listeners = open_listeners("127.0.0.1", 0)
+    settings = RouterSettings(port=0, **_SETTINGS)
+    async with trio.open_nursery() as outside:
+        for worker in workers:
+            outside.start_soon(worker.run)
+        async with trio.open_nursery() as nursery:
+            run = await nursery.start(partial(service.serve, settings, listeners, stop))
+            async with _sound_client(run.port) as http:
+                for worker in workers:
+                    url = f"http://127.0.0.1:{worker.port}"
+                    (await http.post("/workers", json={"url": url})).raise_for_status()
+            await _still_works(batch, run.port, changed=False)
+            rest = min([await _count_later(nursery) for _ in range(40)])
+            await _play_all(batch, run.port)
+            for worker in workers:
+                worker.mad = None
+            if not changes:
+                await _until_calm(batch, run, nursery, rest)
+            await _still_works(batch, run.port, changed=changes)
+            stop.set()
+            with trio.move_on_after(HANG):
+                while _tasks(nursery):
+                    await trio.sleep(0.005)
+            if left := _tasks(nursery):
+                batch.fault(f"the router did not stop: {left}")
+                nursery.cancel_scope.cancel()
+        outside.cancel_scope.cancel()
+
+
+async def _count_later(nursery: trio.Nursery) -> int:
+    await trio.sleep(0.005)
+    return _tasks(nursery).total()
+
+
+def run_batch(cases: Sequence[Case], seed: str, *, changes: bool = False) -> Batch:
+    """Have one router meet all cases, many at once. Three workers: one answers the router's own
+    questions soundly, the others do so only now and then."""
+    batch = Batch(cases, seed)
+    before = _descriptors()
+    by_token = {case.token: case for case in cases}
+    workers = [Worker(batch, by_token)]
+    workers += [Worker(batch, by_token, mad=random.Random(f"{seed} {n}")) for n in range(2)]
+    try:
+        with _quick(batch, [worker.port for worker in workers]):
+            trio.run(partial(_run, batch, workers, changes=changes), strict_exception_groups=True)
+    except Exception as error:
+        told = "".join(traceback.format_exception(error))
+        batch.fault(f"the router ended: {told}", *batch.playing.values())
+    finally:
+        for worker in workers:
+            worker.listener.close()
+    if (after := _descriptors()) > before:
+        batch.fault(f"{after - before} file descriptors are left open")
+    return batch
