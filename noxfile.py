@@ -15,7 +15,8 @@ Only when named:
     flaky    the tests five times over, with other random examples each time
     chaos    processes that die, freeze, sleep and return under load, for a minute (CHAOS_SECONDS);
              the tests do it for ten seconds
-    fuzz     spoilt bytes of clients and workers, for ten minutes (FUZZ_SECONDS, FUZZ_CASES, FUZZ_SEED);
+    fuzz     spoilt bytes of clients and workers, for ten minutes (FUZZ_SECONDS, FUZZ_CASES,
+             FUZZ_SEED);
              the tests have fixed examples
     real     the worker contract, and the router, on real SGLang workers on this machine's CPU;
              installs 1.7 GB of packages the first time (tests/contract/real/README.md)
