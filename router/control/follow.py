@@ -51,13 +51,17 @@ class Follower:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow whatever comes to be held; never returns."""
-        async with trio.open_nursery() as self._nursery:
-            for worker in self.registry:
-                for hold in worker.holds:  # since before a restart of the router
-                    self._follow(hold)
-            self.registry.subscribe(self._observe)
-            task_status.started()
-            await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for worker in self.registry:
+                    for hold in worker.holds:  # since before a restart of the router
+                        self._follow(hold)
+                self.registry.subscribe(self._observe)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # at a stop exchanges that are cancelled leave ghosts behind
 
     def _observe(self, event: events.Event) -> None:
         match event:
@@ -71,7 +75,8 @@ class Follower:
                 self._looks.pop(worker, None)
 
     def _follow(self, hold: Hold) -> None:
-        assert self._nursery is not None
+        if self._nursery is None:
+            return
         worker = hold.worker
         if hold.kind is HoldKind.GHOST and hold.restored and worker.health is not Health.HEALTHY:
             # It is of use once the worker is, and there may be a thousand of them at once.

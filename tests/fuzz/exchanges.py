@@ -216,7 +216,8 @@ ANSWERS: tuple[tuple[bytes, ...], ...] = (
     (_answer("503 Service Unavailable", "Retry-After: 0"),),
     (_answer("502 Bad Gateway", body=b"<html>"),),
     (_answer("200 OK", *(f"X-{n}: {_NAME}" for n in range(40)), body=_IMAGE),),
-    (_ACCEPTED + frame(1, b"hello " + TOKEN, masked=False), frame(8, b"\x03\xe8", masked=False)),
+    (_ACCEPTED, frame(1, b"hello " + TOKEN, masked=False), frame(8, b"\x03\xe8", masked=False)),
+    (_ACCEPTED + frame(1, b"at once " + TOKEN, masked=False), frame(8, b"", masked=False)),
     (
         _ACCEPTED,
         frame(2, b"\0" * 200 + TOKEN, masked=False) + frame(9, b"p", masked=False),

@@ -79,6 +79,7 @@ class Case:
     token: bytes
     client: Side
     worker: Side
+    changes: bool = False  # workers, weights or memory
 
     @property
     def answered(self) -> bytes:
@@ -102,7 +103,7 @@ def make_case(rng: random.Random, *, changes: bool = False) -> Case:
     client = _side(rng, request, rng.choice(REQUESTS), ends, spoil=spoilt != "worker")
     ends = [End.WAIT] * 4 + [End.FIN, End.RST]
     worker = _side(rng, answer, rng.choice(ANSWERS), ends, spoil=spoilt != "client")
-    case = Case(token, client, worker)
+    case = Case(token, client, worker, changes=requests is CHANGES)
     client.pieces = [piece.replace(TOKEN, token) for piece in client.pieces]
     worker.pieces = [piece.replace(TOKEN, case.answered) for piece in worker.pieces]
     return case
@@ -123,20 +124,23 @@ def _side(
     spoil: bool = True,
 ) -> Side:
     spoilt = list(pieces)
+    session = b"\r\nUpgrade: websocket" in spoilt[0]
     for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3, 5]) if spoil else 0):
-        at = rng.randrange(len(spoilt))
+        # Of a WebSocket rather the frames: with a spoilt handshake there are none.
+        first = session and len(spoilt) > 1 and rng.random() < 0.8
+        at = rng.randrange(first, len(spoilt))
         spoilt[at] = mutate(rng, spoilt[at], b"".join(donor))
     end = rng.choice(ends)
-    if spoil and rng.random() < 0.15:  # cut off
+    if spoil and rng.random() < (0.05 if session else 0.15):  # cut off
         keep = rng.randrange(sum(map(len, spoilt)) + 1)
         spoilt = [b"".join(spoilt)[:keep]]
-    if rng.random() < 0.15:  # dripped
+    if rng.random() < (0.05 if session else 0.15):  # dripped
         whole = b"".join(spoilt)
         cuts = sorted(rng.randrange(len(whole) + 1) for _ in range(rng.randrange(1, 8)))
         spoilt = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
         pauses = [rng.choice([0, 1, 1, 2]) for _ in spoilt]
     else:
-        pauses = [0] + [rng.choice([1, 2, 3, 3]) for _ in spoilt[1:]]
+        pauses = [0] + [rng.choice([1, 2, *[3] * 8]) for _ in spoilt[1:]]
     return Side(spoilt, pauses, end)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import math
 import os
 import random
 import re
@@ -22,8 +23,8 @@ import httpx
 import trio
 from attrs import Factory, define, field
 
-from router import service
-from router.control import follow, health, jobs, memory, presence, replay, watch, witness
+from router import boundary, service
+from router.control import client, follow, health, jobs, memory, presence, replay, watch, witness
 from router.net import addresses, lookup
 from router.relay import websocket, worker_socket
 from router.server import ServerLimits, connection, open_listeners
@@ -39,6 +40,7 @@ LINGERING = 0.15  # seconds that a client stays silent on an open WebSocket
 _TOKENS = re.compile(rb"tk[0-9a-f]{16}")  # of requests
 _ANSWERED = re.compile(rb"an[0-9a-f]{16}")  # of answers
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_OURS = dict(client._HEADERS)["user-agent"].encode()  # of the router's own calls to workers
 _SOUND = b"tk" + b"5" * 16
 _LIMITS = ServerLimits(
     keep_alive=0.15, send=0.5, head=0.2, body=0.3, linger_time=0.3, shutdown=1.0
@@ -75,7 +77,8 @@ class Batch:
     answers: set[bytes] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.answers = {case.answered for case in self.cases}
+        # What workers say of a change is told to all.
+        self.answers = {case.answered for case in self.cases if not case.changes}
 
     def fault(self, what: str, *cases: Case) -> None:
         shown = "".join(f"\n{case}" for case in cases[:60])
@@ -92,6 +95,7 @@ class Worker:
     batch: Batch
     by_token: dict[bytes, Case]
     mad: random.Random | None = None
+    questions: int = 0  # of the router's own, that it was asked
     listener: socket.socket = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -125,9 +129,8 @@ class Worker:
             try:
                 event = parser.next_event()
             except h11.RemoteProtocolError as error:
-                if parser.trailing_data[1] or (parser.their_state is h11.ERROR and not seen):
-                    return False  # the router has left within its request
-                self.batch.fault(f"a worker was sent what is no HTTP: {error}, after {seen!r}")
+                what = bytes(seen or parser.trailing_data[0])
+                self.batch.fault(f"a worker was sent what is no HTTP: {error}, in {what!r}")
                 return False
             if event is h11.NEED_DATA:
                 if parser.they_are_waiting_for_100_continue:
@@ -153,7 +156,8 @@ class Worker:
         self, stream: trio.SocketStream, parser: h11.Connection, request: h11.Request, seen: bytes
     ) -> bool:
         fields = dict(request.headers)
-        ours = fields.get(b"user-agent", b"").startswith(b"python-httpx")
+        ours = fields.get(b"user-agent") == _OURS
+        self.questions += ours
         met = {token for token in _TOKENS.findall(seen) if token in self.by_token}
         if len(met) > 1:
             self.batch.fault(f"one request has tokens of several: {seen!r}")
@@ -257,9 +261,9 @@ async def _talk(stream: trio.SocketStream, side: Side, got: bytearray) -> None:
         for piece, pause in zip(side.pieces, side.pauses, strict=True):
             if pause == 3:
                 before = len(got)
-                with trio.move_on_after(0.03):
+                with trio.move_on_after(0.25):
                     while len(got) == before:
-                        await trio.sleep(0.001)
+                        await trio.sleep(0.002)
             elif pause:
                 await _pause(stream, pause)
             await stream.send_all(piece)
@@ -327,6 +331,8 @@ def _quick(batch: Batch, ports: Sequence[int]) -> Iterator[None]:
         patch(jobs, _PATIENCE=0.3)
         patch(health, PROBE_TIMEOUT=0.4)
         patch(watch, PATIENCE_WHILE_BUSY=0.4)
+        patch(client, _READING=0.4)
+        patch(boundary, _RETRY_FIRST=0.1, _RETRY_MOST=0.1)
         patch(presence, CONNECT_TIMEOUT=0.4, _CHALLENGED=0.1)
         patch(replay, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
         patch(memory, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
@@ -361,7 +367,9 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
-async def _until_calm(batch: Batch, run: service.Running, nursery: trio.Nursery, rest: int) -> None:
+async def _until_calm(
+    batch: Batch, run: service.Running, nursery: trio.Nursery, rest: float
+) -> None:
     """Wait until nothing is left of the cases."""
 
     def left() -> list[str]:
@@ -371,7 +379,7 @@ async def _until_calm(batch: Batch, run: service.Running, nursery: trio.Nursery,
             found.append(f"{run.parts.dispatcher.queue.waiting} requests wait")
         tasks = _tasks(nursery)
         if tasks.total() > rest:
-            found.append(f"{tasks.total()} tasks, not {rest}: {tasks}")
+            found.append(f"{tasks.total()} tasks, not {rest:g}: {tasks}")
         return found
 
     with trio.move_on_after(HANG):
@@ -386,7 +394,6 @@ def _sound_client(port: int) -> httpx.AsyncClient:
         base_url=f"http://127.0.0.1:{port}",
         trust_env=False,
         timeout=HANG,
-        headers={"user-agent": "sound"},  # by its name workers know the router's own client
     )
 
 
@@ -433,13 +440,15 @@ async def _run(batch: Batch, workers: Sequence[Worker], *, changes: bool) -> Non
                 for worker in workers:
                     url = f"http://127.0.0.1:{worker.port}"
                     (await http.post("/workers", json={"url": url})).raise_for_status()
+            if not all(worker.questions for worker in workers):
+                batch.fault("workers no longer know the router's own questions")
             await _still_works(batch, run.port, changed=False)
             rest = min([await _count_later(nursery) for _ in range(40)])
             await _play_all(batch, run.port)
             for worker in workers:
                 worker.mad = None
-            if not changes:
-                await _until_calm(batch, run, nursery, rest)
+            # A change may have added workers, and so tasks.
+            await _until_calm(batch, run, nursery, math.inf if changes else rest)
             await _still_works(batch, run.port, changed=changes)
             stop.set()
             with trio.move_on_after(HANG):

@@ -16,7 +16,7 @@ from router.pool import policies
 from router.pool.assets import AssetMap
 from router.pool.cost import Speeds
 from router.pool.registry import Registry
-from router.pool.worker import Origin
+from router.pool.worker import Hold, HoldKind, Origin
 
 FROZEN, SOUND = "http://frozen:1", "http://sound:1"
 
@@ -53,3 +53,19 @@ def test_the_jobs_of_a_frozen_worker_hold_up_no_look_at_others() -> None:
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_ghost_that_a_stop_leaves_behind_is_not_followed() -> None:
+    async def main() -> None:
+        registry = Registry()
+        dispatcher = Dispatcher(registry, policies.make("least-request", Speeds()))
+        worker = registry.add(SOUND, Origin.REGISTERED)
+        anything: Any = Client()
+        follower = Follower(registry, dispatcher, AssetMap(), anything, random.Random(1))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(follower.run)
+            nursery.cancel_scope.cancel()
+        registry.occupy(Hold(worker, 1, HoldKind.GHOST))
+        assert worker.ghosts == 1
+
+    trio.run(main)
