@@ -306,6 +306,7 @@ def test_an_address_that_passed_to_another_name(run_router: RunRouter, names: Na
         script.hang_up()
         await until(lambda: first.suspicion)
         names.table = {"b.test": [A]}
+        await until(lambda: "without an address" in str(first.health_reason))
         script.listen()
         joined = await post(at, f"http://b.test:{script.port}")
         assert "alias_of" not in joined.json()
