@@ -7,7 +7,8 @@ silent or slow holds back nobody who is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -17,10 +18,11 @@ import trio
 from attrs import define, field, frozen
 
 from ..pool.ids import is_blocked_address
-from .listeners import is_local, listeners, read_listening
+from .listeners import is_local, read_listening, shared
 from .lookup import Lookups, Silent, Unresolved
 
 _PATIENCE = 3.0  # seconds that a name may take of which nothing is known
+_MOMENT = 0.5  # seconds
 _BRIEF = 1.0  # and one whose last address is known; or an address beside another one
 
 
@@ -66,6 +68,8 @@ class Addresses:
     _peers: dict[str, str] = field(init=False, factory=dict)
     _origins: dict[str, Origin] = field(init=False, factory=dict)
     _claims: dict[tuple[str, int, str], str] = field(init=False, factory=dict)
+    _own_sockets: Set[tuple[str, int]] = field(init=False, factory=frozenset)
+    _read_at: float = field(init=False, default=-math.inf)
 
     def peer(self, url: str) -> str | None:
         """The address that all connections to the worker go to, if it was met."""
@@ -198,13 +202,26 @@ class Addresses:
             for (peer, port, scheme), url in self._claims.items()
             if (port, scheme) == (origin.port, origin.scheme) and url != origin.url
         ]
-        others = [(url, peer) for url, peer in others if is_local(peer)]
-        listening = read_listening() if others else {}
-        ours = listeners(address, origin.port, listening)
-        for url, peer in others:
-            if ours and listeners(peer, origin.port, listening) == ours:
+        # A thousand workers may be met at once, each with an address of its own: then what the
+        # kernel said a moment ago will do.
+        if not others or (address, origin.port) in self._alone():
+            return None
+        listening = read_listening()
+        ours = shared(address, origin.port, listening)
+        for url, peer in others if ours else ():
+            if is_local(peer) and shared(peer, origin.port, listening) == ours:
                 return url
         return None
+
+    def _alone(self) -> Set[tuple[str, int]]:
+        """The addresses and ports that had a listening socket of their own a moment ago."""
+        now = trio.current_time()
+        if now - self._read_at > _MOMENT:
+            self._read_at = now
+            self._own_sockets = {
+                (str(place), port) for place, port in read_listening() if not place.is_unspecified
+            }
+        return self._own_sockets
 
     def _unpin(self, url: str) -> None:
         peer, origin = self._peers.pop(url, None), self._origins.pop(url, None)

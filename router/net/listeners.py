@@ -34,17 +34,20 @@ def is_local(text: str) -> bool:
             return False
 
 
-def listeners(text: str, port: int, listening: Listening) -> set[str]:
-    """The listening sockets that get a connection to this address of ours; the kernel prefers
-    those of the address to those of all."""
+def shared(text: str, port: int, listening: Listening) -> set[str]:
+    """The sockets that get a connection to this address of ours, and one to other addresses too.
+
+    None if a socket of this address alone listens: the kernel prefers it to those of all.
+    """
     address = ip_address(text)
-    places: list[Address] = [address]
+    alone: list[Address] = [address]
+    every: list[Address] = [_EVERY_6]
     if isinstance(address, IPv4Address):
-        places += [IPv6Address(f"::ffff:{address}"), _EVERY_4]
-    for place in (*places, _EVERY_6):
-        if found := listening.get((place, port)):
-            return found
-    return set()
+        alone.append(IPv6Address(f"::ffff:{address}"))
+        every.insert(0, _EVERY_4)
+    if any((place, port) in listening for place in alone):
+        return set()
+    return next((found for place in every if (found := listening.get((place, port)))), set())
 
 
 def read_listening(tables: tuple[Path, ...] = _TABLES) -> Listening:

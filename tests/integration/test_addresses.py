@@ -10,6 +10,8 @@ import pytest
 import trio
 from wsproto.events import RejectConnection
 
+from router.net import addresses
+from router.net.listeners import Listening
 from router.pool.worker import Origin, Worker
 from router.server import open_listeners
 from tests.integration.deployment import (
@@ -259,6 +261,32 @@ def test_two_processes_of_one_machine_and_port_are_two(run_router: RunRouter) ->
         for script in await pair(at):
             assert "alias_of" not in (await post(at, script.url)).json()
         assert (await at.http.get("/workers")).json()["total"] == 2
+
+    run_router(test)
+
+
+def test_the_sockets_of_this_machine_are_not_read_for_each_worker(
+    run_router: RunRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand workers on one port would be met one after the other for half a minute."""
+    read, reads = addresses.read_listening, []
+
+    def counted() -> Listening:
+        reads.append(None)
+        return read()
+
+    async def test(at: Deployment) -> None:
+        first = await at.script()
+        more = [ScriptedWorker(port=first.port, host=f"127.0.1.{last}") for last in range(1, 40)]
+        for worker in more:
+            at.scripted.append(worker)
+            await at.nursery.start(worker.run)
+        monkeypatch.setattr(addresses, "read_listening", counted)
+        for worker in (first, *more):
+            assert (await post(at, worker.url)).status_code == 200
+        registry = at.running.parts.registry
+        assert len(registry) == 40
+        assert len(reads) < 20
 
     run_router(test)
 
