@@ -44,6 +44,8 @@ def create_app(parts: Parts) -> QuartTrio:
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = None
     app.config["MAX_CONTENT_LENGTH"] = None
+    # What `errors` lets out is an error of the core, which ends the process.
+    app.config["PROPAGATE_EXCEPTIONS"] = True
     app.asgi_http_class = Connection
     # Worker ids are URLs: `//` in a path is meant, not a slip.
     app.url_map.merge_slashes = False

@@ -7,6 +7,7 @@ import logging
 from quart import Quart, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from .. import boundary
 from ..answers import error_answer, log_error
 from ..errors import RouterError
 
@@ -46,7 +47,7 @@ async def _http_error(error: HTTPException) -> Response:
 
 
 async def _unexpected(error: Exception) -> Response:
-    extra = {"request_id": g.request_id, "code": RouterError.default_code}
-    what = f"{request.method} {request.path}"
-    logger.exception("%s: unexpected error", what, exc_info=error, extra=extra)
+    if boundary.is_of_core(error):
+        raise error
+    boundary.note("client", f"{request.method} {request.path}", error, request_id=g.request_id)
     return _answer(RouterError("The router failed to handle this request; see its log"))

@@ -224,3 +224,15 @@ def test_an_error_of_the_core_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         run(main)
     assert caught.group_contains(TypeError)
+
+
+def test_an_error_of_the_core_under_our_own_endpoint_is_fatal_too() -> None:
+    async def main() -> None:
+        async with deployed() as pool:
+            pool.running.parts.registry._workers = None  # type: ignore[assignment]
+            await pool.http.get("/workers")
+            await trio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(main)
+    assert caught.group_contains(AttributeError)
