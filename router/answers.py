@@ -37,9 +37,9 @@ def error_answer(error: RouterError, request_id: str) -> tuple[Headers, bytes]:
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", request_id.encode()),
         *((name.lower().encode(), header(content)) for name, content in error.headers),
+        # OpenAI's SDKs obey it. Without it they repeat each 408, 409, 429 and 5xx.
+        (b"x-should-retry", b"true" if error.retry_safe else b"false"),
     ]
-    if error.retry_safe is not None:  # OpenAI's SDKs obey it, and else repeat what is not safe
-        headers.append((b"x-should-retry", b"true" if error.retry_safe else b"false"))
     return headers, body
 
 

@@ -70,3 +70,33 @@ def test_what_a_worker_answers_has_no_word_of_ours(run_router: RunRouter) -> Non
         assert "x-should-retry" not in response.headers
 
     run_router(test)
+
+
+def test_what_contradicts_the_pool_is_asked_once(run_router: RunRouter) -> None:
+    async def test(at: Deployment) -> None:
+        script = await at.script()
+        await at.register(script.url)
+        response = await at.http.post(IMAGES, json={}, headers={"X-Min-Weight-Version": "7"})
+        assert response.status_code == 409
+        assert response.headers["x-should-retry"] == "false"
+
+    run_router(test)
+
+
+def test_a_generation_that_the_router_fails_is_asked_once(
+    run_router: RunRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def fails(*given: object) -> None:
+        asked.append(given)
+        raise ValueError("unexpected")
+
+    async def test(at: Deployment) -> None:
+        monkeypatch.setattr("router.relay.forward.Forwarder.run", fails)
+        error = await generate(at)
+        assert error is not None
+        assert (error.status_code, error.response.headers["x-should-retry"]) == (500, "false")
+        assert len(asked) == 1
+
+    run_router(test)

@@ -66,15 +66,15 @@ def test_the_systems_own_words_win(error: BaseException, words: str, refusal: bo
     [
         (WorkerFailed("x", details={"retry_safe": False}), b"false"),
         (WorkerFailed("x", details={"retry_safe": True}), b"true"),
-        (WorkerFailed("x"), None),
+        (WorkerFailed("x"), b"false"),
         (PoolUnavailable("x", code="queue_full"), b"true"),
-        (StateUnavailable("x"), None),
+        (StateUnavailable("x"), b"false"),
         (StateUnavailable("x", details={"retry_safe": False}), b"false"),
-        (Conflict("x"), None),
-        (RouterError("x"), None),
+        (Conflict("x"), b"false"),
+        (RouterError("x"), b"false"),
     ],
 )
-def test_clients_are_told_whether_to_retry(error: RouterError, header: bytes | None) -> None:
+def test_clients_are_told_whether_to_retry(error: RouterError, header: bytes) -> None:
     headers, _ = error_answer(error, "r")
     assert dict(headers).get(b"x-should-retry") == header
 
