@@ -88,7 +88,7 @@ def test_a_generation_that_the_router_fails_is_asked_once(
 ) -> None:
     asked = []
 
-    async def fails(*given: object) -> None:
+    async def fails(*given: object, **_: object) -> None:
         asked.append(given)
         raise ValueError("unexpected")
 
