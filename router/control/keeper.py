@@ -193,6 +193,7 @@ class Keeper:
                 events.SlotsChanged(worker)
                 | events.CapabilitiesLearned(worker)
                 | events.WorkerRegistered(worker)
+                | events.AliasesChanged(worker)
             ):
                 self._put(worker)
             case events.Held(hold):

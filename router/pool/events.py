@@ -17,6 +17,13 @@ class WorkerAdded:
 
 
 @frozen
+class AliasesChanged:
+    """Other URLs than before lead to the worker."""
+
+    worker: Worker
+
+
+@frozen
 class WorkerRegistered:
     """A request has registered a worker that was known already by the flags."""
 
@@ -132,6 +139,7 @@ class SlotsChanged:
 Event = (
     WorkerAdded
     | WorkerRegistered
+    | AliasesChanged
     | WorkerRemoved
     | FacetChanged
     | ProspectsChanged

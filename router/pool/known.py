@@ -28,6 +28,7 @@ class WorkerRecord:
     # What an operator set, if he did; else what the flags say counts.
     concurrency: int | None = None
     concurrency_set: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -48,4 +49,5 @@ class WorkerRecord:
             capabilities=worker.capabilities,
             concurrency=worker.concurrency_limit if concurrency_set else None,
             concurrency_set=concurrency_set,
+            aliases=worker.aliases,
         )

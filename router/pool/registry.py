@@ -36,7 +36,7 @@ class AmbiguousWorker(BadRequest):
     default_code = "ambiguous_worker"
 
 
-_MOST_ALIASES = 1000
+_MOST_ALIASES = 16  # of a worker
 
 
 class Registry:
@@ -55,7 +55,6 @@ class Registry:
         ejection: EjectionLimits | None = None,
     ) -> None:
         self._workers: dict[str, Worker] = {}
-        self._aliases: dict[str, str] = {}  # other URLs that were answered with a worker's
         self._observers: list[Observer] = []
         self._untold: deque[events.Event] = deque()
         self._telling = False
@@ -88,7 +87,7 @@ class Registry:
         """
         if ids.names_url(named):
             url = ids.url_of(named)
-            worker = self._workers.get(url) or self._workers.get(self._aliases.get(url, ""))
+            worker = self._workers.get(url) or next((w for w in self if url in w.aliases), None)
             if worker is None:
                 raise UnknownWorker(f"No worker is registered at {url}")
             return worker
@@ -104,11 +103,15 @@ class Registry:
         return found[0]
 
     def alias(self, url: str, worker: Worker) -> None:
-        """Note that another normalised URL was answered with this worker. The last ones count."""
-        self._aliases.pop(url, None)
-        self._aliases[url] = worker.url
-        if len(self._aliases) > _MOST_ALIASES:
-            del self._aliases[next(iter(self._aliases))]
+        """Note that another normalised URL was answered with this worker, and with no other. The
+        last ones count."""
+        for other in self:
+            if url in other.aliases and other is not worker:
+                other.aliases = tuple(alias for alias in other.aliases if alias != url)
+                self._tell(events.AliasesChanged(other))
+        if url not in worker.aliases:
+            worker.aliases = (*worker.aliases, url)[-_MOST_ALIASES:]
+            self._tell(events.AliasesChanged(worker))
 
     def add(
         self,
@@ -159,6 +162,7 @@ class Registry:
             worker.registered = worker.registered or past.registered
             worker.admin, worker.memory = past.admin, past.memory
             worker.incarnation = past.incarnation
+            worker.aliases = past.aliases
             worker.met = past.capabilities is not None
         self._workers[url] = worker
         self._tell(events.WorkerAdded(worker, past))
@@ -190,7 +194,6 @@ class Registry:
             return
         del self._workers[worker.url]
         worker.removed = True
-        self._aliases = {of: url for of, url in self._aliases.items() if url != worker.url}
         self.ejection.forget(worker)
         self._tell(events.WorkerRemoved(worker))
 

@@ -176,6 +176,8 @@ class Worker:
     concurrency_default: int | None = None
     # Requests that each of its copies runs together, where its launcher knows.
     batching: int = 1
+    # Other normalised URLs that were answered with it, the latest last.
+    aliases: tuple[str, ...] = ()
     # What its launcher calls it; unique among launched workers.
     label: str | None = None
     removed: bool = False

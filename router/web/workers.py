@@ -108,6 +108,7 @@ async def _register(
         said = await _register(same.url, content, limit, version)
         if (other := registry.find(same.url)) is not None:
             registry.alias(url, other)
+            await parts().store.commit()
         return {**said, "alias_of": same.url}
     return {"status": "success", "worker": _payload(worker), "message": _finding(worker)}
 

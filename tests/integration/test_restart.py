@@ -357,6 +357,21 @@ def test_a_call_that_was_under_way_counts_as_sleep(run_restarts: RunLives) -> No
     run_restarts(test)
 
 
+def test_a_worker_is_removed_by_the_url_that_registered_it(run_restarts: RunLives) -> None:
+    async def test(lives: Lives) -> None:
+        async with lives.router() as router:
+            worker = await router.simulated()
+            await router.register(worker.url)
+            alias = worker.url.replace("127.0.0.1", "localhost")
+            said = (await router.http.post("/workers", json={"url": alias})).json()
+            assert said["alias_of"] == worker.url
+        async with lives.router() as router:
+            assert (await router.http.delete(f"/workers/{alias}")).status_code == 200
+            assert (await router.http.get("/workers")).json()["total"] == 0
+
+    run_restarts(test)
+
+
 def test_the_order_of_the_list_survives(run_restarts: RunLives) -> None:
     async def test(lives: Lives) -> None:
         async with lives.router() as router:

@@ -100,9 +100,20 @@ def test_an_alias_leads_to_its_worker_until_that_is_removed(registry: Registry) 
     registry.add(A, Origin.REGISTERED)
     with pytest.raises(UnknownWorker):
         registry.get(B)
-    for port in range(2000):
-        registry.alias(f"http://b:{port + 1}", worker)
-    assert len(registry._aliases) == 1000
+
+
+def test_the_last_aliases_of_each_worker_count(registry: Registry) -> None:
+    first, second = (registry.add(url, Origin.REGISTERED) for url in (A, B))
+    registry.alias("http://c", second)
+    for port in range(100):
+        registry.alias(f"http://b:{port + 1}", first)
+    assert registry.get("http://c") is second
+    assert registry.get("http://b:100") is first
+    with pytest.raises(UnknownWorker):
+        registry.get("http://b:1")
+    registry.alias("http://b:100", second)
+    assert registry.get("http://b:100") is second
+    assert "http://b:100" not in first.aliases
 
 
 def test_a_removed_worker_cannot_be_changed_by_late_reports(registry: Registry) -> None:
