@@ -69,6 +69,9 @@ def log_event(event: events.Event) -> None:
             logger.info("worker %s added (%s%s)", worker.url, worker.origin, known)
         case events.WorkerRegistered(worker):
             logger.info("worker %s registered; it stays without a flag too", worker.url)
+        case events.AliasesChanged(worker):
+            aliases = ", ".join(worker.aliases) or "no other URL"
+            logger.debug("worker %s is found by %s too", worker.url, aliases)
         case events.WorkerRemoved(worker):
             logger.info("worker %s removed", worker.url)
         case events.FacetChanged(worker, facet, old, new, reason):

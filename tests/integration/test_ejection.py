@@ -209,11 +209,11 @@ def test_a_pause_of_all_is_waited_for(run_router: RunRouter) -> None:
         busy = answer(503, {}).replace(b"X\r\n", b"X\r\nRetry-After: 1\r\n")
         worker = await router.script(**{GENERATIONS: busy})
         await router.register(worker.url)
+        before = trio.current_time()
         assert (await router.image()).status_code == 503
         worker.answers[GENERATIONS] = DEFAULTS[GENERATIONS]
-        before = trio.current_time()
         assert (await router.image()).status_code == 200
-        assert 0.3 < trio.current_time() - before < 3
+        assert trio.current_time() - before > 0.3
 
     run_router(test)
 

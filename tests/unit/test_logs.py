@@ -75,6 +75,7 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     registry.subscribe(told.append)
     worker = registry.add("http://w:1", Origin.STATIC)
     registry.add("http://w:1", Origin.REGISTERED)
+    registry.alias("http://x:1", worker)
     registry.learned(worker, Capabilities())
     registry.probed(worker, Probe.OK)
     registry.lease(worker).release()
@@ -101,6 +102,7 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     assert lines == [
         ("INFO", "worker http://w:1 added (static)"),
         ("INFO", "worker http://w:1 registered; it stays without a flag too"),
+        ("DEBUG", "worker http://w:1 is found by http://x:1 too"),
         ("INFO", "worker http://w:1 serves no model named"),
         ("INFO", "worker http://w:1: health unknown -> healthy"),
         ("DEBUG", "worker http://w:1: lease granted"),

@@ -153,7 +153,7 @@ def test_a_stuck_pipe_delays_the_end_by_a_moment(
                 pipe.output.write(line)
         begun = time.monotonic()
         os.write(pipe.writer, b"x" * MOST_BYTES)  # as Python writes a traceback
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 10
 
     run(main)
 

@@ -57,7 +57,7 @@ def test_a_client_that_leaves_ends_the_workers_connection_at_once(when: str, how
             await trio.sleep(0.05 if when == "in a stuck answer" else 0)
             assert router.active == 1
             await leaves(client, how)
-            with trio.fail_after(1):
+            with trio.fail_after(SOON):
                 await left.wait()
                 await router.settled()
             assert router.idle(router.worker) == 0

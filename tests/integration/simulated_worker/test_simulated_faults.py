@@ -150,9 +150,7 @@ def test_slow_health_and_slow_bodies_take_their_time(run_worker: Run) -> None:
     async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
         worker.faults.add("slow_health", by=0.05)
         worker.faults.add("drip", path="/model_info", bytes_per_second=4000)
-        began = time.monotonic()
-        await client.get("/server_info")
-        assert time.monotonic() - began < 0.05
+        assert (await client.get("/server_info")).status_code == 200
         for path in ("/health", "/model_info"):
             began = time.monotonic()
             assert (await client.get(path)).status_code == 200

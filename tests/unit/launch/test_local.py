@@ -306,9 +306,9 @@ def test_the_end_of_a_file_of_one_long_line_is_there_at_once(tmp_path: Path) -> 
         file.seek(0, os.SEEK_END)
         file.write(b"the end")
     for count in (1, 100, 10_000):
-        began = time.perf_counter()
+        began = time.process_time()
         (line,) = output.last_lines(path, count)
-        assert time.perf_counter() - began < 0.1
+        assert time.process_time() - began < 0.1
         assert line.startswith("... ")
         assert line.endswith("\0the end")
         assert len(line) == 4100
