@@ -199,6 +199,8 @@ class Fleet:
 
     async def _begin(self, nursery: trio.Nursery) -> None:
         records = list(self.shared.store.restored(LaunchRecord).values())
+        for record in records:  # older versions stored commands with their secrets
+            self.shared.store.put(record)
         backends = dict(self.backends)
         backends |= {launcher.backend.name: launcher.backend for launcher in self.launchers}
         for record in records:

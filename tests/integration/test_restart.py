@@ -11,12 +11,15 @@ import pytest
 import trio
 
 from router import program
+from router.launch.base import WorkerPorts
+from router.launch.records import LaunchRecord
 from router.pool.assets import AssetKind
 from router.pool.known import WorkerRecord
 from router.pool.worker import Origin, Worker
 from router.settings import LauncherSettings, WorkerSettings
 from router.store import files
 from router.store import store as store_module
+from router.store.records import unstructured
 from router.store.store import Store
 from simulated_worker import WorkerConfig, serve
 from tests.integration.api.pools import BOTH, direct_to, is_ours
@@ -87,6 +90,28 @@ def test_launched_workers_are_recorded_once_there_is_something_to_know(
         found = Store.open(lives.folder)
         assert list(found.restored(WorkerRecord)) == [worker.url]  # in quarantine, by a request
         found.close()
+
+    run_restarts(test)
+
+
+def test_secrets_that_an_older_version_stored_go(run_restarts: RunLives) -> None:
+    async def test(lives: Lives) -> None:
+        record = LaunchRecord(
+            *("l", 0, "l-0", "elsewhere", "t", "f", ("sglang",)), WorkerPorts(10090, 30005, 5555)
+        )
+        row = {**unstructured(record), "command": ["sglang", "--api-key", "hunter2"]}
+        store = Store.open(lives.folder)
+        async with store.running():
+            store.put_row(LaunchRecord.table, record.key, row)
+            await store.commit()
+        for _ in range(2):  # each makes a snapshot, and drops what is older than the one before
+            async with lives.router(crash=False):
+                pass
+        found = Store.open(lives.folder)
+        (kept,) = found.rows(LaunchRecord.table).values()
+        found.close()
+        assert kept == {**row, "command": ["sglang", "--api-key", "***"]}
+        assert not [path for path in lives.folder.iterdir() if b"hunter2" in path.read_bytes()]
 
     run_restarts(test)
 
