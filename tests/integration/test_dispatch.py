@@ -259,6 +259,20 @@ def test_a_full_queue_and_the_end_of_patience(run_router: RunRouter) -> None:
     run_router(test, queue_size=1, queue_timeout=0.3)
 
 
+def test_bodies_that_wait_are_bounded(run_router: RunRouter) -> None:
+    async def test(router: Deployment) -> None:
+        await registered(router)
+        answers: list[httpx.Response] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(post, router, answers, {**image(0.5), "pad": "x" * 700})
+            await until(lambda: answers)
+            assert (answers[0].status_code, answers[0].json()["code"]) == (503, "queue_full")
+        assert [answer.status_code for answer in answers[1:]] == [200, 200]
+
+    run_router(test, queue_bytes=1200)
+
+
 def test_what_waits_is_told(run_router: RunRouter) -> None:
     async def test(router: Deployment) -> None:
         worker = await registered(router)
