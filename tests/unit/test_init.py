@@ -55,7 +55,8 @@ def test_signals_are_passed_on(number: signal.Signals) -> None:
     program = (
         f"signal.signal({int(number)}, lambda number, frame: sys.exit(number))\n"
         "print('ready', flush=True)\n"
-        "time.sleep(20)\n"
+        "while True:\n"  # a signal just before the sleep is handled after it
+        "    time.sleep(0.01)\n"
     )
     with start(program) as running:
         assert running.stdout is not None
