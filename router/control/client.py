@@ -172,7 +172,7 @@ class ControlClient:
         # Beside its own errors httpx lets out those of reading host names.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise Unreachable(
-                f"{method} {path} failed: {describe(error)}",
+                f"{method} {path} failed: {text.of_bytes(describe(error))}",
                 refused=is_refusal(error),
                 sent=not isinstance(error, httpx.ConnectError),
             ) from error

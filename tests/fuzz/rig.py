@@ -394,6 +394,8 @@ def _sound_client(port: int) -> httpx.AsyncClient:
         base_url=f"http://127.0.0.1:{port}",
         trust_env=False,
         timeout=HANG,
+        # The router drops idle connections so soon that one may end under its next request.
+        limits=httpx.Limits(max_keepalive_connections=0),
     )
 
 

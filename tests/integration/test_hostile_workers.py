@@ -147,20 +147,20 @@ def test_an_id_that_cannot_be_one(caplog: pytest.LogCaptureFixture, tmp_path: Pa
             for path in ("/v1/videos", "/v1/images/generations"):
                 assert (await pool.http.post(path, json={"prompt": "x"})).status_code == 200
             await until(lambda: known.is_idle)
+            await doubted(worker, known)
             # As a router of an earlier version has left it.
             store = pool.running.parts.store
-            [owner] = store.rows("owners") or ["1"]
-            store.put_row("owners", owner, _owner(known))
-            store.put_row(f"assets/{owner}", "\ud800", 7)
-            store.put_row(f"assets/{owner}", "good", 8)
+            for number, kind in enumerate(("videos", "images", "meshes"), 7):
+                store.put_row("owners", str(number), _owner(known, number, kind))
+                store.put_row(f"assets/{number}", "\ud800", 7)
+                store.put_row(f"assets/{number}", "good", 8)
             store.put_row("jobs", "\ud800", _job(known))
             await store.commit()
         async with lives.router() as pool:
             known = pool.running.parts.registry.get(worker.url)
             await until(lambda: known.health == "healthy")
             assert known.jobs == 0
-            worker.hang_up()
-            await until(lambda: known.suspicion is None and known.health == "healthy")
+            await doubted(worker, known)
         async with lives.router() as pool:
             assert (await pool.http.get("/live")).status_code == 200
         worker.stop()
@@ -169,12 +169,19 @@ def test_an_id_that_cannot_be_one(caplog: pytest.LogCaptureFixture, tmp_path: Pa
     quiet(caplog)
 
 
-def _owner(worker: Worker) -> dict[str, Any]:
-    return {"number": 1, "url": worker.url, "incarnation": 1, "kind": "videos"}
+async def doubted(worker: ScriptedWorker, known: Worker) -> None:
+    """It is asked for what it has made."""
+    before = known.incarnation
+    worker.hang_up()
+    await until(lambda: known.incarnation > before and known.health == "healthy")
+
+
+def _owner(worker: Worker, number: int, kind: str) -> dict[str, Any]:
+    return {"number": number, "url": worker.url, "incarnation": worker.incarnation, "kind": kind}
 
 
 def _job(worker: Worker) -> dict[str, Any]:
-    told: dict[str, Any] = {"job_id": "\ud800", "url": worker.url, "incarnation": 1}
+    told = {"job_id": "\ud800", "url": worker.url, "incarnation": worker.incarnation}
     return {**told, "endpoint": "video", "work": 0.0, "submitted": 0.0, "begun": None}
 
 

@@ -145,6 +145,9 @@ def test_models_that_hang_are_a_warm_up(
 
 NONSENSE = {
     "not HTTP": b"220 smtp.example ESMTP\r\n",
+    "no status line": b"220 smtp.example ESMTP\r\n\r\n",
+    "no header": b"HTTP/1.1 200 OK\r\nno header\r\n\r\n",
+    "no chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     "a cut-off head": b"HTTP/1.1 200",
     "a cut-off body": b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{",
     "a wrong length": b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n{}",
@@ -153,8 +156,7 @@ NONSENSE = {
     "a worse one": b"HTTP/1.1 302 X\r\nlocation: http://[::1/\r\ncontent-length: 0\r\n\r\n",
     "too much at once": b"HTTP/1.1 200 OK\r\ncontent-length: 9000000\r\n\r\n" + b" " * 9_000_000,
     "too much": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-    + (b"100000\r\n" + b" " * 0x100000 + b"\r\n") * 9
-    + b"0\r\n\r\n",
+    + (b"100000\r\n" + b" " * 0x100000 + b"\r\n") * 9,
     "a wrong charset": answer(200, body=b"\xff\xfe\x00"),
 }
 
@@ -175,8 +177,33 @@ def test_nonsense_is_a_failure_and_nothing_else(run_router: RunRouter) -> None:
             reason = posted["worker"]["health_reason"]
             assert reason, name
             assert "/v1/models" in reason, name
+            assert "bytearray" not in reason, name
+            assert ("answered more than" in reason) is name.startswith("too much"), name
             assert len(reason) < 400, name
         assert (await at.http.get("/live")).status_code == 200
+
+    run_router(test)
+
+
+def test_what_a_worker_says_goes_to_no_other(run_router: RunRouter) -> None:
+    """No cookie is kept, though cookies know no ports, and no redirect is followed."""
+
+    async def test(at: Deployment) -> None:
+        other = await at.script()
+        known = await at.register(other.url)
+        location = f"location: {other.url}/elsewhere\r\nset-cookie: a=1; path=/\r\n".encode()
+        redirect = answer(302).replace(b"X\r\n", b"X\r\n" + location)
+        script = await at.script(**{"/health": redirect})
+        posted = (await at.http.post("/workers", params={"url": script.url})).json()
+        assert "302" in posted["worker"]["health_reason"]
+        for url in (script.url, other.url):
+            worker = at.running.parts.registry.get(url)
+            await at.running.parts.watchman.look_again(worker, within=5)
+        assert known.health is Health.HEALTHY
+        assert "GET /elsewhere" not in other.asked
+        heads = [*script.heads, *other.heads]
+        assert len(heads) > 4
+        assert not any(b"\r\ncookie:" in head.lower() for head in heads)
 
     run_router(test)
 
