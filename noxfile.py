@@ -18,6 +18,8 @@ Only when named:
     fuzz     spoilt bytes of clients and workers, for ten minutes (FUZZ_SECONDS, FUZZ_CASES,
              FUZZ_SEED);
              the tests have fixed examples
+    simulate the router in a simulated world, for ten minutes (SIMULATE_SECONDS, SIMULATE_SEED);
+             the tests have fixed seeds
     real     the worker contract, and the router, on real SGLang workers on this machine's CPU;
              installs 1.7 GB of packages the first time (tests/contract/real/README.md)
 """
@@ -148,6 +150,17 @@ def fuzz(session: nox.Session) -> None:
     install(session)
     seconds = os.environ.get("FUZZ_SECONDS", "600")
     session.run("pytest", "-s", "tests/fuzz", *session.posargs, env={"FUZZ_SECONDS": seconds})
+
+
+@nox.session(default=False)
+def simulate(session: nox.Session) -> None:
+    install(session)
+    seconds, seed = (os.environ.get(f"SIMULATE_{n}") for n in ("SECONDS", "SEED"))
+    first = [] if seed is None else ["--seed", seed]
+    session.run(
+        *("python", "-m", "tests.simulation", "--seconds", seconds or "600", "--keep-going"),
+        *(*first, *session.posargs),
+    )
 
 
 @nox.session(default=False)

@@ -1,0 +1,75 @@
+"""Live through histories in a simulated world; each is made of its seed alone."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import sys
+import time
+from functools import partial
+
+from tests.simulation.history import live
+from tests.simulation.universe import Universe, run
+
+_SHOWN = 60  # lines of the diary
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="the first one; absent: any")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--seconds", type=float, help="go on for so long instead")
+    parser.add_argument("--hours", type=float, default=0.1, help="simulated hours of each")
+    parser.add_argument("--trace", action="store_true", help="print all that happens")
+    parser.add_argument("--keep-going", action="store_true", help="after a seed that fails")
+    parser.add_argument("--twice", action="store_true", help="each, and compare the two")
+    given = parser.parse_args()
+    first = random.randrange(10**6) if given.seed is None else given.seed
+    began, lived, failed, seed = time.monotonic(), 0.0, 0, first
+    while True:
+        again = f"python -m tests.simulation --seed {seed} --hours {given.hours:g}"
+        universe, error = one(seed, given.hours, given.trace)
+        if error is not None:
+            failed += 1
+            if not given.trace and not given.keep_going:
+                print("\n".join(universe.diary[-_SHOWN:]))
+            print(f"{again}: {type(error).__name__}: {error}", flush=True)
+            if not given.keep_going:
+                raise error
+        if given.twice and digest(universe) != digest(one(seed, given.hours, False)[0]):
+            print(f"{again}: another history the second time")
+            return 1
+        lived += universe.lasted / 3600
+        seed += 1
+        spent = time.monotonic() - began
+        if spent > given.seconds if given.seconds else seed - first >= given.seeds:
+            print(
+                f"{seed - first} seeds from {first}, {lived:.1f} simulated hours in "
+                f"{spent:.0f} s: {failed} failed"
+            )
+            return 1 if failed else 0
+
+
+def one(seed: int, hours: float, live_trace: bool) -> tuple[Universe, BaseException | None]:
+    """Live through one seed; what went wrong, if anything."""
+    try:
+        return run(str(seed), partial(live, hours=hours), live=live_trace), None
+    except Exception as error:
+        universe: Universe = error.universe  # type: ignore[attr-defined]
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        return universe, first
+
+
+def digest(universe: Universe) -> str:
+    return hashlib.sha256("\n".join(universe.diary).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets of strings
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [*sys.orig_argv])
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Who acts: clients, a trainer, an operator."""
+
+from __future__ import annotations
+
+import trio
+
+from tests.simulation.deployment import World
+from tests.simulation.network import Cut
+from tests.simulation.truth import DISK, TENSOR, Change, Sample
+from tests.simulation.universe import Wrong, pick
+from tests.simulation.worker import MODEL, MODULES, Weights
+
+# What a client may be told while things break, by code. Anything else is a mistake.
+EXPECTED = {
+    *("no_routable_worker", "pool_asleep", "weights_unavailable", "no_workers", "queue_timeout"),
+    *("worker_disconnected", "worker_failed", "worker_invalid_answer", "connect_failed"),
+    *("connect_timeout", "response_timeout", "shutting_down", "too_many_jobs"),
+}
+
+
+async def register(world: World, url: str) -> None:
+    answer = await world.ask("operator", "POST", f"/workers?url={url}")
+    world.note("operator", f"registers {url}: {'-' if answer is None else answer.status}")
+
+
+async def painter(world: World, number: int) -> None:
+    """A client that asks for one image after the other, and looks at each."""
+    who = f"client {number}"
+    dice, count = world.dice(who), 0
+    while not world.over.is_set():
+        count += 1
+        request = f"c{number}-{count}"
+        floor = world.truth.acknowledged
+        content = {
+            "model": MODEL,
+            "prompt": "a red kite",
+            "num_inference_steps": dice.randrange(1, 300),
+        }
+        headers = {"x-request-id": request, "x-client-id": f"c{number % 3}"}
+        if dice.random() < 0.2:
+            headers["x-min-weight-version"] = str(floor)
+        leaves = dice.uniform(0, 4) if dice.random() < 0.1 else float("inf")
+        with trio.move_on_after(leaves) as scope:
+            await paint(world, request, content, headers, floor)
+        if scope.cancelled_caught:
+            world.outcomes["left"] += 1
+        await world.pause(dice.uniform(0, 2))
+
+
+async def paint(
+    world: World, request: str, content: object, headers: dict[str, str], floor: int
+) -> None:
+    breaks = sum(worker.broken for worker in world.workers)
+    try:
+        answer = await world.ask(
+            request, "POST", "/v1/images/generations", content, headers=headers
+        )
+    except Cut:
+        if sum(worker.broken for worker in world.workers) == breaks:
+            raise Wrong(f"{request}: its answer broke off without a reason") from None
+        world.outcomes["broke off"] += 1
+        return
+    if answer is None:
+        world.outcomes["router ended"] += 1
+    elif answer.status == 200:
+        told = answer.json()
+        version, worker = answer.headers["x-weight-version"], answer.headers["x-worker-id"]
+        world.outcomes["image"] += 1
+        weights = Weights.of(told["made_by"])
+        world.truth.saw(Sample(request, worker, int(version), floor, weights))
+    else:
+        world.outcomes[answer.code or str(answer.status)] += 1
+        theirs = answer.body == b"Internal Server Error"
+        if answer.code not in EXPECTED and not theirs:
+            raise Wrong(f"{request}: {answer.status} {answer.body.decode()[:300]}")
+
+
+async def trainer(world: World, number: int) -> None:
+    """Sends one change after the other, whatever became of the one before."""
+    who = f"trainer {number}"
+    dice, count = world.dice(who), 0
+    while not world.over.is_set():
+        await world.pause(dice.uniform(1, 30))
+        count += 1
+        kind = pick(dice, {"whole": 6, "part": 2, "wrong": 1, "tensor": 1})
+        label = f"{'/nonexistent' if kind == 'wrong' else ''}/ckpt/{number}-{count}"
+        change = Change(
+            label,
+            TENSOR if kind == "tensor" else DISK,
+            (dice.choice(MODULES),) if kind == "part" else None,
+            refused=kind == "wrong",
+        )
+        await send(world, who, change)
+
+
+async def send(world: World, who: str, change: Change) -> None:
+    world.truth.sent(change)
+    world.note(who, f"{change.label} {change.targets or ''}")
+    answer = await world.ask(who, "POST", f"{change.path}?model={MODEL}", change.content())
+    if answer is None:
+        world.note(who, f"{change.label}: the answer was lost")
+        return
+    told = answer.json()
+    world.note(who, f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
+    world.outcomes[f"change {answer.status}"] += 1
+    if "results" in told:
+        world.truth.answered(change, told)
+    elif answer.status not in (503, 404):
+        raise Wrong(f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
+
+
+async def listener(world: World) -> None:
+    """Hears which versions the router has issued, and that none is lost."""
+    while True:
+        await learn(world)
+        await trio.sleep(2)
+
+
+async def learn(world: World) -> dict[str, object] | None:
+    floor = world.truth.acknowledged
+    answer = await world.ask("listener", "GET", "/weights")
+    if answer is None:
+        return None
+    for ledger in answer.json()["models"]:
+        if ledger["weight_version"] < floor:
+            raise Wrong(f"{floor} was acknowledged, and now it is {ledger['weight_version']}")
+        world.truth.told(ledger)
+        return dict(ledger)
+    return None

@@ -1,0 +1,188 @@
+"""The router among its workers and clients: its lives, one after the other, and ways to ask it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import define, field
+
+from router import service
+from router.settings import RouterSettings
+from router.store.store import Store
+from tests.simulation import http
+from tests.simulation.http import Answer
+from tests.simulation.network import Cut, Link, Network
+from tests.simulation.truth import Truth
+from tests.simulation.universe import LIFE, Life, Universe, Wrong
+from tests.simulation.worker import Worker
+
+# Of the router. Short, so that a history sees many of their ends.
+SETTINGS: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "health_check_interval": 5.0,
+    "timeout": 40.0,
+    "queue_timeout": 60.0,
+    "idle_timeout": 30.0,
+    "drain_timeout": 40.0,
+    "refit_timeout": 30.0,
+    "shutdown_timeout": 10.0,
+    "ejection_max_pause": 5.0,
+}
+# Within which everything must be answered: for each of its tries a request may wait in the queue,
+# for a connection, and for its answer; a change waits for those before it, a drain, and its calls.
+PATIENCE = 4 * (60 + 5 + 40 + 30)
+
+
+@define(eq=False)
+class Router:
+    """The router's machine: one life at a time, and the disk that outlives them."""
+
+    universe: Universe
+    network: Network
+    folder: Path
+    up: trio.Event = field(factory=trio.Event)
+    life: Life | None = None
+    running: Any = None
+    lives: int = 0
+    crashes: int = 0
+    stop: trio.Event | None = None
+    over: trio.Event = field(factory=trio.Event)  # the present life is
+
+    def note(self, what: str) -> None:
+        self.universe.note("the router", what)
+
+    async def start(self) -> None:
+        """A new life."""
+        self.lives += 1
+        self.life = life = Life(self.lives)
+        dice = self.universe.dice(f"threads of life {life.number}")
+        life.thread_delay = lambda: dice.uniform(0, 0.004)
+        self.note(f"life {life.number} begins")
+        await self.network.nursery.start(self._live, life)
+        self.note("it listens")
+        self.up.set()
+
+    async def _live(self, life: Life, *, task_status: trio.TaskStatus[None]) -> None:
+        LIFE.set(life)
+        self.over = over = trio.Event()
+        self.stop = stop = trio.Event()
+        try:
+            store = Store.open(self.folder)
+            listener = self.network.open_front(life)
+
+            def unlisten() -> None:
+                if listener.fileno() != -1:
+                    trio.lowlevel.notify_closing(listener)
+                    listener.close()
+
+            life.on_crash["front"] = unlisten
+            with life.scope:
+                async with trio.open_nursery() as nursery:
+                    serve = service.serve
+                    self.running = await nursery.start(
+                        serve, RouterSettings(port=0, **SETTINGS), [listener], stop, store, []
+                    )
+                    task_status.started()
+        except BaseException:
+            if not life.dead:
+                raise
+        finally:
+            life.dead = True
+            self.up = trio.Event()
+            over.set()
+
+    async def crash(self, steps: int = 0) -> None:
+        """End it like kill -9, after so many steps of its tasks."""
+        life = self.life
+        assert life is not None
+        if steps:
+            life.crash_in = steps
+            with trio.move_on_after(5):
+                await self.over.wait()
+        self.note("is killed")
+        self.crashes += 1
+        life.crash()
+        await self.over.wait()
+
+
+@define(eq=False)
+class World:
+    """All there is. `over` is set when the breaking ends."""
+
+    universe: Universe
+    network: Network
+    router: Router
+    workers: list[Worker]
+    truth: Truth = field(factory=Truth)
+    over: trio.Event = field(factory=trio.Event)
+    outcomes: Counter[str] = field(factory=Counter)
+    link: Link = field(init=False)  # of whoever asks from beside the router
+
+    def __attrs_post_init__(self) -> None:
+        self.link = Link(self.universe.dice("clients"), delay=0.0005)
+
+    def note(self, who: str, what: str) -> None:
+        self.universe.note(who, what)
+
+    def dice(self, who: str) -> random.Random:
+        return self.universe.dice(who)
+
+    async def ask(
+        self,
+        who: str,
+        method: str,
+        target: str,
+        content: Any = None,
+        headers: dict[str, str] | None = None,
+        within: float = PATIENCE,
+    ) -> Answer | None:
+        """The router's answer; None if it ended first. Raises Wrong if none comes in time."""
+        while not self.router.up.is_set():
+            await self.router.up.wait()
+        life = self.router.life
+        try:
+            with trio.fail_after(within):
+                return await http.ask(self.network, self.link, method, target, content, headers)
+        except Cut:
+            if life is not None and (life.dead or self.router.stop.is_set()):
+                return None
+            raise
+        except trio.TooSlowError:
+            raise Wrong(f"{who}: {method} {target} had no answer within {within:g} s") from None
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, at most until it is over."""
+        with trio.move_on_after(seconds):
+            await self.over.wait()
+
+
+async def until(condition: Callable[[], object], every: float = 0.1) -> None:
+    while not condition():
+        await trio.sleep(every)
+
+
+@contextlib.asynccontextmanager
+async def made(universe: Universe, count: int) -> Any:
+    """The world, all of it serving."""
+    with contextlib.ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            network = Network(universe, nursery)
+            network.install(stack)
+            router = Router(universe, network, universe.folder / "state")
+            workers = [
+                Worker(universe, network, f"w{n}", network.host(f"192.0.2.{n + 1}"))
+                for n in range(count)
+            ]
+            world = World(universe, network, router, workers)
+            for worker in workers:
+                await worker.start()
+            await router.start()
+            yield world
+            await router.crash()
+            nursery.cancel_scope.cancel()

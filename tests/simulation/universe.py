@@ -1,0 +1,205 @@
+"""What makes a history repeat itself: its time, its chance, its scheduler, and no threads.
+
+The router is not told of any of it. Sockets, time and threads reach it through trio alone, and
+trio lets each of them be replaced; chance comes from the system, and here from the seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import trio
+import trio.testing
+from attrs import define, field
+from trio._core import _run
+
+_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+_GARBAGE = 300.0  # seconds of virtual time between two collections
+
+
+class Wrong(AssertionError):
+    """Something that must never be."""
+
+
+@define(eq=False)
+class Universe:
+    """One seed, the time since the beginning, and the diary of what happened."""
+
+    seed: str
+    folder: Path  # in memory, for the length of the history
+    live: bool = False  # print the diary as it is written
+    diary: list[str] = field(factory=list)
+    lasted: float = 0.0  # seconds in all, once it is over
+    _began: float = field(init=False, factory=trio.current_time)
+
+    @property
+    def now(self) -> float:
+        """Seconds of virtual time."""
+        return trio.current_time() - self._began
+
+    def dice(self, who: str) -> random.Random:
+        """The chance of one actor: the others draw from their own."""
+        return random.Random(f"{self.seed} {who}")
+
+    def note(self, who: str, what: str) -> None:
+        line = f"{self.now:10.3f} {who}: {what}"
+        self.diary.append(line)
+        if self.live:
+            print(line, flush=True)
+
+
+@define(eq=False)
+class Life:
+    """One life of the router: from a start to a stop or a crash.
+
+    A crash cannot stop Python half-way. So the world outside is taken away from it in that moment:
+    its connections and its disk; then its tasks are cancelled, and nothing of what they still do
+    has any effect.
+    """
+
+    number: int
+    dead: bool = False
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    # What takes the world away from it.
+    on_crash: dict[object, Callable[[], None]] = field(factory=dict)
+    # Seconds that the next call in a thread takes.
+    thread_delay: Callable[[], float] = lambda: 0.0
+    crash_in: int | None = None  # steps of its tasks
+
+    def crash(self) -> None:
+        if not self.dead:
+            self.dead = True
+            for act in list(self.on_crash.values()):
+                act()
+            self.scope.cancel()
+
+
+LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
+
+
+class CrashAtStep(trio.abc.Instrument):
+    """Ends a life between two steps of its tasks: at any await."""
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        life = task.context.get(LIFE)
+        if life is not None and life.crash_in is not None:
+            life.crash_in -= 1
+            if life.crash_in <= 0:
+                life.crash_in = None
+                life.crash()
+
+
+async def _in_loop(
+    call: Callable[..., Any],
+    *args: Any,
+    thread_name: str | None = None,
+    abandon_on_cancel: bool = False,
+    limiter: trio.CapacityLimiter | None = None,
+) -> Any:
+    """In place of a thread: time goes by, then all of it happens at once."""
+    life = LIFE.get()
+    async with limiter or contextlib.nullcontext():
+        with trio.CancelScope(shield=not abandon_on_cancel):
+            await trio.sleep(0.0 if life is None else life.thread_delay())
+        return call(*args)
+
+
+class _Diarist(logging.Handler):
+    """The router's log, in the diary."""
+
+    def __init__(self, universe: Universe) -> None:
+        super().__init__(logging.INFO)
+        self.universe = universe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        life = LIFE.get()
+        if life is None or not life.dead:
+            self.universe.note("router", f"{record.levelname.lower()} {self.format(record)}")
+
+
+@contextlib.contextmanager
+def _determined(seed: str) -> Iterator[None]:
+    entropy = random.Random(f"{seed} entropy")
+    plain = random.Random.seed
+
+    def seeded(self: random.Random, a: Any = None, version: int = 2) -> None:
+        plain(self, entropy.getrandbits(64) if a is None else a, version)
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (random.Random, "seed", seeded),
+            (os, "urandom", entropy.randbytes),
+            (random, "_urandom", entropy.randbytes),
+            (_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+            (trio.to_thread, "run_sync", _in_loop),
+            (trio.from_thread, "check_cancelled", lambda: None),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        before = _run._r.getstate()
+        stack.callback(_run._r.setstate, before)
+        _run._r.seed(f"{seed} scheduler")
+        yield
+
+
+async def _collect() -> None:
+    """What is garbage goes at the same moments each time."""
+    while True:
+        await trio.sleep(_GARBAGE)
+        gc.collect()
+
+
+def run(seed: str, main: Callable[[Universe], Awaitable[None]], *, live: bool = False) -> Universe:
+    """Live through `main` on virtual time. Raises what it raises, with the universe in
+    `universe` of the error."""
+    made: list[Universe] = []
+
+    async def begin() -> None:
+        universe = Universe(seed, Path(folder), live)
+        made.append(universe)
+        handler, logger = _Diarist(universe), logging.getLogger("router")
+        level, propagates = logger.level, logger.propagate
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_collect)
+                await main(universe)
+                nursery.cancel_scope.cancel()
+        finally:
+            universe.lasted = universe.now
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagates
+
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as folder, _determined(seed):
+            clock = trio.testing.MockClock(autojump_threshold=0)
+            trio.run(begin, clock=clock, instruments=[CrashAtStep()], strict_exception_groups=True)
+    except BaseException as error:
+        error.universe = made[0] if made else None  # type: ignore[attr-defined]
+        raise
+    finally:
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
+    return made[0]
+
+
+def pick(dice: random.Random, choices: dict[Any, float]) -> Any:
+    """One of these, by weight."""
+    return dice.choices(list(choices), list(choices.values()))[0]

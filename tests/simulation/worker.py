@@ -1,0 +1,360 @@
+"""A simulated worker: one process at a time at one address, as the worker contract has it.
+
+Every answer to a generation tells which weights made it. A fault of the worker is drawn from the
+seed by who breaks things; the worker itself only carries it out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+from attrs import define, field, frozen
+
+from tests.simulation.http import Request, ServerSide
+from tests.simulation.network import Cut, Host, Network, Wire
+from tests.simulation.universe import LIFE, Life, Universe, Wrong
+
+MODEL = "m"
+MODULES = ("transformer", "text_encoder")
+_IDLE = 5.0  # seconds until a kept-alive connection is closed
+_JSON = "application/json"
+
+Reply = tuple[int, Any]
+
+
+@frozen
+class Weights:
+    """What a process would generate with: where each module came from, and the LoRA on top."""
+
+    modules: tuple[str, ...] = ("base",) * len(MODULES)
+    lora: str = ""
+
+    def loaded(self, path: str, targets: object) -> Weights:
+        names = targets if isinstance(targets, list) else MODULES
+        pairs = zip(MODULES, self.modules, strict=True)
+        return Weights(tuple(path if n in names else m for n, m in pairs), self.lora)
+
+    def worn(self, lora: str) -> Weights:
+        return Weights(self.modules, lora)
+
+    def told(self) -> dict[str, Any]:
+        return {"modules": list(self.modules), "lora": self.lora}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Weights:
+        return cls(tuple(told["modules"]), told["lora"])
+
+
+@define(eq=False)
+class Faults:
+    """What goes wrong at a worker, until somebody ends it."""
+
+    failing: float = 0.0  # the share of generations that fail
+    cutting: float = 0.0  # and of answers that break off
+    slow_health: float = 0.0  # seconds
+    slow: float = 1.0  # how much longer everything takes
+    next_update: str = ""  # what becomes of the next update: none, partial, applied, hang
+    dead_backend: bool = False
+
+
+@define(eq=False)
+class Process:
+    """One process of a worker."""
+
+    worker: Worker
+    number: int
+    warm_at: float
+    weights: Weights = Weights()
+    wrapped: bool = False  # a LoRA has been here: updates pass over the layers
+    asleep: bool = False
+    images: set[str] = field(factory=set)
+    jobs: dict[str, dict[str, Any]] = field(factory=dict)
+    # Generations that came and are not over: the life of the router that sent each, and how often
+    # the way to it had been down by then.
+    busy: dict[str, tuple[Life | None, int]] = field(factory=dict)
+    scheduler: trio.Lock = field(factory=trio.Lock)
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    thawed: trio.Event = field(factory=trio.Event)
+    nursery: trio.Nursery | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.thawed.set()
+
+
+@define(eq=False)
+class Worker:
+    """One worker: its machine, and its processes one after the other."""
+
+    universe: Universe
+    network: Network
+    name: str
+    host: Host
+    slots: int = 1
+    faults: Faults = field(factory=Faults)
+    process: Process | None = None
+    taken: bool = False  # somebody is breaking it
+    served: int = 0  # generations
+    broken: int = 0  # times that it died, or that an answer of it broke off
+    _processes: int = field(init=False, default=0)
+    _ids: int = field(init=False, default=0)
+    _dice: random.Random = field(init=False)
+    # Why a request must not have come just now; asked at each generation.
+    guard: list[Any] = field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self._dice = self.universe.dice(f"worker {self.name}")
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host.address}:30000"
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None
+
+    def note(self, what: str) -> None:
+        self.universe.note(self.name, what)
+
+    async def start(self, warmup: float = 0.0) -> None:
+        """A new process, with the weights of the start."""
+        assert self.process is None
+        self._processes += 1
+        process = Process(self, self._processes, trio.current_time() + warmup)
+        self.process = process
+        await self.network.nursery.start(self._run, process)
+        self.note(f"process {process.number} listens")
+
+    async def _run(self, process: Process, *, task_status: trio.TaskStatus[None]) -> None:
+        LIFE.set(None)
+        with process.scope:
+            async with trio.open_nursery() as process.nursery:
+                self.host.listen(self._serve, process.nursery)
+                task_status.started()
+                await trio.sleep_forever()
+
+    def kill(self) -> None:
+        process = self.process
+        if process is None:
+            return
+        self.process = None
+        self.broken += 1
+        self.note(f"process {process.number} dies")
+        for wire in self.host.forget():
+            self.network.lose(wire)
+        process.scope.cancel()
+
+    def freeze(self) -> None:
+        if self.process is not None:
+            self.process.thawed = trio.Event()
+
+    def thaw(self) -> None:
+        if self.process is not None:
+            self.process.thawed.set()
+
+    async def _serve(self, wire: Wire) -> None:
+        process = self.process
+        assert process is not None
+        side = ServerSide(wire)
+        await self._tick(process)
+        async for request in side.requests(_IDLE):
+            await self._tick(process)
+            status, content = await self._answer(process, request)
+            await self._tick(process)
+            kind = "text/plain" if isinstance(content, str) else _JSON
+            body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+            if content == "":
+                body = b""
+            cut = request.method == "POST" and self._dice.random() < self.faults.cutting
+            if cut:
+                self.broken += 1
+                self.note(f"breaks off its answer to {request.path}")
+            await side.answer(status, body, kind, cut=cut)
+            if isinstance(content, str) and status == 500:
+                return
+
+    async def _tick(self, process: Process) -> None:
+        """A frozen process does nothing."""
+        while not process.thawed.is_set():
+            await process.thawed.wait()
+
+    async def _takes(self, process: Process, seconds: float) -> None:
+        await trio.sleep(seconds * self.faults.slow)
+        await self._tick(process)
+
+    async def _answer(self, process: Process, request: Request) -> Reply:
+        warming = trio.current_time() < process.warm_at
+        match request.method, request.path.split("/")[1:]:
+            case "GET", ["health"]:
+                await trio.sleep(self.faults.slow_health)
+                if warming:
+                    return 503, ""
+                if self.faults.dead_backend:
+                    return 503, {"status": "unhealthy", "error": "the scheduler died"}
+                return 200, {"status": "ok"}
+            case "GET", ["v1", "models"]:
+                await trio.sleep(max(0.0, process.warm_at - trio.current_time()))
+                return 200, {"object": "list", "data": [self._card()]}
+            case "GET", ["server_info"]:
+                return 200, {"model_path": MODEL, "served_model_name": MODEL, "dp_size": self.slots}
+            case "GET", ["model_info"]:
+                return 200, {"model_path": MODEL, "output_types": ["IMAGE", "VIDEO"]}
+            case "GET", ["v1", "list_loras"]:
+                async with process.scheduler:
+                    await self._takes(process, 0.01)
+                    return 200, {"active": bool(process.weights.lora)}
+            case "GET", ["v1", "images", name, "content"]:
+                if name in process.images:
+                    return 200, "PNG"
+                return 404, {"detail": "Image not found"}
+            case "GET" | "DELETE", ["v1", "videos", name]:
+                job = process.jobs.get(name)
+                if job is None:
+                    return 404, {"detail": "Video not found"}
+                if request.method == "DELETE":
+                    del process.jobs[name]
+                    return 200, {**job, "status": "deleted"}
+                return 200, job
+            case "GET", ["v1", "videos"]:
+                return 200, {"object": "list", "data": list(process.jobs.values())}
+            case "GET", _:
+                return 404, {"detail": "Not Found"}
+        if self.faults.dead_backend:
+            return 503, {"error": "the scheduler died"}
+        return await self._post(process, request)
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": MODEL, "object": "model", "supported_task_types": ["T2I", "T2V"]}
+
+    async def _post(self, process: Process, request: Request) -> Reply:
+        content = request.json()
+        match request.path.split("/")[1:]:
+            case ["v1", "images", "generations"]:
+                return await self._generate(process, request, content)
+            case ["v1", "videos"]:
+                return self._submit(process, content)
+            case ["update_weights_from_disk"]:
+                path, targets = content.get("model_path", ""), content.get("target_modules")
+                return await self._update(process, path, targets, refused=400)
+            case ["update_weights_from_tensor"]:
+                path = "".join(content.get("serialized_named_tensors", []))
+                return await self._update(process, path, content.get("target_modules"), refused=400)
+            case ["release_memory_occupation"]:
+                return await self._memory(process, True)
+            case ["resume_memory_occupation"]:
+                return await self._memory(process, False)
+            case ["v1", "set_lora"]:
+                return await self._wear(process, content)
+            case ["v1", "unmerge_lora_weights"]:
+                return await self._wear(process, None)
+            case ["get_weights_checksum"]:
+                async with process.scheduler:
+                    await self._takes(process, 0.05)
+                    return 200, dict(zip(MODULES, process.weights.modules, strict=True))
+        return 404, {"detail": "Not Found"}
+
+    def _id(self, process: Process, kind: str) -> str:
+        self._ids += 1
+        return f"{kind}-{self.name}-{process.number}-{self._ids}"
+
+    async def _generate(self, process: Process, request: Request, content: dict[str, Any]) -> Reply:
+        name, life = self._id(process, "image"), request.wire.life
+        self._look(process, life)
+        process.busy[name] = (life, self.host.link.breaks)
+        try:
+            async with process.scheduler:
+                await self._takes(process, 0.02 * content.get("num_inference_steps", 1))
+                if process.asleep:
+                    return 500, "Internal Server Error"
+                if self._dice.random() < self.faults.failing:
+                    return 500, "Internal Server Error"
+                self.served += 1
+                process.images.add(name)
+                made = {"url": f"/v1/images/{name}/content"}
+                return 200, {"id": name, "data": [made], "made_by": process.weights.told()}
+        finally:
+            process.busy.pop(name, None)
+
+    def _look(self, process: Process, life: Life | None) -> None:
+        """Should this generation have come?"""
+        if life is None or life.dead:
+            return  # a router sent it that is no more
+        if process.asleep:
+            raise Wrong(f"{self.name} is asleep, and gets a generation")
+        ours = [breaks for sent_by, breaks in process.busy.values() if sent_by is life]
+        if len(ours) >= self.slots and min(ours, default=0) == self.host.link.breaks:
+            raise Wrong(
+                f"{self.name} has {self.slots} slots, {len(ours)} generations, and gets another"
+            )
+        for ask in self.guard:
+            ask(self)
+
+    def _submit(self, process: Process, content: dict[str, Any]) -> Reply:
+        name = self._id(process, "video")
+        job: dict[str, Any] = {
+            "id": name,
+            "object": "video",
+            "status": "queued",
+            "model": content.get("model"),
+            "progress": 0,
+            "created_at": int(self.universe.now),
+            "error": None,
+        }
+        process.jobs[name] = job
+        assert process.nursery is not None
+        process.nursery.start_soon(self._film, process, job, content.get("num_inference_steps", 1))
+        return 200, dict(job)
+
+    async def _film(self, process: Process, job: dict[str, Any], steps: int) -> None:
+        async with process.scheduler:
+            job["status"] = "in_progress"
+            await self._takes(process, 0.2 * steps)
+            job |= {"status": "completed", "progress": 100}
+
+    async def _update(self, process: Process, path: str, targets: object, refused: int) -> Reply:
+        async with process.scheduler:
+            fault, self.faults.next_update = self.faults.next_update, ""
+            await self._takes(process, self._dice.uniform(0.05, 3))
+            if process.asleep:
+                return 500, {"success": False, "message": "the engine sleeps"}
+            if path.startswith("/nonexistent") or fault == "none":
+                return refused, {"success": False, "message": "no such path"}
+            if not process.wrapped:
+                if fault == "partial":
+                    process.weights = process.weights.loaded(f"half of {path}", [MODULES[0]])
+                else:
+                    process.weights = process.weights.loaded(path, targets)
+            if fault == "hang":
+                await trio.sleep_forever()
+            if fault in ("partial", "applied"):
+                return 500, {"success": False, "message": "failed to update module"}
+            self.note(f"has {path}")
+            return 200, {"success": True, "message": "updated"}
+
+    async def _wear(self, process: Process, content: dict[str, Any] | None) -> Reply:
+        async with process.scheduler:
+            await self._takes(process, self._dice.uniform(0.05, 1))
+            if process.asleep:
+                return 500, {"detail": "the engine sleeps"}
+            process.wrapped = True
+            if content is None:
+                process.weights = process.weights.worn("")
+                return 200, {"status": "ok", "message": "unmerged"}
+            path = str(content.get("lora_path", ""))
+            if path.startswith("/nonexistent"):
+                return 500, {"detail": "no such path"}
+            process.weights = process.weights.worn(path)
+            return 200, {"status": "ok", "message": "set"}
+
+    async def _memory(self, process: Process, asleep: bool) -> Reply:
+        async with process.scheduler:
+            await self._takes(process, self._dice.uniform(0.05, 2))
+            process.asleep = asleep
+            self.note("sleeps" if asleep else "is awake")
+            return 200, {"success": True, "sleeping": asleep, "message": ""}
+
+
+__all__ = ["MODEL", "MODULES", "Cut", "Faults", "Process", "Weights", "Worker"]
