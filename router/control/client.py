@@ -18,8 +18,6 @@ from ..net.addresses import Addresses, Origin
 from ..net.hops import INSTANCE_HEADER, Instance
 from ..net.trust import Trust
 
-# Workers close idle connections after 5 s (worker contract).
-_KEEPALIVE = 3.0
 _MAX_ANSWER = 8 * 1024 * 1024
 _READING = 60.0  # seconds for the body of an answer, once its head has come
 _CONNECT = 5.0
@@ -27,6 +25,8 @@ _POOLS = 256
 _HEADERS = (
     ("accept", "*/*"),
     ("accept-encoding", "identity"),  # bodies are taken as they come
+    # What a worker says beyond its answer must not pass for that to the next call.
+    ("connection", "close"),
     ("user-agent", "sglang-d-router"),
 )
 
@@ -184,9 +184,7 @@ class _Pools(httpx.AsyncBaseTransport):
     def __init__(self, addresses: Addresses, trust: Trust) -> None:
         self._addresses = addresses
         verify = trust.tls  # httpx would bring certificates of its own
-        limits = httpx.Limits(
-            max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE
-        )
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._pools = [
             httpx.AsyncHTTPTransport(verify=verify, limits=limits) for _ in range(_POOLS)
         ]

@@ -130,6 +130,23 @@ def test_odd_answers(run_router: RunRouter, caplog: pytest.LogCaptureFixture, pa
     assert boundary.counts.total() == before
 
 
+def test_an_answer_too_many_is_not_that_of_the_next_call(run_router: RunRouter) -> None:
+    """A refused change of weights must not be acknowledged by what came before it."""
+
+    async def test(pool: Deployment) -> None:
+        twice = answer(200, {"transformer": "x"}) + answer(200, {"success": True})
+        refusal = answer(400, {"success": False, "message": "no such folder"})
+        worker = await pool.script(
+            **{"/get_weights_checksum": twice, "/update_weights_from_disk": refusal}
+        )
+        await pool.register(worker.url)
+        assert (await pool.http.post("/get_weights_checksum", json={})).status_code == 200
+        change = await pool.http.post("/update_weights_from_disk", json={"model_path": "x"})
+        assert change.status_code == 400 and change.json()["weight_version"] == 0
+
+    run_router(test, health_check_interval=60.0)  # lest a probe take it
+
+
 def test_an_id_that_cannot_be_one(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """The client has the worker's answer; the router keeps and follows nothing of it."""
     answers = {
