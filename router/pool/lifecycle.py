@@ -1,7 +1,8 @@
 """Transition tables of a worker's facets, and what follows from them.
 
 Each facet is a small machine of its own: being asleep must not erase being behind on weights.
-An event that a table does not name raises and changes nothing. DESIGN section 4.
+An event that a table does not name raises and changes nothing. The facet `weights` has no table:
+it is derived from the ledgers (pool/weights).
 """
 
 from __future__ import annotations
@@ -35,15 +36,6 @@ class MemoryEvent(StrEnum):
     WOKE = "woke"
     LOST = "lost"  # the outcome of a sleep or wake call is unknown
     REPLACED = "replaced"  # another process answers at this URL
-
-
-class WeightsEvent(StrEnum):
-    FENCE = "fence"
-    APPLIED = "applied"
-    VOID = "void"  # the change was applied by nobody, and not here either
-    MISSED = "missed"
-    REFUSED = "refused"
-    REPLACED = "replaced"
 
 
 class Probe(StrEnum):
@@ -119,33 +111,6 @@ MEMORY: Table[Memory, MemoryEvent] = {
         MemoryEvent.LOST: Memory.ASLEEP,
         MemoryEvent.WAKE: Memory.WAKING,
         MemoryEvent.REPLACED: Memory.WAKING,
-    },
-}
-
-WEIGHTS: Table[Weights, WeightsEvent] = {
-    Weights.CURRENT: {
-        WeightsEvent.FENCE: Weights.UPDATING,
-        WeightsEvent.MISSED: Weights.BEHIND,
-        WeightsEvent.REPLACED: Weights.BEHIND,
-    },
-    Weights.UPDATING: {
-        WeightsEvent.APPLIED: Weights.CURRENT,
-        WeightsEvent.VOID: Weights.CURRENT,
-        WeightsEvent.MISSED: Weights.BEHIND,
-        WeightsEvent.REPLACED: Weights.BEHIND,
-    },
-    Weights.BEHIND: {
-        WeightsEvent.FENCE: Weights.UPDATING,
-        WeightsEvent.APPLIED: Weights.CURRENT,
-        WeightsEvent.MISSED: Weights.BEHIND,
-        WeightsEvent.REFUSED: Weights.FAILED,
-        WeightsEvent.REPLACED: Weights.BEHIND,
-    },
-    Weights.FAILED: {
-        WeightsEvent.FENCE: Weights.UPDATING,
-        WeightsEvent.MISSED: Weights.BEHIND,
-        WeightsEvent.APPLIED: Weights.CURRENT,
-        WeightsEvent.REPLACED: Weights.BEHIND,
     },
 }
 

@@ -13,17 +13,15 @@ from .lifecycle import (
     ADMIN,
     HEALTH,
     MEMORY,
-    WEIGHTS,
     AdminEvent,
     HealthEvent,
     MemoryEvent,
     Probe,
-    WeightsEvent,
     hopeful,
     judge,
     step,
 )
-from .worker import Capabilities, Health, Hold, HoldKind, Lease, Origin, Worker
+from .worker import Capabilities, Health, Hold, HoldKind, Lease, Origin, Weights, Worker
 
 Observer = Callable[[events.Event], None]
 
@@ -344,18 +342,24 @@ class Registry:
         old, worker.memory = worker.memory, new
         self._facet(worker, "memory", old, new, reason)
 
-    def weigh(self, worker: Worker, event: WeightsEvent, reason: str | None = None) -> None:
-        """Apply an event of a weight change. Raises IllegalTransition, then changes nothing."""
-        new = step(WEIGHTS, worker.weights, event)
-        old, worker.weights = worker.weights, new
-        self._facet(worker, "weights", old, new, reason)
-
-    def stand(self, worker: Worker, version: int, *, reason: str | None, stuck: bool) -> None:
-        """Note the version of the worker's weights, why it is not current, and whether it can
-        come to be without somebody acting. For whoever keeps the ledgers, before `weigh`."""
-        before = hopeful(worker), worker.weight_version
-        worker.weight_version, worker.weights_reason, worker.stuck = version, reason, stuck
-        if (hopeful(worker), version) != before and not worker.removed:
+    def stand(
+        self,
+        worker: Worker,
+        weights: Weights,
+        version: int,
+        reason: str | None = None,
+        *,
+        why: str | None = None,
+        stuck: bool = False,
+    ) -> None:
+        """Note where the worker stands against its ledger: `why` it is not current, and whether it
+        is `stuck` so until somebody acts. `reason` is what has changed that. For whoever keeps the
+        ledgers."""
+        hoped, old = (hopeful(worker), worker.weight_version), worker.weights
+        worker.weights, worker.weight_version = weights, version
+        worker.weights_reason, worker.stuck = why, stuck
+        self._facet(worker, "weights", old, weights, reason)
+        if old is weights and (hopeful(worker), version) != hoped and not worker.removed:
             self._tell(events.ProspectsChanged(worker))
 
     def suspect(self, worker: Worker, reason: str) -> None:
@@ -388,8 +392,7 @@ class Registry:
             return
         if worker.weight_version:
             # Before anybody is told anything: else somebody may find it routable.
-            worker.weight_version = 0
-            self.weigh(worker, WeightsEvent.REPLACED, reason)
+            self.stand(worker, Weights.BEHIND, 0, reason)
         worker.suspicion = None
         worker.incarnation += 1
         worker.capabilities = None

@@ -17,22 +17,19 @@ from router.pool.candidates import Facts, Need, fitting, may_have
 from router.pool.cost import Speeds
 from router.pool.ejection import EjectionLimits
 from router.pool.lifecycle import (
-    WEIGHTS,
     AdminEvent,
     IllegalTransition,
     MemoryEvent,
     Probe,
-    WeightsEvent,
     able,
     hopeful,
-    step,
 )
 from router.pool.lines import Waiting
 from router.pool.policies import POLICIES, make
 from router.pool.policies.least_work import LeastWork
 from router.pool.queue import Effect, Grant, Queue, Refusal
 from router.pool.registry import Registry
-from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Worker
+from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Weights, Worker
 
 MOST_JOBS = 2
 TRIALS = EjectionLimits(failures=2, pause=1.0, longest=8.0)
@@ -258,8 +255,8 @@ class QueueMachine(RuleBasedStateMachine):
         if worker := self.worker(index):
             self.registry.probed(worker, probe, None if probe is Probe.OK else "why")
 
-    @rule(index=INDEX, event=st.sampled_from([*AdminEvent, *MemoryEvent, *WeightsEvent]))
-    def happen(self, index: int, event: AdminEvent | MemoryEvent | WeightsEvent) -> None:
+    @rule(index=INDEX, event=st.sampled_from([*AdminEvent, *MemoryEvent, *Weights]))
+    def happen(self, index: int, event: AdminEvent | MemoryEvent | Weights) -> None:
         worker = self.worker(index)
         if worker is None:
             return
@@ -269,11 +266,9 @@ class QueueMachine(RuleBasedStateMachine):
                     self.registry.administer(worker, event)
                 case MemoryEvent():
                     self.registry.remember(worker, event)
-                case WeightsEvent():
-                    step(WEIGHTS, worker.weights, event)
-                    if event is WeightsEvent.APPLIED:
-                        worker.weight_version += 1
-                    self.registry.weigh(worker, event)
+                case Weights():
+                    more = worker.weights is not event is Weights.CURRENT
+                    self.registry.stand(worker, event, worker.weight_version + more)
         except IllegalTransition:
             pass
 

@@ -23,12 +23,11 @@ from router.pool.lifecycle import (
     IllegalTransition,
     MemoryEvent,
     Probe,
-    WeightsEvent,
     reasons,
     routable,
 )
 from router.pool.registry import Registry
-from router.pool.worker import Capabilities, Health, Lease, Origin, Worker
+from router.pool.worker import Capabilities, Health, Lease, Origin, Weights, Worker
 
 _URLS = st.sampled_from(["http://a:1", "http://b:1", "http://c:1"])
 _FACETS = ("health", "admin", "memory", "weights")
@@ -128,8 +127,8 @@ class RegistryMachine(RuleBasedStateMachine):
                 assert probe is Probe.OK
                 assert before[0] is not Health.UNHEALTHY or before[1] >= 1
 
-    @rule(worker=workers, event=st.sampled_from([*AdminEvent, *MemoryEvent, *WeightsEvent]))
-    def happen(self, worker: Worker, event: AdminEvent | MemoryEvent | WeightsEvent) -> None:
+    @rule(worker=workers, event=st.sampled_from([*AdminEvent, *MemoryEvent, *Weights]))
+    def happen(self, worker: Worker, event: AdminEvent | MemoryEvent | Weights) -> None:
         before = {facet: getattr(worker, facet) for facet in _FACETS}, self.listener.events
         try:
             match event:
@@ -137,8 +136,8 @@ class RegistryMachine(RuleBasedStateMachine):
                     self.registry.administer(worker, event)
                 case MemoryEvent():
                     self.registry.remember(worker, event)
-                case WeightsEvent():
-                    self.registry.weigh(worker, event)
+                case Weights():
+                    self.registry.stand(worker, event, worker.weight_version)
         except IllegalTransition:
             after = {facet: getattr(worker, facet) for facet in _FACETS}, self.listener.events
             assert after == before

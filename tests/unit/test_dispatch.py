@@ -14,9 +14,9 @@ from router.errors import PoolUnavailable
 from router.pool import policies
 from router.pool.candidates import Facts, Need
 from router.pool.cost import Speeds
-from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe, WeightsEvent
+from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
 from router.pool.registry import Registry
-from router.pool.worker import Capabilities, HoldKind, Lease, Origin, Task, Worker
+from router.pool.worker import Capabilities, HoldKind, Lease, Origin, Task, Weights, Worker
 
 ANYTHING = Facts()
 VIDEO = Facts(task=Task.VIDEO, need=Need.JOB, kind="video", work=10)
@@ -139,10 +139,7 @@ def test_only_routable_workers_are_given() -> None:
             "no_routable_worker",
         ),
         (
-            lambda pool, worker: [
-                pool.registry.weigh(worker, event)
-                for event in (WeightsEvent.MISSED, WeightsEvent.REFUSED)
-            ],
+            lambda pool, worker: pool.registry.stand(worker, Weights.FAILED, 0),
             "weights_unavailable",
         ),
     ],
@@ -306,7 +303,7 @@ def test_a_routable_worker_is_better_than_optimism() -> None:
         lambda pool, worker: pool.registry.administer(worker, AdminEvent.DRAIN),
         lambda pool, worker: pool.registry.administer(worker, AdminEvent.QUARANTINE),
         lambda pool, worker: pool.sleep(worker),
-        lambda pool, worker: pool.registry.weigh(worker, WeightsEvent.MISSED),
+        lambda pool, worker: pool.registry.stand(worker, Weights.BEHIND, worker.weight_version),
         lambda pool, worker: pool.registry.probed(worker, Probe.BACKEND_DEAD),
     ],
 )
@@ -362,12 +359,12 @@ def test_what_finds_no_free_slot_waits_for_one_in_order() -> None:
     ("before", "after"),
     [
         (
-            lambda pool, w: pool.registry.weigh(w, WeightsEvent.FENCE),
-            lambda pool, w: pool.registry.weigh(w, WeightsEvent.APPLIED),
+            lambda pool, w: pool.registry.stand(w, Weights.UPDATING, w.weight_version),
+            lambda pool, w: pool.registry.stand(w, Weights.CURRENT, w.weight_version),
         ),
         (
-            lambda pool, w: pool.registry.weigh(w, WeightsEvent.MISSED),
-            lambda pool, w: pool.registry.weigh(w, WeightsEvent.APPLIED),
+            lambda pool, w: pool.registry.stand(w, Weights.BEHIND, w.weight_version),
+            lambda pool, w: pool.registry.stand(w, Weights.CURRENT, w.weight_version),
         ),
         (
             lambda pool, w: [
@@ -935,7 +932,7 @@ def test_what_a_suspect_cannot_take_waits_until_it_is_absolved() -> None:
     async def main() -> None:
         pool = Pool()
         worker = pool.add("a", slots=4)
-        pool.registry.stand(worker, 3, reason=None, stuck=False)
+        pool.registry.stand(worker, Weights.CURRENT, 3)
         async with trio.open_nursery() as nursery:
             asking = Asking(pool, nursery)
             await asking.ask("before")
@@ -957,7 +954,7 @@ def test_what_waits_for_a_suspect_is_not_given_to_another_process() -> None:
     async def main() -> None:
         pool = Pool()
         worker = pool.add("a")
-        pool.registry.stand(worker, 3, reason=None, stuck=False)
+        pool.registry.stand(worker, Weights.CURRENT, 3)
         async with trio.open_nursery() as nursery:
             asking = Asking(pool, nursery)
             pool.registry.suspect(worker, "its idle connection was closed")
@@ -967,8 +964,8 @@ def test_what_waits_for_a_suspect_is_not_given_to_another_process() -> None:
             pool.registry.probed(worker, Probe.OK)
             await settled()
             assert asking.got == []
-            pool.registry.weigh(worker, WeightsEvent.FENCE)
-            pool.registry.weigh(worker, WeightsEvent.APPLIED)
+            pool.registry.stand(worker, Weights.UPDATING, worker.weight_version)
+            pool.registry.stand(worker, Weights.CURRENT, worker.weight_version)
             await settled()
             assert asking.got == ["one"]
             await asking.release("one")
@@ -981,7 +978,7 @@ def test_others_serve_while_one_is_a_suspect() -> None:
         pool = Pool()
         a, b = pool.add("a"), pool.add("b")
         for worker in (a, b):
-            pool.registry.stand(worker, 3, reason=None, stuck=False)
+            pool.registry.stand(worker, Weights.CURRENT, 3)
         pool.registry.suspect(a, "its idle connection was closed")
         assert {await pool.chosen() for _ in range(4)} == {b}
         pool.registry.absolve(a)
@@ -997,7 +994,7 @@ def test_optimism_does_not_try_a_suspect_once_weights_were_changed() -> None:
         pool.fail(restored, 1)
         pool.registry.suspect(restored, "the router was restarted")
         assert await pool.chosen() is restored
-        pool.registry.stand(restored, 3, reason=None, stuck=False)
+        pool.registry.stand(restored, Weights.CURRENT, 3)
         await pool.refusal()
 
     run(main)

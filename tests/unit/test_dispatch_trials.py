@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from router.pool.candidates import Facts, Need
-from router.pool.lifecycle import AdminEvent, Probe, WeightsEvent
-from router.pool.worker import Worker
+from router.pool.lifecycle import AdminEvent, Probe
+from router.pool.worker import Weights, Worker
 from tests.unit.test_dispatch import ANYTHING, VIDEO, Asking, Pool, run, settled
 
 CALL = Facts(need=Need.CALL)
@@ -74,7 +74,7 @@ def test_the_one_on_trial_serves_once_there_is_no_hope_for_another(facts: Facts)
         pool = Pool()
         broken, other = pool.add("a", tasks=("T2I", "T2V")), pool.add("b", tasks=("T2I", "T2V"))
         await eject(pool, broken)
-        pool.registry.weigh(other, WeightsEvent.FENCE)
+        pool.registry.stand(other, Weights.UPDATING, other.weight_version)
         async with trio.open_nursery() as nursery:
             asking = Asking(pool, nursery)
             await asking.ask("asks", facts)

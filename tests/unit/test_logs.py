@@ -11,7 +11,7 @@ from router.observe import logs
 from router.pool import events
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
-from router.pool.worker import ROUTER_RESTARTED, Capabilities, Hold, HoldKind, Origin
+from router.pool.worker import ROUTER_RESTARTED, Capabilities, Hold, HoldKind, Origin, Weights
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_after_a_restart_of_the_router_only_what_matters_is_loud(
     registry = Registry()
     registry.subscribe(logs.log_event)
     fresh, changed = (registry.add(f"http://w:{n}", Origin.STATIC) for n in (1, 2))
-    registry.stand(changed, 1, reason=None, stuck=False)
+    registry.stand(changed, Weights.CURRENT, 1)
     caplog.clear()
     for worker in (fresh, changed):
         registry.suspect(worker, ROUTER_RESTARTED)

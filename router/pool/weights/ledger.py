@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from attrs import define, evolve, field
 
-from ..lifecycle import WeightsEvent
-from ..worker import Weights, Worker
+from ..worker import Worker
 from .change import Change, Kind
 from .recipe import FRESH, Recipe, Standing
 from .records import LedgerRecord, WeightRecord
@@ -130,16 +129,3 @@ def why_not_current(
     if blocked is not None:
         return blocked
     return entry.reason or f"it has yet to be brought to version {ledger.version}"
-
-
-def next_event(state: Weights, wanted: Weights) -> WeightsEvent:
-    """The event that leads from one state of the facet to another, perhaps by way of a third."""
-    match state, wanted:
-        case _, Weights.UPDATING:
-            return WeightsEvent.FENCE
-        case Weights.BEHIND, Weights.FAILED:
-            return WeightsEvent.REFUSED
-        case _, Weights.BEHIND | Weights.FAILED:
-            return WeightsEvent.MISSED
-        case _:
-            return WeightsEvent.APPLIED

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from ..models import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
-from .ledger import Entry, Ledger, next_event, weight_record, why_not_current
+from .ledger import Entry, Ledger, weight_record, why_not_current
 from .recipe import DISK, SET_LORA, TENSOR, Plan, Standing
 from .records import NoPaper, Paper
 
@@ -135,9 +135,7 @@ class Standings:
         else:
             wanted = Weights.FAILED if entry.failure is not None else Weights.BEHIND
         stuck = blocked is not None and wanted is not Weights.UPDATING
-        self._registry.stand(worker, entry.version, reason=why, stuck=stuck)
-        while worker.weights is not wanted:
-            self._registry.weigh(worker, next_event(worker.weights, wanted), reason or why)
+        self._registry.stand(worker, wanted, entry.version, reason or why, why=why, stuck=stuck)
 
     def _entry(self, worker: Worker) -> Entry:
         entry = self._entries.get(worker)

@@ -8,8 +8,8 @@ import trio
 from router.control.broadcast import Call
 from router.errors import RouterError
 from router.pool import events
-from router.pool.lifecycle import AdminEvent, WeightsEvent, routable
-from router.pool.worker import HoldKind, Lease, Memory
+from router.pool.lifecycle import AdminEvent, routable
+from router.pool.worker import HoldKind, Lease, Memory, Weights
 from tests.unit.control.naps import (
     BODY,
     BROKEN,
@@ -137,7 +137,7 @@ def test_the_answer_names_those_that_miss_a_change() -> None:
     async def body(nap: Nap) -> None:
         a, b = nap.add("a"), nap.add("b")
         await nap.sleep("sleep", a, b)
-        nap.registry.weigh(b, WeightsEvent.MISSED)
+        nap.registry.stand(b, Weights.BEHIND, b.weight_version)
         await nap.wake("wake", a, b)
         body = nap.body("wake")
         assert len(body["results"]) == 2
@@ -154,9 +154,8 @@ def test_the_answer_names_those_that_miss_a_change() -> None:
 def test_weights_and_administration_do_not_keep_a_worker_from_sleep() -> None:
     async def body(nap: Nap) -> None:
         behind, failed, draining = nap.add("a"), nap.add("b"), nap.add("c")
-        for event in (WeightsEvent.MISSED, WeightsEvent.REFUSED):
-            nap.registry.weigh(failed, event)
-        nap.registry.weigh(behind, WeightsEvent.MISSED)
+        nap.registry.stand(failed, Weights.FAILED, 0)
+        nap.registry.stand(behind, Weights.BEHIND, behind.weight_version)
         nap.registry.administer(draining, AdminEvent.DRAIN)
         await nap.sleep("sleep", behind, failed, draining)
         assert len(nap.body("sleep")["results"]) == 3

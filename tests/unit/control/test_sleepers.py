@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from router.pool.lifecycle import AdminEvent, WeightsEvent, routable
-from router.pool.worker import Hold, HoldKind, Memory, Origin, Worker
+from router.pool.lifecycle import AdminEvent, routable
+from router.pool.worker import Hold, HoldKind, Memory, Origin, Weights, Worker
 from tests.unit.control.naps import BROKEN, HANGS, REFUSED, Nap, answer, play, seen, settle
 
 ASLEEP, AWAKE = Memory.ASLEEP, Memory.AWAKE
@@ -222,7 +222,7 @@ def test_a_wake_that_names_it_is_kept_too(away: object, replaced: bool) -> None:
             nap.replace(b)
         assert b.memory is WAKING
         nap.engine(b).script.extend([answer(500), answer(200, success=True, sleeping=True)])
-        nap.registry.weigh(b, WeightsEvent.MISSED)
+        nap.registry.stand(b, Weights.BEHIND, b.weight_version)
         back(nap, b)
         await trio.sleep(4)
         assert nap.engine(b).paths == ["release", "resume", "resume", "resume"]

@@ -14,13 +14,11 @@ from router.pool.lifecycle import (
     ADMIN,
     HEALTH,
     MEMORY,
-    WEIGHTS,
     AdminEvent,
     HealthEvent,
     IllegalTransition,
     MemoryEvent,
     Probe,
-    WeightsEvent,
     judge,
     reasons,
     routable,
@@ -57,21 +55,11 @@ LEGAL: dict[str, str] = {
         waking woke awake                     waking lost asleep
         waking wake waking                    waking replaced waking
     """,
-    "weights": """
-        current fence updating     current missed behind      current replaced behind
-        updating applied current   updating void current
-        updating missed behind     updating replaced behind
-        behind fence updating      behind applied current     behind missed behind
-        behind refused failed      behind replaced behind
-        failed fence updating      failed missed behind
-        failed applied current     failed replaced behind
-    """,
 }
 TABLES: dict[str, tuple[Mapping[Any, Mapping[Any, Any]], type[StrEnum], type[StrEnum]]] = {
     "health": (HEALTH, Health, HealthEvent),
     "admin": (ADMIN, Admin, AdminEvent),
     "memory": (MEMORY, Memory, MemoryEvent),
-    "weights": (WEIGHTS, Weights, WeightsEvent),
 }
 
 
@@ -100,7 +88,7 @@ def test_each_event_in_each_state(facet: str, state: StrEnum, event: StrEnum) ->
         assert step(table, state, event) == expected
 
 
-@pytest.mark.parametrize("facet", ["admin", "memory", "weights"])
+@pytest.mark.parametrize("facet", ["admin", "memory"])
 def test_an_illegal_event_changes_nothing_and_tells_nobody(facet: str) -> None:
     _, states, happenings = TABLES[facet]
     for state, event in product(states, happenings):
@@ -109,11 +97,7 @@ def test_an_illegal_event_changes_nothing_and_tells_nobody(facet: str) -> None:
         worker = registry.add("http://w", Origin.STATIC)
         setattr(worker, facet, state)
         registry.subscribe(told.append)
-        apply = {
-            "admin": registry.administer,
-            "memory": registry.remember,
-            "weights": registry.weigh,
-        }[facet]
+        apply = {"admin": registry.administer, "memory": registry.remember}[facet]
         expected = legal(facet).get((state, event))
         if expected is None:
             with pytest.raises(IllegalTransition):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from router.pool.candidates import Facts, Need
-from router.pool.lifecycle import AdminEvent, Probe, WeightsEvent
+from router.pool.lifecycle import AdminEvent, Probe
 from router.pool.refusal import refusal
-from router.pool.worker import Capabilities, Origin, Worker
+from router.pool.worker import Capabilities, Origin, Weights, Worker
 from tests.unit.pool.test_queue import IMAGE, Pool
 
 
 def fence(pool: Pool, *workers: Worker) -> None:
     for worker in workers:
-        pool.registry.weigh(worker, WeightsEvent.FENCE)
+        pool.registry.stand(worker, Weights.UPDATING, worker.weight_version)
 
 
 def refit(pool: Pool, worker: Worker, version: int) -> None:
     worker.weight_version = version
-    pool.registry.weigh(worker, WeightsEvent.APPLIED)
+    pool.registry.stand(worker, Weights.CURRENT, worker.weight_version)
 
 
 def at_least(version: int, need: Need = Need.SLOT) -> Facts:
@@ -75,7 +75,7 @@ def test_without_hope_it_is_refused(need: Need) -> None:
     fence(pool, a)
     pool.ask(at_least(1, need))
     assert len(pool.refused) == 1
-    pool.registry.weigh(a, WeightsEvent.VOID)  # that would have been it
+    pool.registry.stand(a, Weights.CURRENT, a.weight_version)  # that would have been it
     assert len(pool.refused) == 2
     assert not pool.grants
     told = refusal([a, b], [a, b], at_least(1, need))

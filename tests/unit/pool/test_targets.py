@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from router.errors import BadRequest, NotFound, PoolUnavailable
-from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe, WeightsEvent
+from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
 from router.pool.registry import Registry
 from router.pool.targets import (
     asleep_targets,
@@ -16,7 +16,7 @@ from router.pool.targets import (
     models_of,
     select,
 )
-from router.pool.worker import Capabilities, Origin, Worker
+from router.pool.worker import Capabilities, Origin, Weights, Worker
 
 
 def add(registry: Registry, name: str, *models: str) -> Worker:
@@ -130,7 +130,7 @@ def warming(registry: Registry, worker: Worker) -> None:
 
 
 def behind(registry: Registry, worker: Worker) -> None:
-    registry.weigh(worker, WeightsEvent.MISSED)
+    registry.stand(worker, Weights.BEHIND, worker.weight_version)
 
 
 def nothing(registry: Registry, worker: Worker) -> None:
