@@ -208,7 +208,7 @@ def test_the_owner_reads_whatever_state_it_is_in(run_pool: RunPool, state: str) 
 
 def test_content_of_a_job_that_is_not_done_is_the_workers_word(run_pool: RunPool) -> None:
     async def test(pool: Deployment, owner: Member) -> None:
-        owner.sim.faults.add("slow", factor=1000)
+        owner.sim.faults.add("slow", factor=1e6)
         job = await submit(pool)
         content = await pool.http.get(f"/v1/videos/{job['id']}/content")
         assert (content.status_code, content.json()) == (

@@ -56,7 +56,7 @@ class Asked:
 
 def test_a_generation_is_finished_first(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
-        a.sim.faults.add("slow", factor=5000, count=1)
+        a.sim.faults.add("slow", factor=1e6, count=1)
         async with trio.open_nursery() as nursery:
             asked = Asked(pool, nursery)
             asked.start("running", "/v1/images/generations", json=IMAGE)
@@ -70,6 +70,7 @@ def test_a_generation_is_finished_first(run_pool: RunPool) -> None:
             assert seen(a) == ["image"]
             is_ours(asked.answers["waiting"], 503, "pool_asleep")
             is_ours(await pool.image(), 503, "pool_asleep")
+            a.sim.scheduler.hurry()
         assert asked.answers["running"].status_code == 200
         assert asked.answers["sleep"].status_code == 200
         assert seen(a) == ["image", "release"]
@@ -80,7 +81,7 @@ def test_a_generation_is_finished_first(run_pool: RunPool) -> None:
 
 def test_a_job_is_finished_first(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
-        a.sim.faults.add("slow", factor=5000, count=1)
+        a.sim.faults.add("slow", factor=1e6, count=1)
         job = await pool.http.post("/v1/videos", json={"prompt": "x", "size": "64x64"})
         async with trio.open_nursery() as nursery:
             asked = Asked(pool, nursery)
@@ -89,6 +90,7 @@ def test_a_job_is_finished_first(run_pool: RunPool) -> None:
             status = (await pool.http.get(f"/v1/videos/{job.json()['id']}")).json()["status"]
             assert status != "completed"
             assert seen(a) == ["video"]
+            a.sim.scheduler.hurry()
         assert asked.answers["sleep"].json()["success"] is True
         check_log(a)
         # What it has made can be fetched all the while.
@@ -267,7 +269,7 @@ def test_a_wake_whose_client_left_while_it_waited_is_dropped(run_pool: RunPool) 
 def test_a_busy_one_holds_up_nobody_else(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member) -> None:
         for member in (a, b):
-            member.sim.faults.add("slow", factor=10_000)
+            member.sim.faults.add("slow", factor=1e6)
         async with trio.open_nursery() as nursery:
             asked = Asked(pool, nursery)
             asked.start("running", "/v1/images/generations", json=IMAGE)
@@ -282,6 +284,7 @@ def test_a_busy_one_holds_up_nobody_else(run_pool: RunPool) -> None:
             assert woke.json()["success"] is True
             assert (await pool.image()).headers["x-worker-id"] == idle.id
             assert "sleep" not in asked.answers
+            busy.sim.scheduler.hurry()
         assert busy.known.memory == "asleep"
         check_log(a)
         check_log(b)
