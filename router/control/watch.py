@@ -263,11 +263,14 @@ class Watchman:
         if isinstance(error, NotOneAddress):
             self._refusals[worker] = BadWorkerURL(f"Worker URL {worker.url} is refused: {error}")
         elif isinstance(error, SamePeer):
-            if worker.origin is not Origin.LAUNCHED:
+            other = self.registry.find(error.url)
+            # One of the other scheme that never answered well was a slip.
+            slip = other and not other.met and other.url[:5] != worker.url[:5]
+            if worker.origin is not Origin.LAUNCHED and not slip:
                 logger.warning("%s: it is left out", error)
                 self._refusals[worker] = error
                 self.registry.remove(worker)
-            elif (other := self.registry.find(error.url)) and other.origin is not Origin.LAUNCHED:
+            elif other and other.origin is not Origin.LAUNCHED:
                 logger.warning("%s, which is left out", error)
                 self.registry.remove(other)
                 watch.wake.set()

@@ -67,7 +67,7 @@ class Addresses:
     held: set[str] = field(init=False, factory=set)
     _peers: dict[str, str] = field(init=False, factory=dict)
     _origins: dict[str, Origin] = field(init=False, factory=dict)
-    _claims: dict[tuple[str, int, str], str] = field(init=False, factory=dict)
+    _claims: dict[tuple[str, int], str] = field(init=False, factory=dict)
     _own_sockets: Set[tuple[str, int]] = field(init=False, factory=frozenset)
     _read_at: float = field(init=False, default=-math.inf)
 
@@ -176,7 +176,7 @@ class Addresses:
         self._unpin(origin.url)
         self._peers[origin.url] = address
         self._origins[origin.url] = origin
-        self._claims[address, origin.port, origin.scheme] = origin.url
+        self._claims[address, origin.port] = origin.url
 
     async def _check(self, lost: Origin) -> None:
         """Let the address of a lost worker go if its name leads there no more."""
@@ -192,15 +192,15 @@ class Addresses:
 
     def _owner(self, origin: Origin, address: str) -> str | None:
         """The other worker that is behind this address and port, if one is."""
-        owner = self._claims.get((address, origin.port, origin.scheme))
+        owner = self._claims.get((address, origin.port))
         if owner is not None:
             return None if owner == origin.url else owner
         if not is_local(address):
             return None
         others = [
             (url, peer)
-            for (peer, port, scheme), url in self._claims.items()
-            if (port, scheme) == (origin.port, origin.scheme) and url != origin.url
+            for (peer, port), url in self._claims.items()
+            if port == origin.port and url != origin.url
         ]
         # A thousand workers may be met at once, each with an address of its own: then what the
         # kernel said a moment ago will do.
@@ -226,7 +226,7 @@ class Addresses:
     def _unpin(self, url: str) -> None:
         peer, origin = self._peers.pop(url, None), self._origins.pop(url, None)
         if peer is not None and origin is not None:
-            self._claims.pop((peer, origin.port, origin.scheme), None)
+            self._claims.pop((peer, origin.port), None)
 
 
 async def _first(addresses: Sequence[str], port: int) -> tuple[trio.SocketStream, str]:

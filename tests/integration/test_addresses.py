@@ -18,6 +18,7 @@ from tests.integration.deployment import (
     Deployment,
     RunRouter,
     ScriptedWorker,
+    answer,
     deployed,
     run,
     until,
@@ -87,16 +88,19 @@ def test_a_name_is_looked_up_again_once_its_address_is_lost(
     run_router(test)
 
 
+@pytest.mark.parametrize("believed", [True, False])
 def test_a_kept_connection_to_the_old_address_is_not_used_again(
-    run_router: RunRouter, names: Names
+    run_router: RunRouter, names: Names, believed: bool
 ) -> None:
-    """Something in front of the old process ends the idle connection, and nothing else."""
-
+    """Something in front of the old process ends the idle connection, and nothing else: another
+    address makes a suspect also where such ends mean nothing."""
     async def test(at: Deployment) -> None:
         first, second = await pair(at)
         names.table["gpu.test"] = [A]
         worker = await at.register(f"http://gpu.test:{first.port}")
         watch = at.running.parts.watchman._watches[worker]
+        watch.evidence._vain += [] if believed else [600.0] * 3
+        first.answers["/v1/images/generations"] = answer(200, {})  # nothing to ask the other for
         assert (await at.image()).status_code == 200
         names.table["gpu.test"] = [B]
         idle = watch.idle
@@ -375,6 +379,34 @@ def test_the_certificate_is_that_of_the_name(
                 await until(lambda: worker.health != "unknown")  # noqa: B023
                 assert (worker.health == "healthy") is well, worker.health_reason
             assert (await at.http.get("/anything")).status_code == 200
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates")
+def test_the_other_scheme_of_one_address_is_no_other_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first that answered well stays. A slip, which never did, gives way."""
+    made = certificate(tmp_path, "IP:127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.file))
+
+    async def main() -> None:
+        async with deployed() as at, trio.open_nursery() as nursery:
+            plain = await at.script()
+            await at.register(plain.url)
+            again = await post(at, plain.url.replace("http:", "https:"))
+            assert again.json()["alias_of"] == plain.url
+            tls = TlsWorker(answering(response(body=b"{}")), await listen(), tls=made.server())
+            await nursery.start(tls.run)
+            slip, right = (f"{scheme}://{A}:{tls.port}" for scheme in ("http", "https"))
+            registry = at.running.parts.registry
+            assert (await post(at, slip)).json()["worker"]["routable"] is False
+            assert "alias_of" not in (await post(at, right)).json()
+            await until(lambda: registry.get(right).health == "healthy")
+            assert registry.get(f"{A}:{tls.port}") is registry.get(right)
+            assert [worker.url for worker in registry] == [plain.url, right]
             nursery.cancel_scope.cancel()
 
     run(main)
