@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeGuard
 from urllib.parse import quote
 
@@ -76,6 +78,16 @@ def words(value: object, most: int = _LONGEST_WORDS) -> str:
 def of_bytes(error: str) -> str:
     """An error of h11 without its `bytearray(b'...')`."""
     return _BYTES.sub(r"'\2'", error)
+
+
+def moment(date: bytes | None) -> datetime | None:
+    """What an HTTP date says; None if it is none."""
+    try:
+        read = parsedate_to_datetime((date or b"").decode("latin-1"))
+        # A date without a zone is meant as UTC (RFC 9110 section 5.6.7).
+        return read if read.tzinfo else read.replace(tzinfo=UTC)
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
 
 
 def from_json(data: bytes | bytearray | str) -> Any:

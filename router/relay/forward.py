@@ -287,6 +287,9 @@ class _Attempt:
             url=worker.url,
             address=connection.address,
         )
+        if head.status in _GATEWAY and not self._repeatable:
+            headers = [(n, v) for n, v in headers if n.lower() != b"x-should-retry"]
+            headers.append((b"x-should-retry", b"false"))  # the worker may go on with it
         watcher = self.watcher or NOBODY
         streams = self._judge(head)
         watcher.begin(self.lease, head.status, heads.value(head.headers, b"content-encoding"))
@@ -325,7 +328,7 @@ class _Attempt:
             for name, value in head.headers
         ):
             return True
-        dispatcher.answered(self.lease, head.status, retry_after=_retry_after(head))
+        dispatcher.answered(self.lease, head.status, retry_after=heads.retry_after(head.headers))
         if head.status >= 500:
             self.hold = None  # that has counted
         return False
@@ -401,13 +404,3 @@ class _Attempt:
         """The worker has failed the request; that counts once."""
         hold, self.hold = self.hold, None
         self.forwarder.attempts.dispatcher.failed(hold, why)
-
-
-def _retry_after(head: Head) -> float | None:
-    """Seconds for which the worker asks to be left alone; a date is taken for a second."""
-    if head.status not in (429, 503):
-        return None
-    for name, value in head.headers:
-        if name.lower() == b"retry-after":
-            return float(value) if value.isdigit() and len(value) < 10 else 1.0
-    return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 from ..pool.ids import display_id
+from ..text import moment
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -51,6 +53,19 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
         if key.lower() == name:
             return found
     return None
+
+
+def retry_after(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+    """Seconds for which the sender asks to be left alone; one where it makes no sense."""
+    asked = value(headers, b"retry-after")
+    if asked is None:
+        return None
+    if asked.isdigit() and len(asked) < 10:
+        return float(asked)
+    until, now = moment(asked), moment(value(headers, b"date"))
+    if until is None:
+        return 1.0
+    return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
 
 
 def for_worker(

@@ -44,6 +44,27 @@ def test_text_becomes_anything(given: str) -> None:
     text.block(given).encode()
     assert all(part.startswith("    ") for part in text.block(given).split("\n"))
     text.words(given).encode()
+    text.moment(given.encode(errors="replace"))
+
+
+@pytest.mark.parametrize(
+    ("date", "read"),
+    [
+        (b"Sun, 06 Nov 1994 08:49:37 GMT", "1994-11-06T08:49:37+00:00"),
+        (b"Sunday, 06-Nov-94 08:49:37 GMT", "1994-11-06T08:49:37+00:00"),
+        (b"Sun Nov  6 08:49:37 1994", "1994-11-06T08:49:37+00:00"),
+        (b"Fri, 31 Dec 9999 23:59:59 -2359", "9999-12-31T23:59:59-23:59"),
+        (b"Sun, 06 Nov 99999 08:49:37 GMT", None),
+        (b"Sun, 06 Nov 1994 08:49:37 +99999999999999999999", None),
+        (b"soon", None),
+        (b" ", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_dates(date: bytes | None, read: str | None) -> None:
+    found = text.moment(date)
+    assert (found and found.isoformat()) == read
 
 
 @given(ANY_JSON)

@@ -71,7 +71,7 @@ def gateway(status: int) -> Script:
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await peer.send(response(status, "Server: nginx", body=b"gave up"))
+            await peer.send(response(status, "X-Should-Retry: true", body=b"gave up"))
 
     return script
 
@@ -93,7 +93,8 @@ def test_a_gateway_that_gave_up_leaves_a_ghost(
 
         behind = ScriptedWorker(gateway(status), await listen(), task_types=BOTH, barrier=barrier)
         async with routed(behind) as router:
-            assert (await router.ask(asking)).status == status
+            answer = await router.ask(asking)
+            assert (answer.status, answer.all("x-should-retry")) == (status, [b"false"])
             worker = record(router)
             assert worker.ghosts == 1
             # The same gateway gives up on the barrier too: that does not say that work has ended.
@@ -108,7 +109,8 @@ def test_a_gateway_that_gave_up_leaves_a_ghost(
 def test_a_gateway_that_gave_up_on_a_read_leaves_no_ghost() -> None:
     async def main() -> None:
         async with routed(gateway(504)) as router:
-            assert (await router.ask(request("GET", "/v1/something"))).status == 504
+            answer = await router.ask(request("GET", "/v1/something"))
+            assert (answer.status, answer.all("x-should-retry")) == (504, [b"true"])
             assert not record(router).holds
 
     run(main)

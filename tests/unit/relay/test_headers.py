@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.relay.headers import HOP_BY_HOP, Headers, for_client, for_worker, value
+from router.relay.headers import HOP_BY_HOP, Headers, for_client, for_worker, retry_after, value
 
 
 def to_worker(headers: Headers, framing: tuple[bytes, bytes] | None = None) -> Headers:
@@ -191,3 +194,31 @@ def test_a_location_at_the_worker_is_one_at_the_router(
 ) -> None:
     headers = to_client([(b"Location", given.encode())], url=url, address=address)
     assert headers[0] == (b"Location", passed.encode())
+
+
+def in_a_while(**delay: int) -> bytes:
+    return format_datetime(datetime.now(UTC) + timedelta(**delay), usegmt=True).encode()
+
+
+@pytest.mark.parametrize(
+    ("asked", "date", "least", "most"),
+    [
+        (b"7", b"", 7, 7),
+        (b"0", b"", 0, 0),
+        (in_a_while(hours=2), b"", 3600, 7200),
+        (in_a_while(hours=-1), b"", 0, 0),
+        # By the worker's clock, if that goes wrong.
+        (in_a_while(hours=9), in_a_while(hours=9, minutes=-1), 59, 61),
+        (b"soon", b"", 1, 1),
+        (b"-5", b"", 1, 1),
+        (b"1e9", b"", 1, 1),
+        (b"9" * 5000, b"", 1, 1),
+    ],
+)
+def test_how_long_a_worker_asks_to_be_left_alone(
+    asked: bytes, date: bytes, least: float, most: float
+) -> None:
+    found = retry_after([(b"Date", date), (b"Retry-After", asked)])
+    assert found is not None
+    assert least <= found <= most
+    assert retry_after([(b"Date", date)]) is None
