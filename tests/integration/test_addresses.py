@@ -94,6 +94,7 @@ def test_a_kept_connection_to_the_old_address_is_not_used_again(
 ) -> None:
     """Something in front of the old process ends the idle connection, and nothing else: another
     address makes a suspect also where such ends mean nothing."""
+
     async def test(at: Deployment) -> None:
         first, second = await pair(at)
         names.table["gpu.test"] = [A]
