@@ -151,8 +151,9 @@ class ControlClient:
                 content=body,
                 extensions={"timeout": patience.as_dict()},
             )
-            if body is not None:
-                request.stream = _Pieces(_Whole(body) if isinstance(body, bytes) else body)
+            if body is None or isinstance(body, bytes):
+                body = _Whole(body or b"")
+            request.stream = _Pieces(body)
             response = await self._pools.handle_async_request(request)
             try:
                 data = await _read(response, f"{method} {path}") if whole else b""
