@@ -134,6 +134,13 @@ REQUESTS: tuple[tuple[bytes, ...], ...] = (
     (_SESSION + frame(1, b"too early"),),
 )
 
+# Those that reach a worker as they are.
+RELAYED = tuple(
+    pieces
+    for pieces in REQUESTS
+    if pieces[0].startswith((b"POST ", b"PATCH ", b"GET /unheard", b"HEAD /unheard"))
+)
+
 _TENSORS = {"serialized_named_tensors": ["QUJD"], "load_format": None, "target_modules": ["m"]}
 
 # Changes of workers, weights and memory.
@@ -230,6 +237,21 @@ ANSWERS: tuple[tuple[bytes, ...], ...] = (
     ),
     (_ACCEPTED[:-2] + b"Sec-WebSocket-Protocol: a\r\n\r\n" + frame(8, b"", masked=False),),
     (_answer("403 Forbidden", "Content-Type: text/plain", body=b"no session " + TOKEN),),
+)
+
+_LARGE = b"x" * 70_000  # more than is read at once
+
+# Answers after which a connection is kept; a second one behind any of them spoils it.
+KEPT: tuple[bytes, ...] = (
+    _answer("200 OK", "Content-Type: application/json", body=_IMAGE),
+    _answer("200 OK", body=_JOB.replace(b"queued", b"completed")),
+    _answer("200 OK", body=_LARGE + TOKEN),
+    _answer("200 OK"),
+    _answer("404 Not Found", body=TOKEN),
+    _lines("HTTP/1.1 204 No Content", f"X-T: {_NAME}"),
+    _lines("HTTP/1.1 304 Not Modified", f"X-T: {_NAME}"),
+    _lines("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + _chunked(_IMAGE, b"\n"),
+    _lines("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + _chunked(_LARGE, TOKEN),
 )
 
 # What a sound worker answers to the router's own questions, by path.

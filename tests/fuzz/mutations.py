@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from attrs import define
 
-from tests.fuzz.exchanges import ANSWERS, CHANGES, CONTROL, REQUESTS, TOKEN
+from tests.fuzz.exchanges import ANSWERS, CHANGES, CONTROL, KEPT, RELAYED, REQUESTS, TOKEN
 
 _SPECIAL = [b"\r", b"\n", b"\0", b"\r\n", b"\r\n\r\n", b" ", b"\t", b":", b",", b";", b"=", b"%"]
 _SPECIAL += [b"\xff", b"\x80", b"\xc3", b"\xe2\x80\xa8", b'"', b"\\ud800", b"[" * 40, b"{", b"0"]
@@ -56,6 +56,14 @@ class End(StrEnum):
     RST = "rst"
 
 
+class Second(StrEnum):
+    """Where a second answer comes, of which nobody has asked."""
+
+    NONE = "none"
+    BESIDE = "beside"  # it begins in one piece with the end of the first
+    AFTER = "after"
+
+
 @define
 class Side:
     """What one side says: pieces, the pause before each (0: none; 1: the event loop turns; 2:
@@ -64,6 +72,7 @@ class Side:
     pieces: list[bytes]
     pauses: list[int]
     end: End
+    second: Second = Second.NONE
 
     def __str__(self) -> str:
         pieces = ", ".join(
@@ -93,6 +102,9 @@ class Case:
 def make_case(rng: random.Random, *, changes: bool = False) -> Case:
     """A case as chance has it."""
     token = b"tk%016x" % rng.getrandbits(64)
+    if rng.random() < _DOUBLED:
+        client = _side(rng, rng.choice(RELAYED), (), [End.WAIT, End.FIN], spoil=False)
+        return _case(token, client, _doubled(rng, rng.choice(KEPT)))
     requests = CHANGES if changes and rng.random() < 0.6 else REQUESTS
     request, answer = rng.choice(requests), rng.choice(ANSWERS)
     if b"Upgrade: websocket" in request[0] and rng.random() < 0.7:
@@ -103,7 +115,11 @@ def make_case(rng: random.Random, *, changes: bool = False) -> Case:
     client = _side(rng, request, rng.choice(REQUESTS), ends, spoil=spoilt != "worker")
     ends = [End.WAIT] * 4 + [End.FIN, End.RST]
     worker = _side(rng, answer, rng.choice(ANSWERS), ends, spoil=spoilt != "client")
-    case = Case(token, client, worker, changes=requests is CHANGES)
+    return _case(token, client, worker, changes=requests is CHANGES)
+
+
+def _case(token: bytes, client: Side, worker: Side, *, changes: bool = False) -> Case:
+    case = Case(token, client, worker, changes=changes)
     client.pieces = [piece.replace(TOKEN, token) for piece in client.pieces]
     worker.pieces = [piece.replace(TOKEN, case.answered) for piece in worker.pieces]
     return case
@@ -112,7 +128,30 @@ def make_case(rng: random.Random, *, changes: bool = False) -> Case:
 def control_answer(rng: random.Random, path: bytes) -> Side:
     """What a worker that is out of its mind answers to a question of the router's own."""
     sound = CONTROL.get(path.partition(b"?")[0], CONTROL[b""])
+    if rng.random() < _DOUBLED:
+        return _doubled(rng, sound)
     return _side(rng, (sound,), rng.choice(ANSWERS), [End.WAIT] * 4 + [End.FIN, End.RST])
+
+
+_DOUBLED = 0.08  # the share of answers with a second one behind them
+
+
+def _doubled(rng: random.Random, first: bytes) -> Side:
+    """An answer after which the connection is kept, and a second one at once or a little later."""
+    second = rng.choice(KEPT)
+    head, edge, body = first.partition(b"\r\n\r\n")
+    match rng.randrange(4):
+        case 0:
+            return Side([first, second], [0, rng.choice([1, 1, 2])], End.WAIT, Second.AFTER)
+        case 1 if body:  # the first one's body is read alone, as its length is known
+            pieces = [head + edge, body + second]
+        case 2:
+            cut = rng.randrange(1, len(second))
+            pieces = [first + second[:cut], second[cut:]]
+        case _:
+            pieces = [first + second]
+    pauses = [0] + [rng.choice([1, 2]) for _ in pieces[1:]]
+    return Side(pieces, pauses, End.WAIT, Second.BESIDE)
 
 
 def _side(

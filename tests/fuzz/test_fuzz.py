@@ -1,13 +1,14 @@
 """Spoilt bytes of clients and workers: nothing ends the router, misleads it, or is lost in it.
 
 The default run has fixed examples. `nox -s fuzz` goes on for FUZZ_SECONDS (ten minutes) or
-FUZZ_CASES cases, from FUZZ_SEED on; it says how to repeat what failed.
+FUZZ_CASES cases, from FUZZ_SEED on, FUZZ_BATCH for each router; it says how to repeat what failed.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import resource
 import time
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from tests.fuzz.mutations import make_case
 from tests.fuzz.rig import Batch, run_batch
 
-SIZE = int(os.environ.get("FUZZ_BATCH", "300"))
+SIZE = 300
 LONG = {"FUZZ_SECONDS", "FUZZ_CASES", "FUZZ_SEED"} & set(os.environ)
 
 
@@ -30,7 +31,7 @@ def batch_of(seed: int, size: int = SIZE) -> Batch:
 
 
 def check(batch: Batch) -> None:
-    again = f"FUZZ_SEED={batch.seed} FUZZ_CASES=1 nox -s fuzz"
+    again = f"FUZZ_SEED={batch.seed} FUZZ_BATCH={len(batch.cases)} FUZZ_CASES=1 nox -s fuzz"
     shown = "\n\n".join(batch.faults[:5])
     if batch.faults:
         pytest.fail(
@@ -60,12 +61,15 @@ def test_for_long() -> None:
     seed = first = int(os.environ.get("FUZZ_SEED", time.monotonic_ns() // 1000))
     seconds = float(os.environ.get("FUZZ_SECONDS", "600"))
     most = int(os.environ.get("FUZZ_CASES", "0")) or None
+    size = int(os.environ.get("FUZZ_BATCH", "1500"))
     print(f"\nfrom FUZZ_SEED={first}")
     begun, done = time.monotonic(), 0
     while time.monotonic() - begun < seconds and (most is None or done < most):
-        batch = batch_of(seed)
-        done += SIZE
+        batch = batch_of(seed, size)
+        done += size
         took = time.monotonic() - begun
-        print(f"seed {seed}: {done} cases, {done / took:.0f}/s {dict(batch.statuses)}", flush=True)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        met = dict(batch.statuses.most_common(6))
+        print(f"seed {seed}: {done} cases, {done / took:.0f}/s, {grown} MiB, {met}", flush=True)
         check(batch)
         seed += 1
