@@ -15,7 +15,7 @@ from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange
 from .routes import How, Route
-from .spool import Spool
+from .spool import Room, Spool
 
 _LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
 _LONGEST_SHOWN = 200  # characters of a model's name in an error
@@ -97,12 +97,12 @@ async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
 
 
 async def read_on(
-    exchange: Exchange, body: Body, *, limit: int, most: int, largest: int | None
+    exchange: Exchange, body: Body, *, limit: int, most: int, largest: int | None, room: Room
 ) -> None:
     """Read further, past files and long strings, until the model is known or `most` bytes were
     taken; what goes beyond `limit` in a temporary file.
 
-    Raises RequestTooLarge, SpoolFailed, ClientGone, ClientStalled.
+    Raises RequestTooLarge, SpoolFull, SpoolFailed, ClientGone, ClientStalled.
     """
     window = bytearray()
     reader = reading.reader(exchange.headers, window, on=True)
@@ -119,7 +119,7 @@ async def read_on(
         if body.spool is None and len(body.held) + len(piece) <= limit:
             body.held += piece
         else:
-            body.spool = body.spool or Spool()
+            body.spool = body.spool or Spool(room)
             await body.spool.add(piece)
         if largest is not None and body.taken > largest:
             raise too_large(largest)

@@ -14,6 +14,7 @@ from .body import Body, facts_of, peek, read_on
 from .connection import Broken, Connection
 from .exchange import Exchange
 from .routes import Route
+from .spool import Room
 from .upload import Upload
 from .upstream import ConnectFailed, ConnectTimeout, NoneFree, Upstream
 from .watcher import NOBODY, Watcher
@@ -39,6 +40,7 @@ class Limits:
     peek: int = 1024 * 1024
     facts: int = 64 * 1024 * 1024  # read of a body where it may not be routed without its model
     request_bytes: int = 1024**3
+    spooled: int = 1024**3  # in the temporary files of all bodies together
 
 
 class Unanswered(WorkerTimeout):
@@ -62,6 +64,10 @@ class Forwarder:
     attempts: Attempts
     upstream: Upstream
     limits: Limits
+    _room: Room = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._room = Room(self.limits.spooled)
 
     async def run(
         self,
@@ -85,7 +91,8 @@ class Forwarder:
                 and self.attempts.dispatcher.queue.ambiguous(facts)
             ):
                 bounds = {"limit": limits.peek, "most": limits.facts}
-                await read_on(exchange, body, **bounds, largest=limits.request_bytes)
+                largest = limits.request_bytes
+                await read_on(exchange, body, **bounds, largest=largest, room=self._room)
                 facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
             await self._relay(exchange, body, facts, owner, watcher)
         finally:

@@ -10,7 +10,7 @@ from typing import IO, TypeAlias
 import trio
 from attrs import define, field
 
-from ..errors import RouterError, describe
+from ..errors import PoolUnavailable, RouterError, describe
 
 _SLICE = 1024 * 1024
 Call: TypeAlias = Callable[[], bytes]
@@ -23,6 +23,20 @@ class SpoolFailed(RouterError):
     default_code = "spool_failed"
 
 
+class SpoolFull(PoolUnavailable):
+    """The temporary files of all requests together hold as much as they may."""
+
+    default_code = "queue_full"
+
+
+@define
+class Room:
+    """What the temporary files of all requests may hold, and how much of it is taken."""
+
+    size: int
+    taken: int = 0
+
+
 @define(eq=False)
 class Spool:
     """Bytes in a temporary file without a name. All calls of the file run in threads, but `close`.
@@ -30,12 +44,21 @@ class Spool:
     Whoever made it closes it.
     """
 
+    room: Room
     size: int = 0
+    _claimed: int = field(init=False, default=0)
     _file: IO[bytes] | None = field(init=False, default=None)
     _pending: bytearray = field(init=False, factory=bytearray)
 
     async def add(self, piece: bytes) -> None:
-        """Append. Raises SpoolFailed."""
+        """Append. Raises SpoolFull or SpoolFailed."""
+        if self.room.taken + len(piece) > self.room.size:
+            raise SpoolFull(
+                f"The pool is busy: bodies in temporary files hold {self.room.taken} bytes already",
+                headers=[("Retry-After", "5")],
+            )
+        self.room.taken += len(piece)
+        self._claimed += len(piece)
         self._pending += piece
         self.size += len(piece)
         if len(self._pending) >= _SLICE:
@@ -53,6 +76,8 @@ class Spool:
 
     def close(self) -> None:
         """Drop all of it. May be called again."""
+        self.room.taken -= self._claimed
+        self._claimed = 0
         if self._file is not None:
             self._file.close()
 

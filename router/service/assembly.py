@@ -196,6 +196,7 @@ def _front(
         peek=settings.peek_limit,
         facts=settings.facts_limit,
         request_bytes=settings.max_request_bytes,
+        spooled=settings.queue_bytes,
     )
     forwarder = Forwarder(attempts, upstream, limits)
     instance = parts.client.instance

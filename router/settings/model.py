@@ -164,7 +164,8 @@ class RouterSettings:
         GIB,
         Size(1),
         group="Routing",
-        help="memory for the bodies of requests that wait for a worker; more are refused with 503",
+        help="memory for the bodies of requests that wait for a worker, and as much in temporary"
+        " files for bodies that are read for their model; more are refused with 503",
     )
     queue_timeout: float | None = setting(
         None,

@@ -9,6 +9,7 @@ from typing import IO, Any
 import pytest
 import trio
 
+from router.relay.spool import Room
 from tests.integration.relay.harness import (
     Peer,
     ScriptedWorker,
@@ -146,6 +147,39 @@ def test_what_waits_in_a_file_can_be_sent_again(peek: int) -> None:
                 assert (await router.ask(data)).body == b"ok"
                 assert seen.pop().body == body
             assert workers[0].connections >= 1
+
+    run(main)
+
+
+def test_the_files_of_all_requests_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room again once a body was sent, or its client has left."""
+    rooms: list[Room] = []
+
+    def make(size: int) -> Room:
+        rooms.append(Room(size))
+        return rooms[-1]
+
+    monkeypatch.setattr("router.relay.forward.Room", make)
+
+    async def main() -> None:
+        seen: list[tuple[str, Message]] = []
+        body = form(after=("model", "two"))
+        sent = request("POST", "/v1/images/edits", FORM, body=body)
+        most = len(body) + 100_000
+        async with routed(*await two_models(seen), peek_limit=1000, queue_bytes=most) as router:
+            [room] = rooms
+            for _ in range(3):
+                assert (await router.ask(sent)).body == b"two"
+            stalled = await router.client()
+            await stalled.send(sent[: len(sent) // 2])
+            await until(lambda: room.taken > 1_000_000, "half of it in a file")
+            refused = await router.ask(sent)
+            assert (refused.status, refused.json()["code"]) == (503, "queue_full")
+            assert refused["retry-after"] is not None
+            stalled.close()
+            await until(lambda: not room.taken, "its end")
+            assert (await router.ask(sent)).body == b"two"
+            assert room.taken == 0
 
     run(main)
 

@@ -15,7 +15,7 @@ from router.pool.cost import Costs
 from router.pool.models import AmbiguousModel
 from router.relay.body import Body, announced_length, facts_of, peek, read_on
 from router.relay.routes import find
-from router.relay.spool import SpoolFailed
+from router.relay.spool import Room, Spool, SpoolFailed, SpoolFull
 
 JSON = (b"content-type", b"application/json")
 
@@ -157,11 +157,13 @@ BEGIN = b'{"image": "'
 
 
 def read_to_the_model(client: Client, limit: int, most: int, largest: int | None = None) -> Body:
+    room = Room(2000 + most)
+
     async def main() -> Body:
         exchange: Any = client
         body = await peek(exchange, limit=limit, largest=largest)
         try:
-            await read_on(exchange, body, limit=limit, most=most, largest=largest)
+            await read_on(exchange, body, limit=limit, most=most, largest=largest, room=room)
             size = body.spool.size if body.spool else 0
             again = b""
             while body.spool and len(again) < size:
@@ -169,6 +171,7 @@ def read_to_the_model(client: Client, limit: int, most: int, largest: int | None
             body.held += again
         finally:
             body.release() if body.spool is None else body.spool.close()
+            assert room.taken == 0
         return body
 
     return trio.run(main)
@@ -182,7 +185,8 @@ def test_a_large_body_waits_in_a_file() -> None:
         exchange: Any = client
         tracemalloc.start()
         body = await peek(exchange, limit=MIB, largest=None)
-        await read_on(exchange, body, limit=MIB, most=64 * MIB, largest=None)
+        room = Room(64 * MIB)
+        await read_on(exchange, body, limit=MIB, most=64 * MIB, largest=None, room=room)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert (body.fields, body.complete) == ({"model": "m"}, True)
@@ -231,3 +235,22 @@ def test_a_file_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SpoolFailed, match="no space left") as caught:
         read_to_the_model(send(BEGIN, *[b"x" * 100] * 100), 200, 10_000)
     assert (caught.value.status, caught.value.code) == (503, "spool_failed")
+
+
+def test_all_files_together_are_bounded() -> None:
+    async def main() -> None:
+        room = Room(100)
+        first, second = Spool(room), Spool(room)
+        await first.add(b"x" * 60)
+        with pytest.raises(SpoolFull, match="hold 60 bytes already") as caught:
+            await second.add(b"x" * 41)
+        assert (caught.value.status, caught.value.code) == (503, "queue_full")
+        assert caught.value.retry_safe
+        await second.add(b"x" * 40)
+        for _ in range(2):
+            second.close()
+            assert room.taken == 60
+        first.close()
+        assert room.taken == 0
+
+    trio.run(main)
