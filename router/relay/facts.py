@@ -297,12 +297,10 @@ def _form(
 ) -> _Scan:
     """The wanted ones of the fields, up to the first file or past files."""
     delimiter = b"--" + boundary
-    yield from _find(window, delimiter)
+    yield from _delimited(window, delimiter)
     while seen != WANTED:
         window.at += len(delimiter)
-        window.kept = window.at
-        yield from _find(window, b"\r\n")
-        if window.held[window.kept : window.kept + 2] == b"--":
+        if window.held[window.at : window.at + 2] == b"--":
             return
         window.kept = window.at
         yield from _find(window, b"\r\n\r\n")
@@ -316,11 +314,22 @@ def _form(
         wanted = not is_file and name in WANTED and name not in seen
         if wanted:
             window.kept = window.at
-        yield from _find(window, b"\r\n" + delimiter)
+        yield from _delimited(window, b"\r\n" + delimiter)
         if wanted:
             seen.add(name)
             fields[name] = window.taken(2).decode("utf-8", "replace")
         window.at += 2
+
+
+def _delimited(window: _Window, delimiter: bytes) -> _Scan:
+    """Go to the next delimiter. What a longer boundary begins with is content."""
+    while True:
+        yield from _find(window, delimiter)
+        while len(window.held) < (end := window.at + len(delimiter)) + 2:
+            yield from window.more()
+        if window.held[end : end + 2] in (b"\r\n", b"--"):
+            return
+        window.at += 1
 
 
 def _find(window: _Window, wanted: bytes) -> _Scan:

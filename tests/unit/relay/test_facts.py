@@ -222,7 +222,7 @@ def test_a_leading_field_is_found(body: bytes) -> None:
     # As soon as it stands whole; others may still follow, as long as no file begins.
     body += b"--a b"
     assert fed(FORM, body[:-1]) == ({}, [False])
-    for end in (b"--\r\n", b"\r\n" + FILE + b"\r\n\r\n"):
+    for end in (b"--", b"\r\n" + FILE + b"\r\n\r\n"):
         assert fed(FORM, body, end) == ({"model": "m"}, [False, True])
         whole = body + end
         found, said = fed(FORM, *(whole[i : i + 1] for i in range(len(whole))))
@@ -232,7 +232,7 @@ def test_a_leading_field_is_found(body: bytes) -> None:
 def test_a_form_is_read_no_further_than_to_the_last_wanted_field() -> None:
     wanted = {name: str(place) for place, name in enumerate(sorted(facts.WANTED))}
     body = b"".join(named(name.encode(), value.encode()) for name, value in wanted.items())
-    assert fed(FORM, body, b"--a b", named(b"prompt", b"p")) == (wanted, [False, True, True])
+    assert fed(FORM, body, b"--a b\r\n", named(b"prompt", b"p")) == (wanted, [False, True, True])
 
 
 def test_reading_ends_where_the_first_file_begins() -> None:
@@ -267,6 +267,22 @@ def test_the_end_of_a_form_is_an_end() -> None:
 def test_the_first_of_several_fields_counts() -> None:
     body = named(b"model", b"first") + named(b"model", b"second") + b"--a b--"
     assert fed(FORM, body)[0] == {"model": "first"}
+
+
+def test_a_longer_boundary_within_a_file_is_content() -> None:
+    """A file that holds another form must not choose the model."""
+    inner = named(b"model", b"theirs").replace(b"--a b", b"--a bc")
+    file = part(FILE, b"\r\n" + inner + b"--a bc--")
+    body = inner + file + named(b"model", b"ours") + b"--a b--"
+    for step in (1, 7, len(body)):
+        held = bytearray()
+        made = reader(FORM, held, on=True)
+        assert made is not None
+        for at in range(0, len(body), step):
+            held += body[at : at + step]
+            if made.done():
+                break
+        assert made.fields == {"model": "ours"}
 
 
 @given(
