@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from email.utils import formatdate
 
 from .errors import RouterError
-from .text import header, to_json
+from .text import header, to_json, words
 
 Headers = list[tuple[bytes, bytes]]
 
+_LONGEST_SENTENCE = 1000  # in the log
 # What clients may call a request; anything else is replaced, so that logs stay readable.
 _PRESENTABLE = re.compile(rb"[!-~]{1,128}\Z")
 
@@ -49,8 +50,8 @@ def log_error(logger: logging.Logger, what: str, error: RouterError, request_id:
 
 
 def log_end(logger: logging.Logger, what: str, code: str, sentence: str, request_id: str) -> None:
-    """The one line that an exchange leaves that ended before its time."""
-    logger.warning("%s: %s", what, sentence, extra={"request_id": request_id, "code": code})
+    """The one line that an exchange leaves that ended before its time, of bounded length."""
+    logger.warning("%s: %s", words(what), words(sentence, _LONGEST_SENTENCE), extra={"request_id": request_id, "code": code})
 
 
 def http_date() -> bytes:

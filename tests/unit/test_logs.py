@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from router.answers import log_error
+from router.errors import NotFound
 from router.observe import logs
 from router.pool import events
 from router.pool.lifecycle import Probe
@@ -35,6 +37,13 @@ def test_a_line_is_one_line_and_ends_with_the_fields(capsys: pytest.CaptureFixtu
     assert line.endswith(
         "WARNING GET /a\\nb failed\\r\\n2026 INFO all is well\\x1b[0m\\u2028 [code=oops]\n"
     )
+
+
+def test_what_clients_sent_is_told_in_bounded_length(caplog: pytest.LogCaptureFixture) -> None:
+    path = "GET /" + "a" * 60_000
+    log_error(logging.getLogger("router"), path, NotFound(f"{path}: Not Found"), "r1")
+    (record,) = caplog.records
+    assert len(record.getMessage()) < 1500
 
 
 @pytest.mark.usefixtures("_restored")
