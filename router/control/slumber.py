@@ -128,8 +128,9 @@ class Slumber:
         if sleeps and worker.memory is not Memory.ASLEEP:
             self.registry.remember(worker, MemoryEvent.SLEPT)
         elif not sleeps and before is not Memory.FALLING_ASLEEP:
-            unasked = not row.sent and before is Memory.AWAKE
-            awake = sleeps is False or unasked
+            # It was not asked, or does not know the call.
+            untouched = not row.sent or row.refused or row.status in (404, 405)
+            awake = sleeps is False or (untouched and before is Memory.AWAKE)
             event = MemoryEvent.WOKE if awake else MemoryEvent.LOST
             self.registry.remember(worker, event, why(row))
         self.note(worker)

@@ -127,6 +127,18 @@ def test_a_worker_that_refuses_and_says_what_it_is(run_pool: RunPool, said: bool
     run_pool(test, IMAGES)
 
 
+@pytest.mark.parametrize("status", [400, 404, 405, 422])
+def test_a_worker_that_refuses_without_a_word_of_what_it_is(run_pool: RunPool, status: int) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        a.sim.faults.add("status", path=SLEEP, status=status, body={"detail": "Not Found"})
+        answer = await pool.http.post(SLEEP)
+        assert answer.json()["success"] is False
+        assert memories(a) == ["awake"]
+        assert (await pool.image()).status_code == 200
+
+    run_pool(test, IMAGES)
+
+
 def test_the_dead_are_deferred_and_counted_once(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member, c: Member) -> None:
         await pool.http.post(SLEEP, params={"workers": f"{a.id},{b.id}"})
