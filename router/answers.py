@@ -51,7 +51,12 @@ def log_error(logger: logging.Logger, what: str, error: RouterError, request_id:
 
 def log_end(logger: logging.Logger, what: str, code: str, sentence: str, request_id: str) -> None:
     """The one line that an exchange leaves that ended before its time, of bounded length."""
-    logger.warning("%s: %s", words(what), words(sentence, _LONGEST_SENTENCE), extra={"request_id": request_id, "code": code})
+    logger.warning(
+        "%s: %s",
+        words(what),
+        words(sentence, _LONGEST_SENTENCE),
+        extra={"request_id": request_id, "code": code},
+    )
 
 
 def http_date() -> bytes:

@@ -84,7 +84,9 @@ def normalise_url(text: str) -> str:
         raise BadWorkerURL(f"Worker URL {text!r} contains white space, a control character or '\\'")
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise BadWorkerURL(f"Worker URL {text!r} has no scheme; did you mean http://{url.lstrip("/")}?")
+        raise BadWorkerURL(
+            f"Worker URL {text!r} has no scheme; did you mean http://{url.lstrip('/')}?"
+        )
     if scheme.lower() not in _DEFAULT_PORTS:
         raise BadWorkerURL(
             f"Worker URL {text!r} has the scheme {scheme!r}; only http and https are supported"

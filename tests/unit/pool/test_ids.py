@@ -48,6 +48,7 @@ def test_every_spelling_becomes_one(given: str, normal: str) -> None:
         ("", "empty"),
         ("   ", "empty"),
         ("worker:8000", "did you mean http://worker:8000?"),
+        ("//worker:8000", "did you mean http://worker:8000?"),
         ("localhost", "no scheme"),
         ("//worker:8000", "no scheme"),
         ("ftp://worker", "only http and https"),
