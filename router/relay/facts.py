@@ -327,7 +327,7 @@ def _delimited(window: _Window, delimiter: bytes) -> _Scan:
         yield from _find(window, delimiter)
         while len(window.held) < (end := window.at + len(delimiter)) + 2:
             yield from window.more()
-        if window.held[end : end + 2] in (b"\r\n", b"--"):
+        if window.held.startswith((b"\r\n", b"--"), end):
             return
         window.at += 1
 
