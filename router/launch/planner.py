@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import trio
 from attrs import define, field
@@ -16,7 +16,7 @@ from . import probing
 from .base import WorkerPlan, WorkerPorts
 from .command import STRICT, help_command, make_plan, may_need_strict
 from .ports import HeldPorts, PortBook, first_choice, host_fault, moved_to, taken_ports
-from .resources import Found, GpuShares, from_environment, variables
+from .resources import Found, GpuShares, by_cause, from_environment, variables
 
 logger = logging.getLogger("router.launch")
 
@@ -45,8 +45,8 @@ async def make_planners(
     if gpus.cpu:
         assert gpus.found is not None
         logger.warning("CPU mode: no GPU was found by %s, so workers get none", gpus.found.source)
-    lacking = _by_cause(launchers, lambda each: _program_fault(each, environ))
-    faults = [*gpus.faults(), *_by_cause(launchers, host_fault)]
+    lacking = by_cause((each.name, _program_fault(each, environ)) for each in launchers)
+    faults = [*gpus.faults(), *by_cause((each.name, host_fault(each)) for each in launchers)]
     if alive:
         for fault in lacking:
             logger.error("%s", fault)
@@ -58,21 +58,6 @@ async def make_planners(
         logger.warning("GPU %s is named for several workers: %s", name, ", ".join(workers))
     ports, asked = PortBook(), _Asked(environ)
     return [LocalPlanner(launcher, gpus, ports, asked, environ) for launcher in launchers]
-
-
-def _by_cause(
-    launchers: Iterable[LauncherSettings], fault_of: Callable[[LauncherSettings], str | None]
-) -> list[str]:
-    """A sentence for each fault, with the launchers that have it."""
-    found: dict[str, list[str]] = {}
-    for launcher in launchers:
-        fault = fault_of(launcher)
-        if fault is not None:
-            found.setdefault(fault, []).append(launcher.name)
-    return [
-        f"Launcher{'s' if len(names) > 1 else ''} {', '.join(names)}: {fault}"
-        for fault, names in found.items()
-    ]
 
 
 def _program_fault(settings: LauncherSettings, environ: Mapping[str, str]) -> str | None:

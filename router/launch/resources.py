@@ -6,7 +6,7 @@ Ids are texts as CUDA_VISIBLE_DEVICES takes them: an index, `GPU-<uuid>`, `MIG-<
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 
 from attrs import define, field, frozen
@@ -136,6 +136,18 @@ def variables(
     return names
 
 
+def by_cause(faults: Iterable[tuple[str, str | None]]) -> list[str]:
+    """A sentence for each fault, with the launchers that have it."""
+    found: dict[str, dict[str, None]] = {}
+    for name, fault in faults:
+        if fault is not None:
+            found.setdefault(fault, {})[name] = None
+    return [
+        f"Launcher{'s' if len(names) > 1 else ''} {', '.join(names)}: {fault}"
+        for fault, names in found.items()
+    ]
+
+
 @define(eq=False)
 class GpuShares:
     """Which worker of which launcher has which GPUs. No two of them share one that we chose.
@@ -166,23 +178,22 @@ class GpuShares:
 
     def faults(self) -> Iterator[str]:
         """Why some workers of the settings cannot have their GPUs."""
-        for launcher in self.launchers:
-            names = {name: None for group in launcher.worker_gpu_ids for name in group}
-            if lacking := [name for name in names if self.machine.lacks(name)]:
-                yield (
-                    f"Launcher {launcher.name}: worker_gpu_ids names {', '.join(lacking)}, but"
-                    f" found were {self.machine.describe()}"
-                )
-            for group in launcher.worker_gpu_ids:
-                if len({self.machine.id_of(name) for name in group}) < len(group):
-                    yield (
-                        f"Launcher {launcher.name}: worker_gpu_ids names one GPU twice for a"
-                        f" worker: {', '.join(group)}"
-                    )
+        yield from by_cause(
+            (each.name, fault) for each in self.launchers for fault in self._misnamed(each)
+        )
         for launcher, index in self._leave_it_to_us():
             if not self.cpu and (launcher.name, index) not in self._first_choice:
                 yield self._too_few(launcher, index, 0)
                 return
+
+    def _misnamed(self, launcher: LauncherSettings) -> Iterator[str]:
+        names = {name: None for group in launcher.worker_gpu_ids for name in group}
+        if lacking := [name for name in names if self.machine.lacks(name)]:
+            found = self.machine.describe()
+            yield f"worker_gpu_ids names {', '.join(lacking)}, but found were {found}"
+        for group in launcher.worker_gpu_ids:
+            if len({self.machine.id_of(name) for name in group}) < len(group):
+                yield f"worker_gpu_ids names one GPU twice for a worker: {', '.join(group)}"
 
     def _leave_it_to_us(self) -> Iterator[tuple[LauncherSettings, int]]:
         for launcher in self.launchers:

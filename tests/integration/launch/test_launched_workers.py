@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -161,6 +162,41 @@ def test_one_that_is_killed_comes_back_each_time_and_its_children_never_stay(
                 while fleet.views()[0].restarts == count:
                     await fleet.changed()
         assert len(children) == 21
+
+    with_router(body, small(tmp_path))
+
+
+def test_of_a_log_of_one_long_line_no_more_than_a_mebibyte_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    class Counted(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            read.append(len(data))
+            return data
+
+    log, really_open = tmp_path / "image-0.log", Path.open
+
+    def counting(self: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if (self, mode) == (log, "rb"):
+            return Counted(self)
+        return really_open(self, mode, *rest, **more)
+
+    async def body(pool: Deployment) -> None:
+        await ready(pool, 1)
+        with log.open("ab") as file:
+            file.truncate(68_000_000)
+            file.write(b"the end")
+        monkeypatch.setattr(Path, "open", counting)
+        for tail in (1, 10_000):
+            read.clear()
+            told = await pool.http.get(f"/workers/image-0/logs?tail={tail}")
+            [line] = told.json()["lines"]
+            assert line.startswith("... ")
+            assert line.endswith("the end")
+            assert 4096 <= sum(read) <= 1024 * 1024
 
     with_router(body, small(tmp_path))
 

@@ -8,7 +8,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -299,16 +298,14 @@ def test_last_words_are_those_since_the_last_start(tmp_path: Path) -> None:
     assert [line.startswith("----") for line in lines] == [True, False, False] * 3
 
 
-def test_the_end_of_a_file_of_one_long_line_is_there_at_once(tmp_path: Path) -> None:
+def test_the_end_of_a_file_of_one_long_line_is_there(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("wb") as file:
         file.truncate(68_000_000)
         file.seek(0, os.SEEK_END)
         file.write(b"the end")
     for count in (1, 100, 10_000):
-        began = time.process_time()
         (line,) = output.last_lines(path, count)
-        assert time.process_time() - began < 0.1
         assert line.startswith("... ")
         assert line.endswith("\0the end")
         assert len(line) == 4100

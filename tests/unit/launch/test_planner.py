@@ -199,6 +199,9 @@ def test_named_gpus_are_looked_for_on_the_whole_machine(
     planning([launcher(worker_gpu_ids=["1"], **HERE)], body, environ)
     with pytest.raises(StartError, match=r"worker_gpu_ids names 2, but found were 2 GPUs"):
         planning([launcher(worker_gpu_ids=["2"], **HERE)], body, environ)
+    both = [launcher(name=name, worker_gpu_ids=["2"], **HERE) for name in ("a", "b")]
+    with pytest.raises(StartError, match=r"^Launchers a, b: worker_gpu_ids names 2, [^:]*$"):
+        planning(both, body, environ)
 
 
 def test_too_few_gpus_end_it_at_once(gpus: list[int]) -> None:
