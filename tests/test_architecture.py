@@ -26,7 +26,7 @@ LAYERS = [
     {"store", "observe", "net"},
     {"pool", "settings"},
     {"answers", "boundary"},
-    {"errors", "init", "program", "text", "__init__"},
+    {"errors", "init", "program", "text", "wall", "__init__"},
 ]
 SAME_ROW = {("web", "control")}
 ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}

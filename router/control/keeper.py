@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from datetime import UTC, datetime
 from typing import ClassVar
 
 import trio
 from attrs import define, field, frozen
 
+from .. import wall
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.assets import AssetMap
@@ -68,7 +68,7 @@ class Keeper:
     dispatcher: Dispatcher
     assets: AssetMap
     trust_downtime: float = 0.0  # seconds; an absence shorter than this replaced no worker
-    wall: Callable[[], float] = lambda: datetime.now(UTC).timestamp()
+    wall: Callable[[], float] = lambda: wall.seconds()
     _stored_assets: StoredAssets = field(init=False)
     _numbers: dict[Worker, int] = field(init=False, factory=dict)
     _last: int = field(init=False, default=0)

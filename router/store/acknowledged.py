@@ -58,7 +58,7 @@ class Note:
             line = sealed({"seq": seq, "journal": self._journal, "inode": self._file})
             os.lseek(self._fd, 0, os.SEEK_SET)
             files.write(self._fd, line)
-            os.ftruncate(self._fd, len(line))
+            files.truncate(self._fd, len(line))
 
     def close(self) -> None:
         os.close(self._fd)

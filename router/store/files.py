@@ -1,4 +1,7 @@
-"""The files of a state directory: their names, and writing them so that they are really there."""
+"""The files of a state directory: their names, and writing them so that they are really there.
+
+Once a directory is taken, whatever changes it goes through functions of this module.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from attrs import define
+
+from .. import wall
 
 if sys.platform != "win32":
     import fcntl
@@ -39,13 +44,13 @@ def numbered(folder: Path, holds: str) -> list[int]:
 
 def now() -> str:
     """The time of day, for people."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(wall.seconds(), UTC).isoformat(timespec="seconds")
 
 
 def age(path: Path) -> float | None:
     """Seconds since a file was touched, by the clock on the wall: it outlives processes."""
     try:
-        return max(0.0, datetime.now(UTC).timestamp() - path.stat().st_mtime)
+        return max(0.0, wall.seconds() - path.stat().st_mtime)
     except OSError:
         return None
 
@@ -57,12 +62,32 @@ def write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+def truncate(fd: int, size: int) -> None:
+    """Cut a file off. Raises OSError."""
+    os.ftruncate(fd, size)
+
+
 def sync(fd: int) -> None:
     """Wait until what was written to a file is on the disk. Raises OSError."""
     if sys.platform == "linux":
         os.fdatasync(fd)
     else:
         os.fsync(fd)
+
+
+def replace(path: Path, target: Path) -> None:
+    """Give a file another name, which it takes from whoever had it. Raises OSError."""
+    os.replace(path, target)
+
+
+def unlink(path: Path) -> None:
+    """Raises OSError."""
+    path.unlink()
+
+
+def touch(path: Path) -> None:
+    """Note on a file that it was looked after now. Raises OSError."""
+    os.utime(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -90,10 +115,10 @@ def replacing(path: Path) -> Iterator[int]:
             sync(fd)
         finally:
             os.close(fd)
-        os.replace(beside, path)
+        replace(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            unlink(beside)
         raise
     sync_folder(path.parent)
 
@@ -130,7 +155,7 @@ class Lock:
     def touch(self) -> None:
         """Show that its holder lives. Raises OSError."""
         if self.fd is not None:
-            os.utime(self.path)
+            touch(self.path)
 
     def release(self) -> None:
         if self.fd is not None:

@@ -48,7 +48,7 @@ class Journal:
         except BaseException:
             # The one before goes on, and only the last one may end torn.
             with contextlib.suppress(OSError):
-                path.unlink()
+                files.unlink(path)
             raise
         note.write(seq)
         return cls(path, number, len(first), checksum(first), fd=fd, note=note)
@@ -58,7 +58,7 @@ class Journal:
         lines = list(_lines(changes, seq, self.after))
         data = b"".join(lines)
         if self._torn:
-            os.ftruncate(self._fd, self.size)
+            files.truncate(self._fd, self.size)
         self._torn = True
         os.lseek(self._fd, self.size, os.SEEK_SET)
         files.write(self._fd, data)

@@ -146,7 +146,7 @@ def _mend(folder: Path, loaded: Loaded) -> None:
             "the one before it and the journals since hold everything",
             *(path, path.name, why),
         )
-        os.replace(path, path.with_name(path.name + ".corrupt"))
+        files.replace(path, path.with_name(path.name + ".corrupt"))
     torn = loaded.torn
     if torn is not None:
         logger.warning(
@@ -155,10 +155,14 @@ def _mend(folder: Path, loaded: Loaded) -> None:
             *(torn.path, torn.size),
         )
         with torn.path.open("r+b") as file:
-            file.truncate(torn.good)
-            os.fsync(file.fileno())
+            files.truncate(file.fileno(), torn.good)
+            files.sync(file.fileno())
+    elif loaded.last:
+        # A router that was killed has written what it did not sync; it was read, and counts.
+        with files.journal(folder, loaded.last).open("r+b") as file:
+            files.sync(file.fileno())
     for path in folder.glob("*.tmp"):
-        path.unlink()
+        files.unlink(path)
     files.sync_folder(folder)
 
 

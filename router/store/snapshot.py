@@ -161,4 +161,4 @@ def _drop_older(folder: Path, base: int) -> None:
         for number in files.numbered(folder, holds):
             if number < base:
                 with contextlib.suppress(OSError):  # the next one tries again
-                    name(folder, number).unlink()
+                    files.unlink(name(folder, number))

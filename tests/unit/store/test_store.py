@@ -226,6 +226,25 @@ def test_a_torn_end_is_cut_in_one_line(tmp_path: Path, caplog: pytest.LogCapture
     assert len(caplog.records) == 1
 
 
+def test_what_was_read_is_synced_before_another_journal_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that is killed between a write and its sync leaves a whole batch that a failure of
+    the machine may still take: in the middle of the chain, were there journals behind it."""
+    written(tmp_path, Kite("a"))
+    synced: list[int] = []
+    sync = files.sync
+
+    def noted(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        sync(fd)
+
+    monkeypatch.setattr(files, "sync", noted)
+    last = files.journal(tmp_path, 1).stat().st_ino
+    Store.open(tmp_path).close()
+    assert synced[0] == last
+
+
 def edited(path: Path, edit: Callable[[list[bytes]], None]) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     edit(lines)
