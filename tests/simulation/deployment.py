@@ -6,7 +6,6 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -16,6 +15,7 @@ from router import service
 from router.settings import RouterSettings
 from router.store.store import Store
 from tests.simulation import http
+from tests.simulation.disk import Disk
 from tests.simulation.http import Answer
 from tests.simulation.network import Cut, Link, Network
 from tests.simulation.truth import Truth
@@ -45,7 +45,7 @@ class Router:
 
     universe: Universe
     network: Network
-    folder: Path
+    disk: Disk
     up: trio.Event = field(factory=trio.Event)
     life: Life | None = None
     running: Any = None
@@ -62,9 +62,18 @@ class Router:
         self.lives += 1
         self.life = life = Life(self.lives)
         dice = self.universe.dice(f"threads of life {life.number}")
-        life.thread_delay = lambda: dice.uniform(0, 0.004)
+        life.thread_delay = lambda: dice.uniform(0, 0.004) + dice.uniform(0, self.disk.slow)
         self.note(f"life {life.number} begins")
-        await self.network.nursery.start(self._live, life)
+        try:
+            await self.network.nursery.start(self._live, life)
+        except (RuntimeError, OSError) as error:
+            # It crashed before it listened, or its disk would not do.
+            if isinstance(error, RuntimeError) and not life.crashed:
+                raise
+            self.note(f"cannot start: {error}")
+            await trio.sleep(1)
+            await self.start()
+            return
         self.note("it listens")
         self.up.set()
 
@@ -73,7 +82,7 @@ class Router:
         self.over = over = trio.Event()
         self.stop = stop = trio.Event()
         try:
-            store = Store.open(self.folder)
+            store = Store.open(self.disk.folder)
             listener = self.network.open_front(life)
 
             def unlisten() -> None:
@@ -90,11 +99,12 @@ class Router:
                     )
                     task_status.started()
         except BaseException:
-            if not life.dead:
+            if not life.crashed:
                 raise
         finally:
             life.dead = True
-            self.up = trio.Event()
+            if self.up.is_set():  # else others wait for it
+                self.up = trio.Event()
             over.set()
 
     async def crash(self, steps: int = 0) -> None:
@@ -118,9 +128,14 @@ class World:
     universe: Universe
     network: Network
     router: Router
+    disk: Disk
     workers: list[Worker]
     truth: Truth = field(factory=Truth)
     over: trio.Event = field(factory=trio.Event)
+    round: int = 0
+    asking: dict[object, str] = field(factory=dict)  # what waits for an answer
+    members: set[str] = field(factory=set)  # names of workers whose registration was acknowledged
+    sleepers: set[str] = field(factory=set)  # and their sleep, before anybody has woken them
     outcomes: Counter[str] = field(factory=Counter)
     link: Link = field(init=False)  # of whoever asks from beside the router
 
@@ -131,7 +146,8 @@ class World:
         self.universe.note(who, what)
 
     def dice(self, who: str) -> random.Random:
-        return self.universe.dice(who)
+        """The chance of one actor in this round."""
+        return self.universe.dice(f"{who} in round {self.round}")
 
     async def ask(
         self,
@@ -141,20 +157,35 @@ class World:
         content: Any = None,
         headers: dict[str, str] | None = None,
         within: float = PATIENCE,
+        broken: bool = False,
     ) -> Answer | None:
-        """The router's answer; None if it ended first. Raises Wrong if none comes in time."""
+        """The router's answer; None if it ended first, or if the answer is `broken` off. Raises
+        Wrong if none comes in time, else Cut."""
         while not self.router.up.is_set():
             await self.router.up.wait()
-        life = self.router.life
+        life, asking = self.router.life, object()
+        self.asking[asking] = f"{who} since {self.universe.now:.0f}: {method} {target}"
         try:
             with trio.fail_after(within):
                 return await http.ask(self.network, self.link, method, target, content, headers)
         except Cut:
-            if life is not None and (life.dead or self.router.stop.is_set()):
+            stopping = self.router.stop is not None and self.router.stop.is_set()
+            if broken or life is None or life.dead or stopping:
                 return None
             raise
         except trio.TooSlowError:
             raise Wrong(f"{who}: {method} {target} had no answer within {within:g} s") from None
+        finally:
+            del self.asking[asking]
+
+    def may_generate(self, worker: Worker) -> None:
+        """Raises Wrong."""
+        if worker.name in self.sleepers:
+            raise Wrong(f"{worker.name} was put to sleep, nobody has woken it, and it generates")
+        # Until weights were changed a worker serves on while it may be another process, and what
+        # that one has is not known.
+        if self.truth.versions and worker.full(self.router.life):
+            raise Wrong(f"all slots of {worker.name} are taken, and it gets another generation")
 
     async def pause(self, seconds: float) -> None:
         """Sleep, at most until it is over."""
@@ -174,12 +205,17 @@ async def made(universe: Universe, count: int) -> Any:
         async with trio.open_nursery() as nursery:
             network = Network(universe, nursery)
             network.install(stack)
-            router = Router(universe, network, universe.folder / "state")
+            folder = universe.folder / "state"
+            disk = Disk(universe, folder, universe.dice("disk"))
+            disk.install(stack)
+            router = Router(universe, network, disk)
             workers = [
                 Worker(universe, network, f"w{n}", network.host(f"192.0.2.{n + 1}"))
                 for n in range(count)
             ]
-            world = World(universe, network, router, workers)
+            world = World(universe, network, router, disk, workers)
+            for worker in workers:
+                worker.guard.append(world.may_generate)
             for worker in workers:
                 await worker.start()
             await router.start()

@@ -98,6 +98,8 @@ class Wire:
 
     async def receive(self) -> bytes:
         """What has come; b"" at its end. Raises Cut."""
+        if not self.open:
+            raise Cut
         try:
             await trio.lowlevel.wait_readable(self.sock)
             data = self.sock.recv(_PIECE)
@@ -114,16 +116,14 @@ class Wire:
         """Raises Cut."""
         await self.link.through()
         view = memoryview(data)
-        while view:
-            try:
-                view = view[self.sock.send(view) :]
-            except BlockingIOError:
+        try:
+            while view:
                 try:
+                    view = view[self.sock.send(view) :]
+                except BlockingIOError:
                     await trio.lowlevel.wait_writable(self.sock)
-                except (OSError, trio.ClosedResourceError):
-                    raise Cut from None
-            except OSError:
-                raise Cut from None
+        except (OSError, trio.ClosedResourceError):
+            raise Cut from None
 
     def close(self) -> None:
         if self.open:

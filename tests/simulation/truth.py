@@ -9,7 +9,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from tests.simulation.universe import Wrong
-from tests.simulation.worker import MODULES, Weights
+from tests.simulation.worker import MODEL, MODULES, Weights
 
 DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
 
@@ -150,7 +150,7 @@ class Truth:
         for samples in self.open.values():
             for sample in samples:
                 for module in sample.weights.modules:
-                    if module != "base" and module not in self.changes:
+                    if module != MODEL and module not in self.changes:
                         raise Wrong(f"{sample.request} was made by {module!r}, never sent")
         self.open.clear()
 

@@ -52,7 +52,7 @@ class Universe:
         return random.Random(f"{self.seed} {who}")
 
     def note(self, who: str, what: str) -> None:
-        line = f"{self.now:10.3f} {who}: {what}"
+        line = f"{self.now:10.3f} {who}: {what}".replace(str(self.folder), "")
         self.diary.append(line)
         if self.live:
             print(line, flush=True)
@@ -69,6 +69,7 @@ class Life:
 
     number: int
     dead: bool = False
+    crashed: bool = False
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     # What takes the world away from it.
     on_crash: dict[object, Callable[[], None]] = field(factory=dict)
@@ -78,7 +79,7 @@ class Life:
 
     def crash(self) -> None:
         if not self.dead:
-            self.dead = True
+            self.dead = self.crashed = True
             for act in list(self.on_crash.values()):
                 act()
             self.scope.cancel()

@@ -30,7 +30,7 @@ Reply = tuple[int, Any]
 class Weights:
     """What a process would generate with: where each module came from, and the LoRA on top."""
 
-    modules: tuple[str, ...] = ("base",) * len(MODULES)
+    modules: tuple[str, ...] = (MODEL,) * len(MODULES)
     lora: str = ""
 
     def loaded(self, path: str, targets: object) -> Weights:
@@ -98,6 +98,7 @@ class Worker:
     process: Process | None = None
     taken: bool = False  # somebody is breaking it
     served: int = 0  # generations
+    removals: int = 0  # times that somebody had it removed
     broken: int = 0  # times that it died, or that an answer of it broke off
     _processes: int = field(init=False, default=0)
     _ids: int = field(init=False, default=0)
@@ -284,13 +285,15 @@ class Worker:
             return  # a router sent it that is no more
         if process.asleep:
             raise Wrong(f"{self.name} is asleep, and gets a generation")
-        ours = [breaks for sent_by, breaks in process.busy.values() if sent_by is life]
-        if len(ours) >= self.slots and min(ours, default=0) == self.host.link.breaks:
-            raise Wrong(
-                f"{self.name} has {self.slots} slots, {len(ours)} generations, and gets another"
-            )
         for ask in self.guard:
             ask(self)
+
+    def full(self, life: Life | None) -> bool:
+        """Whether this life of the router has given it all that it can do at a time, and nothing
+        has come between them since."""
+        assert self.process is not None
+        ours = [breaks for sent_by, breaks in self.process.busy.values() if sent_by is life]
+        return len(ours) >= self.slots and min(ours) == self.host.link.breaks
 
     def _submit(self, process: Process, content: dict[str, Any]) -> Reply:
         name = self._id(process, "video")

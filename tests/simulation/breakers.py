@@ -1,0 +1,170 @@
+"""Who breaks things. Each undoes what it did before it goes on, so that all is whole at the end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from tests.simulation.deployment import World
+from tests.simulation.universe import Wrong, pick
+from tests.simulation.worker import Worker
+
+Deed = Callable[[World, Worker, random.Random], Awaitable[None]]
+
+_STOPPED = 60.0  # seconds within which a stop must be over
+
+
+async def restart(world: World, worker: Worker, dice: random.Random) -> None:
+    """Killed; its machine says so at once."""
+    worker.kill()
+    await world.pause(dice.choice([0.0, 0.05, 1.0, 10.0, 40.0]) * dice.random())
+    await worker.start(dice.choice([0.0, 0.0, 3.0]) * dice.random())
+
+
+async def freeze(world: World, worker: Worker, dice: random.Random) -> None:
+    worker.note("is frozen")
+    worker.freeze()
+    await world.pause(dice.choice([1.0, 10.0, 30.0, 90.0]) * dice.random())
+    if dice.random() < 0.2:
+        await restart(world, worker, dice)
+        return
+    worker.thaw()
+    worker.note("is thawed")
+
+
+async def part(world: World, worker: Worker, dice: random.Random) -> None:
+    """Out of reach; perhaps another process is there when it is back."""
+    worker.note("is out of reach")
+    worker.host.link.down()
+    await world.pause(dice.choice([1.0, 10.0, 60.0]) * dice.random())
+    if dice.random() < 0.3:
+        await restart(world, worker, dice)
+    worker.host.link.mend()
+    worker.note("is in reach")
+
+
+async def cut(world: World, worker: Worker, dice: random.Random) -> None:
+    """Some of its connections break."""
+    worker.note("its connections break")
+    worker.broken += 1
+    worker.host.link.breaks += 1
+    for wire in list(worker.host.wires):
+        if dice.random() < 0.7:
+            wire.close()
+
+
+async def bad_network(world: World, worker: Worker, dice: random.Random) -> None:
+    link = worker.host.link
+    link.loss, link.delay = dice.choice([0.0, 0.1, 0.4]), dice.choice([0.001, 0.05, 0.5])
+    worker.note(f"its network loses {link.loss:.0%} and takes {link.delay} s")
+    await world.pause(30 * dice.random())
+    link.loss, link.delay = 0.0, 0.001
+
+
+async def ill(world: World, worker: Worker, dice: random.Random) -> None:
+    """It does not do what it should."""
+    faults = worker.faults
+    which = pick(
+        dice,
+        {"failing": 2, "cutting": 1, "slow_health": 2, "slow": 1, "update": 4, "dead": 1},
+    )
+    worker.note(f"is ill: {which}")
+    match which:
+        case "failing":
+            faults.failing = dice.choice([0.3, 1.0])
+        case "cutting":
+            faults.cutting = 0.5
+        case "slow_health":
+            faults.slow_health = dice.uniform(1, 9)
+        case "slow":
+            faults.slow = dice.uniform(2, 10)
+        case "update":
+            faults.next_update = dice.choice(["none", "partial", "applied", "hang"])
+        case "dead":
+            faults.dead_backend = True
+    await world.pause(dice.choice([10.0, 60.0]) * dice.random())
+    dead, hung = faults.dead_backend, faults.next_update == "" and which == "update"
+    faults.failing = faults.cutting = faults.slow_health = 0.0
+    faults.slow, faults.next_update, faults.dead_backend = 1.0, "", False
+    if dead or hung:
+        await restart(world, worker, dice)
+    worker.note("is well")
+
+
+DEEDS: dict[Deed, float] = {restart: 4, freeze: 2, part: 3, cut: 1, bad_network: 1, ill: 3}
+
+
+async def breaker(world: World, number: int) -> None:
+    """Takes one worker after the other, and does something to it."""
+    dice = world.dice(f"breaker {number}")
+    while not world.over.is_set():
+        await world.pause(dice.choice([2.0, 20.0]) * dice.random())
+        able = [worker for worker in world.workers if not worker.taken]
+        if not able or world.over.is_set():
+            continue
+        worker = dice.choice(able)
+        worker.taken = True
+        await pick(dice, DEEDS)(world, worker, dice)
+        worker.taken = False
+
+
+async def router_breaker(world: World) -> None:
+    """Ends the router, and starts it again from what its disk has kept."""
+    dice, router, disk = world.dice("breaker of the router"), world.router, world.disk
+    while not world.over.is_set():
+        await world.pause(dice.uniform(5, 80))
+        if world.over.is_set():
+            return
+        how = pick(dice, {"step": 4, "write": 3, "stop": 2})
+        if how == "stop":
+            await stop(world)
+        else:
+            world.note("the router", f"is about to be killed at a {how}")
+            if how == "write":
+                disk.crash_in = dice.randrange(1, 12)
+                with trio.move_on_after(20):
+                    await router.over.wait()
+                await router.crash()
+            else:
+                await router.crash(dice.randrange(1, 3000))
+            if dice.random() < 0.4:
+                disk.lose_power()
+        disk.heal()
+        await world.pause(dice.choice([0.5, 5.0, 30.0]) * dice.random())
+        if dice.random() < 0.1:  # once more, while it starts
+            disk.crash_in = dice.randrange(1, 8)
+        await router.start()
+
+
+async def stop(world: World) -> None:
+    router = world.router
+    world.note("the router", "is told to stop")
+    assert router.stop is not None
+    router.stop.set()
+    with trio.move_on_after(_STOPPED) as scope:
+        await router.over.wait()
+    if scope.cancelled_caught:
+        raise Wrong(f"the router did not stop within {_STOPPED:g} s")
+
+
+async def disk_breaker(world: World) -> None:
+    dice, disk = world.dice("breaker of the disk"), world.disk
+    while not world.over.is_set():
+        await world.pause(dice.uniform(10, 120))
+        which = dice.choice(["full", "failing", "slow"])
+        if world.over.is_set():
+            return
+        world.note("the disk", f"is {which}")
+        match which:
+            case "full":
+                disk.full = True
+            case "failing":
+                disk.failing = True
+            case "slow":
+                disk.slow = dice.choice([0.1, 2.0])
+        await world.pause(20 * dice.random())
+        disk.full = disk.failing = False
+        disk.slow = 0.0
+        world.note("the disk", "is well")

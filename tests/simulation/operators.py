@@ -1,0 +1,164 @@
+"""An operator: workers come and go, sleep and wake, and what was acknowledged must hold."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from tests.simulation.deployment import World
+from tests.simulation.http import Answer
+from tests.simulation.universe import Wrong, pick
+from tests.simulation.worker import MODEL, Worker
+
+Deed = Callable[[World, str, random.Random], Awaitable[None]]
+
+
+def _where(worker: Worker) -> str:
+    return f"/workers/{worker.url}"
+
+
+async def _ask(world: World, who: str, method: str, target: str, content: object = None) -> Answer:
+    """Until the router has answered. Raises Wrong."""
+    while True:
+        answer = await world.ask(who, method, target, content)
+        if answer is not None:
+            told = "" if answer.status == 200 else answer.body.decode()[:300]
+            world.note(who, f"{method} {target}: {answer.status} {told}")
+            world.outcomes[f"{target.split('?')[0].split('/')[1]} {answer.status}"] += 1
+            return answer
+
+
+async def register(world: World, who: str, worker: Worker) -> None:
+    answer = await _ask(world, who, "POST", f"/workers?url={worker.url}")
+    if answer.status in (200, 201, 202):
+        world.members.add(worker.name)
+
+
+async def come_and_go(world: World, who: str, dice: random.Random) -> None:
+    """Removed, with or without a drain, and registered again."""
+    worker = dice.choice(world.workers)
+    if worker.name in world.members:
+        world.members.discard(worker.name)
+        worker.removals += 1
+        world.sleepers.discard(worker.name)  # one that is registered again is awake
+        drain = dice.choice(["?drain=true", ""])
+        answer = await _ask(world, who, "DELETE", _where(worker) + drain)
+        if answer.status == 200:
+            await world.pause(dice.choice([0.0, 1.0, 20.0]) * dice.random())
+            if worker.alive and worker.process is not None and worker.process.asleep:
+                # "Wake it first", say the documents: nobody else knows that it sleeps.
+                worker.process.asleep = False
+    await register(world, who, worker)
+
+
+async def quarantine(world: World, who: str, dice: random.Random) -> None:
+    worker = dice.choice(world.workers)
+    field = dice.choice(["is_dead", "draining"])
+    await _ask(world, who, "PUT", _where(worker), {field: True})
+    await world.pause(20 * dice.random())
+    await _ask(world, who, "PUT", _where(worker), {field: False})
+
+
+async def nap(world: World, who: str, dice: random.Random) -> None:
+    """Some sleep or all do, and are woken."""
+    some = dice.sample(world.workers, dice.randrange(1, len(world.workers) + 1))
+    query = f"?model={MODEL}"
+    if len(some) < len(world.workers):
+        query = f"?workers={','.join(worker.url for worker in some)}"
+    answer = await _ask(world, who, "POST", f"/release_memory_occupation{query}", {})
+    told = answer.json()
+    asleep = {row["worker_url"] for row in told.get("results", ()) if row["status_code"] == 200}
+    for worker in some:
+        if worker.url in asleep and worker.name in world.members:
+            world.sleepers.add(worker.name)
+    await world.pause(dice.choice([1.0, 30.0]) * dice.random())
+    await wake(world, who, query, some)
+
+
+async def wake(world: World, who: str, query: str, some: list[Worker]) -> None:
+    for worker in some:
+        world.sleepers.discard(worker.name)
+    await _ask(world, who, "POST", f"/resume_memory_occupation{query}", {})
+
+
+async def sync(world: World, who: str, dice: random.Random) -> None:
+    await _ask(world, who, "POST", "/weights/sync", {"timeout": 20})
+
+
+DEEDS: dict[Deed, float] = {come_and_go: 3, quarantine: 1, nap: 3, sync: 0.5}
+
+
+async def operator(world: World, number: int) -> None:
+    who = f"operator {number}"
+    dice = world.dice(who)
+    while not world.over.is_set():
+        await world.pause(dice.choice([3.0, 30.0]) * dice.random())
+        if world.over.is_set():
+            return
+        await pick(dice, DEEDS)(world, who, dice)
+
+
+async def tidy_up(world: World) -> None:
+    """All are registered, enabled, and awake."""
+    who = "the end"
+    for worker in world.workers:
+        if worker.name not in world.members:
+            await register(world, who, worker)
+        await _ask(world, who, "PUT", _where(worker), {"draining": False, "is_dead": False})
+    world.sleepers.clear()
+    with trio.move_on_after(60) as scope:
+        while True:
+            answer = await _ask(world, who, "POST", f"/resume_memory_occupation?model={MODEL}", {})
+            if answer.status == 200:
+                return
+            await trio.sleep(1)
+    if scope.cancelled_caught:
+        raise Wrong("the workers cannot be woken within a minute after the faults have stopped")
+
+
+async def memory_of_members(world: World) -> None:
+    """Nothing that was registered is forgotten."""
+    while True:
+        members = set(world.members)
+        answer = await world.ask("the listener", "GET", "/workers")
+        if answer is not None:
+            listed = {told["url"] for told in answer.json()["workers"]}
+            for worker in world.workers:
+                here = worker.name in members and worker.name in world.members
+                if here and worker.url not in listed:
+                    raise Wrong(f"{worker.name} was registered, and is not listed any more")
+        await trio.sleep(2)
+
+
+async def filmer(world: World, number: int) -> None:
+    """A client that has videos made, and asks for each until it is over."""
+    who = f"filmer {number}"
+    dice = world.dice(who)
+    while not world.over.is_set():
+        await world.pause(dice.uniform(2, 30))
+        content = {"model": MODEL, "prompt": "x", "num_inference_steps": dice.randrange(1, 80)}
+        answer = await world.ask(who, "POST", "/v1/videos", content, broken=True)
+        if answer is None or answer.status != 200:
+            world.outcomes["no video"] += 1
+            continue
+        job = answer.json()["id"]
+        owner = answer.headers["x-worker-id"]
+        worker = next(w for w in world.workers if owner.endswith(f"{w.host.address}%3A30000"))
+        process, registered = worker.process, worker.name in world.members
+        left = worker.removals
+        world.note(who, f"{job} is made by {worker.name}")
+        while not world.over.is_set():
+            await world.pause(dice.uniform(1, 5))
+            look = await world.ask(who, "GET", f"/v1/videos/{job}", broken=True)
+            if look is None or look.status >= 500:
+                continue
+            gone = worker.process is not process or worker.removals != left or not registered
+            if look.status == 404:
+                if not gone and worker.alive:
+                    raise Wrong(f"{job} is not known any more, and {worker.name} lives")
+                break
+            if look.status == 200 and look.json()["status"] in ("completed", "failed"):
+                world.outcomes["video"] += 1
+                break
