@@ -98,7 +98,10 @@ class Dispatcher:
         self._jobs: dict[str, Hold] = {}
         self._ejection = registry.ejection
         self._look = trio.Event()  # the pause of a worker has begun, or ends earlier
-        registry.subscribe(self._observe)
+        heard = [kind for kind in events.KINDS if kind is not events.LeaseGranted]
+        registry.subscribe(self._observe, *heard)
+        # Only then: a worker may have become unroutable by what an observer makes of an event.
+        registry.when_settled(self._decide)
 
     @property
     def queue(self) -> Queue:
@@ -146,7 +149,8 @@ class Dispatcher:
         self._held += held
         try:
             ahead = self._queue.waiting
-            self._decide(partial(self._queue.add, waiting))
+            self._undecided.append(partial(self._queue.add, waiting))
+            self._decide()
             if not parked.decided.is_set():
                 # One that was tried elsewhere had its place already.
                 if ahead >= self.limits.size and not tried:
@@ -321,8 +325,6 @@ class Dispatcher:
 
     def _observe(self, event: events.Event) -> None:
         match event:
-            case events.LeaseGranted():
-                return  # that was decided here
             case events.LeaseEnded(lease):
                 self._wake_drains(lease.worker)
                 return  # its slot, if it had one, is told by itself
@@ -343,12 +345,11 @@ class Dispatcher:
                 self._forget_jobs(worker)
                 self._wake_drains(worker)
                 self.speeds.forget(worker.url)
-        self._decide(partial(self._queue.told, event))
+        self._undecided.append(partial(self._queue.told, event))
 
-    def _decide(self, change: Callable[[], list[Effect]]) -> None:
-        """Let the queue decide on a change. One that comes of a decision waits until that has
-        been carried out: the queue is never entered twice."""
-        self._undecided.append(change)
+    def _decide(self) -> None:
+        """Let the queue decide on what has changed. A change that comes of a decision waits until
+        that has been carried out: the queue is never entered twice."""
         if self._deciding:
             return
         self._deciding = True

@@ -57,7 +57,9 @@ class Follower:
                 for worker in self.registry:
                     for hold in worker.holds:  # since before a restart of the router
                         self._follow(hold)
-                self.registry.subscribe(self._observe)
+                self.registry.subscribe(
+                    self._observe, events.Held, events.FacetChanged, events.WorkerRemoved
+                )
                 task_status.started()
                 await trio.sleep_forever()
             finally:

@@ -23,7 +23,7 @@ from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
 from .broadcast import Row, answer, broadcast
 from .refit import Choose, Order, WeightControl
-from .transaction import Member, departure
+from .transaction import DEPARTURES, Member, departure
 from .turns import Turn
 
 logger = logging.getLogger("router.control")
@@ -78,7 +78,7 @@ class Transactions:
     _open: dict[str, Held] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self.weights.registry.subscribe(self._observe)
+        self.weights.registry.subscribe(self._observe, *DEPARTURES)
 
     async def begin(self, choose: Choose, label: str | None, within: float) -> Answer:
         """Fence and drain the workers, and hold them for `within` seconds at most."""

@@ -68,7 +68,10 @@ class JobControl:
     _arrivals: int = field(init=False, default=0)  # workers that joined or returned
 
     def __attrs_post_init__(self) -> None:
-        self.registry.subscribe(self._observe)
+        self.registry.subscribe(
+            self._observe,
+            *(events.WorkerAdded, events.FacetChanged, events.WorkerRemoved, events.Reincarnated),
+        )
 
     async def owner(self, asset_id: str, kind: AssetKind) -> Worker:
         """The worker that holds an asset; workers are asked if it is not known.

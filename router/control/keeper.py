@@ -109,7 +109,13 @@ class Keeper:
             self.dispatcher.speeds.restore(speed.worker, speed.measured)
         trusted = trusts_absence(self.store.absence, self.trust_downtime)
         self.registry.recall(kept, doubt=None if trusted else ROUTER_RESTARTED)
-        self.registry.subscribe(self._observe)
+        self.registry.subscribe(
+            self._observe,
+            *(events.WorkerAdded, events.WorkerRemoved, events.WorkerRegistered),
+            *(events.Reincarnated, events.Absolved, events.FacetChanged),
+            *(events.SlotsChanged, events.CapabilitiesLearned, events.AliasesChanged),
+            *(events.Held, events.SlotFreed),
+        )
         for record in kept:
             if record.registered and record.url not in static:
                 self.registry.add(record.url, Origin.REGISTERED)

@@ -81,7 +81,11 @@ class MemoryControl:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                self.registry.subscribe(self._observe)
+                self.registry.subscribe(
+                    self._observe,
+                    *(events.WorkerAdded, events.WorkerRemoved),
+                    *(events.FacetChanged, events.Reincarnated),
+                )
                 for worker in self.registry:
                     self._follow(worker)
                 task_status.started()

@@ -100,7 +100,7 @@ class Names:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the names there are, and those that are added; never returns."""
-        self.registry.subscribe(self._observe)
+        self.registry.subscribe(self._observe, events.WorkerRemoved)
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             while True:

@@ -46,7 +46,11 @@ class Recovery:
         """Read the lists; never returns. `restored` are those that are there already."""
         async with trio.open_nursery() as self._nursery:
             self._due |= restored
-            self.registry.subscribe(self._observe)
+            self.registry.subscribe(
+                self._observe,
+                *(events.WorkerAdded, events.FacetChanged),
+                *(events.Reincarnated, events.WorkerRemoved),
+            )
             task_status.started()
             await trio.sleep_forever()
 

@@ -26,7 +26,7 @@ from ..store.store import Store
 from .broadcast import Call, Row, answer, broadcast
 from .client import ControlClient
 from .errands import Errands
-from .transaction import Transaction
+from .transaction import DEPARTURES, Transaction
 from .turns import Turn, Turns
 
 logger = logging.getLogger("router.control")
@@ -138,7 +138,7 @@ class WeightControl:
     _running: list[Transaction] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.registry.subscribe(self._observe)
+        self.registry.subscribe(self._observe, *DEPARTURES, events.Absolved)
 
     async def change(self, order: Order) -> Answer:
         """Make the change; status and body of the answer. One that waits or runs already and asks

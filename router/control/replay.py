@@ -79,7 +79,12 @@ class Replayer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                self.registry.subscribe(self._observe)
+                self.registry.subscribe(
+                    self._observe,
+                    *(events.FacetChanged, events.ProspectsChanged, events.CapabilitiesLearned),
+                    *(events.WorkerAdded, events.WorkerRemoved),
+                    *(events.Suspected, events.Absolved, events.Reincarnated),
+                )
                 self.turns.began.append(self._give_way)
                 self.turns.ended.append(self.look)
                 self.look(self.registry)
@@ -135,10 +140,6 @@ class Replayer:
                 | events.CapabilitiesLearned(worker)
             ):
                 self.look([worker])
-            case events.ProspectsChanged():
-                pass
-            case _:
-                return
         self._moved.set()
         self._moved = trio.Event()
 

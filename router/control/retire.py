@@ -41,7 +41,7 @@ class Retirer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the drains that are under way; never returns."""
         async with trio.open_nursery() as self._nursery:
-            self.registry.subscribe(self._observe)
+            self.registry.subscribe(self._observe, events.FacetChanged, events.WorkerRemoved)
             task_status.started()
             await trio.sleep_forever()
 

@@ -43,6 +43,10 @@ class Member:
             await self.absolved.wait()
 
 
+# The events by which a worker may leave a change.
+DEPARTURES = (events.FacetChanged, events.WorkerRemoved, events.Reincarnated)
+
+
 def departure(event: events.Event) -> tuple[Worker, str] | None:
     """Who cannot take part in a change any more, and why."""
     match event:

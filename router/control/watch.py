@@ -94,7 +94,10 @@ class Watchman:
             self._nursery = nursery
             for worker in self.registry:
                 self._begin(worker)
-            self.registry.subscribe(self._observe)
+            self.registry.subscribe(
+                self._observe,
+                *(events.WorkerAdded, events.WorkerRemoved, events.Trouble, events.Suspected),
+            )
             task_status.started()
             await trio.sleep_forever()
 

@@ -63,7 +63,9 @@ class Fleet:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self.shared.registry.subscribe(self._observe)
+                self.shared.registry.subscribe(
+                    self._observe, events.FacetChanged, events.WorkerRemoved
+                )
                 await self._begin(nursery)
                 nursery.start_soon(self._rotate)
                 task_status.started()

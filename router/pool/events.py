@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from attrs import frozen
 
 from .known import WorkerRecord
@@ -156,3 +158,4 @@ Event = (
     | SlotFreed
     | SlotsChanged
 )
+KINDS: tuple[type[Event], ...] = get_args(Event)

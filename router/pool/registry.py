@@ -53,7 +53,8 @@ class Registry:
         ejection: EjectionLimits | None = None,
     ) -> None:
         self._workers: dict[str, Worker] = {}
-        self._observers: list[Observer] = []
+        self._observers: dict[type[events.Event], list[Observer]] = {k: [] for k in events.KINDS}
+        self._settlers: list[Callable[[], None]] = []
         self._untold: deque[events.Event] = deque()
         self._telling = False
         self._failure_threshold = failure_threshold
@@ -70,9 +71,16 @@ class Registry:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def subscribe(self, observer: Observer) -> None:
-        """Tell `observer` of every event from now on. It must not raise nor block."""
-        self._observers.append(observer)
+    def subscribe(self, observer: Observer, *kinds: type[events.Event]) -> None:
+        """Tell `observer` of every event of these kinds from now on; without kinds, of all. It must
+        not raise nor block. Who subscribed first means nothing."""
+        for kind in kinds or events.KINDS:
+            self._observers[kind].append(observer)
+
+    def when_settled(self, decide: Callable[[], None]) -> None:
+        """Call `decide` whenever all observers have heard all there is: what follows from an event
+        for a worker is known by then."""
+        self._settlers.append(decide)
 
     def find(self, url: str) -> Worker | None:
         """The worker of a normalised URL, if it is registered."""
@@ -427,9 +435,12 @@ class Registry:
         self._telling = True
         try:
             while self._untold:
-                event = self._untold.popleft()
-                for observer in self._observers:
-                    observer(event)
+                while self._untold:
+                    event = self._untold.popleft()
+                    for observer in self._observers[type(event)]:
+                        observer(event)
+                for decide in self._settlers:
+                    decide()
         finally:
             self._telling = False
             self._untold.clear()

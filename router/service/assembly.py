@@ -86,7 +86,6 @@ def assemble(
         ),
     )
     registry.subscribe(logs.log_event)
-    # Before the dispatcher: it hears first of what makes a worker unroutable.
     ledgers = Ledgers(registry, paper=store, gating=not settings.trust_external_weights)
     ledgers.restore(
         store.restored(LedgerRecord).values(),

@@ -11,7 +11,7 @@ import trio.testing
 
 from router.dispatch import Dispatcher, NoCapableWorker, QueueLimits
 from router.errors import PoolUnavailable
-from router.pool import policies
+from router.pool import events, policies
 from router.pool.candidates import Facts, Need
 from router.pool.cost import Speeds
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
@@ -921,6 +921,30 @@ def test_a_cancelled_drain_leaves_the_next_one_alone() -> None:
             nursery.start_soon(pool.dispatcher.drain, worker)
             await settled()
             lease.release()
+
+    run(main)
+
+
+def test_nothing_is_given_before_all_observers_have_heard() -> None:
+    """One that subscribed after the dispatcher may make the worker unroutable."""
+
+    async def main() -> None:
+        pool = Pool()
+        worker = pool.add("a")
+
+        def fence(event: events.SlotFreed) -> None:
+            pool.registry.stand(worker, Weights.UPDATING, 0)
+
+        pool.registry.subscribe(fence, events.SlotFreed)
+        async with trio.open_nursery() as nursery:
+            asking = Asking(pool, nursery)
+            await asking.ask("first")
+            await asking.ask("second")
+            await asking.release("first")
+            assert asking.got == ["first"]
+            pool.registry.stand(worker, Weights.CURRENT, 1)
+            await settled()
+            assert asking.got == ["first", "second"]
 
     run(main)
 

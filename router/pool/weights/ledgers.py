@@ -27,9 +27,7 @@ _MOST_LEFT = 10_000  # workers that left, whose standing is remembered should th
 class Ledgers(Standings):
     """The ledgers by model, and the standing of every worker.
 
-    Make it before the dispatcher: it must hear of events first, so that a worker that is not
-    current any more is unroutable before anybody is given it. `gating=False`
-    (`--trust-external-weights`): every worker counts as current.
+    `gating=False` (`--trust-external-weights`): every worker counts as current.
     """
 
     def __init__(
@@ -38,7 +36,11 @@ class Ledgers(Standings):
         super().__init__(registry, paper, gating)
         self._numbers = itertools.count(1)
         self._trusts_restored = False
-        registry.subscribe(self._observe)
+        registry.subscribe(
+            self._observe,
+            *(events.WorkerAdded, events.WorkerRemoved, events.CapabilitiesLearned),
+            *(events.Suspected, events.Absolved, events.Reincarnated),
+        )
 
     # Changes. Each is made, opened, reported on for each of its workers, and closed.
 
