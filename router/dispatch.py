@@ -98,8 +98,7 @@ class Dispatcher:
         self._jobs: dict[str, Hold] = {}
         self._ejection = registry.ejection
         self._look = trio.Event()  # the pause of a worker has begun, or ends earlier
-        heard = [kind for kind in events.KINDS if kind is not events.LeaseGranted]
-        registry.subscribe(self._observe, *heard)
+        registry.subscribe(self._observe, *{*events.KINDS} - {events.LeaseGranted})
         # Only then: a worker may have become unroutable by what an observer makes of an event.
         registry.when_settled(self._decide)
 

@@ -206,6 +206,9 @@ class Slot:
         elif death is not None:
             await self._mourn(death)
         if self.handle is not None:
+            if death is None and self.worker and not self.retiring:
+                # What waits for it waits on while its process takes its time to end.
+                self.shared.registry.expect(self.worker, "it is restarted", ending=True)
             if death is None or death.condemned:
                 await self._end(self.shared.supervision.patience)
             elif not death.lost:

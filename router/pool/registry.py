@@ -272,7 +272,7 @@ class Registry:
             return
         before = hopeful(worker), worker.troubled
         worker.unauthorized = probe is Probe.UNAUTHORIZED
-        if worker.starting and probe in (Probe.FAILED, Probe.REFUSED):
+        if worker.ending or (worker.starting and probe in (Probe.FAILED, Probe.REFUSED)):
             probe = Probe.WARMING  # its process is known to live, or to come
         if probe is Probe.OK:
             worker.starting = False
@@ -299,11 +299,12 @@ class Registry:
         if (hopeful(worker), worker.troubled) != before:
             self._tell(events.ProspectsChanged(worker))
 
-    def expect(self, worker: Worker, reason: str) -> None:
-        """Its process was started, or will be without anyone acting: until it serves, it warms."""
+    def expect(self, worker: Worker, reason: str, *, ending: bool = False) -> None:
+        """Its process was started, or will be without anyone acting: until it serves, it warms.
+        `ending`: the one that still runs is about to end, whatever it says."""
         if worker.removed:
             return
-        worker.starting = True
+        worker.starting, worker.ending = True, ending
         worker.consecutive_failures = worker.consecutive_successes = 0
         worker.health_reason = reason
         self._health(worker, HealthEvent.WARM, reason)
@@ -312,7 +313,7 @@ class Registry:
         """Its process has ended, and will not come back unless somebody acts."""
         if worker.removed:
             return
-        worker.starting = False
+        worker.starting = worker.ending = False
         worker.health_reason = reason
         self._health(worker, HealthEvent.FAIL, reason)
 

@@ -164,6 +164,7 @@ class Worker:
     # Its process was started, or will be without anyone acting: until it serves, refusing
     # connections means that it loads. Only of launched workers.
     starting: bool = False
+    ending: bool = False  # and the process that still answers is about to end
     # Proves which process runs, if its launcher knows: equal ones mean the same process.
     process: str | None = None
     # By a request: it stays though no flag names it any more.

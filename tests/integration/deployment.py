@@ -95,7 +95,7 @@ async def deployed(
             script.stop()
 
 
-async def until(condition: Callable[[], object], within: float = 5.0) -> None:
+async def until(condition: Callable[[], object], within: float = 60.0) -> None:
     """Wait for what happens elsewhere in this process."""
     with trio.fail_after(within):
         while not condition():
@@ -106,7 +106,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     """Run `main`; hanging is a failure."""
 
     async def bounded() -> None:
-        with trio.fail_after(25):
+        with trio.fail_after(180):
             await main()
 
     trio.run(bounded, strict_exception_groups=True)

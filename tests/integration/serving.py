@@ -147,7 +147,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     """Run `main`; hanging is a failure."""
 
     async def bounded() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await main()
 
     trio.run(bounded)

@@ -106,7 +106,7 @@ def test_a_worker_that_is_mended_serves_again(run_router: RunRouter) -> None:
         assert record.trial is not None
         worker.faults.clear()
         done = len(worker.log.generations())
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while record.trial is not None:
                 assert await burst(router, 4) == [200] * 4
         assert await burst(router, 4) == [200] * 4
@@ -120,7 +120,7 @@ def test_what_waits_gets_the_trial_when_the_pause_is_over(run_router: RunRouter)
 
     async def test(router: Deployment) -> None:
         worker = await broken(router)
-        await registered(router)
+        sound = await registered(router)
         assert (await burst(router, 4)).count(500) == 2
         worker.faults.clear()
         got: list[httpx.Response] = []
@@ -129,11 +129,12 @@ def test_what_waits_gets_the_trial_when_the_pause_is_over(run_router: RunRouter)
             got.append(await router.http.post(GENERATIONS, json=image(seconds)))
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask, 2.0)
+            nursery.start_soon(ask, 1e6)
             await until(lambda: sum(r.active_requests for r in router.running.parts.registry) == 1)
             nursery.start_soon(ask, 0.02)
-            await until(lambda: got, within=1.5)
+            await until(lambda: got)
             assert got[0].headers["x-worker-id"] == (await worker_of(router, worker))["worker_id"]
+            sound.scheduler.hurry()
 
     run_router(test, ejection_pause=0.02)
 
@@ -167,7 +168,7 @@ def test_the_last_worker_serves_though_it_is_on_trial(run_router: RunRouter) -> 
         assert (await worker_of(router, worker))["reasons"] == ["on_trial"]
         worker.faults.clear()
         await router.http.put(f"/workers/{sound.url}", json={"is_dead": True})
-        with trio.fail_after(3):
+        with trio.fail_after(60):
             assert (await router.image()).status_code == 200
         assert (await worker_of(router, worker))["routable"] is True  # a success frees it
 
@@ -255,7 +256,7 @@ def test_another_process_begins_without_trial(run_router: RunRouter) -> None:
         assert record.trial is not None
         worker.faults.clear()
         worker.faults.add("restart", down=0.05)
-        await until(lambda: record.incarnation == 2 and record.health == "healthy", within=10)
+        await until(lambda: record.incarnation == 2 and record.health == "healthy")
         assert record.trial is None
 
     run_router(test, ejection_pause=30)

@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 
 
 async def ended(served: Served) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await served.done.wait()
 
 

@@ -16,7 +16,7 @@ from tests.integration.relay.harness import Client, Peer, ScriptedWorker, listen
 from tests.integration.relay.wire import request
 
 IDLE = 0.5  # seconds of --idle-timeout
-WITHIN = 20.0
+WITHIN = 60.0
 Pausing = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 KIND = "Content-Type: application/octet-stream"
 

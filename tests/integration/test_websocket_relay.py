@@ -138,7 +138,7 @@ class Client:
 async def pool(
     *workers: Worker, stop: trio.Event | None = None, **settings: Any
 ) -> AsyncIterator[tuple[service.Running, Callable[[], Awaitable[Client]]]]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for worker in workers:
                 listeners = open_listeners("127.0.0.1", 0)

@@ -297,7 +297,7 @@ def test_a_change_that_was_slept_through_is_made_up_for(run_pool: RunPool) -> No
         await pool.http.post(SLEEP, params={"workers": a.id})
         change = await pool.http.post("/update_weights_from_disk", json={"model_path": "step-1"})
         assert [row["worker_url"] for row in change.json()["deferred"]] == [a.url]
-        a.sim.faults.add("delay", path="/update_weights_from_disk", by=0.2)
+        a.sim.faults.add("delay", path="/update_weights_from_disk", by=2.0)
         woke = await pool.http.post(WAKE)
         assert woke.json()["success"] is True
         reasons = {row["worker_url"]: row["reasons"] for row in woke.json()["deferred"]}

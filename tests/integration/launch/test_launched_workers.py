@@ -76,7 +76,7 @@ def with_router(body: Body, *launchers: LauncherSettings, **settings: Any) -> No
     """Run a test beside a router with these launchers; afterwards nothing of them may be left."""
 
     async def main() -> None:
-        with trio.fail_after(90):
+        with trio.fail_after(180):
             async with deployed(launchers=launchers, **settings) as pool:
                 await body(pool)
                 left = [view for view in pool.running.fleet.views() if view.pid]

@@ -70,7 +70,7 @@ def test_where_the_system_tells_of_no_exit(
 
 def run(main: Callable[[], object]) -> None:
     async def bounded() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await main()  # type: ignore[misc]
 
     trio.run(bounded, strict_exception_groups=True)

@@ -22,7 +22,7 @@ from tests.integration.relay.wire import SOON, Gone, Message, Wire, response
 _CONTROL = (b"/health", b"/v1/models", b"/server_info", b"/model_info")
 
 
-def run(main: Callable[[], Awaitable[None]], *, within: float = 20) -> None:
+def run(main: Callable[[], Awaitable[None]], *, within: float = 180) -> None:
     """Run `main`; hanging is a failure."""
 
     async def bounded() -> None:

@@ -171,6 +171,6 @@ async def cancelled_at(rig: Rig, step: int, exchange: FakeExchange) -> bool:
             done.set()
 
         nursery.start_soon(run)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await done.wait()
     return caught

@@ -324,3 +324,17 @@ def test_an_observer_that_fails_leaves_no_events_for_later(registry: Registry) -
     told = listen(registry)
     registry.trouble(registry.get(A), "it broke off")
     assert [type(event) for event in told] == [events.Trouble]
+
+
+def test_what_an_ending_process_says_counts_for_nothing(registry: Registry) -> None:
+    """What waits for the worker would be refused if it counted as unhealthy meanwhile, or be given
+    to the process that ends."""
+    worker = registry.add(A, Origin.LAUNCHED)
+    registry.probed(worker, Probe.OK)
+    registry.expect(worker, "it is restarted", ending=True)
+    for probe in (Probe.OK, Probe.FAILED, Probe.REFUSED, Probe.REFUSED, Probe.REFUSED):
+        registry.probed(worker, probe)
+        assert worker.health is Health.WARMING
+    registry.expect(worker, "it starts again")
+    registry.probed(worker, Probe.OK)
+    assert worker.health is Health.HEALTHY
