@@ -195,9 +195,8 @@ class Dispatcher:
             lease.hold.begun = trio.current_time()
 
     def answered(self, lease: Lease, status: int, *, retry_after: float | None = None) -> None:
-        """The head of the answer has come: the GPU is free, whatever the transfer still takes.
-        Not so where a job was taken, which begins then. `retry_after`: seconds for which the worker
-        asks to be left alone."""
+        """The head of the answer has come: the GPU is free, unless a job was taken, which begins
+        then. `retry_after`: seconds for which the worker asks to be left alone."""
         hold = lease.hold
         if hold is None or hold.kind is not HoldKind.GENERATION:
             return
@@ -209,10 +208,14 @@ class Dispatcher:
         elif status >= 500:
             self.failed(hold, f"it answered {status}")
         elif ok and not hold.job:
-            self._ejection.succeeded(hold.worker, trio.current_time())
             self._learn(hold)
         if not hold.job or not ok:
             self._registry.free(lease)
+
+    def succeeded(self, hold: Hold) -> None:
+        """What held this slot is done: a job, or the whole of a good answer has come."""
+        if hold.incarnation == hold.worker.incarnation:
+            self._ejection.succeeded(hold.worker, trio.current_time())
 
     def failed(self, hold: Hold | None, why: str) -> None:
         """The worker has failed what held this slot; 5xx answers are counted by `answered`."""
@@ -270,15 +273,12 @@ class Dispatcher:
     def job_went(self, hold: Hold | None, status: object) -> None:
         """How a job went says how its worker is: success, or failure at once. One that fails late
         may do so for reasons of its own."""
-        if hold is None:
-            return
-        now = trio.current_time()
-        if status == "completed" and hold.incarnation == hold.worker.incarnation:
-            self._ejection.succeeded(hold.worker, now)
-        elif status == "failed":
+        if hold is not None and status == "completed":
+            self.succeeded(hold)
+        elif hold is not None and status == "failed":
             begun = hold.since if hold.begun is None else hold.begun
             expected = self.speeds.typical(hold.endpoint, hold.work)
-            if now - begun < max(_AT_ONCE, expected * _OF_EXPECTED):
+            if trio.current_time() - begun < max(_AT_ONCE, expected * _OF_EXPECTED):
                 self.failed(hold, "a job failed at once")
 
     def job_deleted(self, job_id: str) -> None:

@@ -305,7 +305,7 @@ class _Attempt:
         try:
             over = bool(held) and connection.at_end
             if over:
-                self._finish(streams=streams)
+                self._finish(head, streams=streams)
             if held:
                 await exchange.send(held, last=over)
             while not over:
@@ -316,7 +316,7 @@ class _Attempt:
                 # The end goes along with the last bytes: a client that has them all may leave.
                 over = connection.at_end
                 if over:
-                    self._finish(streams=streams)
+                    self._finish(head, streams=streams)
                 await exchange.send(piece, last=over)
         except Broken as error:
             self._trouble(str(error))
@@ -340,11 +340,14 @@ class _Attempt:
             self.hold = None  # that has counted
         return False
 
-    def _finish(self, *, streams: bool) -> None:
+    def _finish(self, head: Head, *, streams: bool) -> None:
         """The whole answer has come."""
         self.finished = True
+        dispatcher = self.forwarder.attempts.dispatcher
         if streams:
-            self.forwarder.attempts.dispatcher.answered(self.lease, 200)
+            dispatcher.answered(self.lease, 200)
+        if self.hold is not None and not self.hold.job and 200 <= head.status < 300:
+            dispatcher.succeeded(self.hold)
 
     async def _hold(self, connection: Connection, watcher: Watcher) -> bytes:
         """The beginning of the answer, as much as the watcher wants to see before the client."""

@@ -66,6 +66,26 @@ def test_one_broken_worker_fails_two_of_forty_requests(
     run_router(test, routing_algorithm=policy)
 
 
+def test_a_worker_whose_answers_break_off_has_not_succeeded(run_router: RunRouter) -> None:
+    async def torn(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}")
+        await trio.aclose_forcefully(stream)
+
+    async def test(router: Deployment) -> None:
+        worker = await router.script(**{GENERATIONS: torn})
+        await router.register(worker.url)
+        await registered(router, model_path="m")
+        failures = 0
+        for _ in range(40):
+            try:
+                (await router.http.post(GENERATIONS, json=image(0.01))).raise_for_status()
+            except httpx.RemoteProtocolError:
+                failures += 1
+        assert failures <= 2
+
+    run_router(test)
+
+
 @pytest.mark.parametrize("polled", [True, False], ids=["polled", "not polled"])
 def test_jobs_that_fail_at_once_do_not_go_to_the_same_worker(
     run_router: RunRouter, polled: bool

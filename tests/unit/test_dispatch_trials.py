@@ -17,7 +17,11 @@ async def eject(pool: Pool, worker: Worker) -> None:
     """Fail requests of the worker until it is on trial."""
     while worker.trial is None:
         lease = await pool.lease()
+        hold = lease.hold
+        assert hold is not None
         pool.dispatcher.answered(lease, 500 if lease.worker is worker else 200)
+        if lease.worker is not worker:
+            pool.dispatcher.succeeded(hold)
         lease.release()
 
 
@@ -54,7 +58,12 @@ def test_the_end_of_a_pause_wakes_one_that_waits() -> None:
             await trio.sleep(2)
             assert asking.got == ["first", "second"]  # and one only
             assert asking.leases["second"].worker is broken
+            hold = asking.leases["second"].hold
+            assert hold is not None
             pool.dispatcher.answered(asking.leases["second"], 200)
+            await settled()
+            assert asking.got == ["first", "second"]  # the answer may still break off
+            pool.dispatcher.succeeded(hold)
             await settled()
             assert asking.leases["third"].worker is broken  # it is free again
             for name in ("first", "second", "third"):
