@@ -118,13 +118,13 @@ def _state(arguments: list[str]) -> int:
                 print(line)
             return EXIT_OK
         case ["check", folder]:
+            showing.look_for(Path(folder))
             lines, good = showing.check(Path(folder))
             for line in lines:
                 print(line)
             return EXIT_OK if good else EXIT_FAILED
         case ["repair", folder] | ["repair", folder, "--dry-run"] | ["repair", "--dry-run", folder]:
-            if not Path(folder).is_dir():
-                raise StartError(f"{folder} is no directory")
+            showing.look_for(Path(folder))
             try:
                 for line in repair.repair(Path(folder), dry_run="--dry-run" in arguments):
                     print(line)

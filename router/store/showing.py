@@ -50,9 +50,7 @@ class _Unknown(dict[str, Any]):
 
 
 def check(folder: Path) -> tuple[list[str], bool]:
-    """The lines of `state check`, and whether everything is good. Raises StartError."""
-    if not folder.is_dir():
-        raise StartError(f"{folder} is no directory")
+    """The lines of `state check`, and whether everything is good."""
     running = files.holder(folder)
     lines = [_holder(running)]
     good = True
@@ -99,9 +97,16 @@ def check(folder: Path) -> tuple[list[str], bool]:
     return lines, good
 
 
-def _load(folder: Path) -> Loaded:
+def look_for(folder: Path) -> None:
+    """Raises StartError if a router has never kept anything there."""
     if not folder.is_dir():
         raise StartError(f"{folder} is no directory")
+    if not any(folder.glob("*.jsonl*")) and not (folder / "acknowledged").exists():
+        raise StartError(f"There is no state in {folder}")
+
+
+def _load(folder: Path) -> Loaded:
+    look_for(folder)
     for left in reversed(range(_TRIES)):
         try:
             loaded = load(folder)

@@ -178,7 +178,11 @@ def test_usage_of_the_state_command(router_pyz: Path, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "is no directory" in done.stderr
     (tmp_path / "empty").mkdir()
-    assert run(router_pyz, "state", "show", tmp_path / "empty").returncode == 1
+    for command in ("show", "check", "repair"):  # a mistyped name must not look sound
+        done = run(router_pyz, "state", command, tmp_path / "empty")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "There is no state in" in done.stderr
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
