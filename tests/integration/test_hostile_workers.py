@@ -130,6 +130,27 @@ def test_odd_answers(run_router: RunRouter, caplog: pytest.LogCaptureFixture, pa
     assert boundary.counts.total() == before
 
 
+def test_an_answer_that_drips_is_not_read_for_ever(
+    run_router: RunRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.control.client._READING", 0.2)
+
+    async def drips(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 X\r\ncontent-length: 9999\r\n\r\n")
+        while True:
+            await stream.send_all(b" ")
+            await trio.sleep(0.01)
+
+    async def test(pool: Deployment) -> None:
+        worker = await pool.script(**{"/get_weights_checksum": drips})
+        await pool.register(worker.url)
+        [row] = (await pool.http.post("/get_weights_checksum", json={})).json()["results"]
+        assert row["status_code"] == 504
+        assert "was not answered whole within 0.2 s" in row["body"]["error"]
+
+    run_router(test)
+
+
 def test_an_answer_too_many_is_not_that_of_the_next_call(run_router: RunRouter) -> None:
     """A refused change of weights must not be acknowledged by what came before it."""
 
