@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import trio
 from attrs import define, field
 
-from ..boundary import contained
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.lifecycle import MemoryEvent
@@ -29,8 +28,6 @@ logger = logging.getLogger("router.control")
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 
 _RELEASE, _RESUME = "/release_memory_occupation", "/resume_memory_occupation"
-# What could not be done is tried again after so many seconds.
-_RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
 _SETTLE = 1.0  # seconds that one which was idle may be busy again
 
 
@@ -38,9 +35,9 @@ _SETTLE = 1.0  # seconds that one which was idle may be busy again
 class MemoryControl:
     """Puts workers to sleep and wakes them, in order of arrival. Both are idempotent.
 
-    A worker that was named but could not be called follows by itself: it is `falling_asleep` or
-    `waking` until then, and not routable. So does another process in the place of a sleeper,
-    which must give its GPU back before anything else.
+    A worker that was named but could not be called is brought there by its agent: it is
+    `falling_asleep` or `waking` until then, and not routable. So is another process in the place
+    of a sleeper, which must give its GPU back before anything else.
     `call_timeout`: seconds for an answer; `drain_timeout`: seconds until a worker is idle.
     """
 
@@ -52,13 +49,10 @@ class MemoryControl:
     call_timeout: float = 1800.0
     drain_timeout: float = 1800.0
     _slumber: Slumber = field(init=False)
-    _nursery: trio.Nursery | None = field(init=False, default=None)
-    # Those that a client's call is about just now.
-    _taken: set[Worker] = field(init=False, factory=set)
+    # Those that a request is about just now: their agents leave them alone.
+    claimed: set[Worker] = field(init=False, factory=set)
     # Sleepers of before a restart of the router: it is not known whether they still do.
     _doubted: set[Worker] = field(init=False, factory=set)
-    # Tasks that bring workers to what was wished; the event ends a pause.
-    _followed: dict[Worker, trio.Event] = field(init=False, factory=dict)
     _restored: dict[str, SleepRecord] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -75,23 +69,11 @@ class MemoryControl:
             for url in self._restored.keys() - self.registry.past.keys():
                 del self._restored[url]
                 self.store.delete(SleepRecord, url)
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own what goes on in the background; never returns."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                self.registry.subscribe(
-                    self._observe,
-                    *(events.WorkerAdded, events.WorkerRemoved),
-                    *(events.FacetChanged, events.Reincarnated),
-                )
-                for worker in self.registry:
-                    self._follow(worker)
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None  # at a stop it takes no more, though others are not done yet
+        self.registry.subscribe(
+            self._observe,
+            *(events.WorkerAdded, events.WorkerRemoved),
+            *(events.FacetChanged, events.Reincarnated),
+        )
 
     async def sleep(
         self, chosen: list[Worker], call: Call, begin: Begin = trio.lowlevel.checkpoint
@@ -179,7 +161,7 @@ class MemoryControl:
         """Wait for the turn of the workers; gives it, and those that are still there."""
         async with self.turns.take(chosen) as turn:
             await begin()
-            self._taken.update(chosen)
+            self.claimed.update(chosen)
             try:
                 yield turn, [worker for worker in chosen if not worker.removed]
             finally:
@@ -189,9 +171,8 @@ class MemoryControl:
     def _let_go(self, turn: Turn, worker: Worker) -> None:
         """One that is done is held up by nobody else."""
         if worker in turn.workers:
-            self._taken.discard(worker)
+            self.claimed.discard(worker)
             turn.release(worker)
-            self._follow(worker)
 
     async def _intend(self, intents: Mapping[Worker, Memory]) -> None:
         """Make durable what is about to be done. If that fails, nothing is intended."""
@@ -237,6 +218,10 @@ class MemoryControl:
         if worker.memory is Memory.ASLEEP:
             self._doubted.add(worker)
 
+    def doubts(self, worker: Worker) -> bool:
+        """Whether it counts as asleep by what was known before a restart of the router alone."""
+        return worker in self._doubted and not self._slumber.sleeps(worker)
+
     def _observe(self, event: events.Event) -> None:
         self._slumber.told(event)
         match event:
@@ -245,60 +230,10 @@ class MemoryControl:
                     self._restore(worker)
             case events.WorkerRemoved(worker):
                 self._doubted.discard(worker)
-            case events.FacetChanged(worker) | events.Reincarnated(worker):
-                self._follow(worker)
 
-    def _is_due(self, worker: Worker) -> bool:
-        """Whether something that was wished of the worker is still to be done, and can be."""
-        if worker.removed or not reachable(worker):
-            return False
-        if worker.memory is Memory.ASLEEP:
-            return worker in self._doubted and not self._slumber.sleeps(worker)
-        return worker.memory is not Memory.AWAKE
-
-    def _follow(self, worker: Worker) -> None:
-        if worker in self._followed:
-            self._followed[worker].set()
-        elif worker not in self._taken and self._is_due(worker) and self._nursery is not None:
-            self._followed[worker] = trio.Event()
-            self._nursery.start_soon(self._bring, worker)
-
-    async def _bring(self, worker: Worker) -> None:
-        """Bring the worker to what was wished, however often that takes."""
-        pause = _RETRY_FIRST
-        try:
-            while self._is_due(worker):
-                if worker.memory is not Memory.WAKING:
-                    await self._ease(worker)
-                async with self.turns.take([worker]):
-                    self._followed[worker] = changed = trio.Event()
-                    what = f"bringing worker {worker.url} to sleep or awake"
-                    if self._is_due(worker):
-                        with contained("worker", what):
-                            await self._try(worker, pause)
-                if self._is_due(worker):
-                    with trio.move_on_after(pause) as waited:
-                        await changed.wait()
-                    untold = waited.cancelled_caught
-                    pause = min(pause * 2, _RETRY_MOST) if untold else _RETRY_FIRST
-        finally:
-            del self._followed[worker]
-
-    async def _ease(self, worker: Worker) -> None:
-        """Wait until the worker is idle, before its turn is taken: changes, sleeps and wakes of
-        others do not wait for it. Ends when something about the worker changes."""
-        self._followed[worker] = changed = trio.Event()
-        async with trio.open_nursery() as nursery:
-
-            async def give_up() -> None:
-                await changed.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(give_up)
-            await self.dispatcher.idle(worker, self.drain_timeout)
-            nursery.cancel_scope.cancel()
-
-    async def _try(self, worker: Worker, pause: float) -> None:
+    async def bring(self, worker: Worker) -> None:
+        """Call a worker that falls asleep or is waking, in its turn. What came of it is in its
+        facet."""
         headers = [("content-type", "application/json")]
         if worker.memory is Memory.WAKING:
             call = Call(_RESUME, headers, b"{}", self.call_timeout)
@@ -308,11 +243,9 @@ class MemoryControl:
             row = await self._slumber.put_to_sleep(
                 worker, call, Memory.FALLING_ASLEEP, patience=_SETTLE
             )
-        if row is not None and self._is_due(worker):
+        if row is not None and worker.is_sleeping and not self._slumber.sleeps(worker):
             what = "woken" if call.path == _RESUME else "put to sleep"
-            logger.warning(
-                "%s cannot be %s: %s; trying again within %g s", worker.url, what, why(row), pause
-            )
+            logger.warning("%s cannot be %s: %s; trying again", worker.url, what, why(row))
 
 
 def _answer(rows: list[Row], targets: Targets, *, aim: bool) -> Answer:

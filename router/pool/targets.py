@@ -86,6 +86,13 @@ def reachable(worker: Worker) -> bool:
     return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED
 
 
+def is_up(worker: Worker) -> bool:
+    """Whether calls that change its weights may be sent to it: reachable, awake, and it has said
+    what it can do."""
+    told = worker.capabilities is not None and not worker.removed
+    return told and reachable(worker) and worker.memory is Memory.AWAKE
+
+
 def no_workers() -> PoolUnavailable:
     return PoolUnavailable("No healthy workers available in the pool", code="no_workers")
 

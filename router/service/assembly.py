@@ -11,6 +11,7 @@ from typing import cast
 import trio
 from attrs import frozen
 
+from ..control.agent import Agents
 from ..control.client import ControlClient
 from ..control.errands import Errands
 from ..control.follow import Follower
@@ -19,6 +20,7 @@ from ..control.jobs import JobControl
 from ..control.keeper import Keeper
 from ..control.memory import MemoryControl
 from ..control.names import Names
+from ..control.pending import PendingChanges
 from ..control.recovery import Recovery
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
@@ -62,7 +64,7 @@ class Assembly:
     parts: Parts
     fleet: Fleet
     upstream: Upstream
-    replayer: Replayer
+    pending: PendingChanges
     follower: Follower
     recovery: Recovery
     keeper: Keeper
@@ -109,11 +111,7 @@ def assemble(
         drain_timeout=drain,
         call_timeout=call,
     )
-    replayer = Replayer(
-        *(registry, dispatcher, client, ledgers, turns, store, weights),
-        drain_timeout=drain,
-        restart=partial(restart, fleet),
-    )
+    replayer = Replayer(client, ledgers, store, weights, restart=partial(restart, fleet))
     parts = Parts(
         store=store,
         registry=registry,
@@ -135,7 +133,7 @@ def assemble(
         ledgers=ledgers,
         weights=weights,
         transactions=Transactions(weights),
-        replayer=replayer,
+        agents=Agents(registry, dispatcher, turns, memory, replayer, drain_timeout=drain),
         memory=memory,
         errands=errands,
         launcher=fleet,
@@ -151,7 +149,7 @@ def assemble(
         parts=parts,
         fleet=fleet,
         upstream=upstream,
-        replayer=replayer,
+        pending=PendingChanges(registry, ledgers, turns, weights),
         follower=Follower(registry, dispatcher, assets, client),
         recovery=Recovery(registry, dispatcher, assets, jobs),
         keeper=Keeper(store, registry, dispatcher, assets, settings.trust_downtime),

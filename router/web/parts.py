@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 from attrs import frozen
 from quart import current_app
 
+from ..control.agent import Agents
 from ..control.client import ControlClient
 from ..control.errands import Errands
 from ..control.held import Transactions
@@ -14,7 +15,6 @@ from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
 from ..control.names import Names
 from ..control.refit import WeightControl
-from ..control.replay import Replayer
 from ..control.retire import Retirer
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
@@ -68,7 +68,7 @@ class Parts:
     ledgers: Ledgers
     weights: WeightControl
     transactions: Transactions
-    replayer: Replayer
+    agents: Agents
     memory: MemoryControl
     errands: Errands
     launcher: LaunchedWorkers

@@ -63,7 +63,7 @@ async def attest() -> dict[str, Any]:
     parts().store.check()
     label = _text(content, "label")
     parts().ledgers.attest(model, version, label, None if named is None else chosen)
-    parts().replayer.look(chosen)
+    parts().agents.look(chosen)
     await parts().store.commit()
     return {"status": "success", **_ledger_payload(ledger)}
 
@@ -76,7 +76,7 @@ async def sync() -> Answer:
     within = _seconds(content, _SYNC)
     chosen = _chosen(content, mixed=True)
     parts().store.check()
-    success = await parts().replayer.sync(chosen, within)
+    success = await parts().agents.sync(chosen, within)
     await parts().store.commit()
     targets = healthy_targets(worker for worker in chosen if not worker.is_sleeping)
     called = set(targets.eligible)

@@ -11,10 +11,12 @@ import trio
 import trio.testing
 from attrs import Factory, define
 
+from router.control.agent import Agents
 from router.control.broadcast import Call
 from router.control.client import Answer, ControlClient, Unreachable
 from router.control.errands import Errands
 from router.control.memory import MemoryControl
+from router.control.replay import Replayer
 from router.control.slumber import SleepRecord
 from router.control.turns import Turns
 from router.dispatch import Dispatcher
@@ -260,6 +262,8 @@ def play(
             turns,
             cast(Store, disk),
         )
+        replays = cast(Replayer, NoReplays())
+        agents = Agents(registry, dispatcher, turns, memory, replays)
         with trio.fail_after(100_000):
             async with trio.open_nursery() as nursery:
                 nap = Nap(nursery, disk, registry, dispatcher, turns, memory, errands, engines)
@@ -270,11 +274,23 @@ def play(
                 for worker in registry if well else ():
                     nap.recover(worker)
                 await nursery.start(errands.run)
-                await nursery.start(memory.run)
+                await nursery.start(agents.run)
                 await body(nap)
                 nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class NoReplays:
+    """Weights are nobody's concern here."""
+
+    restarted: set[Worker]
+
+    def __init__(self) -> None:
+        self.restarted = set()
+
+    def lacks(self, worker: Worker) -> tuple[bool, bool]:
+        return False, False
 
 
 class _Engines(defaultdict[str, Engine]):

@@ -104,6 +104,7 @@ def test_an_event_of_the_worker_ends_the_pause() -> None:
         nap.replace(worker)
         await trio.sleep(10)  # then the next one is due at 15
         nap.fall_ill(worker)
+        await settle()
         nap.recover(worker)
         await trio.sleep(5)
         assert [when - 100 for when in engine.times[1:]] == [0, 1, 3, 7, 10, 11]
