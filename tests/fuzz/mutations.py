@@ -89,6 +89,15 @@ class Case:
     client: Side
     worker: Side
     changes: bool = False  # workers, weights or memory
+    sound: bool = False  # the client does nothing wrong
+
+    @property
+    def method(self) -> bytes | None:
+        """That of the one sound request that the client sends, if it is so."""
+        said = b"".join(self.client.pieces)
+        if not self.sound or said.count(b" HTTP/1.") > 1 or b"Upgrade: websocket" in said:
+            return None
+        return said.partition(b" ")[0]
 
     @property
     def answered(self) -> bytes:
@@ -104,7 +113,7 @@ def make_case(rng: random.Random, *, changes: bool = False) -> Case:
     token = b"tk%016x" % rng.getrandbits(64)
     if rng.random() < _DOUBLED:
         client = _side(rng, rng.choice(RELAYED), (), [End.WAIT, End.FIN], spoil=False)
-        return _case(token, client, _doubled(rng, rng.choice(KEPT)))
+        return _case(token, client, _doubled(rng, rng.choice(KEPT)), sound=True)
     requests = CHANGES if changes and rng.random() < 0.6 else REQUESTS
     request, answer = rng.choice(requests), rng.choice(ANSWERS)
     if b"Upgrade: websocket" in request[0] and rng.random() < 0.7:
@@ -115,11 +124,12 @@ def make_case(rng: random.Random, *, changes: bool = False) -> Case:
     client = _side(rng, request, rng.choice(REQUESTS), ends, spoil=spoilt != "worker")
     ends = [End.WAIT] * 4 + [End.FIN, End.RST]
     worker = _side(rng, answer, rng.choice(ANSWERS), ends, spoil=spoilt != "client")
-    return _case(token, client, worker, changes=requests is CHANGES)
+    changes = requests is CHANGES
+    return _case(token, client, worker, changes=changes, sound=spoilt == "worker")
 
 
-def _case(token: bytes, client: Side, worker: Side, *, changes: bool = False) -> Case:
-    case = Case(token, client, worker, changes=changes)
+def _case(token: bytes, client: Side, worker: Side, *, changes: bool = False, sound: bool) -> Case:
+    case = Case(token, client, worker, changes=changes, sound=sound)
     client.pieces = [piece.replace(TOKEN, token) for piece in client.pieces]
     worker.pieces = [piece.replace(TOKEN, case.answered) for piece in worker.pieces]
     return case

@@ -276,12 +276,30 @@ async def play(batch: Batch, case: Case, port: int) -> None:
     finally:
         del batch.playing[case.token]
         await trio.aclose_forcefully(stream)
-    if got and not got.startswith(b"HTTP/1.1 "):
-        batch.fault(f"this is no answer: {bytes(got)!r}", case)
+    if wrong := _wrong(bytes(got), case.method):
+        batch.fault(f"{wrong}: {bytes(got)!r}", case)
     batch.statuses[bytes(got[9:12])] += 1
     # What the router itself tells (`/queue`) may name other clients, but never their answers.
     for answer in batch.answers.intersection(_ANSWERED.findall(got)) - {case.answered}:
         batch.mixed.append((answer, case, bytes(got)))
+
+
+def _wrong(got: bytes, method: bytes | None) -> str | None:
+    """What is wrong with what a client got. `method`: that of its one request, if it sent one."""
+    if got and not got.startswith(b"HTTP/1.1 "):
+        return "this is no answer"
+    if method is None or not got:
+        return None
+    parser = h11.Connection(h11.CLIENT)
+    parser.send(h11.Request(method=method, target="/", headers=[("host", "")]))
+    parser.receive_data(got)
+    try:
+        while (event := parser.next_event()) is not h11.NEED_DATA:
+            if isinstance(event, h11.EndOfMessage):
+                return "there is more than one answer" if any(parser.trailing_data) else None
+    except h11.RemoteProtocolError as error:
+        return f"this is no HTTP ({error})"
+    return None  # it may be cut off
 
 
 class _Heard(bytearray):
