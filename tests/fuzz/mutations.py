@@ -18,6 +18,21 @@ _SPECIAL += [b"\xff", b"\x80", b"\xc3", b"\xe2\x80\xa8", b'"', b"\\ud800", b"[" 
 _SPECIAL += [b"\x7f", b"\x81", b"\x08", b"HTTP/1.1", b"HTTP/2.0", b"..", b"//", b"%2f", b"?", b"#"]
 _NUMBERS = [b"0", b"-1", b"+1", b"1e9", b"0x10", b"00007", b"65536", b"9" * 19, b"9" * 5000, b"1_0"]
 _NUMBERS += [b"999", b"1.5", b"NaN", b"\xb2", b""]
+_ODD = [byte for byte in _SPECIAL if not re.search(rb"[\r\n]", byte)] + [b"\xe9t\xe9", b"x" * 300]
+_ESCAPES = [
+    b"\\ud800",
+    b"\\udfff",
+    b"\\u0000",
+    b"\\n",
+    b"\\u2028",
+    b"\\u0085",
+    b"\xff",
+    b"\xc3\xa9",
+]
+_ESCAPES += [b"/", b"..", b"%2f", b"?", b"#", b"x" * 300, b"", b"\\ud83d\\ude00"]
+_VALUES = [b"[]", b"{}", b"null", b"NaN", b"1e999", b"-1", b"9" * 400, b"true", b'""', b"[" * 60]
+_STRING = re.compile(rb'"((?:[^"\\\\]|\\\\.)*)"')
+_LENGTH = re.compile(rb"(?i)content-length: *[0-9]+")
 _FIELDS = [
     b"Content-Length: 5",
     b"Content-Length: 0",
@@ -108,6 +123,15 @@ class Case:
         return f"client {self.client}\nworker {self.worker}"
 
 
+# What is said in a request, and in the answers that fit it.
+_FITTING = [
+    (b"Upgrade: websocket", b" 101 "),
+    (b"POST /v1/videos", b'"object": "video"'),
+    (b"POST /v1/meshes", b'"object": "video"'),
+    (b"/v1/images", b'"created"'),
+]
+
+
 def make_case(rng: random.Random, *, changes: bool = False) -> Case:
     """A case as chance has it."""
     token = b"tk%016x" % rng.getrandbits(64)
@@ -116,8 +140,9 @@ def make_case(rng: random.Random, *, changes: bool = False) -> Case:
         return _case(token, client, _doubled(rng, rng.choice(KEPT)), sound=True)
     requests = CHANGES if changes and rng.random() < 0.6 else REQUESTS
     request, answer = rng.choice(requests), rng.choice(ANSWERS)
-    if b"Upgrade: websocket" in request[0] and rng.random() < 0.7:
-        answer = rng.choice([each for each in ANSWERS if b" 101 " in each[0]])
+    for asked, told in _FITTING:
+        if asked in request[0] and rng.random() < 0.7:
+            answer = rng.choice([each for each in ANSWERS if told in each[0]])
     # Mostly one side only: what is refused at once goes no further.
     spoilt = rng.choice(["client", "worker", "worker", "both"])
     ends = [End.WAIT, End.FIN, End.FIN, End.RST]
@@ -176,7 +201,7 @@ def _side(
     session = b"\r\nUpgrade: websocket" in spoilt[0]
     for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3, 5]) if spoil else 0):
         # Of a WebSocket rather the frames: with a spoilt handshake there are none.
-        first = session and len(spoilt) > 1 and rng.random() < 0.8
+        first = session and len(spoilt) > 1 and rng.random() < 0.6
         at = rng.randrange(first, len(spoilt))
         spoilt[at] = mutate(rng, spoilt[at], b"".join(donor))
     end = rng.choice(ends)
@@ -195,7 +220,11 @@ def _side(
 
 def mutate(rng: random.Random, data: bytes, donor: bytes) -> bytes:
     """Spoil some bytes once."""
-    return rng.choice(_WAYS)(rng, data, donor)
+    spoilt = rng.choice(_WAYS)(rng, data, donor)
+    head, edge, body = spoilt.partition(b"\r\n\r\n")
+    if rng.random() < 0.5:  # lest what is spoilt within a body be only too short or too long
+        head = _LENGTH.sub(b"Content-Length: %d" % len(body), head, count=1)
+    return head + edge + body
 
 
 def _span(rng: random.Random, data: bytes, most: int = 40) -> tuple[int, int]:
@@ -265,6 +294,47 @@ def _lines(rng: random.Random, data: bytes, _: bytes) -> bytes:
     return b"\r\n".join(lines) + edge + rest
 
 
+def _field(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    """Within the value of a field."""
+    head, edge, rest = data.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    at = rng.randrange(len(lines))
+    name, colon, value = lines[at].partition(b": ")
+    if not colon:
+        return data
+    match rng.randrange(4):
+        case 0:
+            value = value[: (cut := rng.randrange(len(value) + 1))] + rng.choice(_ODD) + value[cut:]
+        case 1:
+            value = rng.choice([*_ODD, *_NUMBERS])
+        case 2:
+            value += rng.choice([b"=", b"; ", b", "]) + rng.choice([*_ODD, *_NUMBERS, value])
+        case _:
+            elements = re.split(rb"[,;=] *", value)
+            value = value.replace(rng.choice(elements), rng.choice([*_ODD, *elements]), 1)
+    lines[at] = name + colon + value
+    return b"\r\n".join(lines) + edge + rest
+
+
+def _json(rng: random.Random, data: bytes, _: bytes) -> bytes:
+    """A string of a body, or a value."""
+    head, edge, body = data.partition(b"\r\n\r\n")
+    found = [match.span(1) for match in _STRING.finditer(body)]
+    if not found:
+        return data
+    start, end = rng.choice(found)
+    match rng.randrange(3):
+        case 0:
+            start = end = rng.randrange(start, end + 1)
+            said = rng.choice(_ESCAPES)
+        case 1:
+            said = rng.choice(_ESCAPES)
+        case _:
+            start, end = start - 1, end + 1
+            said = rng.choice(_VALUES)
+    return head + edge + body[:start] + said + body[end:]
+
+
 def _huge(rng: random.Random, data: bytes, _: bytes) -> bytes:
     start, end = _span(rng, data)
     return data[:end] + data[start:end] * rng.choice([100, 1000, 3000]) + data[end:]
@@ -282,4 +352,4 @@ def _splice(rng: random.Random, data: bytes, donor: bytes) -> bytes:
 
 
 _WAYS = [_flip, _flip, _insert, _insert, _replace, _delete, _double, _swap, _number, _number]
-_WAYS += [_lines, _lines, _lines, _huge, _splice, _splice]
+_WAYS += [_lines, _lines, _lines, _huge, _splice, _splice, *[_field] * 5, *[_json] * 5]

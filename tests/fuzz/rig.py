@@ -21,6 +21,7 @@ from unittest import mock
 import h11
 import httpx
 import trio
+import trio.testing
 from attrs import Factory, define, field
 
 from router import boundary, service
@@ -36,6 +37,7 @@ from tests.fuzz.mutations import Case, End, Second, Side, control_answer
 
 AT_ONCE = 48
 HANG = 30.0  # seconds without the end that must come; the router's own limits are far shorter
+_IDLE = 0.001  # seconds without any event after which the clock goes on to the next deadline
 LINGERING = 0.15  # seconds that a client stays silent on an open WebSocket
 _TOKENS = re.compile(rb"tk[0-9a-f]{16}")  # of requests
 _ANSWERED = re.compile(rb"an[0-9a-f]{16}")  # of answers
@@ -545,7 +547,8 @@ def run_batch(cases: Sequence[Case], seed: str, *, changes: bool = False) -> Bat
     workers += [Worker(batch, by_token, mad=random.Random(f"{seed} {n}")) for n in range(2)]
     try:
         with _quick(batch, [worker.port for worker in workers]):
-            trio.run(partial(_run, batch, workers, changes=changes), strict_exception_groups=True)
+            main = partial(_run, batch, workers, changes=changes)
+            trio.run(main, clock=trio.testing.MockClock(autojump_threshold=_IDLE))
     except Exception as error:
         told = "".join(traceback.format_exception(error))
         batch.fault(f"the router ended: {told}", *batch.playing.values())
