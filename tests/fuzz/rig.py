@@ -31,7 +31,7 @@ from router.relay import websocket, worker_socket
 from router.server import ServerLimits, connection, open_listeners
 from router.service import running as running_module
 from router.settings import RouterSettings
-from router.web import models
+from router.web import models, weights
 from tests.fuzz.exchanges import ACCEPT, ANSWERS, CONTROL, TOKEN
 from tests.fuzz.mutations import Case, End, Second, Side, control_answer
 
@@ -406,6 +406,7 @@ def _quick(batch: Batch, ports: Sequence[int]) -> Iterator[None]:
         patch(replay, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
         patch(memory, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
         patch(models, _PATIENCE=0.3)
+        patch(weights, _HELD=0.4, _LONGEST=2.0)
         patch(witness, _PATIENCE=0.3)
         patch(addresses, _first=only_ours)
         patch(lookup, ask_system=nobody)
