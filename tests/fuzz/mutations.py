@@ -19,6 +19,7 @@ _SPECIAL += [b"\x7f", b"\x81", b"\x08", b"HTTP/1.1", b"HTTP/2.0", b"..", b"//", 
 _NUMBERS = [b"0", b"-1", b"+1", b"1e9", b"0x10", b"00007", b"65536", b"9" * 19, b"9" * 5000, b"1_0"]
 _NUMBERS += [b"999", b"1.5", b"NaN", b"\xb2", b""]
 _ODD = [byte for byte in _SPECIAL if not re.search(rb"[\r\n]", byte)] + [b"\xe9t\xe9", b"x" * 300]
+_ODD += [b"\xff", b"\x80", b"\xe9"] * 2
 _ESCAPES = [
     b"\\ud800",
     b"\\udfff",
@@ -29,7 +30,19 @@ _ESCAPES = [
     b"\xff",
     b"\xc3\xa9",
 ]
-_ESCAPES += [b"/", b"..", b"%2f", b"?", b"#", b"x" * 300, b"", b"\\ud83d\\ude00"]
+_ESCAPES += [
+    b"\\ud800",
+    b"\\udfff",
+    b"\\udc80",
+    b"/",
+    b"..",
+    b"%2f",
+    b"?",
+    b"#",
+    b"x" * 300,
+    b"",
+    b"\\ud83d\\ude00",
+]
 _VALUES = [b"[]", b"{}", b"null", b"NaN", b"1e999", b"-1", b"9" * 400, b"true", b'""', b"[" * 60]
 _STRING = re.compile(rb'"((?:[^"\\\\]|\\\\.)*)"')
 _LENGTH = re.compile(rb"(?i)content-length: *[0-9]+")
@@ -123,6 +136,10 @@ class Case:
         return f"client {self.client}\nworker {self.worker}"
 
 
+# Jobs and WebSockets have more to be read than the others.
+_JOBS = tuple(each for each in REQUESTS if each[0].startswith((b"POST /v1/v", b"POST /v1/m")))
+_SESSIONS = tuple(each for each in REQUESTS if b"Upgrade: websocket" in each[0])
+_GROUPS = [REQUESTS] * 6 + [_JOBS, _SESSIONS]
 # What is said in a request, and in the answers that fit it.
 _FITTING = [
     (b"Upgrade: websocket", b" 101 "),
@@ -138,7 +155,7 @@ def make_case(rng: random.Random, *, changes: bool = False) -> Case:
     if rng.random() < _DOUBLED:
         client = _side(rng, rng.choice(RELAYED), (), [End.WAIT, End.FIN], spoil=False)
         return _case(token, client, _doubled(rng, rng.choice(KEPT)), sound=True)
-    requests = CHANGES if changes and rng.random() < 0.6 else REQUESTS
+    requests = CHANGES if changes and rng.random() < 0.6 else rng.choice(_GROUPS)
     request, answer = rng.choice(requests), rng.choice(ANSWERS)
     for asked, told in _FITTING:
         if asked in request[0] and rng.random() < 0.7:
@@ -203,7 +220,10 @@ def _side(
         # Of a WebSocket rather the frames: with a spoilt handshake there are none.
         first = session and len(spoilt) > 1 and rng.random() < 0.6
         at = rng.randrange(first, len(spoilt))
-        spoilt[at] = mutate(rng, spoilt[at], b"".join(donor))
+        if session and at == 0 and rng.random() < 0.6:
+            spoilt[at] = _field(rng, spoilt[at], b"")
+        else:
+            spoilt[at] = mutate(rng, spoilt[at], b"".join(donor))
     end = rng.choice(ends)
     if spoil and rng.random() < (0.05 if session else 0.15):  # cut off
         keep = rng.randrange(sum(map(len, spoilt)) + 1)
@@ -221,10 +241,13 @@ def _side(
 def mutate(rng: random.Random, data: bytes, donor: bytes) -> bytes:
     """Spoil some bytes once."""
     spoilt = rng.choice(_WAYS)(rng, data, donor)
-    head, edge, body = spoilt.partition(b"\r\n\r\n")
-    if rng.random() < 0.5:  # lest what is spoilt within a body be only too short or too long
-        head = _LENGTH.sub(b"Content-Length: %d" % len(body), head, count=1)
-    return head + edge + body
+    # Lest what is spoilt within a body be only too short or too long.
+    return _whole(*spoilt.partition(b"\r\n\r\n")) if rng.random() < 0.5 else spoilt
+
+
+def _whole(head: bytes, edge: bytes, body: bytes) -> bytes:
+    """A message whose length is as its head says."""
+    return _LENGTH.sub(b"Content-Length: %d" % len(body), head, count=1) + edge + body
 
 
 def _span(rng: random.Random, data: bytes, most: int = 40) -> tuple[int, int]:
@@ -332,7 +355,7 @@ def _json(rng: random.Random, data: bytes, _: bytes) -> bytes:
         case _:
             start, end = start - 1, end + 1
             said = rng.choice(_VALUES)
-    return head + edge + body[:start] + said + body[end:]
+    return _whole(head, edge, body[:start] + said + body[end:])
 
 
 def _huge(rng: random.Random, data: bytes, _: bytes) -> bytes:
@@ -352,4 +375,4 @@ def _splice(rng: random.Random, data: bytes, donor: bytes) -> bytes:
 
 
 _WAYS = [_flip, _flip, _insert, _insert, _replace, _delete, _double, _swap, _number, _number]
-_WAYS += [_lines, _lines, _lines, _huge, _splice, _splice, *[_field] * 5, *[_json] * 5]
+_WAYS += [_lines, _lines, _lines, _huge, _splice, _splice, *[_field] * 5, *[_json] * 8]

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutations import make_case
+from tests.fuzz.pinned import pinned
 from tests.fuzz.rig import Batch, run_batch
 
 SIZE = 300
@@ -37,6 +38,11 @@ def check(batch: Batch) -> None:
         pytest.fail(
             f"{len(batch.faults)} faults; `{again}` repeats this batch\n{shown}", pytrace=False
         )
+
+
+@pytest.mark.skipif(bool(LONG), reason="the long run is another")
+def test_what_has_once_harmed_a_router() -> None:
+    check(run_batch([*pinned()], "pinned"))
 
 
 @pytest.mark.skipif(bool(LONG), reason="the long run is another")
