@@ -77,9 +77,8 @@ def pinned() -> Iterator[Case]:
 
 def _case(number: int, said: list[bytes], answered: list[bytes], second: Second) -> Case:
     token = b"tk%016x" % (number + 1)
-    case = Case(token, _side(said, token, End.FIN), _side(answered, token, End.WAIT))
-    case.worker = _side(answered, case.answered, End.WAIT, second)
-    return case
+    worker = _side(answered, b"an" + token[2:], End.WAIT, second)
+    return Case(token, _side(said, token, End.FIN), worker)
 
 
 def _side(pieces: list[bytes], token: bytes, end: End, second: Second = Second.NONE) -> Side:
