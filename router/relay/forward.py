@@ -335,7 +335,8 @@ class _Attempt:
             for name, value in head.headers
         ):
             return True
-        dispatcher.answered(self.lease, head.status, retry_after=heads.retry_after(head.headers))
+        pause = heads.retry_after(head.status, head.headers)
+        dispatcher.answered(self.lease, head.status, retry_after=pause)
         if head.status >= 500:
             self.hold = None  # that has counted
         return False

@@ -55,11 +55,12 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     return None
 
 
-def retry_after(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
-    """Seconds for which the sender asks to be left alone; one where it makes no sense."""
+def retry_after(status: int, headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+    """Seconds for which the sender asks to be left alone; one where a 429 does not say for how
+    long, or it makes no sense."""
     asked = value(headers, b"retry-after")
     if asked is None:
-        return None
+        return 1.0 if status == 429 else None
     if asked.isdigit() and len(asked) < 10:
         return float(asked)
     until, now = moment(asked), moment(value(headers, b"date"))

@@ -207,10 +207,15 @@ def test_refusals_of_requests_do_not_count(run_router: RunRouter) -> None:
     run_router(test)
 
 
-@pytest.mark.parametrize("status", [503, 429])
-def test_a_worker_that_asks_for_a_pause_gets_one(run_router: RunRouter, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "pause"),
+    [(503, b"Retry-After: 600\r\n"), (429, b"Retry-After: 600\r\n"), (429, b"")],
+)
+def test_a_worker_that_asks_for_a_pause_gets_one(
+    run_router: RunRouter, status: int, pause: bytes
+) -> None:
     async def test(router: Deployment) -> None:
-        busy = answer(status, {}).replace(b"X\r\n", b"X\r\nRetry-After: 600\r\n")
+        busy = answer(status, {}).replace(b"X\r\n", b"X\r\n" + pause)
         asking = await router.script(**{GENERATIONS: busy})
         await router.register(asking.url)
         await router.register((await router.script()).url)

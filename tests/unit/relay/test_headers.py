@@ -218,7 +218,8 @@ def in_a_while(**delay: int) -> bytes:
 def test_how_long_a_worker_asks_to_be_left_alone(
     asked: bytes, date: bytes, least: float, most: float
 ) -> None:
-    found = retry_after([(b"Date", date), (b"Retry-After", asked)])
+    found = retry_after(503, [(b"Date", date), (b"Retry-After", asked)])
     assert found is not None
     assert least <= found <= most
-    assert retry_after([(b"Date", date)]) is None
+    assert retry_after(503, [(b"Date", date)]) is None
+    assert retry_after(429, [(b"Date", date)]) == 1
