@@ -25,7 +25,7 @@ import trio.testing
 from attrs import Factory, define, field
 
 from router import boundary, service
-from router.control import client, follow, health, jobs, memory, presence, replay, watch, witness
+from router.control import agent, client, follow, health, jobs, pending, presence, watch, witness
 from router.net import addresses, lookup
 from router.relay import websocket, worker_socket
 from router.server import ServerLimits, connection, open_listeners
@@ -403,8 +403,8 @@ def _quick(batch: Batch, ports: Sequence[int]) -> Iterator[None]:
         patch(client, _READING=0.4)
         patch(boundary, _RETRY_FIRST=0.1, _RETRY_MOST=0.1)
         patch(presence, CONNECT_TIMEOUT=0.4, _CHALLENGED=0.1)
-        patch(replay, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
-        patch(memory, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
+        patch(agent, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
+        patch(pending, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
         patch(models, _PATIENCE=0.3)
         patch(weights, _HELD=0.4, _LONGEST=2.0)
         patch(witness, _PATIENCE=0.3)
