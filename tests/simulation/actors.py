@@ -1,11 +1,14 @@
-"""Who acts: clients, a trainer, an operator."""
+"""Who acts: clients and trainers."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
 
-from tests.simulation.deployment import World
+from tests.simulation.deployment import OPERATION, World
 from tests.simulation.network import Cut
+from tests.simulation.overseer import refused_change, refused_generation
 from tests.simulation.truth import DISK, TENSOR, Change, Sample
 from tests.simulation.universe import Wrong, pick
 from tests.simulation.worker import MODEL, MODULES, Weights
@@ -15,6 +18,13 @@ EXPECTED = {
     *("no_routable_worker", "pool_asleep", "weights_unavailable", "no_workers", "queue_timeout"),
     *("worker_disconnected", "worker_failed", "worker_invalid_answer", "connect_failed"),
     *("connect_timeout", "response_timeout", "shutting_down", "too_many_jobs"),
+}
+
+
+# And a trainer.
+CODES = {
+    *("no_workers", "pool_asleep", "state_unavailable", "unknown_transaction", "drain_timeout"),
+    *("nothing_applied", "unknown_model", "shutting_down", "queue_timeout"),
 }
 
 
@@ -35,8 +45,11 @@ async def painter(world: World, number: int) -> None:
         if dice.random() < 0.2:
             headers["x-min-weight-version"] = str(floor)
         leaves = dice.uniform(0, 4) if dice.random() < 0.1 else float("inf")
+        if "x-min-weight-version" not in headers:
+            world.painting[request] = trio.current_time()
         with trio.move_on_after(leaves) as scope:
             await paint(world, request, content, headers, floor)
+        world.painting.pop(request, None)
         if scope.cancelled_caught:
             world.outcomes["left"] += 1
         await world.pause(dice.uniform(0, 2))
@@ -68,6 +81,7 @@ async def paint(
         theirs = "x-worker-id" in answer.headers  # passed on as it came
         if answer.code not in EXPECTED and not theirs:
             raise Wrong(f"{request}: {answer.status} {answer.body.decode()[:300]}")
+        refused_generation(world, request, answer.code)
 
 
 async def trainer(world: World, number: int) -> None:
@@ -75,9 +89,13 @@ async def trainer(world: World, number: int) -> None:
     who = f"trainer {number}"
     dice, count = world.dice(who), 0
     while not world.over.is_set():
-        await world.pause(dice.uniform(1, 30))
+        await world.pause(dice.choice([2, 40]) * dice.random())
+        if world.over.is_set():
+            return
         count += 1
-        kind = pick(dice, {"whole": 6, "part": 2, "wrong": 1, "tensor": 1})
+        kind = pick(
+            dice, {"whole": 6, "part": 2, "wrong": 1, "tensor": 1, "begun": world.theme.begun}
+        )
         label = f"{'/nonexistent' if kind == 'wrong' else ''}/ckpt/{world.round}-{number}-{count}"
         change = Change(
             label,
@@ -85,23 +103,53 @@ async def trainer(world: World, number: int) -> None:
             (dice.choice(MODULES),) if kind == "part" else None,
             refused=kind == "wrong",
         )
-        await send(world, who, change)
+        with world.operation():
+            await (begun if kind == "begun" else send)(world, who, change)
 
 
 async def send(world: World, who: str, change: Change) -> None:
+    told = await _ask(world, who, change, f"{change.path}?model={MODEL}", change.content())
+    if told is not None and "results" in told:
+        world.truth.answered(change, told)
+
+
+async def begun(world: World, who: str, change: Change) -> None:
+    """The same change, made between a begin and a commit."""
+    said = {"model": MODEL, "label": change.label, "timeout": 60}
+    told = await _ask(world, who, change, "/weights/begin", said)
+    if told is None or "txn" not in told:
+        return
+    txn, dice = told["txn"], world.dice(f"{who} {change.label}")
+    await world.pause(3 * dice.random())
+    told = await _ask(world, who, change, f"{change.path}?txn={txn}", change.content())
+    if told is None:
+        return
+    if dice.random() < 0.2:
+        await _ask(world, who, change, "/weights/abort", {"txn": txn})
+        return
+    told = await _ask(world, who, change, "/weights/commit", {"txn": txn, "label": change.label})
+    if told is not None and told.get("workers"):
+        world.truth.learn(told["weight_version"], change.label)
+        world.truth.acknowledge(told["weight_version"])
+
+
+async def _ask(
+    world: World, who: str, change: Change, target: str, content: object
+) -> dict[str, Any] | None:
+    """What the router tells; None if it ended."""
     world.truth.sent(change)
-    world.note(who, f"{change.label} {change.targets or ''}")
-    answer = await world.ask(who, "POST", f"{change.path}?model={MODEL}", change.content())
+    world.note(who, f"{change.label} {target} {change.targets or ''}")
+    answer = await world.ask(who, "POST", target, content, within=OPERATION)
     if answer is None:
         world.note(who, f"{change.label}: the answer was lost")
-        return
+        return None
     told = answer.json()
     world.note(who, f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
     world.outcomes[f"change {answer.status}"] += 1
-    if "results" in told:
-        world.truth.answered(change, told)
-    elif answer.status not in (503, 404):
+    if answer.status not in (200, 400, 502) and answer.code not in CODES:
         raise Wrong(f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
+    refused_change(world, change.label, answer.code)
+    return dict(told)
 
 
 async def listener(world: World) -> None:
@@ -120,5 +168,6 @@ async def learn(world: World) -> dict[str, object] | None:
         if ledger["weight_version"] < floor:
             raise Wrong(f"{floor} was acknowledged, and now it is {ledger['weight_version']}")
         world.truth.told(ledger)
+        world.replayable = ledger["replayable"]
         return dict(ledger)
     return None

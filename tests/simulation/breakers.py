@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
@@ -40,7 +41,10 @@ async def part(world: World, worker: Worker, dice: random.Random) -> None:
     worker.host.link.down()
     await world.pause(dice.choice([1.0, 10.0, 60.0]) * dice.random())
     if dice.random() < 0.3:
-        await restart(world, worker, dice)
+        # Nobody loads a model as fast as to be missed by no probe.
+        worker.kill()
+        await trio.sleep(dice.uniform(30, 60))
+        await worker.start()
     worker.host.link.mend()
     worker.note("is in reach")
 
@@ -78,6 +82,7 @@ async def ill(world: World, worker: Worker, dice: random.Random) -> None:
             faults.cutting = 0.5
         case "slow_health":
             faults.slow_health = dice.uniform(1, 9)
+            worker.silent(faults.slow_health > 4)
         case "slow":
             faults.slow = dice.uniform(2, 10)
         case "update":
@@ -86,6 +91,10 @@ async def ill(world: World, worker: Worker, dice: random.Random) -> None:
             faults.dead_backend = True
     await world.pause(dice.choice([10.0, 60.0]) * dice.random())
     dead, hung = faults.dead_backend, faults.next_update == "" and which == "update"
+    if dead or faults.failing or faults.cutting:
+        worker.erred = trio.current_time()
+    if faults.slow_health:
+        worker.silent(False)
     faults.failing = faults.cutting = faults.slow_health = 0.0
     faults.slow, faults.next_update, faults.dead_backend = 1.0, "", False
     if dead or hung:
@@ -94,6 +103,13 @@ async def ill(world: World, worker: Worker, dice: random.Random) -> None:
 
 
 DEEDS: dict[Deed, float] = {restart: 4, freeze: 2, part: 3, cut: 1, bad_network: 1, ill: 3}
+
+
+def some(world: World, deeds: dict[Any, float]) -> dict[Any, float]:
+    """As many of each as this round has."""
+    weights = world.theme.deeds
+    found = {deed: share * weights.get(deed.__name__, 1.0) for deed, share in deeds.items()}
+    return found if any(found.values()) else deeds
 
 
 async def breaker(world: World, number: int) -> None:
@@ -106,8 +122,9 @@ async def breaker(world: World, number: int) -> None:
             continue
         worker = dice.choice(able)
         worker.taken = True
-        await pick(dice, DEEDS)(world, worker, dice)
+        await pick(dice, some(world, DEEDS))(world, worker, dice)
         worker.taken = False
+        worker.disturbed = trio.current_time()
 
 
 async def router_breaker(world: World) -> None:
@@ -118,24 +135,30 @@ async def router_breaker(world: World) -> None:
         if world.over.is_set():
             return
         how = pick(dice, {"step": 4, "write": 3, "stop": 2})
-        if how == "stop":
-            await stop(world)
+        with world.trouble():
+            await end_router(world, how, dice)
+            await world.pause(dice.choice([0.5, 5.0, 30.0]) * dice.random())
+            if dice.random() < 0.1:  # once more, while it starts
+                disk.crash_in = dice.randrange(1, 8)
+            await router.start()
+
+
+async def end_router(world: World, how: str, dice: random.Random) -> None:
+    router, disk = world.router, world.disk
+    if how == "stop":
+        await stop(world)
+    else:
+        world.note("the router", f"is about to be killed at a {how}")
+        if how == "write":
+            disk.crash_in = dice.randrange(1, 12)
+            with trio.move_on_after(20):
+                await router.over.wait()
+            await router.crash()
         else:
-            world.note("the router", f"is about to be killed at a {how}")
-            if how == "write":
-                disk.crash_in = dice.randrange(1, 12)
-                with trio.move_on_after(20):
-                    await router.over.wait()
-                await router.crash()
-            else:
-                await router.crash(dice.randrange(1, 3000))
-            if dice.random() < 0.4:
-                disk.lose_power()
-        disk.heal()
-        await world.pause(dice.choice([0.5, 5.0, 30.0]) * dice.random())
-        if dice.random() < 0.1:  # once more, while it starts
-            disk.crash_in = dice.randrange(1, 8)
-        await router.start()
+            await router.crash(dice.randrange(1, 3000))
+        if dice.random() < 0.4:
+            disk.lose_power()
+    disk.heal()
 
 
 async def stop(world: World) -> None:
@@ -157,14 +180,15 @@ async def disk_breaker(world: World) -> None:
         if world.over.is_set():
             return
         world.note("the disk", f"is {which}")
-        match which:
-            case "full":
-                disk.full = True
-            case "failing":
-                disk.failing = True
-            case "slow":
-                disk.slow = dice.choice([0.1, 2.0])
-        await world.pause(20 * dice.random())
-        disk.full = disk.failing = False
-        disk.slow = 0.0
+        with world.trouble():
+            match which:
+                case "full":
+                    disk.full = True
+                case "failing":
+                    disk.failing = True
+                case "slow":
+                    disk.slow = dice.choice([0.1, 2.0])
+            await world.pause(20 * dice.random())
+            disk.full = disk.failing = False
+            disk.slow = 0.0
         world.note("the disk", "is well")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from router import service
 from router.settings import RouterSettings
@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
 # Within which everything must be answered: for each of its tries a request may wait in the queue,
 # for a connection, and for its answer; a change waits for those before it, a drain, and its calls.
 PATIENCE = 4 * (60 + 5 + 40 + 30)
+OPERATION = 300.0
 
 
 @define(eq=False)
@@ -121,6 +122,47 @@ class Router:
         await self.over.wait()
 
 
+@frozen
+class Theme:
+    """What there is of each in one round: some rounds are of one mind."""
+
+    clients: int = 4
+    trainers: int = 1
+    breakers: int = 2
+    operators: int = 1
+    filmers: int = 1
+    steps: int = 300  # of the longest image
+    video: int = 80  # and video
+    burst: int = 1  # videos at a time
+    kills: bool = True  # of the router
+    disk: bool = True  # fails
+    begun: float = 1.0  # the share of changes of many calls
+    deeds: Mapping[str, float] = field(factory=dict)  # of breakers and operators, by name
+
+    @classmethod
+    def drawn(cls, dice: random.Random) -> Theme:
+        return cls(
+            clients=dice.choice([2, 4, 8]),
+            trainers=dice.choice([0, 1, 1, 2, 3]),
+            breakers=dice.choice([0, 1, 2, 3]),
+            operators=dice.choice([0, 1, 1, 2]),
+            filmers=dice.choice([0, 1, 1, 3]),
+            steps=dice.choice([50, 300, 300]),
+            video=dice.choice([20, 80, 80, 1500]),
+            burst=dice.choice([1, 1, 1, 90]),
+            kills=dice.random() < 0.5,
+            disk=dice.random() < 0.5,
+            begun=dice.choice([0.0, 1.0, 5.0]),
+            deeds={name: dice.choice([0.0, 1.0, 1.0, 4.0]) for name in ALL_DEEDS},
+        )
+
+
+ALL_DEEDS = (
+    *("restart", "freeze", "part", "cut", "bad_network", "ill"),
+    *("come_and_go", "retire_the_dead", "quarantine", "nap", "sync"),
+)
+
+
 @define(eq=False)
 class World:
     """All there is. `over` is set when the breaking ends."""
@@ -133,8 +175,15 @@ class World:
     truth: Truth = field(factory=Truth)
     over: trio.Event = field(factory=trio.Event)
     round: int = 0
+    theme: Theme = field(factory=Theme)
     asking: dict[object, str] = field(factory=dict)  # what waits for an answer
     members: set[str] = field(factory=set)  # names of workers whose registration was acknowledged
+    painting: dict[str, float] = field(factory=dict)  # requests without an answer, since when
+    operating: int = 0  # operations under way
+    operated: float = 0.0  # when the last one ended
+    disturbed: float = 0.0  # when something happened to the router
+    blind: int = 0  # what happens to it just now
+    replayable: bool = True  # the weights; else workers wait for others
     sleepers: set[str] = field(factory=set)  # and their sleep, before anybody has woken them
     outcomes: Counter[str] = field(factory=Counter)
     link: Link = field(init=False)  # of whoever asks from beside the router
@@ -187,6 +236,37 @@ class World:
         if self.truth.versions and worker.full(self.router.life):
             raise Wrong(f"all slots of {worker.name} are taken, and it gets another generation")
 
+    @contextlib.contextmanager
+    def operation(self) -> Iterator[None]:
+        self.operating += 1
+        try:
+            yield
+        finally:
+            self.operating -= 1
+            self.operated = trio.current_time()
+
+    @contextlib.contextmanager
+    def trouble(self) -> Iterator[None]:
+        """Something is done to the router or its disk."""
+        self.blind += 1
+        try:
+            yield
+        finally:
+            self.blind -= 1
+            self.disturbed = trio.current_time()
+
+    @contextlib.contextmanager
+    def handling(self, some: Iterable[Worker]) -> Iterator[None]:
+        """Something is done to these workers."""
+        for worker in some:
+            worker.handled += 1
+        try:
+            yield
+        finally:
+            for worker in some:
+                worker.handled -= 1
+                worker.disturbed = trio.current_time()
+
     async def pause(self, seconds: float) -> None:
         """Sleep, at most until it is over."""
         with trio.move_on_after(seconds):
@@ -199,7 +279,7 @@ async def until(condition: Callable[[], object], every: float = 0.1) -> None:
 
 
 @contextlib.asynccontextmanager
-async def made(universe: Universe, count: int) -> Any:
+async def made(universe: Universe) -> Any:
     """The world, all of it serving."""
     with contextlib.ExitStack() as stack:
         async with trio.open_nursery() as nursery:
@@ -211,7 +291,7 @@ async def made(universe: Universe, count: int) -> Any:
             router = Router(universe, network, disk)
             workers = [
                 Worker(universe, network, f"w{n}", network.host(f"192.0.2.{n + 1}"))
-                for n in range(count)
+                for n in range(universe.dice("workers").choice([2, 3, 3, 3, 4, 4, 9]))
             ]
             world = World(universe, network, router, disk, workers)
             for worker in workers:

@@ -8,25 +8,23 @@ import trio
 
 from tests.simulation.actors import learn, listener, painter, send, trainer
 from tests.simulation.breakers import breaker, disk_breaker, router_breaker
-from tests.simulation.deployment import PATIENCE, World, made
+from tests.simulation.deployment import PATIENCE, Theme, World, made
 from tests.simulation.operators import (
     filmer,
-    memory_of_members,
     operator,
     register,
     tidy_up,
 )
+from tests.simulation.overseer import overseer
 from tests.simulation.truth import DISK, Change
 from tests.simulation.universe import Universe, Wrong
 
-CLIENTS, TRAINERS, WORKERS, BREAKERS = 4, 1, 3, 2
-OPERATORS, FILMERS = 1, 1
 CHAOS = 120.0  # seconds of each round
 CALM = 60.0  # within which all must be well once the faults have stopped
 
 
 async def live(universe: Universe, hours: float) -> None:
-    async with made(universe, WORKERS) as world:
+    async with made(universe) as world:
         for worker in world.workers:
             await register(world, "the beginning", worker)
         while True:
@@ -41,22 +39,25 @@ async def live(universe: Universe, hours: float) -> None:
 async def chaos(world: World) -> None:
     world.over = trio.Event()
     world.round += 1
+    world.theme = theme = Theme.drawn(world.dice("theme"))
+    world.note("chaos", f"begins: {theme}")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listener, world)
-        nursery.start_soon(memory_of_members, world)
+        nursery.start_soon(overseer, world)
         async with trio.open_nursery() as actors:
-            for number in range(CLIENTS):
-                actors.start_soon(painter, world, number)
-            for number in range(TRAINERS):
-                actors.start_soon(trainer, world, number)
-            for number in range(BREAKERS):
-                actors.start_soon(breaker, world, number)
-            for number in range(OPERATORS):
-                actors.start_soon(operator, world, number)
-            for number in range(FILMERS):
-                actors.start_soon(filmer, world, number)
-            actors.start_soon(router_breaker, world)
-            actors.start_soon(disk_breaker, world)
+            for actor, count in (
+                (painter, theme.clients),
+                (trainer, theme.trainers),
+                (breaker, theme.breakers),
+                (operator, theme.operators),
+                (filmer, theme.filmers),
+            ):
+                for number in range(count):
+                    actors.start_soon(actor, world, number)
+            if theme.kills:
+                actors.start_soon(router_breaker, world)
+            if theme.disk:
+                actors.start_soon(disk_breaker, world)
             await trio.sleep(CHAOS)
             world.note("chaos", "is over")
             world.over.set()
@@ -71,6 +72,8 @@ async def chaos(world: World) -> None:
 async def calm(world: World) -> None:
     """Without anybody acting, all living workers are routable within a minute; or truly cannot be,
     for want of weights that nobody can send them again, until somebody sends others."""
+    while any(worker.process and worker.process.unfinished for worker in world.workers):
+        await trio.sleep(1)  # weights are changed once jobs have ended
     await tidy_up(world)
     reasons = await within_a_minute(world)
     ledger = await learn(world)

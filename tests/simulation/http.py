@@ -84,6 +84,7 @@ class Request:
     query: Mapping[str, str]
     body: bytes
     wire: Wire
+    name: str  # X-Request-Id
 
     def json(self) -> dict[str, Any]:
         try:
@@ -135,6 +136,7 @@ class ServerSide:
                 dict(parse_qsl(parts.query)),
                 bytes(body),
                 self.wire,
+                dict(head.headers).get(b"x-request-id", b"").decode(),
             )
             if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
                 return

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tests.simulation.deployment import World
+from tests.simulation.breakers import some
+from tests.simulation.deployment import OPERATION, World
 from tests.simulation.http import Answer
 from tests.simulation.universe import Wrong, pick
 from tests.simulation.worker import MODEL, Worker
@@ -22,7 +23,7 @@ def _where(worker: Worker) -> str:
 async def _ask(world: World, who: str, method: str, target: str, content: object = None) -> Answer:
     """Until the router has answered. Raises Wrong."""
     while True:
-        answer = await world.ask(who, method, target, content)
+        answer = await world.ask(who, method, target, content, within=OPERATION)
         if answer is not None:
             told = "" if answer.status == 200 else answer.body.decode()[:300]
             world.note(who, f"{method} {target}: {answer.status} {told}")
@@ -39,6 +40,11 @@ async def register(world: World, who: str, worker: Worker) -> None:
 async def come_and_go(world: World, who: str, dice: random.Random) -> None:
     """Removed, with or without a drain, and registered again."""
     worker = dice.choice(world.workers)
+    with world.handling([worker]):
+        await _come_and_go(world, who, dice, worker)
+
+
+async def _come_and_go(world: World, who: str, dice: random.Random, worker: Worker) -> None:
     if worker.name in world.members:
         world.members.discard(worker.name)
         worker.removals += 1
@@ -56,29 +62,53 @@ async def come_and_go(world: World, who: str, dice: random.Random) -> None:
 async def quarantine(world: World, who: str, dice: random.Random) -> None:
     worker = dice.choice(world.workers)
     field = dice.choice(["is_dead", "draining"])
-    await _ask(world, who, "PUT", _where(worker), {field: True})
-    await world.pause(20 * dice.random())
-    await _ask(world, who, "PUT", _where(worker), {field: False})
+    with world.handling([worker]):
+        await _ask(world, who, "PUT", _where(worker), {field: True})
+        await world.pause(20 * dice.random())
+        await _ask(world, who, "PUT", _where(worker), {field: False})
+
+
+async def retire_the_dead(world: World, who: str, dice: random.Random) -> None:
+    """Removed, with a drain, after it has died and before it is back."""
+    able = [w for w in world.workers if not w.taken and w.name in world.members]
+    if not able:
+        return
+    worker = dice.choice(able)
+    worker.taken = True
+    with world.handling([worker]):
+        worker.kill()
+        await world.pause(30 * dice.random())
+        world.members.discard(worker.name)
+        world.sleepers.discard(worker.name)
+        worker.removals += 1
+        await _ask(world, who, "DELETE", f"{_where(worker)}?drain=true")
+        await worker.start()
+        worker.taken = False
+        await register(world, who, worker)
 
 
 async def nap(world: World, who: str, dice: random.Random) -> None:
     """Some sleep or all do, and are woken."""
-    some = dice.sample(world.workers, dice.randrange(1, len(world.workers) + 1))
+    chosen = dice.sample(world.workers, dice.randrange(1, len(world.workers) + 1))
     query = f"?model={MODEL}"
-    if len(some) < len(world.workers):
-        query = f"?workers={','.join(worker.url for worker in some)}"
+    if len(chosen) < len(world.workers):
+        query = f"?workers={','.join(worker.url for worker in chosen)}"
+    for worker in chosen:
+        worker.handled += 1
     answer = await _ask(world, who, "POST", f"/release_memory_occupation{query}", {})
     told = answer.json()
     asleep = {row["worker_url"] for row in told.get("results", ()) if row["status_code"] == 200}
-    for worker in some:
+    for worker in chosen:
         if worker.url in asleep and worker.name in world.members:
             world.sleepers.add(worker.name)
     await world.pause(dice.choice([1.0, 30.0]) * dice.random())
-    await wake(world, who, query, some)
+    for worker in chosen:
+        worker.handled -= 1
+    await wake(world, who, query, chosen)
 
 
-async def wake(world: World, who: str, query: str, some: list[Worker]) -> None:
-    for worker in some:
+async def wake(world: World, who: str, query: str, chosen: list[Worker]) -> None:
+    for worker in chosen:
         world.sleepers.discard(worker.name)
     await _ask(world, who, "POST", f"/resume_memory_occupation{query}", {})
 
@@ -87,7 +117,13 @@ async def sync(world: World, who: str, dice: random.Random) -> None:
     await _ask(world, who, "POST", "/weights/sync", {"timeout": 20})
 
 
-DEEDS: dict[Deed, float] = {come_and_go: 3, quarantine: 1, nap: 3, sync: 0.5}
+DEEDS: dict[Deed, float] = {
+    come_and_go: 3,
+    retire_the_dead: 0.5,
+    quarantine: 1,
+    nap: 3,
+    sync: 0.5,
+}
 
 
 async def operator(world: World, number: int) -> None:
@@ -97,7 +133,8 @@ async def operator(world: World, number: int) -> None:
         await world.pause(dice.choice([3.0, 30.0]) * dice.random())
         if world.over.is_set():
             return
-        await pick(dice, DEEDS)(world, who, dice)
+        with world.operation():
+            await pick(dice, some(world, DEEDS))(world, who, dice)
 
 
 async def tidy_up(world: World) -> None:
@@ -118,27 +155,17 @@ async def tidy_up(world: World) -> None:
         raise Wrong("the workers cannot be woken within a minute after the faults have stopped")
 
 
-async def memory_of_members(world: World) -> None:
-    """Nothing that was registered is forgotten."""
-    while True:
-        members = set(world.members)
-        answer = await world.ask("the listener", "GET", "/workers")
-        if answer is not None:
-            listed = {told["url"] for told in answer.json()["workers"]}
-            for worker in world.workers:
-                here = worker.name in members and worker.name in world.members
-                if here and worker.url not in listed:
-                    raise Wrong(f"{worker.name} was registered, and is not listed any more")
-        await trio.sleep(2)
-
-
 async def filmer(world: World, number: int) -> None:
     """A client that has videos made, and asks for each until it is over."""
     who = f"filmer {number}"
     dice = world.dice(who)
     while not world.over.is_set():
         await world.pause(dice.uniform(2, 30))
-        content = {"model": MODEL, "prompt": "x", "num_inference_steps": dice.randrange(1, 80)}
+        for _ in range(world.theme.burst - 1):
+            short = {"model": MODEL, "prompt": "x", "num_inference_steps": 1}
+            await world.ask(who, "POST", "/v1/videos", short, broken=True)
+        steps = dice.randrange(1, world.theme.video)
+        content = {"model": MODEL, "prompt": "x", "num_inference_steps": steps}
         answer = await world.ask(who, "POST", "/v1/videos", content, broken=True)
         if answer is None or answer.status != 200:
             world.outcomes["no video"] += 1

@@ -6,9 +6,11 @@ seed by who breaks things; the worker itself only carries it out.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import trio
@@ -76,6 +78,10 @@ class Process:
     # Generations that came and are not over: the life of the router that sent each, and how often
     # the way to it had been down by then.
     busy: dict[str, tuple[Life | None, int]] = field(factory=dict)
+    unfinished: int = 0  # jobs
+    awake_since: float = field(factory=trio.current_time)
+    work: int = 0  # generations, jobs and changes that are not over
+    busy_since: float | None = None  # while there are any
     scheduler: trio.Lock = field(factory=trio.Lock)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     thawed: trio.Event = field(factory=trio.Event)
@@ -83,6 +89,18 @@ class Process:
 
     def __attrs_post_init__(self) -> None:
         self.thawed.set()
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        if not self.work:
+            self.busy_since = trio.current_time()
+        self.work += 1
+        try:
+            yield
+        finally:
+            self.work -= 1
+            if not self.work:
+                self.busy_since = None
 
 
 @define(eq=False)
@@ -99,6 +117,12 @@ class Worker:
     taken: bool = False  # somebody is breaking it
     served: int = 0  # generations
     removals: int = 0  # times that somebody had it removed
+    # When something happened to it, and when requests last failed there.
+    disturbed: float = -math.inf
+    erred: float = -math.inf
+    silent_since: float | None = None  # since when it answers late or not, but lives
+    handled: int = 0  # operators that are about to do something to it
+    serving: set[str] = field(factory=set)  # names of requests
     broken: int = 0  # times that it died, or that an answer of it broke off
     _processes: int = field(init=False, default=0)
     _ids: int = field(init=False, default=0)
@@ -146,13 +170,22 @@ class Worker:
         self.note(f"process {process.number} dies")
         for wire in self.host.forget():
             self.network.lose(wire)
+        self.silent(False)
         process.scope.cancel()
+
+    def silent(self, silent: bool) -> None:
+        if not silent:
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = trio.current_time()
 
     def freeze(self) -> None:
         if self.process is not None:
+            self.silent(True)
             self.process.thawed = trio.Event()
 
     def thaw(self) -> None:
+        self.silent(False)
         if self.process is not None:
             self.process.thawed.set()
 
@@ -181,6 +214,12 @@ class Worker:
         """A frozen process does nothing."""
         while not process.thawed.is_set():
             await process.thawed.wait()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, process: Process) -> AsyncIterator[None]:
+        with process.working():
+            async with process.scheduler:
+                yield
 
     async def _takes(self, process: Process, seconds: float) -> None:
         await trio.sleep(seconds * self.faults.slow)
@@ -265,8 +304,9 @@ class Worker:
         name, life = self._id(process, "image"), request.wire.life
         self._look(process, life)
         process.busy[name] = (life, self.host.link.breaks)
+        self.serving.add(request.name)
         try:
-            async with process.scheduler:
+            async with self._turn(process):
                 await self._takes(process, 0.02 * content.get("num_inference_steps", 1))
                 if process.asleep:
                     return 500, "Internal Server Error"
@@ -278,6 +318,7 @@ class Worker:
                 return 200, {"id": name, "data": [made], "made_by": process.weights.told()}
         finally:
             process.busy.pop(name, None)
+            self.serving.discard(request.name)
 
     def _look(self, process: Process, life: Life | None) -> None:
         """Should this generation have come?"""
@@ -312,13 +353,16 @@ class Worker:
         return 200, dict(job)
 
     async def _film(self, process: Process, job: dict[str, Any], steps: int) -> None:
-        async with process.scheduler:
-            job["status"] = "in_progress"
-            await self._takes(process, 0.2 * steps)
-            job |= {"status": "completed", "progress": 100}
+        process.unfinished += 1
+        with process.working():
+            async with process.scheduler:
+                job["status"] = "in_progress"
+                await self._takes(process, 0.2 * steps)
+                job |= {"status": "completed", "progress": 100}
+        process.unfinished -= 1
 
     async def _update(self, process: Process, path: str, targets: object, refused: int) -> Reply:
-        async with process.scheduler:
+        async with self._turn(process):
             fault, self.faults.next_update = self.faults.next_update, ""
             await self._takes(process, self._dice.uniform(0.05, 3))
             if process.asleep:
@@ -355,7 +399,7 @@ class Worker:
     async def _memory(self, process: Process, asleep: bool) -> Reply:
         async with process.scheduler:
             await self._takes(process, self._dice.uniform(0.05, 2))
-            process.asleep = asleep
+            process.asleep, process.awake_since = asleep, trio.current_time()
             self.note("sleeps" if asleep else "is awake")
             return 200, {"success": True, "sleeping": asleep, "message": ""}
 
