@@ -37,8 +37,11 @@ class Errands:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the errands; never returns."""
         async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # at a stop it takes no more
 
     async def do(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do the work and return its result; it goes on if the caller is cancelled.
@@ -70,9 +73,10 @@ class Errands:
         return result.value  # type: ignore[return-value]
 
     def start(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin work whose result nobody awaits here. It must not raise."""
-        assert self._nursery is not None
-        self._nursery.start_soon(work)
+        """Begin work whose result nobody awaits here, unless the router stops. It must not
+        raise."""
+        if self._nursery is not None:
+            self._nursery.start_soon(work)
 
     async def _do(self, work: Callable[[Begin], Awaitable[T]], result: _Result[T]) -> None:
         with result.scope:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
+import trio.lowlevel
 from attrs import define, field, frozen
 
 from ..boundary import contained
@@ -17,6 +18,7 @@ from ..pool.registry import Registry
 from ..pool.worker import Health, Task, Worker
 from ..text import is_id, segment
 from .client import ControlClient, Unreachable
+from .errands import Errands
 
 _PATIENCE = 5.0  # seconds for a worker's answer; job reads do not queue behind generations
 _AT_ONCE = 64  # workers asked side by side
@@ -63,6 +65,7 @@ class JobControl:
     registry: Registry
     assets: AssetMap
     client: ControlClient
+    errands: Errands
     _unknown: dict[tuple[AssetKind, str], float] = field(init=False, factory=dict)
     _searches: dict[tuple[AssetKind, str], _Search] = field(init=False, factory=dict)
     _arrivals: int = field(init=False, default=0)  # workers that joined or returned
@@ -251,13 +254,18 @@ class JobControl:
             path = f"{first}&after={segment(fresh[-1]['id'])}"
         return list(jobs.values())
 
+    async def _sweep(self) -> None:
+        """Drop what those that are gone have made. There may be a million of it."""
+        for _ in self.assets.sweep():
+            await trio.lowlevel.checkpoint()
+
     def _observe(self, event: events.Event) -> None:
         match event:
             case events.WorkerAdded() | events.FacetChanged(facet="health", new=Health.HEALTHY):
                 self._unknown.clear()  # it may know what nobody knew
                 self._arrivals += 1
             case events.WorkerRemoved() | events.Reincarnated():
-                self.assets.purge()
+                self.errands.start(self._sweep)
 
 
 class _CursorLost(Exception):

@@ -7,7 +7,7 @@ then, after all that were known before, so that paging never skips or repeats a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
 from typing import Protocol
@@ -21,6 +21,7 @@ _BATCH = 0.01
 _ORDER_BITS = 40
 _ORDER = (1 << _ORDER_BITS) - 1
 _MOST_PLACES = 10_000
+_SLICE = 10_000  # entries that are looked at in one go: some milliseconds
 _MOST_LATEST = 8  # of each owner: some may be deleted before they are needed
 
 
@@ -110,6 +111,8 @@ class AssetMap:
     _index: dict[tuple[Worker, int, AssetKind], int] = field(init=False, factory=dict)
     # The newest of each owner, by its index and in their order.
     _latest: dict[int, dict[str, None]] = field(init=False, factory=dict)
+    # Slots whose owner is gone, and whose entries are being dropped: the log has dropped them.
+    _leaving: set[int] = field(init=False, factory=set)
     _count: int = field(init=False, default=0)
 
     def __len__(self) -> int:
@@ -136,7 +139,7 @@ class AssetMap:
         slot = self._slot(worker, kind)
         packed = slot << _ORDER_BITS | order
         if before is not None and before != packed:
-            self.log.dropped(before >> _ORDER_BITS, asset_id)
+            self._log_dropped(before, asset_id)
         if before != packed or (done and asset_id in self._running):
             self.log.entered(slot, asset_id, order, finished=done, new=before is None)
         self._places.pop(asset_id, None)
@@ -190,7 +193,8 @@ class AssetMap:
         if packed is not None:
             self._finished[asset_id] = packed
             slot, order = packed >> _ORDER_BITS, packed & _ORDER
-            self.log.entered(slot, asset_id, order, finished=True, new=False)
+            if slot not in self._leaving:
+                self.log.entered(slot, asset_id, order, finished=True, new=False)
 
     def forget(self, asset_id: str) -> None:
         """Drop an asset that was deleted."""
@@ -199,7 +203,7 @@ class AssetMap:
             if packed is not None:
                 self._latest.get(packed >> _ORDER_BITS, {}).pop(asset_id, None)
                 self._keep_place(asset_id, packed)
-                self.log.dropped(packed >> _ORDER_BITS, asset_id)
+                self._log_dropped(packed, asset_id)
 
     def adopt(self, worker: Worker, kind: AssetKind, orders: dict[str, int]) -> int:
         """Enter what a log has of an owner, its present process; the slot. `orders`: the place in
@@ -225,23 +229,32 @@ class AssetMap:
 
     def purge(self) -> None:
         """Drop every asset whose owner is gone."""
+        for _ in self.sweep():
+            pass
+
+    def sweep(self) -> Iterator[None]:
+        """`purge` with pauses, in which anything may happen to the map."""
         gone = {i for i, owner in enumerate(self._owners) if owner is not None and owner.gone}
+        gone -= self._leaving
         if not gone:
             return
-        for pool in (self._finished, self._running):
-            lost = [asset_id for asset_id, packed in pool.items() if packed >> _ORDER_BITS in gone]
-            for asset_id in lost[-2 * _MOST_PLACES :]:  # no more of them are kept
-                self._keep_place(asset_id, pool[asset_id])
-            if len(lost) == len(pool):
-                pool.clear()
-            else:
-                for asset_id in lost:
-                    del pool[asset_id]
+        self._leaving |= gone
+        self._index = {key: i for key, i in self._index.items() if i not in gone}
         for index in gone:
             self.log.owner_gone(index)
-            self._owners[index] = None
             self._latest.pop(index, None)
-        self._index = {key: i for key, i in self._index.items() if i not in gone}
+        for pool in (self._finished, self._running):
+            ids = list(pool)
+            for begin in range(0, len(ids), _SLICE):
+                for asset_id in ids[begin : begin + _SLICE]:
+                    packed = pool.get(asset_id)
+                    if packed is not None and packed >> _ORDER_BITS in gone:
+                        self._keep_place(asset_id, packed)
+                        del pool[asset_id]
+                yield
+        for index in gone:
+            self._owners[index] = None
+        self._leaving -= gone
 
     def _slot(self, worker: Worker, kind: AssetKind) -> int:
         """The index of an owner."""
@@ -258,6 +271,11 @@ class AssetMap:
             self._index[key] = index
             self.log.owner_entered(index, owner)
         return index
+
+    def _log_dropped(self, packed: int, asset_id: str) -> None:
+        slot = packed >> _ORDER_BITS
+        if slot not in self._leaving:
+            self.log.dropped(slot, asset_id)
 
     def _packed(self, asset_id: str) -> int | None:
         packed = self._running.get(asset_id)
@@ -282,7 +300,7 @@ class AssetMap:
             for asset_id in _first(pool, surplus):
                 packed = pool.pop(asset_id)
                 self._keep_place(asset_id, packed)
-                self.log.dropped(packed >> _ORDER_BITS, asset_id)
+                self._log_dropped(packed, asset_id)
                 surplus -= 1
 
 

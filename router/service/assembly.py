@@ -101,7 +101,7 @@ def assemble(
     fleet = make_fleet(settings, shared, planners, retirer)
     assets = AssetMap(settings.max_assets)
     witness = Witness(assets, client, [partial(prove, fleet)])
-    jobs = JobControl(registry, assets, client)
+    jobs = JobControl(registry, assets, client, errands)
     drain, call = settings.drain_timeout, settings.refit_timeout
     memory = MemoryControl(
         *(registry, dispatcher, client, turns, store), call_timeout=call, drain_timeout=drain

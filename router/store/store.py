@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -40,6 +41,7 @@ _LEAST = 8 * 1024 * 1024
 _MOST_JOURNALS = 16
 _COMPACT_AGAIN = 60.0  # seconds until one that failed is tried again
 _ALIVE = 5.0  # seconds between two signs of life
+_LAST = 30.0  # seconds that a stop waits for the disk
 
 
 @define(eq=False)
@@ -85,6 +87,9 @@ class Store:
     _threads: trio.CapacityLimiter = field(
         init=False, factory=lambda: trio.CapacityLimiter(3), repr=False
     )
+    # When nothing is waited for any longer, once the store ends; and what is waited for now.
+    _last: float = field(init=False, default=math.inf)
+    _waits: set[trio.CancelScope] = field(init=False, factory=set, repr=False)
 
     @classmethod
     def open(cls, folder: Path, *, fresh: bool = False, best_effort: bool = False) -> Store:
@@ -191,8 +196,12 @@ class Store:
     @asynccontextmanager
     async def running(self, *, serving: bool = True) -> AsyncIterator[None]:
         """Write for the length of the block. What is pending at its end is written, if the disk
-        lets us; `finish` before it also makes a snapshot. `serving`: a router does that, so that
-        from its end on it is absent."""
+        lets us within half a minute; `finish` before it also makes a snapshot. `serving`: a router
+        does that, so that from its end on it is absent.
+
+        A disk that hangs has the directory locked until the process has ended: the write that it
+        has not finished may still come.
+        """
         if self._journal is None:
             yield
             return
@@ -204,10 +213,15 @@ class Store:
                 try:
                     yield
                 finally:
+                    self._end_soon()
                     nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
+                self._end_soon()
                 await self._write()
+                with trio.move_on_at(max(self._last, trio.current_time() + 1)):
+                    while self._threads.borrowed_tokens:  # noqa: ASYNC110 no event tells
+                        await trio.sleep(0.01)
             if self._durable < self._entered:
                 logger.error(
                     "the state in %s could not be written to its end: %d changes are lost (%s)",
@@ -218,12 +232,15 @@ class Store:
     async def finish(self) -> None:
         """Make a snapshot of everything: nobody puts more."""
         self._pace.hurried = True
+        self._end_soon()
         await self._write()
         if self.keeps and self._unsaved:
             await self._compact()
 
     def close(self) -> None:
-        """Let another process have the directory."""
+        """Let another process have the directory, unless a thread of ours hangs in it."""
+        if self._threads.borrowed_tokens:
+            return
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -232,6 +249,12 @@ class Store:
                 with contextlib.suppress(OSError):
                     self._lock.touch()
             self._lock.release()
+
+    def _end_soon(self) -> None:
+        """From now on there is an end to waiting for the disk."""
+        self._last = min(self._last, trio.current_time() + _LAST)
+        for scope in self._waits:
+            scope.deadline = self._last
 
     def _enter(self) -> None:
         self._entered += 1
@@ -312,7 +335,7 @@ class Store:
                 if number is None:
                     return
                 self._snapshot_size = await self._in_thread(
-                    partial(compact, self.folder, self._base, number, self._pace)
+                    partial(compact, self.folder, self._base, number, self._pace), polls=True
                 )
             except (OSError, BadLine, Damaged, Unreadable) as error:
                 self._compact_after = trio.current_time() + _COMPACT_AGAIN
@@ -345,5 +368,15 @@ class Store:
             with contextlib.suppress(OSError):
                 await self._in_thread(self._lock.touch)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._threads)
+    async def _in_thread(self, work: Callable[[], T], *, polls: bool = False) -> T:
+        """Do work on the disk. `polls`: it asks by itself whether its task is cancelled; other work
+        is finished then. Raises OSError if it hangs beyond the end."""
+        with trio.CancelScope(deadline=self._last, shield=not polls) as scope:
+            self._waits.add(scope)
+            try:
+                return await trio.to_thread.run_sync(
+                    work, limiter=self._threads, abandon_on_cancel=True
+                )
+            finally:
+                self._waits.discard(scope)
+        raise OSError("the disk does not answer")

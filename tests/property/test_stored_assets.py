@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.control.asset_log import StoredAssets
+from router.pool import assets as assets_module
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.registry import Registry
 from router.pool.worker import Origin, Worker
@@ -24,6 +27,7 @@ STEPS = st.lists(
         st.tuples(st.just("finish"), IDS),
         st.tuples(st.just("forget"), IDS),
         st.tuples(st.just("reincarnate"), WORKERS),
+        st.tuples(st.just("sweep")),
         st.tuples(st.just("restart")),
     ),
     max_size=40,
@@ -84,29 +88,39 @@ def seen(assets: AssetMap) -> dict[str, tuple[str, int, AssetKind, int, bool]]:
 
 @given(STEPS, st.integers(3, 12))
 def test_what_was_put_restores_it(steps: list[tuple[Any, ...]], limit: int) -> None:
-    registry, rows = Registry(), Rows()
-    workers = [registry.add(f"http://w{number}:1", Origin.REGISTERED) for number in range(3)]
+    with patch.object(assets_module, "_SLICE", 1):
+        registry, rows = Registry(), Rows()
+        workers = [registry.add(f"http://w{number}:1", Origin.REGISTERED) for number in range(3)]
 
-    def start() -> AssetMap:
-        assets = AssetMap(limit)
-        StoredAssets(cast(Store, rows), assets).restore(registry.find, lambda url: False)
-        return assets
+        def start() -> AssetMap:
+            assets = AssetMap(limit)
+            StoredAssets(cast(Store, rows), assets).restore(registry.find, lambda url: False)
+            return assets
 
-    assets = start()
-    for name, *rest in steps:
-        match name:
-            case "learn":
-                asset_id, number, kind, finished = rest
-                assets.learn(asset_id, workers[number], kind, finished=finished)
-            case "finish" | "forget":
-                getattr(assets, name)(*rest)
-            case "reincarnate":
-                worker: Worker = workers[rest[0]]
-                registry.reincarnate(worker, "it was killed")
-                assets.purge()
-            case "restart":
-                before = seen(assets)
-                assets = start()
-                assert seen(assets) == before
-    assert seen(start()) == seen(assets)
-    assert sum(len(found) for name, found in rows.now.items() if name != "owners") == len(assets)
+        assets, sweeps = start(), list[Iterator[None]]()
+        for name, *rest in steps:
+            match name:
+                case "learn":
+                    asset_id, number, kind, finished = rest
+                    assets.learn(asset_id, workers[number], kind, finished=finished)
+                case "finish" | "forget":
+                    getattr(assets, name)(*rest)
+                case "reincarnate":
+                    worker: Worker = workers[rest[0]]
+                    registry.reincarnate(worker, "it was killed")
+                    sweeps.append(assets.sweep())
+                case "sweep":
+                    for sweep in sweeps:
+                        next(sweep, None)
+                case "restart":
+                    before = seen(assets)
+                    sweeps.clear()
+                    assets = start()
+                    assert seen(assets) == before
+        for sweep in sweeps:
+            for _ in sweep:
+                pass
+        assert seen(start()) == seen(assets)
+        assert sum(len(found) for name, found in rows.now.items() if name != "owners") == len(
+            assets
+        )

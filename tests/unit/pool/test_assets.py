@@ -77,6 +77,32 @@ def test_slots_of_owners_are_used_again() -> None:
     assert len(assets._owners) <= 2
 
 
+def test_a_sweep_looks_at_some_entries_at_a_time() -> None:
+    registry, (a, b) = pool("a", "b")
+    assets = AssetMap()
+    for i in range(35_000):
+        assets.learn(str(i), a if i % 2 else b, IMAGE)
+    registry.remove(a)
+    sizes = [len(assets) for _ in assets.sweep()]
+    assert sizes[:4] == [30_000, 25_000, 20_000, 17_500]
+    assert known(assets, "0", "1", kind=IMAGE) == ["0"]
+
+
+def test_what_is_made_while_the_sweep_pauses_stays() -> None:
+    registry, (a, b) = pool("a", "b")
+    assets = AssetMap()
+    for i in range(3):
+        assets.learn(str(i), a, VIDEO)
+    registry.remove(a)
+    sweep = assets.sweep()
+    assets.learn("2", b, VIDEO)  # found elsewhere
+    next(sweep)
+    a = registry.add(a.url, Origin.REGISTERED)
+    assets.learn("0", a, VIDEO)
+    list(sweep)
+    assert known(assets, "0", "1", "2") == ["0", "2"]
+
+
 def test_the_oldest_finished_go_first() -> None:
     _, (a,) = pool("a")
     assets = AssetMap(limit=6)
