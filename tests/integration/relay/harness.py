@@ -19,7 +19,7 @@ from router.server import open_listeners
 from router.settings import RouterSettings
 from tests.integration.relay.wire import SOON, Gone, Message, Wire, response
 
-_CONTROL = (b"/health", b"/v1/models", b"/server_info", b"/model_info")
+_CONTROL = (b"/health", b"/v1/models", b"/server_info", b"/model_info", b"/v1/list_loras")
 
 
 def run(main: Callable[[], Awaitable[None]], *, within: float = 180) -> None:
