@@ -56,8 +56,10 @@ def frame(opcode: int, payload: bytes, *, last: bool = True, masked: bool = True
 _NAME = TOKEN.decode()
 _PROMPT = {"model": "m", "prompt": f"a kite {_NAME}", "size": "64x64", "num_inference_steps": 2}
 _UPGRADE = (
-    "Connection: Upgrade",
+    "Connection: keep-alive, Upgrade",
     "Upgrade: websocket",
+    "Sec-WebSocket-Protocol: a, b",
+    "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
     f"Sec-WebSocket-Key: {KEY.decode()}",
     "Sec-WebSocket-Version: 13",
 )
@@ -123,9 +125,7 @@ REQUESTS: tuple[tuple[bytes, ...], ...] = (
         frame(9, b"ping") + frame(1, b"he", last=False) + frame(0, b"llo") + frame(8, b"\x03\xe8"),
     ),
     (
-        _SESSION[:-2]
-        + b"Sec-WebSocket-Protocol: a, b\r\n"
-        + b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n",
+        _SESSION,
         # "Hello" twice, deflated (RFC 7692 section 7.2.3.2).
         frame(0x41, b"\xf2\x48\xcd\xc9\xc9\x07\x00") + frame(0x41, b"\xf2\x00\x11\x00\x00"),
         frame(8, b"\x03\xf3bye"),

@@ -218,7 +218,7 @@ def _side(
     session = b"\r\nUpgrade: websocket" in spoilt[0]
     for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3, 5]) if spoil else 0):
         # Of a WebSocket rather the frames: with a spoilt handshake there are none.
-        first = session and len(spoilt) > 1 and rng.random() < 0.6
+        first = session and len(spoilt) > 1 and rng.random() < 0.4
         at = rng.randrange(first, len(spoilt))
         if session and at == 0 and rng.random() < 0.6:
             spoilt[at] = _field(rng, spoilt[at], b"")
