@@ -71,7 +71,7 @@ class Http1Protocol(H11Protocol):
     @property
     def busy(self) -> bool:
         """An app is at work for this connection."""
-        return self.exchange is not None or self.websocket is not None
+        return self.exchange is not None or (self.websocket is not None and self.websocket.begun)
 
     @property
     def what(self) -> str:

@@ -44,6 +44,7 @@ class WebsocketStream(WSStream):
         self.request_id = request_id(request.headers)
         self.what = f"WebSocket {target.partition(b'?')[0].decode('ascii')}"
         self.link = ClientLink(transport, self.request_id, target)
+        self.begun = False  # the app is at work, or was
         self._protocol = protocol
         self._inbox: deque[Message] = deque()
         self._size = 0  # sum of the message sizes in _inbox
@@ -103,6 +104,7 @@ class WebsocketStream(WSStream):
     ) -> Callable[[Any], Awaitable[None]]:
         scope["extensions"][LINK] = self.link
         scope["subprotocols"] = self._subprotocols
+        self.begun = True
         self._protocol.transport.spawn(call_app, self._protocol, self, self._send_message)
         return self.put
 

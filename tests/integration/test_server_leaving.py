@@ -220,6 +220,30 @@ def test_a_crash_in_the_task_of_a_connection_ends_that_connection_alone(
     assert record.request_id == "the-one"  # type: ignore[attr-defined]
 
 
+def test_a_crash_before_the_app_of_a_websocket_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"ok")
+
+    def crash(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("router.server.websocket.vetted", crash)
+
+    async def main() -> None:
+        async with serving(app) as served:
+            client = await served.connect()
+            await client.send(request("GET", "/", "Connection: Upgrade", "Upgrade: websocket"))
+            await client.expect_end()
+            assert (await (await served.connect()).get())[2] == b"ok"
+            served.stop.set()
+            with trio.fail_after(20):
+                await served.done.wait()
+
+    run(main)
+
+
 def test_sends_to_a_client_that_left_are_dropped_and_yield() -> None:
     ended = trio.Event()
 
