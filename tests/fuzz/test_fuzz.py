@@ -19,7 +19,7 @@ from tests.fuzz.mutations import make_case
 from tests.fuzz.pinned import pinned
 from tests.fuzz.rig import Batch, run_batch
 
-SIZE = 300
+SIZE = 250
 LONG = {"FUZZ_SECONDS", "FUZZ_CASES", "FUZZ_SEED"} & set(os.environ)
 
 
