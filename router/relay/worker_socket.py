@@ -113,6 +113,8 @@ class WorkerSocket:
             elif isinstance(event, CloseConnection):
                 if self._ws.state is ConnectionState.REMOTE_CLOSING:
                     await self._send(event.response())
+                elif self._ws.state is ConnectionState.OPEN:  # it sent none: this is its mistake
+                    return Close(INTERNAL_ERROR, f"the worker broke the protocol: {event.reason}")
                 return Close(int(event.code), event.reason)
             elif event is None:
                 return Close(ABNORMAL)

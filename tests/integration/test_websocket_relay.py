@@ -324,6 +324,25 @@ def test_vanished_worker_is_told_to_the_client() -> None:
     run(main)
 
 
+@pytest.mark.parametrize(
+    "sent", [b"\x83\x00", b"\x81\x82\0\0\0\0hi", b"\x81\x01\xff", b"\x88\x01x"]
+)
+def test_the_client_is_not_blamed_for_what_the_worker_sent(sent: bytes) -> None:
+    async def blunder(worker: Worker, receive: Any, send: Any) -> None:
+        await worker.scopes[-1]["extensions"]["router.client"]._transport.write([sent])
+        await receive()
+
+    async def main() -> None:
+        async with pool(Worker(blunder)) as (_, connect):
+            client = await connect()
+            await client.open()
+            code, reason = await client.message()
+            assert code == 1011
+            assert "the worker broke the protocol" in reason
+
+    run(main)
+
+
 @pytest.mark.parametrize("body", [b"denied", b""])
 def test_refusal_is_passed_on(body: bytes) -> None:
     async def deny(worker: Worker, receive: Any, send: Any) -> None:
