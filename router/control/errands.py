@@ -15,17 +15,56 @@ Begin: TypeAlias = Callable[[], Awaitable[None]]
 
 
 @define(eq=False)
-class _Result(Generic[T]):
-    over: trio.Event = field(factory=trio.Event)
-    value: T | None = None
-    error: RouterError | None = None
+class Errand(Generic[T]):
+    """Work that is under way, and those that wait for its result.
+
+    Once it has begun it goes on though nobody waits any more; before, it ends with the last of
+    them.
+    """
+
     begun: bool = False
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    _clients: int = field(init=False, default=0)
+    _over: trio.Event = field(init=False, factory=trio.Event)
+    _scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+    _value: T | None = field(init=False, default=None)
+    _error: RouterError | None = field(init=False, default=None)
 
     async def begin(self) -> None:
-        # Its caller may have left in the moment in which its turn came.
+        """From now on nothing may break it off."""
+        # Its client may have left in the moment in which its turn came.
         await trio.lowlevel.checkpoint_if_cancelled()
         self.begun = True
+
+    def call_off(self, error: RouterError | None = None) -> None:
+        """End it all the same; whoever waits gets the error, or nothing."""
+        self._error = error
+        self._scope.cancel()
+
+    @property
+    def called_off(self) -> bool:
+        return self._scope.cancel_called
+
+    async def result(self) -> T:
+        """Wait for what comes of it. Raises the RouterError that it raised."""
+        self._clients += 1
+        try:
+            await self._over.wait()
+        finally:
+            self._clients -= 1
+            if not self._clients and not self.begun:
+                self._scope.cancel()
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+    async def run(self, work: Callable[[Errand[T]], Awaitable[T]]) -> None:
+        """Do the work. Any other error of it than a RouterError is fatal."""
+        with self._scope:
+            try:
+                self._value = await work(self)
+            except RouterError as error:
+                self._error = error
+        self._over.set()
 
 
 @define(eq=False)
@@ -43,45 +82,20 @@ class Errands:
             finally:
                 self._nursery = None  # at a stop it takes no more
 
+    def start(self, work: Callable[[Errand[T]], Awaitable[T]], *, begun: bool = True) -> Errand[T]:
+        """Begin work, unless the router stops. `begun`: it does not end with its clients; else it
+        says itself when that is so (`Errand.begin`)."""
+        errand: Errand[T] = Errand(begun)
+        if self._nursery is not None:
+            self._nursery.start_soon(errand.run, work)
+        return errand
+
     async def do(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work and return its result; it goes on if the caller is cancelled.
-
-        Raises the RouterError that the work raised; any other error of it is fatal.
-        """
-
-        async def begun(begin: Begin) -> T:
-            await begin()
-            return await work()
-
-        return await self.take_on(begun)
+        """Do the work and return its result; it goes on if the caller is cancelled."""
+        return await self.start(lambda _: work()).result()
 
     async def take_on(self, work: Callable[[Begin], Awaitable[T]]) -> T:
         """The same for work that may have to wait before it begins: it awaits the function that
         it is given once nothing may break it off any more. Until then it ends with the caller.
         """
-        assert self._nursery is not None
-        result: _Result[T] = _Result()
-        self._nursery.start_soon(self._do, work, result)
-        try:
-            await result.over.wait()
-        except BaseException:
-            if not result.begun:
-                result.scope.cancel()
-            raise
-        if result.error is not None:
-            raise result.error
-        return result.value  # type: ignore[return-value]
-
-    def start(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin work whose result nobody awaits here, unless the router stops. It must not
-        raise."""
-        if self._nursery is not None:
-            self._nursery.start_soon(work)
-
-    async def _do(self, work: Callable[[Begin], Awaitable[T]], result: _Result[T]) -> None:
-        with result.scope:
-            try:
-                result.value = await work(result.begin)
-            except RouterError as error:
-                result.error = error
-            result.over.set()
+        return await self.start(lambda errand: work(errand.begin), begun=False).result()

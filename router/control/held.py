@@ -87,7 +87,7 @@ class Transactions:
         model, _ = control.one_model(choose())
         change = control.ledgers.make(uuid4().hex, model, "", None, label)
         held = Held(change, control.queue(model))
-        control.errands.start(lambda: self._hold(held, choose, within))
+        control.errands.start(lambda _: self._hold(held, choose, within))
         try:
             await held.ready.wait()
         except BaseException:

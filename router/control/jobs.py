@@ -265,7 +265,7 @@ class JobControl:
                 self._unknown.clear()  # it may know what nobody knew
                 self._arrivals += 1
             case events.WorkerRemoved() | events.Reincarnated():
-                self.errands.start(self._sweep)
+                self.errands.start(lambda _: self._sweep())
 
 
 class _CursorLost(Exception):

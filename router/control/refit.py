@@ -6,14 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
-import trio
 from attrs import define, field, frozen
 
 from ..dispatch import Dispatcher
-from ..errors import BadRequest, Conflict, PoolUnavailable, RouterError
+from ..errors import BadRequest, Conflict, PoolUnavailable
 from ..pool import events
 from ..pool.models import model_of
 from ..pool.registry import Registry
@@ -25,7 +25,7 @@ from ..pool.worker import Admin, Health, Memory, Worker
 from ..store.store import Store
 from .broadcast import Call, Row, answer, broadcast
 from .client import ControlClient
-from .errands import Errands
+from .errands import Errand, Errands
 from .transaction import DEPARTURES, Transaction
 from .turns import Turn, Turns
 
@@ -102,20 +102,14 @@ class Order:
         return self.call.path, self.who, hashlib.sha256(body).digest()
 
 
-@define(eq=False)
+@frozen
 class _Work:
-    """A change that waits for its turn or is under way, and those that wait for its answer."""
+    """A change that waits for its turn or is under way."""
 
-    order: Order
     identity: object
-    turn: Turn
     model: str
-    clients: int = 0
-    begun: bool = False
-    over: trio.Event = field(factory=trio.Event)
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    answer: Answer | None = None
-    error: RouterError | None = None
+    turn: Turn
+    errand: Errand[Answer]
 
 
 @define(eq=False)
@@ -152,20 +146,11 @@ class WeightControl:
         identity = order.identity
         work = self._twin(model, identity)
         if work is None:
-            work = _Work(order, identity, self.queue(model), model)
+            turn = self.queue(model)
+            errand = self.errands.start(partial(self._do, order, model, turn), begun=False)
+            work = _Work(identity, model, turn, errand)
             self._works.append(work)
-            self.errands.start(lambda: self._do(work))
-        work.clients += 1
-        try:
-            await work.over.wait()
-        finally:
-            work.clients -= 1
-            if not work.clients and not work.begun:
-                work.scope.cancel()
-        if work.error is not None:
-            raise work.error
-        assert work.answer is not None
-        return work.answer
+        return await work.errand.result()
 
     def queue(self, model: str) -> Turn:
         """Stand in line for the ledger of a model and all of its workers."""
@@ -271,22 +256,17 @@ class WeightControl:
         """The same change, if it waits or runs and nothing has come after it."""
         for work in self._works:
             same = work.identity == identity and work.model == model
-            if same and not work.scope.cancel_called and self.turns.is_last(work.turn):
+            if same and not work.errand.called_off and self.turns.is_last(work.turn):
                 return work
         return None
 
-    async def _do(self, work: _Work) -> None:
+    async def _do(self, order: Order, model: str, turn: Turn, errand: Errand[Answer]) -> Answer:
         try:
-            with work.scope:
-                async with self.turns.having(work.turn) as turn:
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    work.begun = True
-                    work.answer = await self._change(work.order, work.model, turn)
-        except RouterError as error:
-            work.error = error
+            async with self.turns.having(turn):
+                await errand.begin()
+                return await self._change(order, model, turn)
         finally:
-            self._works.remove(work)
-        work.over.set()
+            self._works = [work for work in self._works if work.turn is not turn]
 
     async def _change(self, order: Order, model: str, turn: Turn) -> Answer:
         found, chosen = self.one_model(order.choose())

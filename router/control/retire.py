@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import trio
+from functools import partial
+
 from attrs import define, field
 
 from ..dispatch import Dispatcher
@@ -11,19 +12,13 @@ from ..pool import events
 from ..pool.lifecycle import AdminEvent
 from ..pool.registry import Registry
 from ..pool.worker import Admin, Worker
+from .errands import Errand, Errands
 
 
 class RemovalCalledOff(Conflict):
     """The worker was put back into service while it was drained for removal."""
 
     default_code = "removal_called_off"
-
-
-@define(eq=False)
-class _Removal:
-    over: trio.Event = field(factory=trio.Event)
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    called_off: bool = False
 
 
 @define(eq=False)
@@ -35,15 +30,11 @@ class Retirer:
 
     registry: Registry
     dispatcher: Dispatcher
-    _nursery: trio.Nursery | None = field(init=False, default=None)
-    _under_way: dict[Worker, _Removal] = field(init=False, factory=dict)
+    errands: Errands
+    _under_way: dict[Worker, Errand[None]] = field(init=False, factory=dict)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the drains that are under way; never returns."""
-        async with trio.open_nursery() as self._nursery:
-            self.registry.subscribe(self._observe, events.FacetChanged, events.WorkerRemoved)
-            task_status.started()
-            await trio.sleep_forever()
+    def __attrs_post_init__(self) -> None:
+        self.registry.subscribe(self._observe, events.FacetChanged, events.WorkerRemoved)
 
     def remove(self, worker: Worker) -> None:
         """Forget the worker at once; exchanges with it end by themselves."""
@@ -59,33 +50,30 @@ class Retirer:
 
         Raises RemovalCalledOff.
         """
-        assert self._nursery is not None
         if worker.admin is Admin.ENABLED:
             self.registry.administer(worker, AdminEvent.DRAIN, "it is being removed")
         removal = self._under_way.get(worker)
         if removal is None:
-            removal = self._under_way[worker] = _Removal()
-            self._nursery.start_soon(self._drain, worker, removal)
-        await removal.over.wait()
-        if removal.called_off:
-            raise RemovalCalledOff(f"Worker {worker.url} was enabled again; it stays in the pool")
+            removal = self.errands.start(partial(self._drain, worker))
+            self._under_way[worker] = removal
+        await removal.result()
 
-    async def _drain(self, worker: Worker, removal: _Removal) -> None:
-        with removal.scope:
-            await self.dispatcher.drain(worker)
-            if not removal.called_off:  # in the moment between the last lease and this
-                self.registry.remove(worker)
-        removal.over.set()
+    async def _drain(self, worker: Worker, removal: Errand[None]) -> None:
+        await self.dispatcher.drain(worker)
+        if not removal.called_off:  # in the moment between the last lease and this
+            self.registry.remove(worker)
 
     def _observe(self, event: events.Event) -> None:
+        error: RemovalCalledOff | None = None
         match event:
             case events.FacetChanged(worker, facet="admin", new=Admin.ENABLED):
-                called_off = True
+                error = RemovalCalledOff(
+                    f"Worker {worker.url} was enabled again; it stays in the pool"
+                )
             case events.WorkerRemoved(worker):  # perhaps at once, by another request
-                called_off = False
+                pass
             case _:
                 return
         removal = self._under_way.pop(worker, None)
         if removal is not None:
-            removal.called_off = called_off
-            removal.scope.cancel()
+            removal.call_off(error)

@@ -96,7 +96,8 @@ def assemble(
         trusted=trusts_absence(store.absence, settings.trust_downtime),
     )
     dispatcher = _dispatcher(settings, registry)
-    retirer, errands, turns = Retirer(registry, dispatcher), Errands(), Turns()
+    errands, turns = Errands(), Turns()
+    retirer = Retirer(registry, dispatcher, errands)
     shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
     fleet = make_fleet(settings, shared, planners, retirer)
     assets = AssetMap(settings.max_assets)

@@ -154,7 +154,6 @@ async def _serve(
             nursery.start_soon(built.upstream.run)
             nursery.start_soon(_wind_down, stop, built, settings.shutdown_timeout)
             await nursery.start(parts.dispatcher.run)
-            await nursery.start(parts.retirer.run)
             await nursery.start(parts.errands.run)
             await nursery.start(built.pending.run)
             await nursery.start(parts.agents.run)

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from router.control.errands import Errands
 from router.control.retire import RemovalCalledOff, Retirer
 from router.dispatch import Dispatcher
 from router.pool import policies
@@ -21,7 +22,8 @@ class Scene:
     def __init__(self) -> None:
         self.registry = Registry()
         self.dispatcher = Dispatcher(self.registry, policies.make("least-request", Speeds()))
-        self.retirer = Retirer(self.registry, self.dispatcher)
+        self.errands = Errands()
+        self.retirer = Retirer(self.registry, self.dispatcher, self.errands)
         self.worker = self.registry.add("http://w:1", Origin.REGISTERED)
         self.ends: list[str] = []
 
@@ -40,7 +42,7 @@ def play(body: Callable[[Scene, trio.Nursery], Awaitable[None]]) -> Scene:
     async def main() -> None:
         with trio.fail_after(60):
             async with trio.open_nursery() as outer:
-                await outer.start(scene.retirer.run)
+                await outer.start(scene.errands.run)
                 async with trio.open_nursery() as nursery:
                     await body(scene, nursery)
                 outer.cancel_scope.cancel()
