@@ -15,6 +15,7 @@ from typing import Literal, Self, TypeAlias
 import trio
 
 from . import text
+from .backoff import Backoff
 from .errors import RouterError
 
 logger = logging.getLogger("router.boundary")
@@ -43,7 +44,7 @@ CORE = (
 """The modules of the shared core. An unexpected error that has passed through one of them is fatal:
 what all share may be left half changed."""
 
-_RETRY_FIRST, _RETRY_MOST = 1.0, 60.0  # seconds before a task that failed runs again
+_RETRY_MOST = 60.0  # seconds before a task that failed runs again
 _LASTED = 60.0  # seconds after which a run counts as a good one
 
 counts: Counter[Kind] = Counter()
@@ -103,7 +104,7 @@ async def keep_running(
 ) -> None:
     """Do the work about one worker. If it fails unexpectedly, call `failed`, and do it again after
     a growing pause."""
-    pause = _RETRY_FIRST
+    backoff = Backoff(most=_RETRY_MOST)
     while True:
         began = trio.current_time()
         with contained("worker", what) as outcome:
@@ -112,9 +113,8 @@ async def keep_running(
             return
         failed(outcome.error)
         if trio.current_time() - began > _LASTED:
-            pause = _RETRY_FIRST
-        await trio.sleep(pause)
-        pause = min(_RETRY_MOST, pause * 2)
+            backoff.reset()
+        await backoff.pause()
 
 
 def _only(error: Exception) -> Exception:

@@ -26,6 +26,7 @@ LAYERS = [
     {"store", "observe", "net"},
     {"pool", "settings"},
     {"answers", "boundary"},
+    {"backoff"},
     {"errors", "init", "program", "text", "wall", "__init__"},
 ]
 SAME_ROW = {("web", "control")}

@@ -13,6 +13,7 @@ from functools import partial
 import trio
 from attrs import define, field
 
+from ..backoff import Backoff
 from ..boundary import contained, keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
@@ -28,8 +29,6 @@ from .turns import Turns
 
 # Seconds until an agent looks again though nobody has told it anything.
 _LOOK_AGAIN = 5.0
-# An action that has changed nothing is tried again after so many seconds.
-_RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
 # Replays side by side: storage is shared. One that takes longer than this many seconds may hang,
 # and no longer counts.
 _AT_ONCE, _COUNTED = 8, 60.0
@@ -142,18 +141,18 @@ class Agents:
             del self._agents[worker]
 
     async def _tend(self, worker: Worker, agent: _Agent) -> None:
-        pause = _RETRY_FIRST
+        backoff = Backoff()
         while not worker.removed:
             await trio.lowlevel.checkpoint()
             known = self.known(worker)
             action = next_action(known)
             if action is Action.REST:
                 await self._changed(worker, agent, known, _LOOK_AGAIN)
-                pause = _RETRY_FIRST
+                backoff.reset()
                 continue
             await self._act(worker, agent, action, known)
-            changed = await self._changed(worker, agent, known, pause)
-            pause = _RETRY_FIRST if changed else min(_RETRY_MOST, pause * 2)
+            if await self._changed(worker, agent, known, backoff.next()):
+                backoff.reset()
 
     async def _changed(self, worker: Worker, agent: _Agent, known: Known, within: float) -> bool:
         """Wait until something else is known of the worker, or so many seconds have passed."""

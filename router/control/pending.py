@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import trio
 from attrs import define, field
 
+from ..backoff import Backoff
 from ..errors import StateUnavailable
 from ..pool import events
 from ..pool.registry import Registry
@@ -21,7 +22,6 @@ logger = logging.getLogger("router.control")
 
 # Seconds until a waiting task looks again by itself: a missed wake-up costs no more.
 _LOOK_AGAIN = 5.0
-_RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
 # After a start, seconds that a pending change waits for the first probe of all its workers.
 _FIRST_PROBES = 10.0
 
@@ -72,7 +72,7 @@ class PendingChanges:
 
     async def _make(self, model: str) -> None:
         ledger = self.ledgers.ledger(model)
-        pause = _RETRY_FIRST
+        backoff = Backoff()
         try:
             with trio.move_on_after(_FIRST_PROBES):
                 while any(_unprobed(worker) for worker in self.registry):
@@ -84,7 +84,7 @@ class PendingChanges:
                 if not self._can_make(change):
                     with trio.move_on_after(_LOOK_AGAIN):
                         await woken.wait()
-                    pause = _RETRY_FIRST
+                    backoff.reset()
                     continue
                 try:
                     done = await self.weights.make_pending(change)
@@ -92,9 +92,7 @@ class PendingChanges:
                     logger.warning("%s waits: %s", change.name, error)
                     done = False
                 if not done:
-                    with trio.move_on_after(pause):
-                        await woken.wait()
-                    pause = _RETRY_FIRST if woken.is_set() else min(_RETRY_MOST, pause * 2)
+                    await backoff.pause(woken)
         finally:
             del self._tasks[model]
 

@@ -10,6 +10,7 @@ from typing import Any
 import trio
 from attrs import define, field
 
+from ..backoff import Backoff
 from ..boundary import keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
@@ -22,8 +23,6 @@ from .jobs import JobControl, able
 logger = logging.getLogger("router.control")
 
 _ENDPOINTS = {AssetKind.VIDEO: "video", AssetKind.MESH: "mesh"}
-# Seconds until a list that was not told is asked for again.
-_RETRY_FIRST, _RETRY_MOST = 1.0, 15.0
 
 
 @define(eq=False)
@@ -70,7 +69,7 @@ class Recovery:
 
     async def _recover(self, worker: Worker, incarnation: int) -> None:
         for kind in _ENDPOINTS:
-            pause = _RETRY_FIRST
+            backoff = Backoff()
             while able([worker], kind):
                 jobs = await self.jobs.all_jobs(worker, kind)
                 if worker.removed or worker.incarnation != incarnation:
@@ -78,8 +77,7 @@ class Recovery:
                 if jobs is not None:
                     self._enter(worker, kind, {job["id"]: job for job in jobs})
                     break
-                await trio.sleep(pause)
-                pause = min(_RETRY_MOST, pause * 2)
+                await backoff.pause()
 
     def _enter(self, worker: Worker, kind: AssetKind, jobs: Mapping[str, Any]) -> None:
         found = 0

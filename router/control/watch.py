@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import trio
 from attrs import define, field
 
+from ..backoff import Backoff
 from ..boundary import keep_running
 from ..net.addresses import Addresses, NotOneAddress, SamePeer
 from ..net.lookup import Unresolved
@@ -61,7 +62,7 @@ class _Watch:
     recalled: tuple[Made, ...] | None = None
     silent: int = 0  # times in a row that there was no answer to it
     silent_since: float | None = None  # when the first probe began that was not answered well
-    retry: float = _RETRY_FIRST
+    backoff: Backoff = field(factory=lambda: Backoff(_RETRY_FIRST, _RETRY_MOST))
 
 
 @define(eq=False)
@@ -197,12 +198,12 @@ class Watchman:
         worker = watch.worker
         well = worker.health is Health.HEALTHY and not worker.consecutive_failures
         if well and worker.suspicion is None and not watch.silent:
-            watch.retry = _RETRY_FIRST
+            watch.backoff.reset()
             delay = self.interval * self.rng.uniform(1 - _JITTER, 1 + _JITTER)
         else:
             # One of ours that loads may serve at any moment, and a look at it costs little.
-            delay = min(self.interval, _RETRY_FIRST if watch.worker.starting else watch.retry)
-            watch.retry = min(_RETRY_MOST, watch.retry * 2)
+            pause = watch.backoff.next()
+            delay = min(self.interval, _RETRY_FIRST if watch.worker.starting else pause)
         with trio.move_on_after(delay):
             await watch.wake.wait()
 

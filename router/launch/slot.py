@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 from attrs import define, evolve, field
 
+from ..backoff import Backoff
 from ..boundary import contained
 from ..errors import StartError, StateUnavailable
 from ..pool.worker import Health, Memory, Origin, Worker
@@ -28,7 +29,7 @@ from .records import LaunchRecord
 
 logger = logging.getLogger("router.launch")
 
-_PAUSE, _PAUSE_MOST = 1.0, 30.0  # seconds between two tries of what cannot be done just now
+_PAUSE_MOST = 30.0  # seconds between two tries of what cannot be done just now
 
 
 @define(eq=False)
@@ -228,7 +229,7 @@ class Slot:
     async def _launch(self) -> Death | None:
         """Have a worker started; None if that was done. What fails for want of an engine or of
         a disk is tried until it is done."""
-        pause, token = _PAUSE, secrets.token_hex(16)
+        backoff, token = Backoff(most=_PAUSE_MOST), secrets.token_hex(16)
         while True:
             try:
                 if self.record is None:
@@ -242,8 +243,7 @@ class Slot:
             except (EngineUnavailable, StateUnavailable) as error:
                 self.enter(Phase.QUEUED, str(error))
                 logger.warning("%s waits: %s", self.name, error)
-                await trio.sleep(pause * self.shared.rng.uniform(0.5, 1))
-                pause = min(_PAUSE_MOST, pause * 2)
+                await trio.sleep(backoff.next() * self.shared.rng.uniform(0.5, 1))
             except StartError as error:
                 return Death(str(error), hopeless=True)
 

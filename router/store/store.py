@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import trio
 from attrs import define, field
 
+from ..backoff import Backoff
 from ..errors import StateUnavailable, describe
 from . import files
 from .changes import Changes, Tables
@@ -261,7 +262,7 @@ class Store:
         self._due.set()
 
     async def _write_always(self, nursery: trio.Nursery) -> None:
-        retry, busy_until = _RETRY_FIRST, 0.0
+        backoff, busy_until = Backoff(_RETRY_FIRST, _RETRY_MOST), 0.0
         while True:
             if self._wants_snapshot():
                 nursery.start_soon(self._compact)
@@ -274,10 +275,9 @@ class Store:
             await self._write()
             busy_until = trio.current_time() + _BUSY
             if self.failing is None:
-                retry = _RETRY_FIRST
+                backoff.reset()
             else:
-                await trio.sleep(retry)
-                retry = min(_RETRY_MOST, retry * 2)
+                await backoff.pause()
 
     async def _write(self) -> None:
         """Try to write what is pending, as one batch."""

@@ -24,8 +24,9 @@ import trio
 import trio.testing
 from attrs import Factory, define, field
 
-from router import boundary, service
-from router.control import agent, client, follow, health, jobs, pending, presence, watch, witness
+from router import service
+from router.backoff import Backoff
+from router.control import client, follow, health, jobs, presence, watch, witness
 from router.net import addresses, lookup
 from router.relay import websocket, worker_socket
 from router.server import ServerLimits, connection, open_listeners
@@ -401,10 +402,8 @@ def _quick(batch: Batch, ports: Sequence[int]) -> Iterator[None]:
         patch(health, PROBE_TIMEOUT=0.4)
         patch(watch, PATIENCE_WHILE_BUSY=0.4)
         patch(client, _READING=0.4)
-        patch(boundary, _RETRY_FIRST=0.1, _RETRY_MOST=0.1)
+        patch(Backoff, next=lambda _: 0.1)
         patch(presence, CONNECT_TIMEOUT=0.4, _CHALLENGED=0.1)
-        patch(agent, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
-        patch(pending, _RETRY_FIRST=0.1, _RETRY_MOST=0.3)
         patch(models, _PATIENCE=0.3)
         patch(weights, _HELD=0.4, _LONGEST=2.0)
         patch(witness, _PATIENCE=0.3)
