@@ -237,11 +237,13 @@ class _Attempt:
     async def _stream(self, connection: Connection, head_bytes: bytes) -> None:
         """Send the body as it comes from the client, and read the answer at the same time: a
         worker may answer, or refuse, before it has read all."""
+        # Before anybody else runs: what comes earlier than the request is no answer to it.
+        await self.send(connection, head_bytes, last=False)
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             largest = self.forwarder.limits.request_bytes
             upload = Upload(self, largest, connection, both=nursery.cancel_scope)
-            nursery.start_soon(upload.run, head_bytes)
+            nursery.start_soon(upload.run)
             try:
                 with upload.waiting:
                     head = await connection.head(bodiless=self.exchange.method == "HEAD")

@@ -50,9 +50,9 @@ class Upload:
     # Why the whole exchange is over.
     refusal: RouterError | ClientGone | None = field(init=False, default=None)
 
-    async def run(self, head_bytes: bytes) -> None:
+    async def run(self) -> None:
         try:
-            await self._pieces(head_bytes)
+            await self._pieces()
         except Broken as error:
             # It may have refused the rest and said why: its answer can still be on the way.
             self.broken = error
@@ -63,10 +63,10 @@ class Upload:
         else:
             self.waiting.deadline = trio.current_time() + self.attempt.patience
 
-    async def _pieces(self, head_bytes: bytes) -> None:
+    async def _pieces(self) -> None:
         attempt, connection, body = self.attempt, self.connection, self.attempt.body
         total, spool = body.taken, body.spool
-        data = memoryview(head_bytes + attempt.held(connection))
+        data = memoryview(attempt.held(connection))
         for start in range(0, len(data), _SLICE):
             end = start + _SLICE
             last = body.complete and not spool and end >= len(data)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
+from router.relay.connection import Connection
 from router.relay.routes import find
 from tests.integration.relay.harness import Peer, Routed, Script, answering, routed, run, until
 from tests.integration.relay.rig import FakeExchange, rigged
@@ -66,6 +69,33 @@ def test_a_kept_connection_with_stray_bytes_is_not_used() -> None:
                 client = await router.client()
                 await client.send(request("GET"))
                 await until(lambda: router.worker.connections == 2, "a new connection")
+
+    run(main)
+
+
+def test_a_streamed_request_has_begun_before_its_answer_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a worker says between the last look at a kept connection and the request is stray."""
+    done: list[str] = []
+    send, head = Connection.send, Connection.head
+
+    async def sending(self: Connection, data: Any, **how: Any) -> None:
+        await send(self, data, **how)
+        done.append("sent")
+
+    async def reading(self: Connection, *, bodiless: bool) -> Any:
+        done.append("reads")
+        return await head(self, bodiless=bodiless)
+
+    monkeypatch.setattr(Connection, "send", sending)
+    monkeypatch.setattr(Connection, "head", reading)
+
+    async def main() -> None:
+        async with routed(answering(response(body=b"ok"))) as router:
+            upload = request("POST", "/x", "Transfer-Encoding: chunked") + chunked(b"x" * 3_000_000)
+            assert (await router.ask(upload + LAST_CHUNK)).status == 200
+        assert done[:2] == ["sent", "reads"]
 
     run(main)
 
