@@ -17,7 +17,7 @@ Only when named:
     chaos    processes that die, freeze, sleep and return under load, for a minute (CHAOS_SECONDS);
              the tests do it for ten seconds
     fuzz     spoilt bytes of clients and workers, for ten minutes (FUZZ_SECONDS, FUZZ_CASES,
-             FUZZ_SEED);
+             FUZZ_SEED, FUZZ_BATCH);
              the tests have fixed examples
     simulate the router in a simulated world, for ten minutes (SIMULATE_SECONDS, SIMULATE_SEED);
              the tests have fixed seeds

@@ -83,7 +83,7 @@ def pinned() -> Iterator[Case]:
 def _case(number: int, said: list[bytes], answered: list[bytes], second: Second) -> Case:
     token = b"tk%016x" % (number + 1)
     worker = _side(answered, b"an" + token[2:], End.WAIT, second)
-    return Case(token, _side(said, token, End.FIN), worker)
+    return Case(token, _side(said, token, End.FIN), worker, sound=True)
 
 
 def _side(pieces: list[bytes], token: bytes, end: End, second: Second = Second.NONE) -> Side:
