@@ -281,10 +281,8 @@ class WeightControl:
         sleepers = [w for w in targets.deferred if _sleeps(w) or (w in turn.workers and _is_up(w))]
         self.check_loras(path, model, [*targets.eligible, *sleepers])
         content = order.content or {}
-        repeatable = path != TENSOR and isinstance(body, bytes)
-        text = body.decode("utf-8", "replace") if repeatable and isinstance(body, bytes) else None
-        if text is not None and "\ufffd" in text:
-            text = json.dumps(content)
+        # Not as it came: JSON may come as UTF-16, or with a byte order mark.
+        text = json.dumps(content) if path != TENSOR and isinstance(body, bytes) else None
         change = self.ledgers.make(uuid4().hex, model, path, text, label_of(path, content), content)
         if ledger.pending and change.body is not None:
             later = [*targets.eligible, *sleepers]

@@ -130,6 +130,18 @@ def test_targets_that_are_none(
     run_pool(test, IMAGES)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
+def test_a_change_is_kept_in_whatever_encoding_it_comes(run_pool: RunPool, encoding: str) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        body = '{"model_path": "image/v2"}'.encode(encoding)
+        ok(await pool.http.post(DISK, content=body), a)
+        (ledger,) = (await pool.http.get("/weights")).raise_for_status().json()["models"]
+        assert [step["body"] for step in ledger["replay"]] == [{"model_path": "image/v2"}]
+        ok(await pool.http.post(DISK, json={"model_path": "image/v3"}), a)
+
+    run_pool(test, IMAGES)
+
+
 @pytest.mark.parametrize("path", CHANGES)
 @pytest.mark.parametrize("suffix", ["", "/"])
 def test_bodies_that_nobody_should_get(run_pool: RunPool, path: str, suffix: str) -> None:
