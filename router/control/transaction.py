@@ -87,14 +87,15 @@ class Transaction:
         intent stays open, as after a crash.
         """
         self.ledgers.open(self.change, self.targets)
+        self._members = {worker: Member(worker) for worker in self.targets}
         try:
             await self.store.commit()
         except StateUnavailable:
             self.ledgers.withdraw(self.change)
             raise
-        for worker in self.targets:
-            self._members[worker] = Member(worker)
-            self.ledgers.fence(worker, f"{self.change.name}: a change")
+        for member in self._members.values():
+            if member.left is None:
+                self.ledgers.fence(member.worker, f"{self.change.name}: a change")
         failure: RouterError | None = None
         if isinstance(self.call.body, bytes):
             async with trio.open_nursery() as nursery:
@@ -171,6 +172,7 @@ class Transaction:
     async def _drained(self, member: Member) -> bool:
         """Wait until nothing runs on the worker; if that takes too long its row says so."""
         worker, within = member.worker, self.drain_timeout
+        await trio.lowlevel.checkpoint_if_cancelled()  # it left while the intent was written
         with trio.move_on_after(within):
             if await self.dispatcher.idle(worker, within):
                 await member.is_known()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from router.pool.weights import Change, Ledgers
+from router.pool.worker import Worker
 from router.store.journal import Journal
+from router.store.store import Store
 from tests.integration.api.pools import IMAGES, Member, RunPool, is_ours
 from tests.integration.deployment import Deployment, until
 from tests.integration.lives import Lives, run_lives
@@ -85,6 +89,30 @@ def test_a_worker_that_leaves_the_first_change_and_registers_again(run_pool: Run
             # Brought back to the weights of its start, which version 0 stands for.
             assert has(member, IMAGES["model_path"])
             assert paths(member) == [DISK, DISK]
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_a_worker_that_is_removed_while_the_intent_is_written(
+    run_pool: RunPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not called: it may be registered again by then, and serve."""
+
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        open_intent, commit = Ledgers.open, Store.commit
+
+        def opened(ledgers: Ledgers, change: Change, workers: Iterable[Worker]) -> None:
+            open_intent(ledgers, change, workers)
+            monkeypatch.setattr(Store, "commit", removing)
+
+        async def removing(store: Store) -> None:
+            monkeypatch.setattr(Store, "commit", commit)
+            pool.running.parts.registry.remove(b.known)
+            await commit(store)
+
+        monkeypatch.setattr(Ledgers, "open", opened)
+        assert (await refit(pool, "v1")).status_code == 502
+        assert (paths(a), paths(b)) == ([DISK], [])
 
     run_pool(test, IMAGES, IMAGES)
 
