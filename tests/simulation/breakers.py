@@ -175,7 +175,7 @@ async def stop(world: World) -> None:
 async def disk_breaker(world: World) -> None:
     dice, disk = world.dice("breaker of the disk"), world.disk
     while not world.over.is_set():
-        await world.pause(dice.uniform(10, 120))
+        await world.pause(dice.choice([10, 120]) * dice.random())
         which = dice.choice(["full", "failing", "slow"])
         if world.over.is_set():
             return
@@ -188,7 +188,7 @@ async def disk_breaker(world: World) -> None:
                     disk.failing = True
                 case "slow":
                     disk.slow = dice.choice([0.1, 2.0])
-            await world.pause(20 * dice.random())
+            await world.pause(dice.choice([1, 20]) * dice.random())
             disk.full = disk.failing = False
             disk.slow = 0.0
         world.note("the disk", "is well")

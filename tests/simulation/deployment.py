@@ -143,12 +143,12 @@ class Theme:
     def drawn(cls, dice: random.Random) -> Theme:
         return cls(
             clients=dice.choice([2, 4, 8]),
-            trainers=dice.choice([0, 1, 1, 2, 3]),
+            trainers=dice.choice([0, 0, 1, 1, 2]),
             breakers=dice.choice([0, 1, 2, 3]),
             operators=dice.choice([0, 1, 1, 2]),
             filmers=dice.choice([0, 1, 1, 3]),
             steps=dice.choice([50, 300, 300]),
-            video=dice.choice([20, 80, 80, 1500]),
+            video=dice.choice([20, 80, 80, 1500, 4000]),
             burst=dice.choice([1, 1, 1, 90]),
             kills=dice.random() < 0.5,
             disk=dice.random() < 0.5,
@@ -159,7 +159,7 @@ class Theme:
 
 ALL_DEEDS = (
     *("restart", "freeze", "part", "cut", "bad_network", "ill"),
-    *("come_and_go", "retire_the_dead", "quarantine", "nap", "sync"),
+    *("come_and_go", "retire_the_dead", "quarantine", "nap", "sync", "collide"),
 )
 
 
@@ -179,6 +179,7 @@ class World:
     asking: dict[object, str] = field(factory=dict)  # what waits for an answer
     members: set[str] = field(factory=set)  # names of workers whose registration was acknowledged
     painting: dict[str, float] = field(factory=dict)  # requests without an answer, since when
+    changes: int = 0  # made by operators
     operating: int = 0  # operations under way
     operated: float = 0.0  # when the last one ended
     disturbed: float = 0.0  # when something happened to the router

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from tests.simulation.actors import send
 from tests.simulation.breakers import some
 from tests.simulation.deployment import OPERATION, World
 from tests.simulation.http import Answer
+from tests.simulation.truth import DISK, Change
 from tests.simulation.universe import Wrong, pick
 from tests.simulation.worker import MODEL, Worker
 
@@ -39,7 +41,10 @@ async def register(world: World, who: str, worker: Worker) -> None:
 
 async def come_and_go(world: World, who: str, dice: random.Random) -> None:
     """Removed, with or without a drain, and registered again."""
-    worker = dice.choice(world.workers)
+    able = [worker for worker in world.workers if not worker.handled]
+    if not able:  # one that is being put to sleep must not be registered again meanwhile
+        return
+    worker = dice.choice(able)
     with world.handling([worker]):
         await _come_and_go(world, who, dice, worker)
 
@@ -70,10 +75,15 @@ async def quarantine(world: World, who: str, dice: random.Random) -> None:
 
 async def retire_the_dead(world: World, who: str, dice: random.Random) -> None:
     """Removed, with a drain, after it has died and before it is back."""
-    able = [w for w in world.workers if not w.taken and w.name in world.members]
+    able = [
+        worker
+        for worker in world.workers
+        if worker.name in world.members and not (worker.taken or worker.handled)
+    ]
+    busy = [w for w in able if w.process is not None and w.process.unfinished]
     if not able:
         return
-    worker = dice.choice(able)
+    worker = dice.choice(busy or able)
     worker.taken = True
     with world.handling([worker]):
         worker.kill()
@@ -89,6 +99,8 @@ async def retire_the_dead(world: World, who: str, dice: random.Random) -> None:
 
 async def nap(world: World, who: str, dice: random.Random) -> None:
     """Some sleep or all do, and are woken."""
+    if any(worker.handled for worker in world.workers):
+        return
     chosen = dice.sample(world.workers, dice.randrange(1, len(world.workers) + 1))
     query = f"?model={MODEL}"
     if len(chosen) < len(world.workers):
@@ -113,15 +125,59 @@ async def wake(world: World, who: str, query: str, chosen: list[Worker]) -> None
     await _ask(world, who, "POST", f"/resume_memory_occupation{query}", {})
 
 
+async def collide(world: World, who: str, dice: random.Random) -> None:
+    """Several things at the same time; perhaps while all sleep."""
+    if any(worker.handled for worker in world.workers):
+        return
+    everyone = f"?model={MODEL}"
+    away = dice.choice(world.workers) if dice.random() < 0.5 else None
+    with world.handling(world.workers):
+        if away is not None and away.name in world.members:
+            world.members.discard(away.name)
+            away.removals += 1
+            await _ask(world, who, "DELETE", _where(away))
+        sleeps = dice.random() < 0.6
+        if sleeps:
+            await _ask(world, who, "POST", f"/release_memory_occupation{everyone}", {})
+            if dice.random() < 0.7:
+                await change(world, who, dice)
+        if away is not None and away.process is not None:
+            away.process.asleep = False  # whoever registers it has woken it
+        async with trio.open_nursery() as nursery:
+
+            async def soon(act: Callable[[], Awaitable[None]]) -> None:
+                await trio.sleep(dice.choice([0.0, 0.1, 3.0]) * dice.random())
+                await act()
+
+            if sleeps:
+                nursery.start_soon(soon, lambda: wake(world, who, everyone, world.workers))
+            if away is not None:
+                nursery.start_soon(soon, lambda: register(world, who, away))
+            for _ in range(dice.randrange(3)):
+                nursery.start_soon(soon, lambda: change(world, who, dice))
+            other = dice.choice(world.workers)
+            if other is not away and dice.random() < 0.5:
+                nursery.start_soon(soon, lambda: _come_and_go(world, who, dice, other))
+
+
+async def change(world: World, who: str, dice: random.Random) -> None:
+    """A change of all weights, from disk, now and then one that is refused."""
+    world.changes += 1
+    wrong = "/nonexistent" if dice.random() < 0.15 else ""
+    label = f"{wrong}/ckpt/{world.round}-{who.replace(' ', '')}-{world.changes}"
+    await send(world, who, Change(label, DISK, refused=bool(wrong)))
+
+
 async def sync(world: World, who: str, dice: random.Random) -> None:
     await _ask(world, who, "POST", "/weights/sync", {"timeout": 20})
 
 
 DEEDS: dict[Deed, float] = {
     come_and_go: 3,
-    retire_the_dead: 0.5,
+    retire_the_dead: 1,
     quarantine: 1,
     nap: 3,
+    collide: 3,
     sync: 0.5,
 }
 
@@ -129,6 +185,9 @@ DEEDS: dict[Deed, float] = {
 async def operator(world: World, number: int) -> None:
     who = f"operator {number}"
     dice = world.dice(who)
+    if dice.random() < 0.3:  # the first thing of all
+        with world.operation():
+            await collide(world, who, dice)
     while not world.over.is_set():
         await world.pause(dice.choice([3.0, 30.0]) * dice.random())
         if world.over.is_set():

@@ -13,7 +13,7 @@ from tests.simulation.worker import Worker
 _EVERY = 2.0  # seconds between two looks
 _STEADY = 45.0  # seconds after which a worker that nothing happened to must serve
 _TRIALS = 150.0  # and one that has failed requests
-_IDLE = 15.0  # seconds that a worker may be idle while a request waits for it
+_IDLE = 8.0  # seconds that a worker may be idle while a request waits for it
 _BUSY_PATIENCE = 55.0  # seconds of silence that do not make a busy worker a dead one
 
 
@@ -86,6 +86,9 @@ async def overseer(world: World) -> None:
 
 
 def _look(world: World, worker: Worker, told: dict[str, Any]) -> None:
+    calm = not world.operating and trio.current_time() - world.operated > _STEADY
+    if calm and world.replayable and not told["routable"] and serves(world, worker):
+        raise Wrong(f"nothing is in the way of {worker.name}, and it is {told['reasons']}")
     if told["health"] == "unhealthy" and worker.silent_since is not None and worker.alive:
         now, process = trio.current_time(), worker.process
         assert process is not None
@@ -93,7 +96,7 @@ def _look(world: World, worker: Worker, told: dict[str, Any]) -> None:
         silent = now - worker.silent_since
         quiet = worker.silent_since - max(worker.disturbed, world.disturbed)
         worked = busy is not None and busy < worker.silent_since - 1
-        if worked and quiet > 60 and silent < _BUSY_PATIENCE:
+        if worked and quiet > 20 and silent < _BUSY_PATIENCE:
             raise Wrong(
                 f"{worker.name} is busy, and counts as dead after {silent:.0f} s of silence"
             )

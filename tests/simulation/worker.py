@@ -362,6 +362,7 @@ class Worker:
         process.unfinished -= 1
 
     async def _update(self, process: Process, path: str, targets: object, refused: int) -> Reply:
+        self.note(f"is sent {path}")
         async with self._turn(process):
             fault, self.faults.next_update = self.faults.next_update, ""
             await self._takes(process, self._dice.uniform(0.05, 3))
