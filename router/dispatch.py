@@ -216,6 +216,8 @@ class Dispatcher:
         """What held this slot is done: a job, or the whole of a good answer has come."""
         if hold.incarnation == hold.worker.incarnation:
             self._ejection.succeeded(hold.worker, trio.current_time())
+            if self._ejection.next_look() < math.inf:
+                self._look.set()  # successes shorten the pause of a trial
 
     def failed(self, hold: Hold | None, why: str) -> None:
         """The worker has failed what held this slot; 5xx answers are counted by `answered`."""

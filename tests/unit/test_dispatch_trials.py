@@ -75,6 +75,30 @@ def test_the_end_of_a_pause_wakes_one_that_waits() -> None:
     run(main)
 
 
+def test_successes_elsewhere_shorten_the_wait_for_a_trial() -> None:
+    async def main() -> None:
+        pool = Pool()
+        broken, sound = pool.add("a"), pool.add("b")
+        await eject(pool, broken)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.dispatcher.run)
+            asking = Asking(pool, nursery)
+            await asking.ask("first")
+            await asking.ask("second")
+            hold = asking.leases["first"].hold
+            assert hold is not None
+            for _ in range(100):  # before the pause is over
+                pool.dispatcher.succeeded(hold)
+            await trio.sleep(2)
+            assert asking.leases["second"].worker is broken
+            for name in ("first", "second"):
+                await asking.release(name)
+            nursery.cancel_scope.cancel()
+        assert sound.trial is None
+
+    run(main)
+
+
 @pytest.mark.parametrize("facts", [ANYTHING, CALL, VIDEO], ids=["slot", "call", "job"])
 def test_the_one_on_trial_serves_once_there_is_no_hope_for_another(facts: Facts) -> None:
     """One that is about to come back is waited for; one that is gone is not."""
