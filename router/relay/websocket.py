@@ -205,9 +205,14 @@ async def converse(
 
     async def end(scope: trio.CancelScope, when: trio.Event, why: str) -> None:
         await when.wait()
-        with trio.move_on_after(_FAREWELL):
-            await client.close(Close(RESTARTING, why))
+        nursery.start_soon(give_up)
+        await client.close(Close(RESTARTING, why))
         scope.cancel()
+
+    async def give_up() -> None:
+        # The server shields what it sends: only a reset ends it early.
+        await trio.sleep(_FAREWELL)
+        client.link.abort()
 
     try:
         async with trio.open_nursery() as nursery:

@@ -25,8 +25,9 @@ from wsproto.events import (
     TextMessage,
 )
 
-from router import service
+from router import dispatch, service
 from router.pool.worker import Health
+from router.relay import websocket
 from router.server import ServerLimits, open_listeners, serve
 from router.settings import RouterSettings
 
@@ -466,6 +467,32 @@ def test_slow_client_slows_the_worker() -> None:
             assert worker.sent * len(piece) < 32 * 1024 * 1024
             for _ in range(100):
                 assert await client.message() == piece
+
+    run(main)
+
+
+def test_a_client_that_takes_nothing_does_not_keep_its_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "_SESSION_GRACE", 0.1)
+    monkeypatch.setattr(websocket, "_FAREWELL", 0.1)
+
+    async def flood(worker: Worker, receive: Any, send: Any) -> None:
+        while True:
+            await send({"type": "websocket.send", "bytes": b"z" * 65536})
+            worker.sent += 1
+
+    async def main() -> None:
+        worker = Worker(flood)
+        async with pool(worker) as (running, connect):
+            client = await connect()
+            await client.open()
+            last = -1
+            while worker.sent != last:  # until it stands still
+                last = worker.sent
+                await trio.sleep(0.3)
+            [record] = running.parts.registry
+            assert await running.parts.dispatcher.idle(record, 30)
 
     run(main)
 
