@@ -52,7 +52,7 @@ class _Watch:
     wake: trio.Event = field(factory=trio.Event)
     contacted: trio.Event = field(factory=trio.Event)
     looked: trio.Event = field(factory=trio.Event)  # replaced after each look
-    begun: int = 0  # looks
+    begun: int = 0  # the number of the last look that was begun, and of the last that is over
     over: int = 0
     refresh: bool = False
     idle: trio.abc.Stream | None = None
@@ -180,7 +180,7 @@ class Watchman:
                                 await self._look(watch, nursery)
                         else:
                             await self._look(watch, nursery)
-                        watch.over += 1
+                        watch.over = watch.begun
                         watch.looked.set()
                         watch.looked = trio.Event()
                         await self._pause(watch)
@@ -188,6 +188,12 @@ class Watchman:
                     nursery.cancel_scope.cancel()
         finally:
             watch.idle = None
+            worker = watch.worker
+            there = self.registry.find(worker.url)
+            if there is worker:
+                self.addresses.held.discard(worker.url)
+            elif there is None:  # it may have been met in the moment of its removal
+                self.addresses.forget(worker.url)
 
     def _recall(self, watch: _Watch) -> None:
         """Note what the process has made, before another one may make something."""

@@ -417,6 +417,49 @@ def test_a_removal_during_a_look_ends_it(play: Play) -> None:
     play(body)
 
 
+def test_a_removal_in_the_moment_of_a_connection_leaves_no_address(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(scene: Scene) -> None:
+        worker = scene.add()
+
+        async def open_idle(*args: Any) -> trio.abc.Stream | None:
+            stream = await scene.process.open_idle(*args)
+            scene.registry.remove(worker)
+            return stream
+
+        monkeypatch.setattr(watch_module, "open_idle", open_idle)
+        await settle()
+        assert worker.removed
+        assert not scene.watchman.addresses.held
+
+    play(body)
+
+
+def test_a_look_that_crashes_is_over(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(scene: Scene) -> None:
+        worker = await scene.healthy()
+        assert scene.watchman.addresses.held == {URL}
+
+        async def crash(*_: Any) -> Any:
+            raise ValueError("crash")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(watch_module, "probe", crash)
+            scene.watchman.nudge(worker)
+            await settle()
+        assert not scene.watchman.addresses.held  # its idle connection has ended with the look
+        await trio.sleep(5)
+        scene.process.answers["/v1/models"] = models("other")
+        began = trio.current_time()
+        await scene.watchman.look_again(worker, within=5)
+        assert trio.current_time() == began
+        assert worker.capabilities is not None
+        assert worker.capabilities.models == ("other",)
+
+    play(body)
+
+
 def test_trouble_of_the_relay_asks_for_a_probe_at_once(play: Play) -> None:
     async def body(scene: Scene) -> None:
         worker = await scene.healthy()
