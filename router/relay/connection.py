@@ -50,7 +50,7 @@ class Connection:
     # Bytes of the request's body still to be written, None if it goes in chunks.
     _owed: int | None = field(init=False, default=None)
     _ended: bool = field(init=False, default=False)  # the whole request was given out
-    _sending: bool = field(init=False, default=False)
+    sending: bool = field(init=False, default=False)  # or a send was cut short: nothing may follow
     # Reads what is not of the plain kind: it knows nothing of our request but the method.
     _h11: h11.Connection | None = field(init=False, default=None, repr=False)
     # Bytes of the answer's body still to come where Content-Length frames it, else None.
@@ -88,7 +88,7 @@ class Connection:
     async def send(self, data: bytes | memoryview, *, patience: float = math.inf) -> None:
         """Write. Raises Broken if the worker does not take it, trio.TooSlowError if not within
         so many seconds."""
-        self._sending = True  # stays so if we are cancelled half-way
+        self.sending = True  # stays so if we are cancelled half-way
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             if isinstance(self.stream, PlainStream):
@@ -96,7 +96,7 @@ class Connection:
             if data:  # no scope for what need not wait
                 with trio.fail_after(patience):
                     await self.stream.send_all(data)
-            self._sending = False
+            self.sending = False
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Broken(
                 f"the connection broke while the request was sent ({describe(error)})"
@@ -191,7 +191,7 @@ class Connection:
 
     def settle(self, now: float) -> bool:
         """After an exchange: make it ready for the next one. False if it cannot be used again."""
-        if not (self._keep and self.at_end and self._ended and not self._sending):
+        if not (self._keep and self.at_end and self._ended and not self.sending):
             return False
         self._h11 = None
         self._ended = self._keep = False

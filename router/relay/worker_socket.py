@@ -128,6 +128,8 @@ class WorkerSocket:
 
     async def close(self, close: Close) -> None:
         """Send a close frame and wait for the worker's, both within a short time."""
+        if self.connection.sending:
+            return  # within half a frame it would pass for the rest of a message
         with trio.move_on_after(_FAREWELL, shield=True):
             try:
                 await self._send(CloseConnection(code=close.code, reason=close.reason))
