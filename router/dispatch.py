@@ -363,9 +363,8 @@ class Dispatcher:
             self._deciding = False
 
     def _take(self, grant: Grant) -> None:
-        facts = grant.waiting.facts
         self._give(grant.waiting, grant.worker)
-        if facts.need in (Need.SLOT, Need.SESSION):
+        if grant.waiting.facts.need in (Need.SLOT, Need.SESSION):
             self._rate.count(trio.current_time())
 
     def _give(self, waiting: Waiting, worker: Worker) -> None:
@@ -410,8 +409,7 @@ class Dispatcher:
         return None
 
     def _wake_drains(self, worker: Worker) -> None:
-        waiting = self._ended.pop(worker, None)
-        if waiting is not None:
+        if (waiting := self._ended.pop(worker, None)) is not None:
             waiting.set()
 
     def _forget_jobs(self, worker: Worker) -> None:
