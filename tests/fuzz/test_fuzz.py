@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutations import make_case
+from tests.fuzz.peers import Batch
 from tests.fuzz.pinned import pinned
-from tests.fuzz.rig import Batch, run_batch
+from tests.fuzz.rig import run_batch
 
 SIZE = 250
 LONG = {"FUZZ_SECONDS", "FUZZ_CASES", "FUZZ_SEED"} & set(os.environ)
