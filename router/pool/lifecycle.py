@@ -106,7 +106,6 @@ MEMORY: Table[Memory, MemoryEvent] = {
     },
     Memory.WAKING: {
         MemoryEvent.SLEEP: Memory.FALLING_ASLEEP,
-        MemoryEvent.SLEPT: Memory.ASLEEP,
         MemoryEvent.WOKE: Memory.AWAKE,
         MemoryEvent.LOST: Memory.ASLEEP,
         MemoryEvent.WAKE: Memory.WAKING,

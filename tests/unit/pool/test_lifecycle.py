@@ -51,7 +51,7 @@ LEGAL: dict[str, str] = {
         falling_asleep wake waking            falling_asleep replaced falling_asleep
         asleep sleep falling_asleep           asleep wake waking
         asleep replaced falling_asleep
-        waking sleep falling_asleep           waking slept asleep
+        waking sleep falling_asleep
         waking woke awake                     waking lost asleep
         waking wake waking                    waking replaced waking
     """,
