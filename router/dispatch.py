@@ -389,7 +389,7 @@ class Dispatcher:
             parked.refuse(self._queue.why_refused(facts))
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
-        """Optimistic first contact (DESIGN section 7): the 502 it may get is the truth."""
+        """Where no worker is able, one that was not met yet: the 502 it may get is the truth."""
         if any(map(able, self._registry)):
             return None
         for worker in self._queue.fitting(waiting.facts.wants):

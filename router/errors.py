@@ -1,6 +1,6 @@
 """Every error the router makes: whose fault it is, its HTTP status, its machine-readable code.
 
-The wire shape is DESIGN section 9: `{"error": sentence, "code": snake_case, "request_id": ...}`.
+The JSON body is `{"error": sentence, "code": snake_case, "request_id": ...}`.
 Errors of workers are not here: they pass through untouched.
 """
 

@@ -1,4 +1,4 @@
-"""Probing one worker: is it healthy, and what can it do. DESIGN section 7."""
+"""Probing one worker: is it healthy, and what can it do."""
 
 from __future__ import annotations
 

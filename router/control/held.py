@@ -1,6 +1,6 @@
 """Changes of many calls, or made past the router: `POST /weights/begin`, `/commit`, `/abort`.
 
-From begin to commit the workers are fenced and idle, and belong to whoever began. DESIGN section 6.
+From begin to commit the workers are fenced and idle, and belong to whoever began.
 """
 
 from __future__ import annotations

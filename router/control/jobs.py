@@ -80,7 +80,7 @@ class JobControl:
         """The worker that holds an asset; workers are asked if it is not known.
 
         Raises NotFound if every worker said no, PoolUnavailable (`asset_lookup_incomplete`) if
-        some did not answer. DESIGN section 5, "Unknown asset id".
+        some did not answer.
         """
         key = (kind, asset_id)
         while True:

@@ -1,4 +1,4 @@
-"""Keeps the pool in the store, and restores it from there. DESIGN section 8, "Membership"."""
+"""Keeps the pool in the store, and restores it from there."""
 
 from __future__ import annotations
 

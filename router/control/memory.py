@@ -1,4 +1,4 @@
-"""Sleep and wake: workers give their GPU memory back, and take it again. DESIGN section 6."""
+"""Sleep and wake: workers give their GPU memory back, and take it again."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One idle connection per worker, as evidence that its process is still the same.
 
 Nothing is ever written to it. A worker keeps such a connection open; when its process dies the
-end of file arrives within milliseconds (DESIGN section 4).
+end of file arrives within milliseconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weight and LoRA changes on the workers of a model, and questions about them. DESIGN section 6."""
+"""Weight and LoRA changes on the workers of a model, and questions about them."""
 
 from __future__ import annotations
 

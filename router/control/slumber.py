@@ -1,6 +1,6 @@
 """Puts single workers to sleep and wakes them, and keeps what must be known of that.
 
-While a worker sleeps, its GPU belongs to whoever put it to sleep (DESIGN section 6): whatever is
+While a worker sleeps, its GPU belongs to whoever put it to sleep: whatever is
 not known for sure counts as a worker that has yet to give it back.
 """
 

@@ -1,4 +1,4 @@
-"""One weight change on its workers: fence, drain, call, unfence. DESIGN section 6, "A change"."""
+"""One weight change on its workers: fence, drain, call, unfence."""
 
 from __future__ import annotations
 

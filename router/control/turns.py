@@ -1,4 +1,4 @@
-"""Changes, sleeps and wakes take their workers in order of arrival (DESIGN section 6)."""
+"""Changes, sleeps and wakes take their workers in order of arrival."""
 
 from __future__ import annotations
 

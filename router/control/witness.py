@@ -2,7 +2,7 @@
 
 No endpoint of a worker says. Whoever knows more (the launcher, by pid and start time) is asked
 first; then the worker itself, for jobs and images that it made: these are in the memory of its
-process and nowhere else, so one that it still knows is proof (DESIGN section 4).
+process and nowhere else, so one that it still knows is proof.
 """
 
 from __future__ import annotations

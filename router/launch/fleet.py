@@ -43,7 +43,6 @@ class Fleet:
     shared: Shared
     drain: Callable[[Worker], Awaitable[None]]
     backends: Mapping[str, Backend] = field(factory=dict)  # of records, beside the launchers' own
-    collapsed: trio.Event = field(init=False, factory=trio.Event)
     _slots: dict[str, Slot] = field(init=False, factory=dict)  # by `launcher/index`
     _leaving: set[Slot] = field(init=False, factory=set)  # not wanted any more, but still there
     _begun: set[Slot] = field(init=False, factory=set)  # those whose task runs

@@ -1,4 +1,4 @@
-"""What the launcher must know after a restart of the router. DESIGN section 8."""
+"""What the launcher must know after a restart of the router."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One wanted worker of a launcher: started, watched, started again, ended. DESIGN section 8.
+"""One wanted worker of a launcher: started, watched, started again, ended.
 
 A slot outlives the processes that fill it. Its task is one loop: launch, live, clean up, decide
 what follows. What others want of it (`retire`, `restart`) is noted, and breaks off whatever the
@@ -336,7 +336,7 @@ class Slot:
     async def _mourn(self, death: Death) -> None:
         """Tell of the death, everybody who has something to do with the process."""
         now = trio.current_time()
-        served = self.ready_at is not None and now - self.ready_at
+        served = 0.0 if self.ready_at is None else now - self.ready_at
         self._quick = 0 if served >= self.shared.supervision.settled else self._quick + 1
         self.enter(Phase.ENDING if death.condemned else Phase.RESTARTING, self._how(death))
         # A sleeper stays one, without a process, until its pool wakes up.

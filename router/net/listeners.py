@@ -37,7 +37,7 @@ def is_local(text: str) -> bool:
 def shared(text: str, port: int, listening: Listening) -> set[str]:
     """The sockets that get a connection to this address of ours, and one to other addresses too.
 
-    None if a socket of this address alone listens: the kernel prefers it to those of all.
+    None of them where a socket of this address alone listens, which the kernel prefers.
     """
     address = ip_address(text)
     alone: list[Address] = [address]

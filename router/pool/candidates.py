@@ -1,4 +1,4 @@
-"""Which workers fit a request. DESIGN section 5, "Candidates"."""
+"""Which workers fit a request."""
 
 from __future__ import annotations
 

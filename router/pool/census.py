@@ -20,7 +20,7 @@ class Census:
 
 
 def census(registry: Registry) -> Census:
-    """Count the workers: dead before sleeping before healthy (DESIGN section 4)."""
+    """Count the workers. One that is dead does not count as sleeping."""
     workers = list(registry)
     dead = [worker for worker in workers if worker.is_dead]
     sleeping = [worker for worker in workers if not worker.is_dead and worker.is_sleeping]

@@ -70,7 +70,7 @@ def normalise_url(text: str) -> str:
 
     The default port of the scheme is left out; every spelling of an IPv4 address becomes dotted.
     Raises BadWorkerURL for anything but http/https with a bare host and port, and for blocked
-    addresses (the message then says `blocked`). DESIGN section 9.
+    addresses (the message then says `blocked`).
     """
     url = text.strip()
     if not url:

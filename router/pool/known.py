@@ -1,4 +1,4 @@
-"""What of a worker outlives the process. DESIGN section 8."""
+"""What of a worker outlives the process."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def step(table: Table[S, E], state: S, event: E) -> S:
         raise IllegalTransition(f"A worker that is {state} cannot {event}") from None
 
 
-# After a loss of health, so many successes in a row bring a worker back (DESIGN section 7).
+# After a loss of health, so many successes in a row bring a worker back.
 SUCCESSES_TO_RECOVER = 2
 
 
@@ -202,7 +202,7 @@ def able(worker: Worker) -> bool:
 
 
 def hopeful(worker: Worker) -> bool:
-    """Whether it is routable, or may become so without anyone acting (DESIGN section 5)."""
+    """Whether it is routable, or may become so without anyone acting."""
     if worker.removed or worker.admin is not Admin.ENABLED:
         return False
     if worker.memory not in (Memory.AWAKE, Memory.WAKING):

@@ -1,4 +1,4 @@
-"""Why a request is refused that no worker may come to serve. DESIGN section 5, "Wait or refuse"."""
+"""Why a request is refused that no worker may come to serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which workers a weight, LoRA or memory call is meant for. DESIGN section 6, "Which workers"."""
+"""Which workers a weight, LoRA or memory call is meant for."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class NeverIssued(Conflict):
 
 @define(eq=False)
 class Attempts:
-    """Gives an exchange to one worker after the other, each once (DESIGN section 5, "Retry")."""
+    """Gives an exchange to one worker after the other, each once."""
 
     registry: Registry
     dispatcher: Dispatcher

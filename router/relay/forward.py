@@ -371,7 +371,7 @@ class _Attempt:
 
     def _lost_answer(self, why: str) -> WorkerFailed:
         return WorkerFailed(
-            f"Worker {self.lease.worker.url} took the job but its answer broke off: {why}",
+            f"Worker {self.lease.worker.url} took the request, but its answer broke off: {why}",
             code="worker_cut_off",
             details={"worker_url": self.lease.worker.url, "retry_safe": False},
         )

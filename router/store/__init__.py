@@ -1,1 +1,1 @@
-"""What outlives the process: records in a journal and snapshots. DESIGN section 8."""
+"""What outlives the process: records in a journal and snapshots."""

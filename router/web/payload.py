@@ -11,7 +11,7 @@ from ..pool.worker import Task, Trial, Worker
 
 
 def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None) -> dict[str, Any]:
-    """The JSON of one worker; `launch` is what its launcher tells of it. DESIGN section 9."""
+    """The JSON of one worker; `launch` is what its launcher tells of it."""
     can = worker.capabilities
     return {
         "worker_id": worker.worker_id,

@@ -57,7 +57,6 @@ _FORM = tuple(
 )
 _LIST = (Field("limit", "int", 20, nullable=False),)
 _FPS = 24
-_VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""What a worker must replay to be current: ledgers of weight changes. DESIGN section 6.
+"""What a worker must replay to be current: ledgers of weight changes.
 
 `Ledgers` (ledgers.py) is the way in: it knows every model's ledger and every worker's standing,
 hears the registry, and moves the facet `weights`, `Worker.weight_version`, `Worker.weights_reason`

@@ -1,4 +1,4 @@
-"""What a worker's answer to a weight change means. DESIGN section 6, "What an answer means"."""
+"""What a worker's answer to a weight change means."""
 
 from __future__ import annotations
 

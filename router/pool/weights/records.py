@@ -1,4 +1,4 @@
-"""What of the ledgers outlives the process. DESIGN section 8."""
+"""What of the ledgers outlives the process."""
 
 from __future__ import annotations
 

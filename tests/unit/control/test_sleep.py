@@ -1,4 +1,4 @@
-"""Sleep and wake by request, in virtual time. DESIGN section 6, "Sleep"."""
+"""Sleep and wake by request, in virtual time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What becomes of sleepers by themselves: another process, a return, a restart of the router.
 
-DESIGN section 6: nothing but a client's wake gives the GPU back.
+Nothing but a client's wake gives the GPU back.
 """
 
 from __future__ import annotations

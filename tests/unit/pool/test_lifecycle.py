@@ -27,7 +27,7 @@ from router.pool.lifecycle import (
 from router.pool.registry import Registry
 from router.pool.worker import Admin, Health, Memory, Origin, Weights, Worker
 
-# What DESIGN section 4 means, written out a second time: state, event, state after it.
+# The transition tables, written out a second time: state, event, state after it.
 LEGAL: dict[str, str] = {
     "health": """
         unknown recover healthy     unknown warm warming     unknown fail unhealthy

@@ -1,4 +1,4 @@
-"""Suspects: workers whose process may be another one by now. DESIGN section 4."""
+"""Suspects: workers whose process may be another one by now."""
 
 from __future__ import annotations
 
