@@ -16,7 +16,7 @@ import trio
 from attrs import define, evolve, field
 
 from ..backoff import Backoff
-from ..boundary import contained
+from ..boundary import contained, keep_running
 from ..errors import StartError, StateUnavailable
 from ..pool.worker import Health, Memory, Origin, Worker
 from ..text import words
@@ -50,6 +50,7 @@ class Slot:
     run: Run | None = None
     record: LaunchRecord | None = None
     retiring: bool = False
+    left: bool = False  # retired, but its worker goes on for a later router
     over: trio.Event = field(factory=trio.Event)
     moved: trio.Event = field(factory=trio.Event)  # replaced when a facet of the worker changes
     begun: float = 0.0  # when the present launch began to run
@@ -60,7 +61,6 @@ class Slot:
     _used: bool = False  # a worker may have the reserved ports, or have had them
     _scope: trio.CancelScope = field(factory=trio.CancelScope)
     _again: bool = False
-    _left: bool = False  # retired without being ended
     _quick: int = 0  # deaths in a row, each soon after its start
     _mourned: bool = True  # the registry knows that the last process has ended
     _bereaved: bool = False
@@ -109,7 +109,7 @@ class Slot:
     def retire(self, *, leave: bool = False) -> None:
         """Have no such worker any more: end it, or `leave` it to a later router."""
         self.retiring = True
-        self._left = self._left or leave
+        self.left = self.left or leave
         self._scope.cancel()
 
     def restart(self) -> None:
@@ -165,11 +165,6 @@ class Slot:
         """What an earlier router launched for it has ended, or is ended now."""
         self._bereaved = True
 
-    @property
-    def left(self) -> bool:
-        """Whether its worker was left to a later router."""
-        return self._left
-
     # Its task.
 
     async def keep(self) -> None:
@@ -178,7 +173,7 @@ class Slot:
             while not self.retiring:
                 await self._fill()
         finally:
-            outlives = self._left or (self.shared.keep and not self.retiring)
+            outlives = self.left or (self.shared.keep and not self.retiring)
             if self.handle is not None and not outlives:
                 with trio.CancelScope(shield=True):
                     await self._end(())
@@ -200,7 +195,7 @@ class Slot:
                 death = await self._live()
         if attempt.error is not None:
             death = Death(f"failed unexpectedly: {words(attempt.error)}", condemned=True)
-        if self._left:
+        if self.left:
             return
         if self.retiring:
             self.enter(Phase.ENDING)
@@ -346,7 +341,9 @@ class Slot:
             logger.error("%s", death.reason)
             return
         self._avoid |= death.taken
-        age, last = self.age(), await self.last_words()
+        age, last = self.age(), ""
+        with contained("worker", f"reading the output of {self.name}"):
+            last = await self.last_words()
         if self.ready_at is None and self.plan is not None:
             self._avoid |= self.launcher.planner.taken(last, self.plan.ports)
         told = "%s %s after %.0f s; the end of its log:"
@@ -394,10 +391,13 @@ class Slot:
             registry.reincarnate(worker, why)
 
     async def _end(self, patience: tuple[float, ...]) -> None:
-        assert self.handle is not None
+        backend, handle = self.launcher.backend, self.handle
+        assert handle is not None
         # An engine may never answer again; then our claim on the worker goes with the record.
         with trio.move_on_after(self.shared.supervision.end_within):
-            await self.launcher.backend.end(self.handle, patience=patience)
+            await keep_running(
+                f"ending {self.name}", lambda: backend.end(handle, patience=patience)
+            )
         self.shared.store.delete(LaunchRecord, f"{self.launcher.name}/{self.index}")
         self.handle = self.run = self.record = None
 

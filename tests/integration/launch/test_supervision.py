@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Sequence
 
 import pytest
 import trio
 
 from router.errors import Conflict
+from router.launch.base import Handle
 from router.launch.launcher import Supervision
 from router.launch.phases import Phase
 from router.launch.records import LaunchRecord
@@ -15,6 +18,7 @@ from router.pool.lifecycle import MemoryEvent, Probe, hopeful, routable
 from router.pool.registry import Registry
 from router.pool.worker import Health, Memory, Origin, Worker
 from router.settings import Restart
+from tests.integration.launch.engine import EngineBackend
 from tests.integration.launch.fleets import FakePlanner, World, router, virtually
 
 
@@ -80,6 +84,39 @@ def test_one_that_dies_starts_again_after_growing_pauses_and_is_given_up() -> No
             await bench.serve()
             assert bench.worker() is worker
             assert worker.incarnation == 5
+
+    virtually(main)
+
+
+def test_what_fails_at_the_end_of_a_worker_does_not_end_the_router(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed: list[str] = []
+    end = EngineBackend.end
+
+    async def failing_end(
+        self: EngineBackend, handle: Handle, *, patience: Sequence[float]
+    ) -> None:
+        if "end" not in failed:
+            failed.append("end")
+            raise OSError(errno.EMFILE, "too many open files")
+        await end(self, handle, patience=patience)
+
+    async def failing_tail(self: EngineBackend, handle: Handle, lines: int) -> list[str]:
+        failed.append("tail")
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(EngineBackend, "end", failing_end)
+    monkeypatch.setattr(EngineBackend, "tail", failing_tail)
+
+    async def main(world: World) -> None:
+        async with router(world) as bench:
+            worker = await bench.serve()
+            bench.die()
+            await bench.until(Phase.RESTARTING)
+            assert await bench.serve() is worker
+            assert {"end", "tail"} <= set(failed)
+        assert world.living() == []
 
     virtually(main)
 
