@@ -23,6 +23,7 @@ from ..pool.weights.change import label_of
 from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
 from ..pool.worker import Admin, Health, Memory, Worker
 from ..store.store import Store
+from ..text import from_json
 from .broadcast import Call, Row, answer, broadcast
 from .client import ControlClient
 from .errands import Errand, Errands
@@ -357,7 +358,8 @@ class WeightControl:
     def _warn_of_repetition(self, change: Change) -> None:
         """Workers that read the path at different times would have different weights."""
         path = change.content.get("model_path")
-        old = [json.loads(step.body) for step in self.ledgers.ledger(change.model).recipe.base]
+        base = self.ledgers.ledger(change.model).recipe.base
+        old = [from_json(step.body) or {} for step in base]
         if change.path == DISK and any(known.get("model_path") == path for known in old):
             logger.warning(
                 "model %s: %s was loaded before: what a path holds must not change,"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from quart import Blueprint, g
@@ -13,6 +12,7 @@ from ..pool.lifecycle import routable
 from ..pool.targets import healthy_targets, select
 from ..pool.weights import Change, Ledger
 from ..pool.worker import Weights, Worker
+from ..text import from_json
 from . import body
 from .parts import parts
 
@@ -138,7 +138,7 @@ def _ledger_payload(ledger: Ledger) -> dict[str, Any]:
         "label": ledger.label,
         "latest_issued": ledger.issued,
         "replay": [
-            {"weight_version": step.version, "path": step.path, "body": json.loads(step.body)}
+            {"weight_version": step.version, "path": step.path, "body": from_json(step.body)}
             for step in (*recipe.base, *recipe.loras)
         ],
         "replayable": recipe.opaque == 0,

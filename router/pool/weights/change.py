@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 from attrs import define, field
 
+from ...text import from_json
 from ..worker import Worker
 from .recipe import DISK, TENSOR, Recipe, Step, step_of
 from .records import ChangeRecord
@@ -113,7 +113,7 @@ def label_of(path: str, content: Mapping[str, Any]) -> str | None:
 
 def restored(record: ChangeRecord) -> Change:
     """The change of a record."""
-    content = json.loads(record.body) if record.body else {}
+    content = from_json(record.body) if record.body else {}
     return Change(
         record.change_id,
         record.model,

@@ -142,6 +142,18 @@ def test_a_change_is_kept_in_whatever_encoding_it_comes(run_pool: RunPool, encod
     run_pool(test, IMAGES)
 
 
+def test_what_is_nested_so_deep_that_it_can_just_be_read_harms_nothing(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        for depth in range(930, 1000):  # around the limit of CPython 3.11
+            nested = "[" * depth + "]" * depth + "}"
+            body = '{"model_path": "image/v2", "nested": ' + nested
+            await pool.http.post(DISK, content=body)
+            assert (await pool.http.get("/weights")).status_code == 200
+        ok(await pool.http.post(DISK, json={"model_path": "image/v3"}), a)
+
+    run_pool(test, IMAGES)
+
+
 @pytest.mark.parametrize("path", CHANGES)
 @pytest.mark.parametrize("suffix", ["", "/"])
 def test_bodies_that_nobody_should_get(run_pool: RunPool, path: str, suffix: str) -> None:
