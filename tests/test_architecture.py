@@ -36,6 +36,7 @@ ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}
 NOT_IN_POOL = {"trio", "httpx", "quart", "hypercorn", "time", "datetime", "logging"}
 
 MAY_PRINT = ("router/cli.py", "router/demo/", "sglang/simulated_worker/cli.py")
+MAY_TELL_THE_TIME = ("router/wall.py", "router/launch/output.py")
 MAY_PARSE_FLAGS = ("router/cli.py", "sglang/simulated_worker/cli.py")
 FLAGS = {"args", "arguments", "namespace", "options"}
 MAX_LINES = 450
@@ -214,6 +215,9 @@ def some_calls_have_no_place(modules: dict[str, Module]) -> Iterator[str]:
             match node:
                 case ast.Attribute() if ast.unparse(node) in {"time.time", "threading.Thread"}:
                     yield f"{module.path}:{node.lineno}: {ast.unparse(node)} is banned"
+                case ast.Attribute() if ast.unparse(node) == "datetime.now":
+                    if module.path.startswith("router/") and module.path not in MAY_TELL_THE_TIME:
+                        yield f"{module.path}:{node.lineno}: the time of day is wall.seconds()"
                 case ast.Call(func=ast.Name("print")) if not module.path.startswith(MAY_PRINT):
                     yield f"{module.path}:{node.lineno}: print is for terminal front ends"
                 case ast.Call(func=ast.Name("getattr"), args=[ast.Name(name), *_]) if name in FLAGS:
@@ -279,6 +283,7 @@ def tree(root: Path, files: dict[str, str]) -> dict[str, Module]:
         ({"router/relay/a.py": "import hypercorn.config"}, "hypercorn is known to"),
         ({"router/launch/a.py": "import time\nage = time.time()"}, "a.py:2: time.time is banned"),
         ({"router/launch/a.py": "from time import time"}, "time.time is banned"),
+        ({"router/store/a.py": "age = datetime.now()"}, "the time of day is wall.seconds()"),
         ({"router/launch/a.py": "print('hello')"}, "print is for terminal front ends"),
         ({"router/cli.py": "def f(args):\n    return getattr(args, 'x', 1)"}, "no getattr"),
         ({"router/launch/a.py": "x = 1\n" * (MAX_LINES + 1)}, "split it by meaning"),

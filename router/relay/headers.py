@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 
+from .. import wall
 from ..pool.ids import display_id
 from ..text import moment
 
@@ -66,7 +66,7 @@ def retry_after(status: int, headers: Sequence[tuple[bytes, bytes]]) -> float | 
     until, now = moment(asked), moment(value(headers, b"date"))
     if until is None:
         return 1.0
-    return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
+    return max(0.0, until.timestamp() - (wall.seconds() if now is None else now.timestamp()))
 
 
 def for_worker(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import trio
 from attrs import define, field, frozen
@@ -286,6 +288,9 @@ async def made(universe: Universe) -> Any:
         async with trio.open_nursery() as nursery:
             network = Network(universe, nursery)
             network.install(stack)
+            # Each life would read the certificates of the system anew, and none meets TLS.
+            tls = ssl.create_default_context()
+            stack.enter_context(mock.patch("ssl.create_default_context", return_value=tls))
             folder = universe.folder / "state"
             disk = Disk(universe, folder, universe.dice("disk"))
             disk.install(stack)

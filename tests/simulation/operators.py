@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -57,7 +58,7 @@ async def _come_and_go(world: World, who: str, dice: random.Random, worker: Work
         drain = dice.choice(["?drain=true", ""])
         answer = await _ask(world, who, "DELETE", _where(worker) + drain)
         if answer.status == 200:
-            await world.pause(dice.choice([0.0, 1.0, 20.0]) * dice.random())
+            await world.pause(dice.choice([0.0, 0.0, 1.0, 20.0]) * dice.random())
             if worker.alive and worker.process is not None and worker.process.asleep:
                 # "Wake it first", say the documents: nobody else knows that it sleeps.
                 worker.process.asleep = False
@@ -155,9 +156,9 @@ async def collide(world: World, who: str, dice: random.Random) -> None:
                 nursery.start_soon(soon, lambda: register(world, who, away))
             for _ in range(dice.randrange(3)):
                 nursery.start_soon(soon, lambda: change(world, who, dice))
-            other = dice.choice(world.workers)
-            if other is not away and dice.random() < 0.5:
-                nursery.start_soon(soon, lambda: _come_and_go(world, who, dice, other))
+            for other in dice.sample(world.workers, dice.randrange(3)):
+                if other is not away:
+                    nursery.start_soon(soon, partial(_come_and_go, world, who, dice, other))
 
 
 async def change(world: World, who: str, dice: random.Random) -> None:
@@ -177,7 +178,7 @@ DEEDS: dict[Deed, float] = {
     retire_the_dead: 1,
     quarantine: 1,
     nap: 3,
-    collide: 3,
+    collide: 4,
     sync: 0.5,
 }
 
