@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import trio
 from attrs import define, field
@@ -47,7 +48,9 @@ class Follower:
     # Ghosts of restored workers that were not found healthy yet.
     _unasked: dict[Worker, list[Hold]] = field(init=False, factory=dict)
     # Of each worker with jobs: one that hangs holds up no look at another.
-    _looks: dict[Worker, trio.CapacityLimiter] = field(init=False, factory=dict)
+    _looks: WeakKeyDictionary[Worker, trio.CapacityLimiter] = field(
+        init=False, factory=WeakKeyDictionary
+    )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow whatever comes to be held; never returns."""
@@ -74,7 +77,6 @@ class Follower:
                     self._follow(hold)
             case events.WorkerRemoved(worker):
                 self._unasked.pop(worker, None)
-                self._looks.pop(worker, None)
 
     def _follow(self, hold: Hold) -> None:
         if self._nursery is None:

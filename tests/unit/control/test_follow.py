@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+import weakref
 from typing import Any
 
 import trio
@@ -50,6 +52,28 @@ def test_the_jobs_of_a_frozen_worker_hold_up_no_look_at_others() -> None:
             await trio.sleep(0.5)
             assert sound.jobs == 0
             assert frozen.jobs == 70
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_nothing_is_kept_of_a_worker_that_was_removed_with_its_jobs() -> None:
+    async def main() -> None:
+        registry, client = Registry(), Client()
+        speeds = Speeds(trio.current_time)
+        dispatcher = Dispatcher(registry, policies.make("least-request", speeds))
+        anything: Any = client
+        follower = Follower(registry, dispatcher, AssetMap(), anything, random.Random(1))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(follower.run)
+            worker = registry.add(FROZEN, Origin.REGISTERED)
+            dispatcher.job_found(worker, "job", "video")
+            await trio.testing.wait_all_tasks_blocked()
+            registry.remove(worker)
+            kept, worker = weakref.ref(worker), registry.add(SOUND, Origin.REGISTERED)
+            await trio.sleep(60)
+            gc.collect()
+            assert kept() is None
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
