@@ -272,6 +272,8 @@ def _refusal(request: h11.Request) -> RouterError | None:
         return BadRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
     if request.method == b"CONNECT":
         return BadRequest("CONNECT is not supported", status=405)
+    if not _origin_form(request.target).startswith((b"/", b"*")):
+        return BadRequest("The request target must begin with a slash")
     for name, value in request.headers:
         if name == b"host" and not _HOST.fullmatch(value):
             return BadRequest("The Host header names no host")

@@ -227,6 +227,7 @@ def test_an_offer_of_h2c_is_ignored() -> None:
     [
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        (b"GET live HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET /\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01", 400),  # TLS
         (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
