@@ -239,7 +239,7 @@ class Dispatcher:
         if lease.hold is not None:
             lease.hold.job_id = job_id
         hold = self._registry.keep(lease, HoldKind.JOB)
-        if hold is not None:
+        if hold is not None and not hold.worker.removed:
             self._jobs[job_id] = hold
 
     def job_found(

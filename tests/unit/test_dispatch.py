@@ -687,6 +687,18 @@ def test_a_job_holds_its_slot_until_it_has_ended() -> None:
     run(main)
 
 
+def test_a_job_of_a_worker_that_was_removed_meanwhile_is_not_kept() -> None:
+    async def main() -> None:
+        pool = Pool()
+        worker = pool.add("a", tasks=("T2V",))
+        with await pool.lease(VIDEO) as lease:
+            pool.registry.remove(worker)
+            pool.dispatcher.job_began(lease, "job")
+        assert not pool.dispatcher._jobs
+
+    run(main)
+
+
 def test_a_job_that_was_refused_or_has_no_id_is_none() -> None:
     async def main() -> None:
         pool = Pool()
