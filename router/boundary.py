@@ -1,7 +1,7 @@
 """Where an unexpected error ends: a connection, or a task about one worker.
 
 Such an error ends what it happened in. It is logged once with its traceback, and counted; the rest
-goes on. Errors of the shared core pass: nobody knows what a change that ended half-way has left.
+goes on. Errors of the shared core pass: what a change that ended half-way has left is not known.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kind: TypeAlias = Literal["client", "worker"]
 """What the error was in: the connection of a client, or a task about a worker."""
 
 Words: TypeAlias = str | Callable[[], str]
-"""Words for the log, or what gives them should they be needed."""
+"""Words for the log, or a function that makes them when they are needed."""
 
 CORE = (
     "router.dispatch",

@@ -25,7 +25,7 @@ _POOLS = 256
 _HEADERS = (
     ("accept", "*/*"),
     ("accept-encoding", "identity"),  # bodies are taken as they come
-    # What a worker says beyond its answer must not pass for that to the next call.
+    # What a worker sends after its answer must not be read as the answer to the next call.
     ("connection", "close"),
     ("user-agent", "sglang-d-router"),
 )

@@ -28,7 +28,7 @@ logger = logging.getLogger("router.control")
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 
 _RELEASE, _RESUME = "/release_memory_occupation", "/resume_memory_occupation"
-_SETTLE = 1.0  # seconds that one which was idle may be busy again
+_SETTLE = 1.0  # seconds for a worker that was idle a moment ago to be so again
 
 
 @define(eq=False)
@@ -49,9 +49,9 @@ class MemoryControl:
     call_timeout: float = 1800.0
     drain_timeout: float = 1800.0
     _slumber: Slumber = field(init=False)
-    # Those that a request is about just now: their agents leave them alone.
+    # The workers of requests under way: their agents leave them alone.
     claimed: set[Worker] = field(init=False, factory=set)
-    # Sleepers of before a restart of the router: it is not known whether they still do.
+    # Workers that slept before a restart of the router: whether they still do is not known.
     _doubted: set[Worker] = field(init=False, factory=set)
     _restored: dict[str, SleepRecord] = field(init=False, factory=dict)
 
@@ -63,8 +63,8 @@ class MemoryControl:
         self._restored = self.store.restored(SleepRecord)
         for worker in self.registry:
             self._restore(worker)
-        # Launched ones may come yet. The others would sleep, should they come back one day, for a
-        # reason that nobody knows any more.
+        # Launched workers may still be added. Any other, should it be added one day, must not be
+        # put to sleep for a request that is long forgotten.
         if not self.store.rows("launches"):
             for url in self._restored.keys() - self.registry.past.keys():
                 del self._restored[url]
@@ -126,7 +126,7 @@ class MemoryControl:
             targets = asleep_targets(present)
             eligible, deferred = targets.eligible, targets.deferred
             awake = [w for w in present if not w.is_sleeping and not w.is_dead]
-            # One that we launched and that died asleep is started again now that it may wake.
+            # A launched worker that died asleep is started again, now that it may wake.
             launched = any(worker.origin is Origin.LAUNCHED for worker in deferred)
             if not eligible and not awake and not launched:
                 raise no_workers()
@@ -169,7 +169,7 @@ class MemoryControl:
                     self._let_go(turn, worker)
 
     def _let_go(self, turn: Turn, worker: Worker) -> None:
-        """One that is done is held up by nobody else."""
+        """A worker that is done does not wait for the others."""
         if worker in turn.workers:
             self.claimed.discard(worker)
             turn.release(worker)

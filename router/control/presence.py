@@ -38,12 +38,12 @@ class Evidence:
     """Whether the end of a worker's idle connection says that its process has ended.
 
     Something in between (a proxy, a tunnel) may end it again and again though the process goes on.
-    Then it is no evidence, until one lasts much longer than those did.
+    Then it is no evidence, until a connection lasts much longer than the ones before.
     """
 
-    # How long those lasted, in seconds, whose ends meant nothing; the last few in a row.
+    # Seconds that the last connections lasted; their ends meant nothing.
     _vain: list[float] = field(init=False, factory=list)
-    # How long the one lasted whose end is not explained yet.
+    # Seconds that the connection lasted whose end is not explained yet.
     _open: float | None = field(init=False, default=None)
 
     @property

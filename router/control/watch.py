@@ -82,7 +82,7 @@ class Watchman:
     instance: str = ""  # the id of this router, as its own `/health` tells it
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
     _nursery: trio.Nursery | None = field(init=False, default=None)
-    # Why, at first contact, one is no new worker.
+    # Why a worker was refused at first contact.
     _refusals: WeakKeyDictionary[Worker, BadWorkerURL | SamePeer] = field(
         init=False, factory=WeakKeyDictionary
     )
@@ -141,7 +141,7 @@ class Watchman:
                 watch = self._watches.pop(worker, None)
                 if watch is not None:
                     watch.scope.cancel()
-                    watch.contacted.set()  # nobody need wait for it any longer
+                    watch.contacted.set()
                     watch.looked.set()
                 self.addresses.forget(worker.url)
             case events.Trouble(worker, _):
@@ -316,7 +316,7 @@ class Watchman:
         """
         worker = watch.worker
         if not worker.met and worker.suspicion is None:
-            watch.recalled = None  # nobody is known who could have been replaced
+            watch.recalled = None  # no process was known that another could have replaced
         verdict = None if watch.recalled is None else await self._judge(watch)
         if verdict is Verdict.UNKNOWN and watch.silent_since is not None and idle is not None:
             await challenge(idle)  # a restart that was out of reach has not ended it
@@ -334,7 +334,7 @@ class Watchman:
                 return error.finding
         if verdict is not None and verdict is not Verdict.SILENT:
             if watch.idle is not idle and watch.evidence.counts:
-                return Finding(Probe.OK)  # who said all this has ended since: look again
+                return Finding(Probe.OK)  # that process has ended since: look again
             watch.recalled = None
             if new:
                 proof = "" if verdict is Verdict.OTHER else "; nothing proves that it is the same"

@@ -55,7 +55,7 @@ async def inherit(
             logger.warning("%s is ended: %s", record.name, why)
             unwanted.append((record, handle))
         if slot is not None:
-            slot.bereave()
+            slot.outlive()
     return Inheritance(adopted, unwanted, remains)
 
 

@@ -62,8 +62,8 @@ class Slot:
     _scope: trio.CancelScope = field(factory=trio.CancelScope)
     _again: bool = False
     _quick: int = 0  # deaths in a row, each soon after its start
-    _mourned: bool = True  # the registry knows that the last process has ended
-    _bereaved: bool = False
+    _told: bool = True  # the registry knows that the last process has ended
+    _outlived: bool = False  # it has outlived a process that an earlier router launched
     _avoid: set[int] = field(factory=set)
 
     @property
@@ -161,9 +161,9 @@ class Slot:
             assert self.worker is not None
             self.shared.registry.identify(self.worker, handle.process)
 
-    def bereave(self) -> None:
-        """What an earlier router launched for it has ended, or is ended now."""
-        self._bereaved = True
+    def outlive(self) -> None:
+        """Note that what an earlier router launched for it has ended, or is ended now."""
+        self._outlived = True
 
     # Its task.
 
@@ -200,7 +200,7 @@ class Slot:
         if self.retiring:
             self.enter(Phase.ENDING)
         elif death is not None:
-            await self._mourn(death)
+            await self._report(death)
         if self.handle is not None:
             if death is None and self.worker and not self.retiring:
                 # What waits for it waits on while its process takes its time to end.
@@ -275,7 +275,7 @@ class Slot:
 
     async def _live(self) -> Death:
         """Watch what runs until it ends, or must be ended."""
-        self._mourned = False
+        self._told = False
         self.begun, self.ready_at = trio.current_time(), None
         self.enter(Phase.QUEUED)
         found: list[Death] = []
@@ -312,14 +312,14 @@ class Slot:
             return
         if worker is not None and worker.process not in (None, run.process):
             self._replaced("its engine has started it again")
-            self._mourned = False
+            self._told = False
             self.enter(Phase.QUEUED)
         self.register(url)
         assert self.worker is not None
-        if self._bereaved:  # what is known of the worker may be of the one that has ended
-            self._bereaved = False
+        if self._outlived:  # what is known of the worker may be of the one that has ended
+            self._outlived = False
             self._replaced("its process ended while no router ran")
-            self._mourned = False
+            self._told = False
         self.shared.registry.identify(self.worker, run.process)
         if self.phase is Phase.QUEUED:
             self.begun, self.ready_at = trio.current_time(), None
@@ -328,8 +328,8 @@ class Slot:
 
     # When it has ended.
 
-    async def _mourn(self, death: Death) -> None:
-        """Tell of the death, everybody who has something to do with the process."""
+    async def _report(self, death: Death) -> None:
+        """Tell the registry and the log of the death."""
         now = trio.current_time()
         served = 0.0 if self.ready_at is None else now - self.ready_at
         self._quick = 0 if served >= self.shared.supervision.settled else self._quick + 1
@@ -384,8 +384,8 @@ class Slot:
 
     def _replaced(self, why: str) -> None:
         registry, worker = self.shared.registry, self.worker
-        if worker is not None and not self._mourned:
-            self._mourned = True
+        if worker is not None and not self._told:
+            self._told = True
             registry.identify(worker, None)
             registry.expect(worker, why)  # first: a process that has ended must get no request
             registry.reincarnate(worker, why)
@@ -419,7 +419,7 @@ class Slot:
                 label=self.name,
             )
             # It was known before: to an earlier router, if that is not the one we took over.
-            self._bereaved = self._bereaved or (self.worker.met and not self.runs)
+            self._outlived = self._outlived or (self.worker.met and not self.runs)
 
     def enter(self, phase: Phase, detail: str | None = None) -> None:
         """Note where it stands, and why."""

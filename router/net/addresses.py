@@ -21,9 +21,11 @@ from ..pool.ids import is_blocked_address
 from .listeners import is_local, read_listening, shared
 from .lookup import Lookups, Silent, Unresolved
 
-_PATIENCE = 3.0  # seconds that a name may take of which nothing is known
-_MOMENT = 0.5  # seconds
-_BRIEF = 1.0  # and one whose last address is known; or an address beside another one
+_PATIENCE = 3.0  # seconds for the look-up of a name of which nothing is known
+# Seconds for the look-up of a name whose last address is known, and for a connection to an address
+# that is not the only one.
+_BRIEF = 1.0
+_MOMENT = 0.5  # seconds for which the kernel's list of listening sockets is believed
 
 
 @frozen
@@ -63,7 +65,7 @@ class Addresses:
     lookups: Lookups = field(factory=Lookups)
     # Called with a URL and its old and new address, before any connection goes to the new one.
     on_move: Callable[[str, str, str], None] | None = None
-    # Those of URLs whose idle connection stands: no other process can have taken them.
+    # URLs of workers whose idle connection is open: no other process can have their address.
     held: set[str] = field(init=False, factory=set)
     _peers: dict[str, str] = field(init=False, factory=dict)
     _origins: dict[str, Origin] = field(init=False, factory=dict)

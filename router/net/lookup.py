@@ -82,7 +82,7 @@ class Lookups:
 
         limiter = self._slow if host in self._slow_names else self._fast
         try:
-            # The token comes back with the thread, also where nobody waits for it any more.
+            # The limiter counts the thread until it ends, also after the task was cancelled.
             lookup.found = await trio.to_thread.run_sync(
                 ask, limiter=limiter, abandon_on_cancel=True
             )

@@ -17,7 +17,7 @@ from .routes import Route
 from .spool import Room
 from .upload import Upload
 from .upstream import ConnectFailed, ConnectTimeout, NoneFree, Upstream
-from .watcher import NOBODY, Watcher
+from .watcher import NO_WATCHER, Watcher
 from .wire import Head, NotAllowed
 
 # How long the owner of a job or file may take to answer a read, in seconds.
@@ -299,7 +299,7 @@ class _Attempt:
         if head.status in _GATEWAY and not self._repeatable:
             headers = [(n, v) for n, v in headers if n.lower() != b"x-should-retry"]
             headers.append((b"x-should-retry", b"false"))  # the worker may go on with it
-        watcher = self.watcher or NOBODY
+        watcher = self.watcher or NO_WATCHER
         streams = self._judge(head)
         watcher.begin(self.lease, head.status, heads.value(head.headers, b"content-encoding"))
         held = await self._hold(connection, watcher) if watcher.holds else b""

@@ -178,7 +178,7 @@ class _Elsewhere:
 def watcher(
     assets: AssetMap, dispatcher: Dispatcher, store: Store, route: Route, method: str, path: str
 ) -> Watcher | None:
-    """Who looks at the answer to a request; None if there is nothing to learn from it."""
+    """The watcher of the answer to a request; None if there is nothing to learn from it."""
     if route.how is How.SUBMIT and route.asset is not None:
         return _Submission(assets, dispatcher, store, route.asset)
     if route.path in ("/v1/images/generations", "/v1/images/edits"):

@@ -1,4 +1,4 @@
-"""Who looks at answers as they pass."""
+"""What looks at answers as they pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Watcher(Protocol):
         ...
 
 
-class _Nobody:
+class _NoWatcher:
     holds = 0
 
     def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
@@ -49,4 +49,4 @@ class _Nobody:
         pass
 
 
-NOBODY = _Nobody()
+NO_WATCHER = _NoWatcher()
