@@ -185,8 +185,8 @@ class RouterSettings:
         WholeNumber(1, 10_000, none=True, word="auto"),
         default_text="auto",
         group="Routing",
-        help="generations that a worker gets at a time; auto: its data-parallel size, for a"
-        " launched one times --batching-max-size",
+        help="generations that a worker gets at a time; auto: its data-parallel size"
+        " times the size of its batches, where that is known",
     )
     max_jobs_per_worker: int = setting(
         100,
