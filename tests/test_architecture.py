@@ -27,7 +27,7 @@ LAYERS = [
     {"pool", "settings"},
     {"answers", "boundary"},
     {"backoff"},
-    {"errors", "init", "program", "text", "wall", "__init__"},
+    {"errors", "init", "program", "text", "threads", "wall", "__init__"},
 ]
 SAME_ROW = {("web", "control")}
 ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 from attrs import define, field
 
+from .. import threads
 from ..errors import BadRequest, Conflict, NotFound, RouterError, StartError, describe
 from ..pool import events
 from ..pool.lifecycle import AdminEvent
@@ -375,7 +376,7 @@ class Fleet:
             for slot in self._all():
                 if slot.log is not None:
                     try:
-                        await trio.to_thread.run_sync(output.rotate, slot.log)
+                        await threads.run(partial(output.rotate, slot.log))
                     except OSError as error:
                         logger.warning("%s: %s", slot.log, describe(error))
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import trio
 from attrs import define, field
 
+from .. import threads
+
 # Threads for names that were never slow, and for those that were: a name server that is silent
 # holds a thread for many seconds, and names that it does not hold back must not wait for it.
 _AT_ONCE, _SLOW_AT_ONCE = 32, 4
@@ -83,9 +85,7 @@ class Lookups:
         limiter = self._slow if host in self._slow_names else self._fast
         try:
             # The limiter counts the thread until it ends, also after the task was cancelled.
-            lookup.found = await trio.to_thread.run_sync(
-                ask, limiter=limiter, abandon_on_cancel=True
-            )
+            lookup.found = await threads.run(ask, limiter=limiter, abandon_on_cancel=True)
         except OSError as error:
             lookup.failure = _failure(host, error)
         except UnicodeError as error:  # a name that IDNA refuses

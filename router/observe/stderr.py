@@ -13,16 +13,20 @@ import select
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from threading import Lock
 from typing import TextIO
 
 import trio
 from attrs import define, field
 
+from .. import threads
+
 MOST_BYTES = 1024 * 1024
 """Text that may wait to be written; beyond it lines are dropped."""
 
 _CHUNK = 64 * 1024
+_AGAIN = 1.0  # seconds until a write that found no thread is tried again
 _LAST_WORDS = 1.0  # seconds that what is left at the end has, and a write outside of the loop
 
 
@@ -126,9 +130,12 @@ class Output:
                 await wake.wait()
                 continue
             # Left alone at the end if it hangs.
-            written = await trio.to_thread.run_sync(
-                _write, fd, chunk, abandon_on_cancel=True, limiter=limiter
-            )
+            write = partial(_write, fd, chunk)
+            try:
+                written = await threads.run(write, abandon_on_cancel=True, limiter=limiter)
+            except OSError:  # there is no thread for it now
+                await trio.sleep(_AGAIN)
+                continue
             with self._lock:
                 del self._waiting[: len(chunk) if written is None else written]
                 if written is None:

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Callable
 from typing import IO, TypeAlias
 
-import trio
 from attrs import define, field
 
+from .. import threads
 from ..errors import PoolUnavailable, RouterError, describe
 
 _SLICE = 1024 * 1024
@@ -98,7 +98,7 @@ class Spool:
 
     async def _in_thread(self, call: Call) -> bytes:
         try:
-            return await trio.to_thread.run_sync(call)
+            return await threads.run(call)
         except OSError as error:
             raise SpoolFailed(
                 f"The temporary file of the request failed: {describe(error)}",

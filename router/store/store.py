@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import trio
 from attrs import define, field
 
+from .. import threads
 from ..backoff import Backoff
 from ..errors import StateUnavailable, describe
 from . import files
@@ -374,9 +375,7 @@ class Store:
         with trio.CancelScope(deadline=self._last, shield=not polls) as scope:
             self._waits.add(scope)
             try:
-                return await trio.to_thread.run_sync(
-                    work, limiter=self._threads, abandon_on_cancel=True
-                )
+                return await threads.run(work, limiter=self._threads, abandon_on_cancel=True)
             finally:
                 self._waits.discard(scope)
         raise OSError("the disk does not answer")
