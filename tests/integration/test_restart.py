@@ -133,7 +133,7 @@ def test_everything_is_there_again(run_restarts: RunLives, crash: bool) -> None:
             content = await router.http.get(f"/v1/images/{image}/content")
             before = await payload(router, one)
             await until(lambda: not known(router, two.url).holds)
-            await trio.sleep(0.2)  # images are not waited for
+            await router.running.parts.store.commit()  # images are not waited for
         async with lives.router() as router:
             await healthy(router, one.url, two.url)
             workers = (await router.http.get("/workers")).json()["workers"]
