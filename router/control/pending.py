@@ -35,13 +35,14 @@ class PendingChanges:
     turns: Turns
     weights: WeightControl
     _nursery: trio.Nursery | None = field(init=False, default=None)
+    _probed: float = field(init=False, default=0.0)  # when the first probes are over
     # The tasks, by model; the event ends a pause.
     _tasks: dict[str, trio.Event] = field(init=False, factory=dict)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Make what waits once a worker can be called; never returns."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery, self._probed = nursery, trio.current_time() + _FIRST_PROBES
             try:
                 self.registry.subscribe(
                     self._observe,
@@ -74,7 +75,7 @@ class PendingChanges:
         ledger = self.ledgers.ledger(model)
         backoff = Backoff()
         try:
-            with trio.move_on_after(_FIRST_PROBES):
+            with trio.move_on_at(self._probed):
                 while any(_unprobed(worker) for worker in self.registry):
                     woken = self._tasks[model] = trio.Event()
                     await woken.wait()
