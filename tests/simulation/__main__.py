@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import random
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 
 from tests.simulation.history import live
@@ -18,19 +20,19 @@ _SHOWN = 60  # lines of the diary
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seed", type=int, help="the first one; absent: any")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--seed", type=int, nargs="+", help="these; absent: any")
+    parser.add_argument("--seeds", type=int, default=1, help="so many from the last one on")
     parser.add_argument("--seconds", type=float, help="go on for so long instead")
     parser.add_argument("--hours", type=float, default=0.1, help="simulated hours of each")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--keep-going", action="store_true", help="after a seed that fails")
     parser.add_argument("--twice", action="store_true", help="each, and compare the two")
     given = parser.parse_args()
-    first = random.randrange(10**6) if given.seed is None else given.seed
-    began, lived, failed, seed = time.monotonic(), 0.0, 0, first
-    while True:
+    began, lived, count, failed = time.monotonic(), 0.0, 0, 0
+    for seed in chosen(given, began):
         again = f"python -m tests.simulation --seed {seed} --hours {given.hours:g}"
         universe, error = one(seed, given.hours, given.trace)
+        count, lived = count + 1, lived + universe.lasted / 3600
         if error is not None:
             failed += 1
             if not given.trace and not given.keep_going:
@@ -38,18 +40,25 @@ def main() -> int:
             print(f"{again}: {type(error).__name__}: {error}", flush=True)
             if not given.keep_going:
                 raise error
-        if given.twice and digest(universe) != digest(one(seed, given.hours, False)[0]):
+        elif given.twice and digest(universe) != digest(one(seed, given.hours, False)[0]):
             print(f"{again}: another history the second time")
             return 1
-        lived += universe.lasted / 3600
-        seed += 1
-        spent = time.monotonic() - began
-        if spent > given.seconds if given.seconds else seed - first >= given.seeds:
-            print(
-                f"{seed - first} seeds from {first}, {lived:.1f} simulated hours in "
-                f"{spent:.0f} s: {failed} failed"
-            )
-            return 1 if failed else 0
+        else:
+            print(f"seed {seed}: {universe.lasted:.0f} s, all is well", flush=True)
+    spent = time.monotonic() - began
+    print(f"{count} seeds, {lived:.1f} simulated hours in {spent:.0f} s: {failed} failed")
+    return 1 if failed else 0
+
+
+def chosen(given: argparse.Namespace, began: float) -> Iterator[int]:
+    """The seeds to live through."""
+    *some, last = given.seed or [random.randrange(10**6)]
+    yield from some
+    number = itertools.count(last)
+    if given.seconds is None:
+        yield from itertools.islice(number, given.seeds)
+    else:
+        yield from itertools.takewhile(lambda _: time.monotonic() < began + given.seconds, number)
 
 
 def one(seed: int, hours: float, live_trace: bool) -> tuple[Universe, BaseException | None]:

@@ -72,7 +72,7 @@ async def ill(world: World, worker: Worker, dice: random.Random) -> None:
     faults = worker.faults
     which = pick(
         dice,
-        {"failing": 2, "cutting": 1, "slow_health": 2, "slow": 1, "update": 4, "dead": 1},
+        {"failing": 2, "cutting": 1, "slow_health": 4, "slow": 1, "update": 4, "dead": 1},
     )
     worker.note(f"is ill: {which}")
     match which:
@@ -81,8 +81,8 @@ async def ill(world: World, worker: Worker, dice: random.Random) -> None:
         case "cutting":
             faults.cutting = 0.5
         case "slow_health":
-            faults.slow_health = dice.uniform(1, 9)
-            worker.silent(faults.slow_health > 4)
+            faults.slow_health = dice.uniform(2, 9)
+            worker.silent(faults.slow_health > 5)
         case "slow":
             faults.slow = dice.uniform(2, 10)
         case "update":
@@ -124,7 +124,7 @@ async def breaker(world: World, number: int) -> None:
         worker.taken = True
         await pick(dice, some(world, DEEDS))(world, worker, dice)
         worker.taken = False
-        worker.disturbed = trio.current_time()
+        worker.disturbed = worker.moved = trio.current_time()
 
 
 async def router_breaker(world: World) -> None:
@@ -134,7 +134,7 @@ async def router_breaker(world: World) -> None:
         await world.pause(dice.uniform(5, 80))
         if world.over.is_set():
             return
-        how = pick(dice, {"step": 4, "write": 3, "stop": 2})
+        how = pick(dice, {"step": 4, "write": 3, "answer": 3, "stop": 2})
         with world.trouble():
             await end_router(world, how, dice)
             await world.pause(dice.choice([0.5, 5.0, 30.0]) * dice.random())
@@ -149,10 +149,13 @@ async def end_router(world: World, how: str, dice: random.Random) -> None:
         await stop(world)
     else:
         world.note("the router", f"is about to be killed at a {how}")
-        if how == "write":
-            disk.crash_in = dice.randrange(1, 12)
+        if how != "step":
+            if how == "write":
+                disk.crash_in = dice.randrange(1, 12)
+            router.crash_at_answer = how == "answer"
             with trio.move_on_after(20):
                 await router.over.wait()
+            router.crash_at_answer = False
             await router.crash()
         else:
             await router.crash(dice.randrange(1, 3000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import ssl
 from collections import Counter
@@ -40,6 +41,7 @@ SETTINGS: dict[str, Any] = {
 # for a connection, and for its answer; a change waits for those before it, a drain, and its calls.
 PATIENCE = 4 * (60 + 5 + 40 + 30)
 OPERATION = 300.0
+JOBS = 2000.0  # the longest that come together at a worker
 
 
 @define(eq=False)
@@ -54,6 +56,7 @@ class Router:
     running: Any = None
     lives: int = 0
     crashes: int = 0
+    crash_at_answer: bool = False  # at the next that acknowledges something
     stop: trio.Event | None = None
     over: trio.Event = field(factory=trio.Event)  # the present life is
 
@@ -161,7 +164,7 @@ class Theme:
 
 ALL_DEEDS = (
     *("restart", "freeze", "part", "cut", "bad_network", "ill"),
-    *("come_and_go", "retire_the_dead", "quarantine", "nap", "sync", "collide"),
+    *("come_and_go", "retire_the_dead", "quarantine", "nap", "doze", "sync", "collide"),
 )
 
 
@@ -184,7 +187,7 @@ class World:
     changes: int = 0  # made by operators
     operating: int = 0  # operations under way
     operated: float = 0.0  # when the last one ended
-    disturbed: float = 0.0  # when something happened to the router
+    disturbed: float = -math.inf  # when something happened to the router
     blind: int = 0  # what happens to it just now
     replayable: bool = True  # the weights; else workers wait for others
     sleepers: set[str] = field(factory=set)  # and their sleep, before anybody has woken them
@@ -219,7 +222,14 @@ class World:
         self.asking[asking] = f"{who} since {self.universe.now:.0f}: {method} {target}"
         try:
             with trio.fail_after(within):
-                return await http.ask(self.network, self.link, method, target, content, headers)
+                answer = await http.ask(self.network, self.link, method, target, content, headers)
+            acknowledged = method != "GET" and answer.status == 200
+            if self.router.crash_at_answer and acknowledged and "/images/" not in target:
+                self.note("the router", f"ends: it has answered {target}")
+                self.router.crash_at_answer = False
+                if life is not None:
+                    life.crash()
+            return answer
         except Cut:
             stopping = self.router.stop is not None and self.router.stop.is_set()
             if broken or life is None or life.dead or stopping:
@@ -259,16 +269,20 @@ class World:
             self.disturbed = trio.current_time()
 
     @contextlib.contextmanager
-    def handling(self, some: Iterable[Worker]) -> Iterator[None]:
-        """Something is done to these workers."""
+    def handling(self, some: Iterable[Worker], *, away: bool = True) -> Iterator[None]:
+        """Something is done to these workers; `away`: they may be out of the pool meanwhile."""
         for worker in some:
             worker.handled += 1
+            worker.away += away
         try:
             yield
         finally:
             for worker in some:
                 worker.handled -= 1
+                worker.away -= away
                 worker.disturbed = trio.current_time()
+                if away:
+                    worker.moved = worker.disturbed
 
     async def pause(self, seconds: float) -> None:
         """Sleep, at most until it is over."""

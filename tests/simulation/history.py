@@ -8,7 +8,7 @@ import trio
 
 from tests.simulation.actors import learn, listener, painter, send, trainer
 from tests.simulation.breakers import breaker, disk_breaker, router_breaker
-from tests.simulation.deployment import PATIENCE, Theme, World, made
+from tests.simulation.deployment import JOBS, Theme, World, made
 from tests.simulation.operators import (
     filmer,
     operator,
@@ -61,11 +61,11 @@ async def chaos(world: World) -> None:
             await trio.sleep(CHAOS)
             world.note("chaos", "is over")
             world.over.set()
-            with trio.move_on_after(PATIENCE) as scope:
+            with trio.move_on_after(JOBS) as scope:
                 while actors.child_tasks:
                     await trio.sleep(0.5)
             if scope.cancelled_caught:
-                raise Wrong(f"not over within {PATIENCE:g} s: {list(world.asking.values())}")
+                raise Wrong(f"not over within {JOBS:g} s: {list(world.asking.values())}")
         nursery.cancel_scope.cancel()
 
 

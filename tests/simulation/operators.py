@@ -10,7 +10,7 @@ import trio
 
 from tests.simulation.actors import send
 from tests.simulation.breakers import some
-from tests.simulation.deployment import OPERATION, World
+from tests.simulation.deployment import JOBS, OPERATION, World
 from tests.simulation.http import Answer
 from tests.simulation.truth import DISK, Change
 from tests.simulation.universe import Wrong, pick
@@ -23,10 +23,17 @@ def _where(worker: Worker) -> str:
     return f"/workers/{worker.url}"
 
 
-async def _ask(world: World, who: str, method: str, target: str, content: object = None) -> Answer:
+async def _ask(
+    world: World,
+    who: str,
+    method: str,
+    target: str,
+    content: object = None,
+    within: float = OPERATION,
+) -> Answer:
     """Until the router has answered. Raises Wrong."""
     while True:
-        answer = await world.ask(who, method, target, content, within=OPERATION)
+        answer = await world.ask(who, method, target, content, within=within)
         if answer is not None:
             told = "" if answer.status == 200 else answer.body.decode()[:300]
             world.note(who, f"{method} {target}: {answer.status} {told}")
@@ -46,17 +53,22 @@ async def come_and_go(world: World, who: str, dice: random.Random) -> None:
     if not able:  # one that is being put to sleep must not be registered again meanwhile
         return
     worker = dice.choice(able)
-    with world.handling([worker]):
-        await _come_and_go(world, who, dice, worker)
+    await _come_and_go(world, who, dice, worker)
 
 
 async def _come_and_go(world: World, who: str, dice: random.Random, worker: Worker) -> None:
+    with world.handling([worker]):
+        await _gone_and_back(world, who, dice, worker)
+
+
+async def _gone_and_back(world: World, who: str, dice: random.Random, worker: Worker) -> None:
     if worker.name in world.members:
         world.members.discard(worker.name)
         worker.removals += 1
         world.sleepers.discard(worker.name)  # one that is registered again is awake
         drain = dice.choice(["?drain=true", ""])
-        answer = await _ask(world, who, "DELETE", _where(worker) + drain)
+        # A drain waits for jobs, whatever they take.
+        answer = await _ask(world, who, "DELETE", _where(worker) + drain, within=JOBS)
         if answer.status == 200:
             await world.pause(dice.choice([0.0, 0.0, 1.0, 20.0]) * dice.random())
             if worker.alive and worker.process is not None and worker.process.asleep:
@@ -108,6 +120,7 @@ async def nap(world: World, who: str, dice: random.Random) -> None:
         query = f"?workers={','.join(worker.url for worker in chosen)}"
     for worker in chosen:
         worker.handled += 1
+        worker.napping += 1
     answer = await _ask(world, who, "POST", f"/release_memory_occupation{query}", {})
     told = answer.json()
     asleep = {row["worker_url"] for row in told.get("results", ()) if row["status_code"] == 200}
@@ -117,7 +130,30 @@ async def nap(world: World, who: str, dice: random.Random) -> None:
     await world.pause(dice.choice([1.0, 30.0]) * dice.random())
     for worker in chosen:
         worker.handled -= 1
+        worker.napping -= 1
     await wake(world, who, query, chosen)
+
+
+async def doze(world: World, who: str, dice: random.Random) -> None:
+    """A worker with a long job is out of reach when it is put to sleep: it is to follow once it is
+    back, and until its job has ended nobody may wait for it."""
+    content = {"model": MODEL, "prompt": "x", "num_inference_steps": 3000}
+    answer = await world.ask(who, "POST", "/v1/videos", content, broken=True)
+    maker = "" if answer is None else answer.headers.get("x-worker-id", "")
+    worker = next((w for w in world.workers if f"{w.host.address}%3A" in maker), None)
+    if worker is None or worker.taken or any(other.handled for other in world.workers):
+        return
+    with world.handling(world.workers):
+        worker.taken = True
+        await world.pause(3)
+        worker.freeze()
+        await world.pause(75)
+        query = f"?model={MODEL}"  # if there is nobody else to call, it has no effect
+        await _ask(world, who, "POST", f"/release_memory_occupation{query}", {})
+        worker.thaw()
+        worker.taken = False
+        await world.pause(20 * dice.random())
+        await wake(world, who, query, world.workers)
 
 
 async def wake(world: World, who: str, query: str, chosen: list[Worker]) -> None:
@@ -132,18 +168,27 @@ async def collide(world: World, who: str, dice: random.Random) -> None:
         return
     everyone = f"?model={MODEL}"
     away = dice.choice(world.workers) if dice.random() < 0.5 else None
-    with world.handling(world.workers):
+    moved = [] if away is None else [away]
+    with world.handling(world.workers, away=False), world.handling(moved):
         if away is not None and away.name in world.members:
             world.members.discard(away.name)
             away.removals += 1
             await _ask(world, who, "DELETE", _where(away))
         sleeps = dice.random() < 0.6
         if sleeps:
+            for worker in world.workers:
+                worker.napping += 1
             await _ask(world, who, "POST", f"/release_memory_occupation{everyone}", {})
             if dice.random() < 0.7:
                 await change(world, who, dice)
         if away is not None and away.process is not None:
             away.process.asleep = False  # whoever registers it has woken it
+
+        async def end_nap() -> None:
+            for worker in world.workers:
+                worker.napping -= 1
+            await wake(world, who, everyone, world.workers)
+
         async with trio.open_nursery() as nursery:
 
             async def soon(act: Callable[[], Awaitable[None]]) -> None:
@@ -151,7 +196,7 @@ async def collide(world: World, who: str, dice: random.Random) -> None:
                 await act()
 
             if sleeps:
-                nursery.start_soon(soon, lambda: wake(world, who, everyone, world.workers))
+                nursery.start_soon(soon, end_nap)
             if away is not None:
                 nursery.start_soon(soon, lambda: register(world, who, away))
             for _ in range(dice.randrange(3)):
@@ -178,6 +223,7 @@ DEEDS: dict[Deed, float] = {
     retire_the_dead: 1,
     quarantine: 1,
     nap: 3,
+    doze: 1,
     collide: 4,
     sync: 0.5,
 }
@@ -201,18 +247,34 @@ async def tidy_up(world: World) -> None:
     """All are registered, enabled, and awake."""
     who = "the end"
     for worker in world.workers:
-        if worker.name not in world.members:
-            await register(world, who, worker)
-        await _ask(world, who, "PUT", _where(worker), {"draining": False, "is_dead": False})
+        with trio.move_on_after(60):
+            while worker.name not in world.members:
+                await register(world, who, worker)
+                await trio.sleep(1)
+            enabled = {"draining": False, "is_dead": False}
+            while (await _ask(world, who, "PUT", _where(worker), enabled)).status == 503:
+                await trio.sleep(1)  # its disk was full a moment ago
     world.sleepers.clear()
     with trio.move_on_after(60) as scope:
         while True:
             answer = await _ask(world, who, "POST", f"/resume_memory_occupation?model={MODEL}", {})
             if answer.status == 200:
+                wake_by_hand(world)
                 return
             await trio.sleep(1)
     if scope.cancelled_caught:
         raise Wrong("the workers cannot be woken within a minute after the faults have stopped")
+
+
+def wake_by_hand(world: World) -> None:
+    """A worker that was removed while it was being put to sleep, and is registered again, counts
+    as awake, whatever it is: "wake it first", say the documents."""
+    for worker in world.workers:
+        if worker.process is not None and worker.process.asleep:
+            if not worker.removals:
+                raise Wrong(f"all workers are awake, says the router, and {worker.name} sleeps")
+            worker.note("is woken by hand")
+            worker.process.asleep = False
 
 
 async def filmer(world: World, number: int) -> None:

@@ -38,10 +38,10 @@ def fits_change(world: World, worker: Worker) -> bool:
     return (
         process is not None
         and worker.name in world.members
-        and not (worker.taken or worker.handled or world.blind)
-        and now - max(worker.disturbed, world.disturbed) > _STEADY
+        and not (worker.taken or worker.away or worker.napping or world.blind)
+        and now - max(worker.moved, world.disturbed) > _STEADY
         and not process.asleep
-        and now - process.awake_since > 2
+        and now - process.awake_since > 0.5
     )
 
 

@@ -1,4 +1,4 @@
-"""A few fixed seeds, each lived through twice: it must be the same history.
+"""A few fixed seeds; one is lived through twice, and must be the same history.
 
 `python -m tests.simulation --seed N` replays one, and `nox -s simulate` tries others.
 """
@@ -13,6 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ROUND = ("--hours", "0.01")  # one of chaos and one of calm
+
+# Each of these has found a fault of the router, that was put back or was there. A change of the
+# simulation makes them seeds like any other: then others are to be looked for.
+PINNED = ("4", "8", "13")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs socket pairs as Linux has them"),
+]
 
 
 def simulate(*arguments: str) -> str:
@@ -30,7 +40,9 @@ def simulate(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the network is made of Linux's socket pairs")
-def test_histories_of_fixed_seeds_are_well_and_repeat_themselves() -> None:
-    simulate("--seed", "3", "--seeds", "2", "--hours", "0.01", "--twice")
+def test_a_seed_repeats_itself() -> None:
+    simulate("--seed", "5", *ROUND, "--twice")
+
+
+def test_pinned_seeds() -> None:
+    simulate("--seed", *PINNED, *ROUND)

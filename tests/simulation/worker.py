@@ -23,6 +23,7 @@ from tests.simulation.universe import LIFE, Life, Universe, Wrong
 MODEL = "m"
 MODULES = ("transformer", "text_encoder")
 _IDLE = 5.0  # seconds until a kept-alive connection is closed
+_SLOWER = 60.0  # at most so much longer it takes at a slow worker
 _JSON = "application/json"
 
 Reply = tuple[int, Any]
@@ -121,6 +122,9 @@ class Worker:
     disturbed: float = -math.inf
     erred: float = -math.inf
     silent_since: float | None = None  # since when it answers late or not, but lives
+    napping: int = 0  # operators that have put it to sleep, and not sent a wake since
+    away: int = 0  # operators that have removed or quarantined it, or are about to
+    moved: float = -math.inf  # when that last ended, or something broke it
     handled: int = 0  # operators that are about to do something to it
     serving: set[str] = field(factory=set)  # names of requests
     broken: int = 0  # times that it died, or that an answer of it broke off
@@ -222,7 +226,7 @@ class Worker:
                 yield
 
     async def _takes(self, process: Process, seconds: float) -> None:
-        await trio.sleep(seconds * self.faults.slow)
+        await trio.sleep(min(seconds * self.faults.slow, seconds + _SLOWER))
         await self._tick(process)
 
     async def _answer(self, process: Process, request: Request) -> Reply:
