@@ -114,14 +114,14 @@ class Names:
         name = self._names.get(url)
         if name is None:
             name = _Name(NameRecord(url, registered=True, concurrency=concurrency))
-        if concurrency is not None:
-            name.record = evolve(name.record, concurrency=concurrency)
-        name.record = evolve(name.record, registered=True)
         try:
             found = await self._find(name)
         except NotOneAddress as error:
             raise BadWorkerURL(f"Worker URL {url} is refused: {error}") from None
         name = self._names.setdefault(url, name)
+        if concurrency is not None:
+            name.record = evolve(name.record, concurrency=concurrency)
+        name.record = evolve(name.record, registered=True)
         self._put(name, name.record.members)
         if found is not None:
             self._apply(name, found)

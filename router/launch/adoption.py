@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import trio
 from attrs import frozen
 
+from ..boundary import contained
 from ..errors import StartError
 from ..store.store import Store
 from .base import Backend, Handle
@@ -68,8 +69,9 @@ async def clear(
     """End them with all that they left behind, side by side, and forget them."""
 
     async def end(record: LaunchRecord, handle: Handle) -> None:
-        await backend.end(handle, patience=patience)
-        store.delete(LaunchRecord, record.key)
+        with contained("worker", f"the end of {record.name}"):
+            await backend.end(handle, patience=patience)
+            store.delete(LaunchRecord, record.key)  # else a later start tries again
 
     async with trio.open_nursery() as nursery:
         for record, handle in unwanted:
