@@ -149,7 +149,7 @@ class Theme:
         return cls(
             clients=dice.choice([2, 4, 8]),
             trainers=dice.choice([0, 0, 1, 1, 2]),
-            breakers=dice.choice([0, 1, 2, 3]),
+            breakers=dice.choice([0, 0, 1, 2, 3]),
             operators=dice.choice([0, 1, 1, 2]),
             filmers=dice.choice([0, 1, 1, 3]),
             steps=dice.choice([50, 300, 300]),

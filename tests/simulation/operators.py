@@ -232,7 +232,7 @@ DEEDS: dict[Deed, float] = {
 async def operator(world: World, number: int) -> None:
     who = f"operator {number}"
     dice = world.dice(who)
-    if dice.random() < 0.3:  # the first thing of all
+    if dice.random() < 0.6:  # the first thing of all
         with world.operation():
             await collide(world, who, dice)
     while not world.over.is_set():

@@ -27,7 +27,8 @@ def serves(world: World, worker: Worker, seconds: float = _STEADY) -> bool:
         and not (worker.taken or worker.handled or world.blind)
         and now - max(worker.disturbed, process.awake_since, world.disturbed) > seconds
         and now - worker.erred > _TRIALS
-        and not process.asleep
+        and not (process.asleep or process.unfinished)
+        and now - process.filmed > seconds
     )
 
 

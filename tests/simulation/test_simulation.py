@@ -17,7 +17,7 @@ ROUND = ("--hours", "0.01")  # one of chaos and one of calm
 
 # Each of these has found a fault of the router, that was put back or was there. A change of the
 # simulation makes them seeds like any other: then others are to be looked for.
-PINNED = ("4", "8", "13")
+PINNED = ("6", "15")
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,7 +41,7 @@ def simulate(*arguments: str) -> str:
 
 
 def test_a_seed_repeats_itself() -> None:
-    simulate("--seed", "5", *ROUND, "--twice")
+    simulate("--seed", "7", *ROUND, "--twice")
 
 
 def test_pinned_seeds() -> None:

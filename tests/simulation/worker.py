@@ -80,6 +80,7 @@ class Process:
     # the way to it had been down by then.
     busy: dict[str, tuple[Life | None, int]] = field(factory=dict)
     unfinished: int = 0  # jobs
+    filmed: float = -math.inf  # when the last one ended
     awake_since: float = field(factory=trio.current_time)
     work: int = 0  # generations, jobs and changes that are not over
     busy_since: float | None = None  # while there are any
@@ -364,6 +365,7 @@ class Worker:
                 await self._takes(process, 0.2 * steps)
                 job |= {"status": "completed", "progress": 100}
         process.unfinished -= 1
+        process.filmed = trio.current_time()
 
     async def _update(self, process: Process, path: str, targets: object, refused: int) -> Reply:
         self.note(f"is sent {path}")
