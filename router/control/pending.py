@@ -93,6 +93,8 @@ class PendingChanges:
                     logger.warning("%s waits: %s", change.name, error)
                     done = False
                 if not done:
+                    # Another event: the end of the attempt has set this one.
+                    woken = self._tasks[model] = trio.Event()
                     await backoff.pause(woken)
         finally:
             del self._tasks[model]

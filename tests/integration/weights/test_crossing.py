@@ -140,6 +140,40 @@ def test_a_change_that_waits_behind_a_wake_with_a_pending_change(run_pool: RunPo
     run_pool(test, IMAGES)
 
 
+def test_a_pending_change_that_cannot_be_written_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its end looks for what else there is to do: that is no reason to try again at once."""
+
+    def disk_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def tries() -> int:
+        return sum(" waits: " in record.getMessage() for record in caplog.records)
+
+    async def test(lives: Lives) -> None:
+        async with lives.router() as pool:
+            sim = await pool.simulated(**IMAGES)
+            await pool.register(sim.url)
+            a = Member(sim, pool.running.parts.registry.get(sim.url))
+            await pool.http.post(SLEEP, json={})
+            assert (await refit(pool, "v1")).json()["pending"] is True
+            sim.faults.add("delay", path=WAKE, by=0.3, count=1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: pool.http.post(WAKE, json={}))
+                await until(lambda: a.asked("POST", WAKE))
+                with monkeypatch.context() as patch:
+                    patch.setattr(Journal, "append", disk_full)
+                    await until(tries)
+                    for _ in range(200):
+                        await trio.lowlevel.checkpoint()
+                    assert tries() <= 2
+            await until(lambda: current(a), 15)
+            assert has(a, "v1")
+
+    run_lives(test, tmp_path)
+
+
 def test_a_begin_that_a_full_disk_refused_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
