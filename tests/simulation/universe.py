@@ -24,6 +24,7 @@ from attrs import define, field
 from trio._core import _run
 
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+_STILL = 100_000  # steps of tasks in one moment, and somebody runs in a circle
 _GARBAGE = 300.0  # seconds of virtual time between two collections
 
 
@@ -88,10 +89,21 @@ class Life:
 LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
 
 
-class CrashAtStep(trio.abc.Instrument):
-    """Ends a life between two steps of its tasks: at any await."""
+class Steps(trio.abc.Instrument):
+    """Ends a life between two steps of its tasks, at any await; and all, if time stands still."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.spins: str | None = None  # the task that does
+        self._now, self._steps = 0.0, 0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        now = trio.current_time()
+        self._steps = self._steps + 1 if now == self._now else 0
+        self._now = now
+        if self._steps > _STILL and self.spins is None:
+            self.spins = task.name
+            self.scope.cancel()
         life = task.context.get(LIFE)
         if life is not None and life.crash_in is not None:
             life.crash_in -= 1
@@ -163,6 +175,7 @@ def run(seed: str, main: Callable[[Universe], Awaitable[None]], *, live: bool = 
     """Live through `main` on virtual time. Raises what it raises, with the universe in
     `universe` of the error."""
     made: list[Universe] = []
+    steps = Steps()
 
     async def begin() -> None:
         universe = Universe(seed, Path(folder), live)
@@ -173,10 +186,13 @@ def run(seed: str, main: Callable[[Universe], Awaitable[None]], *, live: bool = 
         logger.setLevel(logging.INFO)
         logger.propagate = False
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_collect)
-                await main(universe)
-                nursery.cancel_scope.cancel()
+            with steps.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_collect)
+                    await main(universe)
+                    nursery.cancel_scope.cancel()
+            if steps.spins is not None:
+                raise Wrong(f"time stands still while {steps.spins} runs")
         finally:
             universe.lasted = universe.now
             logger.removeHandler(handler)
@@ -190,7 +206,7 @@ def run(seed: str, main: Callable[[Universe], Awaitable[None]], *, live: bool = 
     try:
         with tempfile.TemporaryDirectory(dir=_MEMORY) as folder, _determined(seed):
             clock = trio.testing.MockClock(autojump_threshold=0)
-            trio.run(begin, clock=clock, instruments=[CrashAtStep()], strict_exception_groups=True)
+            trio.run(begin, clock=clock, instruments=[steps], strict_exception_groups=True)
     except BaseException as error:
         error.universe = made[0] if made else None  # type: ignore[attr-defined]
         raise
