@@ -287,11 +287,12 @@ def test_the_sockets_of_this_machine_are_not_read_for_each_worker(
             at.scripted.append(worker)
             await at.nursery.start(worker.run)
         monkeypatch.setattr(addresses, "read_listening", counted)
+        monkeypatch.setattr(addresses, "_MOMENT", 1000.0)  # however long this takes
         for worker in (first, *more):
             assert (await post(at, worker.url)).status_code == 200
         registry = at.running.parts.registry
         assert len(registry) == 40
-        assert len(reads) < 20
+        assert len(reads) <= 2
 
     run_router(test)
 
