@@ -172,7 +172,7 @@ def _environ(pid: int) -> bytes:
     whoever took that for an answer would take a process for nobody's.
     """
     data = b""
-    for _ in range(100):
+    for _ in range(1000):
         data = Path(f"/proc/{pid}/environ").read_bytes()
         if data or not _is_being_loaded(pid):
             break
