@@ -20,6 +20,7 @@ from router.settings import RouterSettings
 from router.store.store import Store
 from simulated_worker import SimulatedWorker, WorkerConfig
 from simulated_worker import serve as serve_worker
+from tests.patience import fail_after
 
 IMAGE = {"prompt": "a red kite", "size": "64x64", "num_inference_steps": 1}
 
@@ -95,9 +96,9 @@ async def deployed(
             script.stop()
 
 
-async def until(condition: Callable[[], object], within: float = 60.0) -> None:
+async def until(condition: Callable[[], object], within: float = 5.0) -> None:
     """Wait for what happens elsewhere in this process."""
-    with trio.fail_after(within):
+    with fail_after(within):
         while not condition():
             await trio.sleep(0.005)
 
@@ -106,7 +107,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     """Run `main`; hanging is a failure."""
 
     async def bounded() -> None:
-        with trio.fail_after(180):
+        with fail_after(25):
             await main()
 
     trio.run(bounded, strict_exception_groups=True)

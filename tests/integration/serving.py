@@ -25,6 +25,7 @@ from router.server import (
     open_listeners,
     serve,
 )
+from tests.patience import fail_after
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -147,7 +148,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     """Run `main`; hanging is a failure."""
 
     async def bounded() -> None:
-        with trio.fail_after(60):
+        with fail_after(20):
             await main()
 
     trio.run(bounded)

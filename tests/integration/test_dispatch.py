@@ -17,6 +17,7 @@ from router.server import open_listeners
 from router.settings import RouterSettings
 from simulated_worker import SimulatedWorker, WorkEntry
 from tests.integration.deployment import Deployment, RunRouter, run, until
+from tests.patience import fail_after
 
 Json = dict[str, Any]
 
@@ -118,7 +119,7 @@ def test_a_slot_is_free_while_a_slow_client_still_reads(run_router: RunRouter) -
             assert slow.status_code == 200
             state = await worker_of(router, worker)
             assert (state["slots_in_use"], state["active_requests"]) == (0, 1)
-            with trio.fail_after(60):
+            with fail_after(3):
                 assert (await router.image()).status_code == 200
             assert (await worker_of(router, worker))["active_requests"] == 1
             size = sum([len(piece) async for piece in slow.aiter_raw(1024 * 1024)])
@@ -210,7 +211,7 @@ def test_images_avoid_a_worker_with_a_job(run_router: RunRouter) -> None:
         assert sorted(map(dict, kinds), key=str) == [{"image": 4}, {"video": 1}]
         # A passing poll tells that it has ended.
         status = ""
-        with trio.fail_after(60):
+        with fail_after(5):
             while status != "completed":
                 status = (await router.http.get(f"/v1/videos/{job}")).json()["status"]
                 await trio.sleep(0.02)

@@ -21,6 +21,7 @@ from tests.integration.deployment import (
     until,
 )
 from tests.integration.test_dispatch import image, registered, video, worker_of
+from tests.patience import fail_after
 
 GENERATIONS = "/v1/images/generations"
 FAILED = answer(500, body=b"Internal Server Error")
@@ -126,7 +127,7 @@ def test_a_worker_that_is_mended_serves_again(run_router: RunRouter) -> None:
         assert record.trial is not None
         worker.faults.clear()
         done = len(worker.log.generations())
-        with trio.fail_after(60):
+        with fail_after(10):
             while record.trial is not None:
                 assert await burst(router, 4) == [200] * 4
         assert await burst(router, 4) == [200] * 4
@@ -188,7 +189,7 @@ def test_the_last_worker_serves_though_it_is_on_trial(run_router: RunRouter) -> 
         assert (await worker_of(router, worker))["reasons"] == ["on_trial"]
         worker.faults.clear()
         await router.http.put(f"/workers/{sound.url}", json={"is_dead": True})
-        with trio.fail_after(60):
+        with fail_after(3):
             assert (await router.image()).status_code == 200
         assert (await worker_of(router, worker))["routable"] is True  # a success frees it
 
@@ -281,7 +282,7 @@ def test_another_process_begins_without_trial(run_router: RunRouter) -> None:
         assert record.trial is not None
         worker.faults.clear()
         worker.faults.add("restart", down=0.05)
-        await until(lambda: record.incarnation == 2 and record.health == "healthy")
+        await until(lambda: record.incarnation == 2 and record.health == "healthy", within=10)
         assert record.trial is None
 
     run_router(test, ejection_pause=30)

@@ -199,7 +199,7 @@ def test_an_id_that_cannot_be_one(caplog: pytest.LogCaptureFixture, tmp_path: Pa
             await store.commit()
         async with lives.router() as pool:
             known = pool.running.parts.registry.get(worker.url)
-            await until(lambda: known.health == "healthy")
+            await until(lambda: known.health == "healthy", within=10)
             assert known.jobs == 0
             await doubted(worker, known)
         async with lives.router() as pool:
@@ -252,7 +252,7 @@ def test_a_watch_that_crashes_is_taken_up_again(
             assert (await pool.image()).status_code == 200
             assert (await pool.http.get("/health")).json()["contained_errors"] > 0
             broken = False
-            await until(lambda: known.health == "healthy")
+            await until(lambda: known.health == "healthy", within=10)
 
     run(main)
     told = [record for record in caplog.records if record.exc_info]

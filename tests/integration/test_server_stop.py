@@ -19,12 +19,13 @@ from tests.integration.serving import (
     settle,
     start,
 )
+from tests.patience import fail_after
 
 MIB = 1024 * 1024
 
 
 async def ended(served: Served) -> None:
-    with trio.fail_after(60):
+    with fail_after(5):
         await served.done.wait()
 
 

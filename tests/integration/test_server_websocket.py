@@ -37,6 +37,7 @@ from tests.integration.serving import (
     serving,
     settle,
 )
+from tests.patience import fail_after
 
 MIB = 1024 * 1024
 # wsproto sends 1005 as an empty close frame only if it is given by name.
@@ -539,7 +540,7 @@ def test_a_websocket_that_does_not_end_is_reset_by_the_stop() -> None:
         async with serving(echo, shutdown=0.05) as served:
             client = await open_websocket(served)
             served.stop.set()
-            with trio.fail_after(60):
+            with fail_after(5):
                 await served.done.wait()
             with pytest.raises(trio.BrokenResourceError):
                 await client.raw.read_all()

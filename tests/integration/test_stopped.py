@@ -14,9 +14,10 @@ import trio
 
 from tests.integration.relay.harness import Client, Peer, ScriptedWorker, listen, until
 from tests.integration.relay.wire import request
+from tests.patience import fail_after
 
 IDLE = 0.5  # seconds of --idle-timeout
-WITHIN = 60.0
+WITHIN = 20.0
 Pausing = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 KIND = "Content-Type: application/octet-stream"
 
@@ -64,7 +65,7 @@ def test_what_came_while_it_was_stopped_is_taken(tmp_path: Path) -> None:
             await exchange(Client(stream, stream.socket), while_stopped)
 
     async def main() -> None:
-        with trio.fail_after(WITHIN), log.open("wb") as output:
+        with fail_after(WITHIN), log.open("wb") as output:
             async with trio.open_nursery() as nursery:
                 worker = ScriptedWorker(script, await listen())
                 await nursery.start(worker.run)

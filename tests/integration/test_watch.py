@@ -16,6 +16,7 @@ from tests.integration.deployment import (
     never,
     until,
 )
+from tests.patience import fail_after
 
 
 def test_a_worker_that_restarts_is_noticed_at_once(run_router: RunRouter) -> None:
@@ -217,7 +218,7 @@ def test_names_that_cannot_be_looked_up_are_a_failure_and_nothing_else(
             assert response.status_code == 200
             assert response.json()["worker"]["routable"] is False
         for worker in at.running.parts.registry:
-            with trio.fail_after(60):
+            with fail_after(10):
                 while not worker.consecutive_failures:
                     await trio.sleep(0.01)
         assert (await at.http.get("/live")).status_code == 200

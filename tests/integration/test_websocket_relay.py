@@ -30,6 +30,7 @@ from router.pool.worker import Health
 from router.relay import websocket
 from router.server import ServerLimits, open_listeners, serve
 from router.settings import RouterSettings
+from tests.patience import fail_after
 
 INFO = {
     "/health": {"status": "ok"},
@@ -139,7 +140,7 @@ class Client:
 async def pool(
     *workers: Worker, stop: trio.Event | None = None, **settings: Any
 ) -> AsyncIterator[tuple[service.Running, Callable[[], Awaitable[Client]]]]:
-    with trio.fail_after(60):
+    with fail_after(20):
         async with trio.open_nursery() as nursery:
             for worker in workers:
                 listeners = open_listeners("127.0.0.1", 0)

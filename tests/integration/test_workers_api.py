@@ -22,6 +22,7 @@ from tests.integration.deployment import (
     until,
     when,
 )
+from tests.patience import fail_after
 
 IMAGES = "/v1/images/generations"
 
@@ -267,10 +268,11 @@ def test_a_removal_ends_the_wait_for_first_contact(run_router: RunRouter) -> Non
         async def post() -> None:
             said.append(await at.http.post("/workers", json={"url": mute.url}))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(post)
-            await until(lambda: "GET /health" in mute.asked)
-            assert (await at.http.delete(path_of(mute.url))).status_code == 200
+        with fail_after(2):  # it would be three seconds
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(post)
+                await until(lambda: "GET /health" in mute.asked)
+                assert (await at.http.delete(path_of(mute.url))).status_code == 200
         assert said[0].json()["message"] == "The worker was removed meanwhile"
         assert said[0].json()["worker"]["reasons"] == ["removed", "not_probed_yet"]
 

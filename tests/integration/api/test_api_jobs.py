@@ -27,6 +27,7 @@ from tests.integration.api.pools import (
     restart,
 )
 from tests.integration.deployment import Deployment, answer, never, until, when
+from tests.patience import fail_after
 
 VIDEO = {"prompt": "a red kite", "size": "64x64", "num_frames": 3, "num_inference_steps": 1}
 MESH = {"prompt": "a kite", "input_image": "http://example.org/kite.png"}
@@ -42,7 +43,7 @@ async def submit(pool: Deployment, path: str = "/v1/videos", **more: Any) -> dic
 
 
 async def finished(pool: Deployment, job_id: str, path: str = "/v1/videos") -> dict[str, Any]:
-    with trio.fail_after(60):
+    with fail_after(5):
         while True:
             job: dict[str, Any] = (await pool.http.get(f"{path}/{job_id}")).json()
             if job["status"] in ("completed", "failed"):
@@ -409,7 +410,7 @@ def test_one_search_for_many_clients(run_pool: RunPool) -> None:
 
         async def many(path: str) -> list[int]:
             answers.clear()
-            with trio.fail_after(60):
+            with fail_after(15):
                 async with trio.open_nursery() as nursery:
                     for _ in range(30):
                         nursery.start_soon(ask, path)

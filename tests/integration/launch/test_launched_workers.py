@@ -22,6 +22,7 @@ from router.launch.phases import Phase
 from router.pool.lifecycle import routable
 from router.settings import LauncherSettings
 from tests.integration.deployment import Deployment, deployed, until
+from tests.patience import fail_after
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process groups")
 
@@ -76,7 +77,7 @@ def with_router(body: Body, *launchers: LauncherSettings, **settings: Any) -> No
     """Run a test beside a router with these launchers; afterwards nothing of them may be left."""
 
     async def main() -> None:
-        with trio.fail_after(180):
+        with fail_after(90):
             async with deployed(launchers=launchers, **settings) as pool:
                 await body(pool)
                 left = [view for view in pool.running.fleet.views() if view.pid]

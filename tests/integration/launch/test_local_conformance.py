@@ -14,6 +14,7 @@ from router.launch import processes
 from router.launch.base import TOKEN_VARIABLE, Backend, Order, WorkerPlan
 from router.launch.local import LocalBackend
 from tests.integration.launch.conformance import CASES, Case, order_of, plan_of
+from tests.patience import fail_after
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process groups")
 
@@ -70,7 +71,7 @@ def test_where_the_system_tells_of_no_exit(
 
 def run(main: Callable[[], object]) -> None:
     async def bounded() -> None:
-        with trio.fail_after(60):
+        with fail_after(20):
             await main()  # type: ignore[misc]
 
     trio.run(bounded, strict_exception_groups=True)

@@ -18,15 +18,16 @@ from router.pool.lifecycle import routable
 from router.server import open_listeners
 from router.settings import RouterSettings
 from tests.integration.relay.wire import SOON, Gone, Message, Wire, response
+from tests.patience import fail_after
 
 _CONTROL = (b"/health", b"/v1/models", b"/server_info", b"/model_info", b"/v1/list_loras")
 
 
-def run(main: Callable[[], Awaitable[None]], *, within: float = 180) -> None:
+def run(main: Callable[[], Awaitable[None]], *, within: float = 20) -> None:
     """Run `main`; hanging is a failure."""
 
     async def bounded() -> None:
-        with trio.fail_after(within):
+        with fail_after(within):
             await main()
 
     trio.run(bounded)
@@ -34,10 +35,12 @@ def run(main: Callable[[], Awaitable[None]], *, within: float = 180) -> None:
 
 async def until(holds: Callable[[], object], what: str = "it", within: float = SOON) -> None:
     """Wait until `holds()`."""
-    with trio.move_on_after(within):
-        while not holds():
-            await trio.sleep(0.002)
-    assert holds(), f"{what} did not come about within {within:g} s"
+    try:
+        with fail_after(within):
+            while not holds():
+                await trio.sleep(0.002)
+    except trio.TooSlowError:
+        raise AssertionError(f"{what} did not come about within {within:g} s") from None
 
 
 # Workers.

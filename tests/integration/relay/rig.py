@@ -19,6 +19,7 @@ from router.relay.forward import Forwarder, Limits
 from router.relay.routes import find
 from router.relay.upstream import Upstream
 from tests.integration.relay.harness import Script, ScriptedWorker, listen, until
+from tests.patience import fail_after
 
 LIMITS = Limits(response=5, idle=5, peek=1000, request_bytes=10_000_000)
 
@@ -171,6 +172,6 @@ async def cancelled_at(rig: Rig, step: int, exchange: FakeExchange) -> bool:
             done.set()
 
         nursery.start_soon(run)
-        with trio.fail_after(60):
+        with fail_after(5):
             await done.wait()
     return caught

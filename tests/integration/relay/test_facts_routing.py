@@ -21,6 +21,7 @@ from tests.integration.relay.harness import (
     until,
 )
 from tests.integration.relay.wire import LAST_CHUNK, SOON, Message, chunked, request, response
+from tests.patience import fail_after
 
 FORM = "Content-Type: multipart/form-data; boundary=x"
 JSON = "Content-Type: application/json"
@@ -238,7 +239,7 @@ def test_a_trickling_upload_begins_at_the_worker_as_soon_as_the_facts_are_there(
             client = await router.client()
             path = "/v1/images/edits"
             await client.send(request("POST", path, kind, f"Content-Length: {SIZE}") + begin)
-            with trio.fail_after(SOON):
+            with fail_after(SOON):
                 await begun.wait()
 
     run(main)

@@ -12,6 +12,7 @@ from router.relay.routes import find
 from tests.integration.relay.harness import Peer, Routed, Script, answering, routed, run, until
 from tests.integration.relay.rig import FakeExchange, rigged
 from tests.integration.relay.wire import LAST_CHUNK, Message, chunked, error_of, request, response
+from tests.patience import fail_after
 
 
 async def close_idle(router: Routed, peers: list[Peer]) -> None:
@@ -302,7 +303,7 @@ def test_reads_of_what_a_worker_owns_do_not_wait_for_a_connection() -> None:
             (owner,) = rig.registry
             reading = FakeExchange(method="GET", pieces=(), path="/v1/videos/1")
             route = find("GET", "/v1/videos/1")
-            with trio.fail_after(60):
+            with fail_after(2):
                 await rig.forwarder.run(reading, route, owner=owner)
             assert reading.body == b"mine"
             nursery.cancel_scope.cancel()

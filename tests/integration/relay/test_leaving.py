@@ -9,6 +9,7 @@ import trio
 
 from tests.integration.relay.harness import Client, Peer, never, routed, run, until
 from tests.integration.relay.wire import SOON, Gone, chunked, request, response
+from tests.patience import fail_after
 
 KIND = "Content-Type: application/octet-stream"
 MB = 1024 * 1024
@@ -57,7 +58,7 @@ def test_a_client_that_leaves_ends_the_workers_connection_at_once(when: str, how
             await trio.sleep(0.05 if when == "in a stuck answer" else 0)
             assert router.active == 1
             await leaves(client, how)
-            with trio.fail_after(SOON):
+            with fail_after(SOON):
                 await left.wait()
                 await router.settled()
             assert router.idle(router.worker) == 0
@@ -96,7 +97,7 @@ def test_a_client_that_leaves_while_it_pipelines_is_noticed() -> None:
             await client.send(request("POST", body=b"abc") * 3)
             await until(lambda: router.worker.connections)
             client.close()
-            with trio.fail_after(SOON):
+            with fail_after(SOON):
                 await left.wait()
 
     run(main)

@@ -7,6 +7,7 @@ import trio
 
 from tests.integration.relay.harness import Peer, answering, never, pour, routed, run
 from tests.integration.relay.wire import LAST_CHUNK, SOON, chunked, error_of, request, response
+from tests.patience import fail_after
 
 KIND = "Content-Type: application/octet-stream"
 MB = 1024 * 1024
@@ -82,7 +83,7 @@ def test_a_body_that_stops_is_cut_off(framing: str, version: str) -> None:
             got = await router.ask(request("GET", version=version))
             assert got.status == 200
             assert not got.complete
-            with trio.fail_after(SOON):
+            with fail_after(SOON):
                 await left.wait()
 
     run(main)

@@ -16,9 +16,11 @@ from typing import Any
 import trio
 from attrs import define
 
+from tests.patience import fail_after
+
 Headers = list[tuple[bytes, bytes]]
 
-SOON = 60.0  # seconds for what happens at once; a loaded machine may take long for it
+SOON = 2.0  # seconds within which anything that happens at once has happened
 
 
 @define
@@ -154,7 +156,7 @@ class Wire:
 
     async def ended(self, within: float = SOON) -> Gone:
         """Wait for the other side's end, through whatever still comes."""
-        with trio.fail_after(within):
+        with fail_after(within):
             while True:
                 self.rest = b""
                 try:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from simulated_worker import SimulatedWorker, WorkerConfig, serve
+from tests.patience import fail_after
 
 Body = Callable[[SimulatedWorker, httpx.AsyncClient], Awaitable[None]]
 Run = Callable[..., None]
@@ -32,7 +33,7 @@ def run_worker() -> Run:
                 worker = await nursery.start(serve, config)
                 timeout = httpx.Timeout(30)
                 limits = httpx.Limits(max_keepalive_connections=20 if keep_alive else 0)
-                with trio.fail_after(60):
+                with fail_after(30):
                     async with httpx.AsyncClient(
                         base_url=worker.url, trust_env=False, timeout=timeout, limits=limits
                     ) as client:

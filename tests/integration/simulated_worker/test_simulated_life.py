@@ -17,6 +17,7 @@ import trio
 from simulated_worker import SimulatedWorker, WorkerConfig, cli
 from simulated_worker.config import guess_tasks
 from simulated_worker.ports import PortTaken, bind_pair
+from tests.patience import fail_after
 
 Run = Callable[..., None]
 SOURCES = Path(cli.__file__).parents[1]
@@ -221,7 +222,7 @@ def test_stop_answers_what_runs_and_loses_jobs() -> None:
             async with httpx.AsyncClient(base_url=worker.url, trust_env=False) as client:
                 await client.post("/v1/videos", json={"prompt": "x"})
                 worker.stop()
-                with trio.fail_after(60):
+                with fail_after(5):
                     await worker.ended.wait()
         assert [entry.outcome for entry in worker.log.generations()] == ["running"]
 

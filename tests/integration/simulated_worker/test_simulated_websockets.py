@@ -22,6 +22,7 @@ from wsproto.events import (
 
 from simulated_worker import SimulatedWorker, WorkerConfig, serve, websockets
 from simulated_worker.msgpack import decode, encode
+from tests.patience import fail_after
 
 Run = Callable[..., None]
 REALTIME = "/v1/realtime_video/generate"
@@ -204,7 +205,7 @@ def test_a_stop_ends_sessions_with_1012() -> None:
             async with ws.stream:
                 await ws.event()
                 worker.stop()
-                with trio.fail_after(60):
+                with fail_after(5):
                     assert (await ws.event()).code == 1012
 
     trio.run(main)

@@ -26,6 +26,7 @@ from tests.integration.weights.refits import (
     refit,
     refitted,
 )
+from tests.patience import fail_after
 
 SLOW = {"factor": 3000, "count": 1}  # a generation of about a second
 
@@ -370,7 +371,7 @@ def test_a_session_is_ended_for_a_change(
             lease.release()
 
         lease.evict = evict
-        with trio.fail_after(60):
+        with fail_after(5):
             await refitted(pool, "v1")
         assert evicted
 

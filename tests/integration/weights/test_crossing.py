@@ -47,7 +47,7 @@ def test_a_worker_that_joins_while_a_pending_change_is_made(run_pool: RunPool) -
         await until(lambda: paths(a) == [DISK])
         b = await join(pool)
         assert not current(b)
-        await until(lambda: current(a, b))
+        await until(lambda: current(a, b), within=10)
         assert has(a, "v1")
         assert has(b, "v1")
 
@@ -64,7 +64,7 @@ def test_a_worker_that_joins_during_the_full_change_after_tensors(run_pool: RunP
             nursery.start_soon(refitted, pool, "v2")
             await until(lambda: paths(a) == [TENSOR, DISK])
             b = await join(pool)
-        await until(lambda: current(a, b))
+        await until(lambda: current(a, b), within=10)
         assert has(b, "v2")
 
     run_pool(test, IMAGES)
@@ -85,7 +85,7 @@ def test_a_worker_that_leaves_the_first_change_and_registers_again(run_pool: Run
             await pool.http.post("/workers", json={"url": member.url})
         for member in (a, b):
             known = pool.running.parts.registry.get(member.url)
-            await until(lambda known=known: known.weights == "current")  # type: ignore[misc]
+            await until(lambda known=known: known.weights == "current", within=10)  # type: ignore[misc]
             # Brought back to the weights of its start, which version 0 stands for.
             assert has(member, IMAGES["model_path"])
             assert paths(member) == [DISK, DISK]
