@@ -447,27 +447,34 @@ def test_too_large_messages_close_the_session() -> None:
     run(main)
 
 
+PIECE = b"z" * 65536
+
+
+async def flood(worker: Worker, receive: Any, send: Any) -> None:
+    for _ in range(4000):  # 250 MB
+        await send({"type": "websocket.send", "bytes": PIECE})
+        worker.sent += 1
+
+
+async def stands_still(worker: Worker) -> None:
+    """Wait until a worker cannot send any more."""
+    last = -1
+    while worker.sent != last:
+        last = worker.sent
+        await trio.sleep(0.3)
+
+
 def test_slow_client_slows_the_worker() -> None:
-    piece = b"z" * 65536
-
-    async def flood(worker: Worker, receive: Any, send: Any) -> None:
-        for _ in range(4000):  # 250 MB
-            await send({"type": "websocket.send", "bytes": piece})
-            worker.sent += 1
-
     async def main() -> None:
         worker = Worker(flood)
         async with pool(worker) as (_, connect):
             client = await connect()
             await client.open()
-            last = -1
-            while worker.sent != last:  # until it stands still
-                last = worker.sent
-                await trio.sleep(0.3)
+            await stands_still(worker)
             # What kernels and the two servers hold; far from what it wanted to send.
-            assert worker.sent * len(piece) < 32 * 1024 * 1024
+            assert worker.sent * len(PIECE) < 32 * 1024 * 1024
             for _ in range(100):
-                assert await client.message() == piece
+                assert await client.message() == PIECE
 
     run(main)
 
@@ -478,20 +485,12 @@ def test_a_client_that_takes_nothing_does_not_keep_its_worker(
     monkeypatch.setattr(dispatch, "_SESSION_GRACE", 0.1)
     monkeypatch.setattr(websocket, "_FAREWELL", 0.1)
 
-    async def flood(worker: Worker, receive: Any, send: Any) -> None:
-        while True:
-            await send({"type": "websocket.send", "bytes": b"z" * 65536})
-            worker.sent += 1
-
     async def main() -> None:
         worker = Worker(flood)
         async with pool(worker) as (running, connect):
             client = await connect()
             await client.open()
-            last = -1
-            while worker.sent != last:  # until it stands still
-                last = worker.sent
-                await trio.sleep(0.3)
+            await stands_still(worker)
             [record] = running.parts.registry
             assert await running.parts.dispatcher.idle(record, 30)
 
