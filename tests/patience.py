@@ -1,37 +1,22 @@
-"""Bounds that mean on a loaded machine what they mean on an idle one.
-
-A bound by the clock fails where other work has the processor. These count moments in which the
-event loop was there for a task that sleeps: of a loaded machine it gets as little as the code
-under test.
-"""
+"""Bounds that mean on a loaded machine what they mean on an idle one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from contextlib import AbstractContextManager
 
 import trio
-import trio.lowlevel
-
-_MOMENT = 0.01  # seconds
 
 
-@contextmanager
-def fail_after(seconds: float) -> Iterator[None]:
+def stretched(seconds: float) -> float:
+    """So many seconds; more where more wants to run than there are processors: then a program has
+    its share of them only, and others come in bursts."""
+    if not hasattr(os, "getloadavg"):
+        return seconds
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return seconds * max(1.0, 2 * load)
+
+
+def fail_after(seconds: float) -> AbstractContextManager[trio.CancelScope]:
     """`trio.fail_after`, by so many seconds of an idle machine. Raises trio.TooSlowError."""
-    counting = trio.CancelScope()
-    with trio.CancelScope() as scope:
-
-        async def count() -> None:
-            with counting:
-                for _ in range(round(seconds / _MOMENT)):
-                    await trio.sleep(_MOMENT)
-                scope.cancel()
-
-        trio.lowlevel.spawn_system_task(count)
-        try:
-            yield
-        finally:
-            counting.cancel()
-    if scope.cancelled_caught:
-        raise trio.TooSlowError
+    return trio.fail_after(stretched(seconds))

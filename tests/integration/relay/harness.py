@@ -18,7 +18,7 @@ from router.pool.lifecycle import routable
 from router.server import open_listeners
 from router.settings import RouterSettings
 from tests.integration.relay.wire import SOON, Gone, Message, Wire, response
-from tests.patience import fail_after
+from tests.patience import fail_after, stretched
 
 _CONTROL = (b"/health", b"/v1/models", b"/server_info", b"/model_info", b"/v1/list_loras")
 
@@ -35,12 +35,10 @@ def run(main: Callable[[], Awaitable[None]], *, within: float = 20) -> None:
 
 async def until(holds: Callable[[], object], what: str = "it", within: float = SOON) -> None:
     """Wait until `holds()`."""
-    try:
-        with fail_after(within):
-            while not holds():
-                await trio.sleep(0.002)
-    except trio.TooSlowError:
-        raise AssertionError(f"{what} did not come about within {within:g} s") from None
+    with trio.move_on_after(stretched(within)):
+        while not holds():
+            await trio.sleep(0.002)
+    assert holds(), f"{what} did not come about within {within:g} s"
 
 
 # Workers.
