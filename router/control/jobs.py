@@ -98,11 +98,14 @@ class JobControl:
 
     async def page(self, kind: AssetKind, page: Page) -> dict[str, Any]:
         """One page of all workers' jobs, as OpenAI's list. Raises NotFound for a bad cursor."""
+        since = self.assets.deletions
         listed, silent = await self._lists(kind)
         jobs: dict[str, dict[str, Any]] = {}
         makers: dict[str, Worker] = {}
         for row in listed:
             for job in row.jobs:
+                if self.assets.deleted(job["id"], since=since):
+                    continue
                 jobs.setdefault(job["id"], job)
                 makers.setdefault(job["id"], row.worker)
         self._learn(jobs, makers, kind)

@@ -71,11 +71,15 @@ class Recovery:
         for kind in _ENDPOINTS:
             backoff = Backoff()
             while able([worker], kind):
+                since = self.assets.deletions
                 jobs = await self.jobs.all_jobs(worker, kind)
                 if worker.removed or worker.incarnation != incarnation:
                     return
                 if jobs is not None:
-                    self._enter(worker, kind, {job["id"]: job for job in jobs})
+                    there = {job["id"]: job for job in jobs}
+                    for job_id in [i for i in there if self.assets.deleted(i, since=since)]:
+                        del there[job_id]
+                    self._enter(worker, kind, there)
                     break
                 await backoff.pause()
 

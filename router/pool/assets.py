@@ -21,6 +21,7 @@ _BATCH = 0.01
 _ORDER_BITS = 40
 _ORDER = (1 << _ORDER_BITS) - 1
 _MOST_PLACES = 10_000
+_MOST_DELETED = 10_000
 _SLICE = 10_000  # entries that are looked at in one go: some milliseconds
 _MOST_LATEST = 8  # of each owner: some may be deleted before they are needed
 
@@ -106,6 +107,9 @@ class AssetMap:
     _running: dict[str, int] = field(init=False, factory=dict, repr=False)
     # The places of those that are gone: one may be the cursor of somebody who pages.
     _places: dict[str, int] = field(init=False, factory=dict, repr=False)
+    # How many assets were deleted so far; and the number of each of the latest deletions.
+    deletions: int = field(init=False, default=0)
+    _deleted: dict[str, int] = field(init=False, factory=dict, repr=False)
     # A slot whose owner is gone is None, and used again.
     _owners: list[Owner | None] = field(init=False, factory=list)
     _index: dict[tuple[Worker, int, AssetKind], int] = field(init=False, factory=dict)
@@ -198,12 +202,22 @@ class AssetMap:
 
     def forget(self, asset_id: str) -> None:
         """Drop an asset that was deleted."""
+        self.deletions += 1
+        self._deleted[asset_id] = self.deletions
+        if len(self._deleted) > 2 * _MOST_DELETED:
+            for oldest in _first(self._deleted, _MOST_DELETED):
+                del self._deleted[oldest]
         for pool in (self._finished, self._running):
             packed = pool.pop(asset_id, None)
             if packed is not None:
                 self._latest.get(packed >> _ORDER_BITS, {}).pop(asset_id, None)
                 self._keep_place(asset_id, packed)
                 self._log_dropped(packed, asset_id)
+
+    def deleted(self, asset_id: str, *, since: int) -> bool:
+        """Whether it was deleted after `deletions` had been `since`: a list that was asked for
+        then may still show it."""
+        return self._deleted.get(asset_id, 0) > since
 
     def adopt(self, worker: Worker, kind: AssetKind, orders: dict[str, int]) -> int:
         """Enter what a log has of an owner, its present process; the slot. `orders`: the place in

@@ -23,7 +23,7 @@ from router.store.records import unstructured
 from router.store.store import Store
 from simulated_worker import WorkerConfig, serve
 from tests.integration.api.pools import BOTH, direct_to, is_ours
-from tests.integration.deployment import Deployment, until
+from tests.integration.deployment import Deployment, answer, until
 from tests.integration.lives import Lives, RunLives, run_lives
 
 VIDEO = {"prompt": "a red kite", "size": "64x64", "num_frames": 3, "num_inference_steps": 1}
@@ -415,6 +415,39 @@ def test_the_order_of_the_list_survives(run_restarts: RunLives) -> None:
             ids.append(await submit(router))
             orders = [router.running.parts.jobs.assets.order(job_id) for job_id in ids[1:]]
             assert orders == sorted(orders)
+
+    run_restarts(test)
+
+
+def test_a_job_that_is_deleted_while_its_worker_is_asked_stays_deleted(
+    run_restarts: RunLives,
+) -> None:
+    async def test(lives: Lives) -> None:
+        job = {"id": "gone", "status": "completed"}
+        asked, gate = trio.Event(), trio.Event()
+
+        async def old_list(stream: trio.SocketStream) -> None:
+            asked.set()
+            await gate.wait()
+            await stream.send_all(answer(200, {"data": [job]}))
+
+        async with lives.router() as router:
+            scripted = await router.script()
+            kinds = {"supported_task_types": ["T2V", "I2M"]}
+            scripted.answers["/model_info"] = answer(200, kinds)
+            scripted.answers["/v1/videos"] = answer(200, job)
+            scripted.answers["/v1/videos/gone"] = answer(200, {"id": "gone", "deleted": True})
+            await router.register(scripted.url)
+            assert await submit(router) == "gone"
+        scripted.answers["/v1/videos?limit=100&order=asc"] = old_list
+        async with lives.router() as router:
+            await asked.wait()
+            assert (await router.http.delete("/v1/videos/gone")).status_code == 200
+            gate.set()
+            meshes = "GET /v1/meshes?limit=100&order=asc"  # are asked for next
+            await until(lambda: meshes in scripted.asked)
+            assert router.running.parts.jobs.assets.owner("gone", AssetKind.VIDEO) is None
+        scripted.stop()
 
     run_restarts(test)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from router.pool.assets import AssetKind
 from tests.integration.api.pools import (
     IMAGES,
     MESHES,
@@ -144,6 +145,37 @@ def test_a_list_that_loses_its_cursor_is_read_again(run_pool: RunPool) -> None:
         worker.answers["/model_info"] = answer(200, {})
         await pool.register(worker.url)
         assert await listed(pool, order="asc") == ["a", "c", "d"]
+
+    run_pool(test)
+
+
+def test_a_list_that_is_older_than_a_deletion_does_not_bring_it_back(run_pool: RunPool) -> None:
+    async def test(pool: Deployment) -> None:
+        worker = await pool.script()
+        worker.answers["/v1/models"] = answer(200, {"data": [{"id": "m", "task_type": "T2V"}]})
+        worker.answers["/model_info"] = answer(200, {})
+        worker.answers["/v1/videos"] = answer(200, {"id": "gone", "status": "completed"})
+        worker.answers["/v1/videos/gone"] = answer(200, {"id": "gone", "deleted": True})
+        await pool.register(worker.url)
+        await submit(pool)
+        asked, gate = trio.Event(), trio.Event()
+
+        async def old_list(stream: trio.SocketStream) -> None:
+            asked.set()
+            await gate.wait()
+            await stream.send_all(answer(200, {"data": [{"id": "gone", "status": "completed"}]}))
+
+        worker.answers["/v1/videos?limit=100&order=asc"] = old_list
+
+        async def list_them() -> None:
+            assert await listed(pool) == []
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(list_them)
+            await asked.wait()
+            assert (await pool.http.delete("/v1/videos/gone")).status_code == 200
+            gate.set()
+        assert pool.running.parts.jobs.assets.owner("gone", AssetKind.VIDEO) is None
 
     run_pool(test)
 
