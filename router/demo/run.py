@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -49,15 +48,14 @@ async def _main(
 
         async def obey_signals(task_status: trio.TaskStatus[None]) -> None:
             nonlocal status
-            with trio.open_signal_receiver(*service.stop_signals()) as signals:
+            with trio.open_signal_receiver(*service.obeyed_signals()) as signals:
                 task_status.started()
-                await anext(signals)
+                await service.stop_signal(signals)
                 screen.say("\nending the demo ...")
                 status = 130 if settings.check else 0
                 using.cancel()
                 stop.set()
-                number = await anext(signals)
-                status = 128 + signal.Signals(number)
+                status = 128 + await service.stop_signal(signals)
                 nursery.cancel_scope.cancel()
 
         async def serve(task_status: trio.TaskStatus[service.Running]) -> None:

@@ -2,15 +2,16 @@
 
 from .launched import reap
 from .running import Running, run, serve
-from .start import address_of, open_store, raise_open_files_limit, stop_signals
+from .start import address_of, obeyed_signals, open_store, raise_open_files_limit, stop_signal
 
 __all__ = [
     "Running",
     "address_of",
+    "obeyed_signals",
     "open_store",
     "raise_open_files_limit",
     "reap",
     "run",
     "serve",
-    "stop_signals",
+    "stop_signal",
 ]

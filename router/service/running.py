@@ -8,7 +8,6 @@ worker ends there (`router.boundary`).
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 from collections.abc import Sequence
 from functools import partial
@@ -36,11 +35,12 @@ from .clock import RunningClock
 from .launched import give_up, log_folder, make_plans
 from .start import (
     address_of,
+    obeyed_signals,
     open_store,
     raise_open_files_limit,
     spare_the_collector,
     static_workers,
-    stop_signals,
+    stop_signal,
     trust_of,
 )
 
@@ -80,17 +80,17 @@ async def _until_signalled(settings: RouterSettings, store: Store, output: Outpu
 
         async def obey_signals(task_status: trio.TaskStatus[None]) -> None:
             nonlocal status
-            with trio.open_signal_receiver(*stop_signals()) as signals:
+            with trio.open_signal_receiver(*obeyed_signals()) as signals:
                 task_status.started()
-                number = await anext(signals)
+                number = await stop_signal(signals)
                 logger.info(
                     "%s: finishing what is in flight, for at most %g s; once more ends at once",
-                    signal.Signals(number).name,
+                    number.name,
                     settings.shutdown_timeout,
                 )
                 stop.set()
-                number = await anext(signals)
-                logger.warning("%s again: ending at once", signal.Signals(number).name)
+                number = await stop_signal(signals)
+                logger.warning("%s again: ending at once", number.name)
                 status = 128 + number
                 nursery.cancel_scope.cancel()
 

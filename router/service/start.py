@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ..store.opening import StateRefused, default_folder
 from ..store.store import Store
 
 logger = logging.getLogger("router.service")
+
+_WITHOUT_MEANING = () if sys.platform == "win32" else (signal.SIGUSR1, signal.SIGUSR2)
 
 
 def open_store(settings: RouterSettings) -> Store:
@@ -53,11 +56,14 @@ def static_workers(settings: RouterSettings) -> dict[str, int | None]:
     return found | {normalise_url(each.url): each.max_concurrency for each in settings.workers}
 
 
-def stop_signals() -> list[signal.Signals]:
-    """The signals that mean a clean stop. A closed terminal's, and that of Ctrl-\\, are not among
-    them if they were ignored at the start: `nohup` and shells that begin us in the background do
-    so, to have us live on."""
-    found = [signal.SIGINT, signal.SIGTERM]
+def obeyed_signals() -> list[signal.Signals]:
+    """The signals that the router takes: those that mean a clean stop, and SIGUSR1 and SIGUSR2,
+    which scripts that rotate logs send and which would end it.
+
+    SIGHUP and SIGQUIT are not taken if they are ignored at the start: `nohup`, and shells that
+    begin a program in the background, ignore them so that it lives on.
+    """
+    found = [signal.SIGINT, signal.SIGTERM, *_WITHOUT_MEANING]
     if sys.platform != "win32":
         found += [
             number
@@ -65,6 +71,13 @@ def stop_signals() -> list[signal.Signals]:
             if signal.getsignal(number) is not signal.SIG_IGN
         ]
     return found
+
+
+async def stop_signal(signals: AsyncIterator[int]) -> signal.Signals:
+    """Wait for the next signal that means a stop."""
+    while (number := signal.Signals(await anext(signals))) in _WITHOUT_MEANING:
+        logger.info("%s: it means nothing here, the router goes on", number.name)
+    return number
 
 
 def trust_of(settings: RouterSettings) -> Trust:

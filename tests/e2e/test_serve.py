@@ -169,6 +169,7 @@ def test_demo_goes_on_when_a_worker_dies(router_pyz: Path) -> None:
         workers = call(f"{address}/workers")[1]["workers"]
         assert [worker["health"] for worker in workers] == ["healthy"] * 2
         assert workers[0]["launch"]["restarts"] == 1
+        program.process.send_signal(signal.SIGUSR1)
         program.process.send_signal(signal.SIGHUP)
         assert program.ends() == 0
     assert "Traceback" not in program.text
@@ -274,6 +275,8 @@ def test_it_lives_on_where_a_closed_terminal_is_to_be_ignored(router_pyz: Path) 
     with running(Path(flags[0]), *flags[1:]) as program:
         at = program.wait_for(r"listening on (http://\S+)")[1]
         program.process.send_signal(signal.SIGHUP)
+        program.process.send_signal(signal.SIGUSR1)
+        program.wait_for("SIGUSR1: it means nothing here, the router goes on")
         assert call(f"{at}/live")[0] == 200
         program.process.send_signal(signal.SIGTERM)
         assert program.ends() == 0
