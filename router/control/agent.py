@@ -7,7 +7,9 @@ missed costs seconds. What hangs at one worker holds up no other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import trio
@@ -19,12 +21,15 @@ from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.registry import Registry
 from ..pool.targets import is_up, reachable
-from ..pool.worker import Weights, Worker
+from ..pool.worker import Health, Weights, Worker
 from ..text import words
+from .calls import send
+from .claim import Claim
+from .client import ControlClient
 from .gate import Gate
-from .memory import MemoryControl
 from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
+from .slumber import Slumber
 from .turns import Turns
 
 # Seconds until an agent looks again though nobody has told it anything.
@@ -37,6 +42,7 @@ _AT_ONCE, _COUNTED = 8, 60.0
 @define(eq=False)
 class _Agent:
     told: trio.Event = field(factory=trio.Event)  # something may have changed; replaced after that
+    claim: Claim | None = None
     # What it does just now, and what was known when that began.
     action: Action = Action.REST
     begun: Known | None = None
@@ -49,8 +55,9 @@ class Agents:
 
     registry: Registry
     dispatcher: Dispatcher
+    client: ControlClient
     turns: Turns
-    memory: MemoryControl
+    slumber: Slumber
     replayer: Replayer
     drain_timeout: float = 1800.0
     _gate: Gate = field(init=False, factory=lambda: Gate(_AT_ONCE, _COUNTED))
@@ -69,14 +76,37 @@ class Agents:
                     *(events.Suspected, events.Absolved, events.Reincarnated),
                     *(events.FacetChanged, events.ProspectsChanged),
                 )
-                self.turns.began.append(self.look)
-                self.turns.ended.append(self.look)
                 for worker in self.registry:
-                    self._begin(worker)
+                    self._agent(worker)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 self._nursery = None  # at a stop it takes no more, though others are not done yet
+
+    @contextmanager
+    def having(self, claims: Iterable[Claim]) -> Iterator[None]:
+        """Have these claims met as long as the block runs, or until they are dropped. Whoever
+        calls has the workers for himself (Turns)."""
+        claims = list(claims)
+        for claim in claims:
+            self._agent(claim.worker).claim = claim
+        self.look(claim.worker for claim in claims)
+        try:
+            yield
+        finally:
+            self.drop(claims)
+
+    def drop(self, claims: Iterable[Claim]) -> None:
+        """The operation is done with these workers."""
+        for claim in claims:
+            if claim.row is None:
+                claim.fail("it was let go")
+            claim.idle.set()
+            claim.over.set()
+            agent = self._agents.get(claim.worker)
+            if agent is not None and agent.claim is claim:
+                agent.claim = None
+                self.look([claim.worker])
 
     def look(self, workers: Iterable[Worker]) -> None:
         """Something about these workers may have changed."""
@@ -93,45 +123,57 @@ class Agents:
         """Bring all of these up that can be called; whether they are current, after so many
         seconds at most."""
 
-        def behind() -> bool:
-            return any(w.weights is not Weights.CURRENT for w in workers if is_up(w))
+        def current() -> bool:
+            return all(w.weights is Weights.CURRENT for w in workers if is_up(w))
 
         self.look(workers)
+        return await self.until(current, within)
+
+    async def until(self, is_true: Callable[[], bool], within: float) -> bool:
+        """Wait until this is true of the workers; whether it is, after so many seconds at most."""
         with trio.move_on_after(within):
-            while behind():
+            while not is_true():
                 await self._moved.wait()
-        return not behind()
+        return is_true()
 
     def known(self, worker: Worker) -> Known:
         """What is known and wanted of a worker now."""
         lacking, awaiting = self.replayer.lacks(worker)
+        agent = self._agents.get(worker)
+        claim = None if agent is None else agent.claim
         return Known(
             incarnation=worker.incarnation,
+            healthy=worker.health is Health.HEALTHY,
             reachable=reachable(worker) and not worker.removed,
             certain=worker.suspicion is None and worker.capabilities is not None,
             idle=worker.is_idle,
             memory=worker.memory,
-            doubted=self.memory.doubts(worker),
-            claimed=worker in self.memory.claimed,
-            engaged=self.turns.working(worker),
+            doubted=self.slumber.doubts(worker),
             lacking=lacking,
             awaiting=awaiting,
+            claim=claim,
+            stage=None if claim is None else claim.stage,
+            left=claim is not None and claim.left is not None,
         )
 
     def _observe(self, event: events.Event) -> None:
         worker: Worker = event.worker  # type: ignore[union-attr]
         if isinstance(event, events.WorkerAdded):
-            self._begin(worker)
+            self._agent(worker)
         if worker.weights is Weights.CURRENT or worker.removed:
             self.replayer.restarted.discard(worker)
         self.look([worker])
         self._moved.set()
         self._moved = trio.Event()
 
-    def _begin(self, worker: Worker) -> None:
-        if self._nursery is not None and worker not in self._agents:
-            agent = self._agents[worker] = _Agent()
-            self._nursery.start_soon(self._keep, worker, agent)
+    def _agent(self, worker: Worker) -> _Agent:
+        agent = self._agents.get(worker)
+        if agent is None:
+            agent = _Agent()
+            if self._nursery is not None:
+                self._agents[worker] = agent
+                self._nursery.start_soon(self._keep, worker, agent)
+        return agent
 
     async def _keep(self, worker: Worker, agent: _Agent) -> None:
         try:
@@ -142,7 +184,7 @@ class Agents:
 
     async def _tend(self, worker: Worker, agent: _Agent) -> None:
         backoff = Backoff()
-        while not worker.removed:
+        while not worker.removed or agent.claim is not None:
             await trio.lowlevel.checkpoint()
             known = self.known(worker)
             action = next_action(known)
@@ -157,29 +199,68 @@ class Agents:
     async def _changed(self, worker: Worker, agent: _Agent, known: Known, within: float) -> bool:
         """Wait until something else is known of the worker, or so many seconds have passed."""
         with trio.move_on_after(within):
-            while not worker.removed and self.known(worker) == known:
-                agent.told = trio.Event()
-                await agent.told.wait()
+            await self._until(agent, lambda: self.known(worker) != known)
             return True
         return False
 
+    async def _until(self, agent: _Agent, is_true: Callable[[], bool]) -> None:
+        while not is_true():
+            agent.told = trio.Event()
+            await agent.told.wait()
+
     async def _act(self, worker: Worker, agent: _Agent, action: Action, known: Known) -> None:
-        """Do it, as long as it is worth going on with."""
+        """Do it, as long as it is worth going on with, and record what came of it."""
         agent.action, agent.begun = action, known
+        claim = agent.claim
         what = f"bringing worker {worker.url} to what is wanted ({action})"
         with trio.CancelScope() as agent.scope, contained("worker", what) as attempt:
             match action:
                 case Action.DRAIN:
-                    if not await self.dispatcher.idle(worker, self.drain_timeout) and known.lacking:
-                        self.replayer.delayed(worker, "its work did not end")
+                    await self._drain(worker, agent, known)
+                case Action.CATCH_UP:
+                    await self.replayer.catch_up(worker)
                 case Action.REPLAY:
                     async with self._gate.turn():
                         if next_action(self.known(worker)) is action:
                             await self.replayer.replay(worker)
-                case _:
+                case Action.LEAVE:
+                    assert claim is not None
+                    claim.fail()
+                case _ if claim is not None:
+                    await self._call(claim)
+                case _:  # the facet says what is wanted of its memory
                     async with self.turns.take([worker]):
                         if next_action(self.known(worker)) is action:
-                            await self.memory.bring(worker)
+                            claim = self.slumber.wish(worker)
+                            await self._call(claim)
         agent.begun = None
         if attempt.error is not None and action is Action.REPLAY:
             self.replayer.delayed(worker, f"its replay failed: {words(attempt.error)}")
+        if claim is None or (known.claim is not None and agent.claim is not claim):
+            return  # nobody wants to know
+        if claim.row is None and claim.called is not None:
+            claim.fail()  # it was broken off
+        if claim.row is not None:
+            await claim.end()
+
+    async def _drain(self, worker: Worker, agent: _Agent, known: Known) -> None:
+        claim = agent.claim
+        within = self.drain_timeout if claim is None else claim.within
+        with trio.move_on_after(within):
+            await self.dispatcher.idle(worker, math.inf)
+            if claim is None:
+                return
+            # What a new process was sent while it was taken for the old one would be forgotten.
+            await self._until(agent, lambda: claim.incarnation is None or worker.suspicion is None)
+            claim.idle.set()
+            return
+        late = f"its work did not end within {within:g} s"
+        if claim is not None:
+            claim.fail(late, "drain_timeout", 504)
+        elif known.lacking:
+            self.replayer.delayed(worker, late)
+
+    async def _call(self, claim: Claim) -> None:
+        assert claim.call is not None
+        claim.called = claim.worker.incarnation
+        claim.row = await send(self.client, claim.worker, claim.call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeAlias, TypeVar
 
@@ -9,6 +10,8 @@ import trio
 from attrs import define, field
 
 from ..errors import RouterError
+
+logger = logging.getLogger("router.control")
 
 T = TypeVar("T")
 Begin: TypeAlias = Callable[[], Awaitable[None]]
@@ -34,6 +37,11 @@ class Errand(Generic[T]):
         # Its client may have left in the moment in which its turn came.
         await trio.lowlevel.checkpoint_if_cancelled()
         self.begun = True
+
+    def tell(self, value: T) -> None:
+        """This comes of it, though it goes on."""
+        self._value = value
+        self._over.set()
 
     def call_off(self, error: RouterError | None = None) -> None:
         """End it all the same; whoever waits gets the error, or nothing."""
@@ -61,9 +69,11 @@ class Errand(Generic[T]):
         """Do the work. Any other error of it than a RouterError is fatal."""
         with self._scope:
             try:
-                self._value = await work(self)
+                self.tell(await work(self))
             except RouterError as error:
                 self._error = error
+                if not self._clients:
+                    logger.warning("what nobody waits for has failed: %s", error)
         self._over.set()
 
 

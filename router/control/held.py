@@ -8,23 +8,24 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
 import trio
 from attrs import define, field
 
-from ..errors import BadRequest, Conflict, NotFound, RouterError, StateUnavailable
-from ..pool import events
+from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.targets import Targets, no_workers
-from ..pool.weights import Change, Kind, Meaning, meaning
+from ..pool.weights import Meaning, meaning
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
-from .broadcast import Row, answer, broadcast
+from .calls import Row, answer
+from .claim import Claim
+from .errands import Errand
 from .refit import Choose, Order, WeightControl
-from .transaction import DEPARTURES, Member, departure
-from .turns import Turn
+from .transaction import Fenced
 
 logger = logging.getLogger("router.control")
 
@@ -44,30 +45,66 @@ class NothingApplied(Conflict):
 
 
 @define(eq=False)
-class Held:
+class Held(Fenced):
     """A transaction that is open."""
 
-    change: Change
-    turn: Turn
-    members: dict[Worker, Member] = field(factory=dict)
-    deferred: Sequence[Worker] = ()
+    deferred: Sequence[Worker] = field(init=False, default=())
+    begun: bool = field(init=False, default=False)  # whoever began it knows its name
+    # Why some have left it; what they have nobody can say.
+    left: dict[Worker, str] = field(init=False, factory=dict)
     # Those that refused a part of it, or may have: they will not have all.
-    spoilt: set[Worker] = field(factory=set)
-    lock: trio.Lock = field(factory=trio.Lock)
-    ready: trio.Event = field(factory=trio.Event)  # all are idle, or have left
-    over: trio.Event = field(factory=trio.Event)
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    begun: bool = False
-    error: RouterError | None = None
-
-    @property
-    def txn(self) -> str:
-        return self.change.change_id
+    spoilt: set[Worker] = field(init=False, factory=set)
+    lock: trio.Lock = field(init=False, factory=trio.Lock)
+    over: trio.Event = field(init=False, factory=trio.Event)
 
     @property
     def present(self) -> list[Worker]:
         """The workers that have not left."""
-        return [member.worker for member in self.members.values() if member.left is None]
+        return [worker for worker in self.claims if worker not in self.left]
+
+    async def record(self, claim: Claim) -> None:
+        """A worker has answered a call, or leaves."""
+        if claim.call is None or claim.left is not None:
+            assert claim.row is not None
+            self.part(claim.worker, words(claim.row.body))
+
+    def part(self, worker: Worker, why: str) -> None:
+        """A worker leaves. What it has nobody can say, once there may have been a call."""
+        if worker in self.left or self.over.is_set():
+            return
+        self.left[worker] = why
+        if self.begun:
+            self.ledgers.unknown(self.change, worker, why)
+        else:
+            self.ledgers.release(worker, why)
+        self.let_go(worker)
+
+    def weigh(self, rows: list[Row], path: str) -> list[Row]:
+        """Those rows that say that the call was applied; workers that may have applied a part of
+        it are spoilt."""
+        applied: list[Row] = []
+        for row in rows:
+            what = meaning(path, row.status, row.body, sent=row.sent)
+            if what is Meaning.APPLIED:
+                applied.append(row)
+            else:
+                self.change.error = words(row.body)
+                if what is not Meaning.UNCHANGED:
+                    self.spoilt.add(row.worker)
+        return applied
+
+    def release(self, touched: Sequence[Worker] | None, why: str = "it was not completed") -> None:
+        """It is over: let the workers go, those that were touched (None: all) as of unknown
+        weights."""
+        if self.over.is_set():
+            return
+        self.over.set()
+        for worker in self.present:
+            if touched is None or worker in touched:
+                self.ledgers.unknown(self.change, worker, why)
+            else:
+                self.ledgers.release(worker, "the transaction is over")
+        self.ledgers.close(self.change)
 
 
 @define(eq=False)
@@ -77,36 +114,24 @@ class Transactions:
     weights: WeightControl
     _open: dict[str, Held] = field(init=False, factory=dict)
 
-    def __attrs_post_init__(self) -> None:
-        self.weights.registry.subscribe(self._observe, *DEPARTURES)
-
     async def begin(self, choose: Choose, label: str | None, within: float) -> Answer:
         """Fence and drain the workers, and hold them for `within` seconds at most."""
         control = self.weights
         control.store.check()
         model, _ = control.one_model(choose())
         change = control.ledgers.make(uuid4().hex, model, "", None, label)
-        held = Held(change, control.queue(model))
-        control.errands.start(lambda _: self._hold(held, choose, within))
+        held = Held(
+            *(change, control.queue(model), control.agents, control.ledgers, control.store),
+            control.drain_timeout,
+        )
+        hold = partial(self._hold, held, choose, within)
         try:
-            await held.ready.wait()
-        except BaseException:
-            if not held.begun:
-                held.scope.cancel()
-            else:  # nobody knows its name: nothing can have happened
-                self._release(held, touched=())
+            told: Answer = await control.errands.start(hold, begun=False).result()
+            return told
+        except trio.Cancelled:
+            if held.begun:  # nobody knows its name: nothing can have happened
+                held.release(touched=())
             raise
-        if held.error is not None:
-            raise held.error
-        present = held.present
-        return 200, {
-            "txn": held.txn,
-            "model": model,
-            "workers": [worker.worker_id for worker in present],
-            "deferred": Targets(present, held.deferred).deferred_rows(),
-            "weight_version": control.ledgers.ledger(model).version,
-            "timeout": within,
-        }
 
     async def call(self, txn: str, order: Order) -> Answer:
         """Make one call of the transaction on all of its workers."""
@@ -114,9 +139,9 @@ class Transactions:
         async with held.lock:
             self._find(txn)
             control, change, path = self.weights, held.change, order.call.path
-            for member in held.members.values():
-                if member.worker.suspicion is not None:
-                    self._part(held, member, "it may be another process")
+            for worker in held.present:
+                if worker.suspicion is not None:
+                    held.part(worker, "it may be another process")
             workers = held.present
             if not workers:
                 raise no_workers()
@@ -124,17 +149,23 @@ class Transactions:
             step = None
             if order.content is not None and isinstance(order.call.body, bytes):
                 step = step_of(path, json.dumps(order.content), order.content)
-            for worker in workers:
-                held.members[worker].called = worker.incarnation
-                if path not in (DISK, TENSOR):
+            if path not in (DISK, TENSOR):
+                for worker in workers:
                     control.ledgers.forewarn_of_lora(worker)
             await control.store.commit()
-            rows = await broadcast(control.client, workers, order.call)
-            applied = self._weigh(held, rows, path)
+            claims = [held.claims[worker] for worker in workers if worker not in held.left]
+            failure = await held.send(claims, order.call)
+            rows = [claim.row for claim in claims if claim.row is not None]
+            for claim in claims:
+                claim.send(None)
+            control.agents.look(workers)
+            if failure is not None:
+                raise failure
+            applied = held.weigh(rows, path)
             if applied:
-                part = control.ledgers.make(txn, change.model, path, None, None)
-                change.opaque = change.opaque or part.kind is Kind.TENSOR or step is None
-                if step is not None and part.kind is not Kind.TENSOR:
+                opaque = path == TENSOR or step is None
+                change.opaque = change.opaque or opaque
+                if step is not None and not opaque:
                     change.steps.append(step)
                 held.spoilt.update(row.worker for row in rows if row not in applied)
         status, said = answer(rows, Targets(workers, ()))
@@ -155,16 +186,16 @@ class Transactions:
             control.store.check()  # it stays open, and may be committed once the disk is well
             good = [worker for worker in held.present if worker not in held.spoilt]
             if not good:
-                self._release(held, touched=None)
+                held.release(touched=None)
                 raise NothingApplied("No worker has all of the transaction; it is aborted")
             version = control.ledgers.commit(change, label)
             for worker in good:
                 control.ledgers.applied(change, worker, worker.incarnation)
-            bad = [worker for worker in held.members if worker not in good]
+            bad = [worker for worker in held.claims if worker not in good]
             try:
                 await control.store.commit()
             finally:
-                self._release(held, touched=bad)
+                held.release(touched=bad)
             return 200 if not bad else 502, {
                 "txn": txn,
                 "weight_version": version,
@@ -181,121 +212,74 @@ class Transactions:
         workers: list[Worker] | None = None
         if touched is not None:
             workers = [self.weights.registry.get(name) for name in touched]
-            if some := [w.worker_id for w in workers if w not in held.members]:
+            if some := [w.worker_id for w in workers if w not in held.claims]:
                 raise BadRequest(
                     f"Not part of the transaction: {', '.join(some)}", code="invalid_field"
                 )
-        self._release(held, touched=workers)
+        held.release(touched=workers)
         await self.weights.store.commit()
-        lost = list(held.members) if workers is None else workers
+        lost = list(held.claims) if workers is None else workers
         return 200, {"txn": txn, "unknown": [worker.worker_id for worker in lost]}
 
-    async def _hold(self, held: Held, choose: Choose, within: float) -> None:
-        control = self.weights
+    async def _hold(
+        self, held: Held, choose: Choose, within: float, errand: Errand[Answer]
+    ) -> Answer:
+        """Tell whoever began it once its workers are idle, and hold them until it is over. Until
+        then it ends with its client."""
+        control, change, turn = self.weights, held.change, held.turn
+        assert turn is not None
         try:
-            with held.scope:
-                async with control.turns.having(held.turn) as turn:
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    held.begun = True
-                    await self._fence(held, turn, choose)
-                    held.ready.set()
+            async with control.turns.having(turn):
+                found, chosen = control.one_model(choose())
+                targets = control.members(turn, chosen)
+                if found != change.model or not targets.eligible:
+                    raise no_workers()
+                held.deferred = targets.deferred
+                async with held.fenced(targets.eligible, "a transaction was begun"):
+                    for claim in held.claims.values():
+                        await claim.idle.wait()
+                    if not held.present:
+                        raise _nobody_held(held)
+                    await errand.begin()
+                    held.begun, self._open[change.change_id] = True, held
+                    said = 200, self._begun(held, within)
+                    errand.tell(said)
                     with trio.move_on_after(within):
                         await held.over.wait()
                     if not held.over.is_set():
-                        logger.warning("transaction %s was not committed in time", held.txn)
+                        logger.warning("transaction %s was not committed in time", change.change_id)
                         async with held.lock:
-                            self._release(held, touched=None, why="it was not committed in time")
-        except RouterError as error:
-            held.error = error
-        held.ready.set()
+                            held.release(touched=None, why="it was not committed in time")
+        finally:
+            self._open.pop(change.change_id, None)
+            if not held.begun and held.claims:
+                held.release(touched=())
+        return said
 
-    async def _fence(self, held: Held, turn: Turn, choose: Choose) -> None:
-        control, change = self.weights, held.change
-        found, chosen = control.one_model(choose())
-        targets = control.members(turn, chosen)
-        if found != change.model or not targets.eligible:
-            raise no_workers()
-        control.ledgers.open(change, targets.eligible)
-        try:
-            await control.store.commit()
-        except StateUnavailable:
-            control.ledgers.withdraw(change)
-            raise
-        if held.over.is_set():  # its client has left
-            control.ledgers.close(change)
-            return
-        for worker in list(turn.workers.difference(targets.eligible)):
-            turn.release(worker)
-        held.deferred = targets.deferred
-        held.members = {worker: Member(worker) for worker in targets.eligible}
-        self._open[held.txn] = held
-        for worker in held.members:
-            control.ledgers.fence(worker, "a transaction was begun")
-        async with trio.open_nursery() as nursery:
-            for member in held.members.values():
-                nursery.start_soon(self._drain, held, member)
-
-    async def _drain(self, held: Held, member: Member) -> None:
-        with member.scope:
-            if not await self.weights.dispatcher.idle(member.worker, self.weights.drain_timeout):
-                self._part(held, member, "its work did not end")
-
-    def _weigh(self, held: Held, rows: list[Row], path: str) -> list[Row]:
-        """Those rows that say that the call was applied; workers that may have applied a part of
-        it are spoilt."""
-        applied: list[Row] = []
-        for row in rows:
-            what = meaning(path, row.status, row.body, sent=row.sent)
-            if what is Meaning.APPLIED:
-                applied.append(row)
-            else:
-                held.change.error = words(row.body)
-                if what is not Meaning.UNCHANGED:
-                    held.spoilt.add(row.worker)
-        return applied
-
-    def _release(
-        self, held: Held, touched: Sequence[Worker] | None, why: str = "it was not completed"
-    ) -> None:
-        """It is over: let the workers go, those that were touched as of unknown weights."""
-        if held.over.is_set():
-            return
-        held.over.set()
-        self._open.pop(held.txn, None)
-        ledgers, change = self.weights.ledgers, held.change
-        lost = set(held.members if touched is None else touched)
-        for worker, member in held.members.items():
-            if member.reported:
-                continue
-            member.reported = True
-            member.scope.cancel()
-            if worker in lost:
-                ledgers.unknown(change, worker, why)
-            else:
-                ledgers.release(worker, "the transaction is over")
-        ledgers.close(change)
-
-    def _part(self, held: Held, member: Member, why: str) -> None:
-        """A worker leaves the transaction. What it has nobody can say."""
-        if member.left is None and not member.reported:
-            member.left = why
-            member.reported = True
-            member.scope.cancel()
-            if member.called is not None or held.ready.is_set():
-                self.weights.ledgers.unknown(held.change, member.worker, why)
-            else:
-                self.weights.ledgers.release(member.worker, why)
-            held.turn.release(member.worker)
-
-    def _observe(self, event: events.Event) -> None:
-        gone = departure(event)
-        if gone is not None:
-            for held in list(self._open.values()):
-                if gone[0] in held.members:
-                    self._part(held, held.members[gone[0]], gone[1])
+    def _begun(self, held: Held, within: float) -> dict[str, Any]:
+        change = held.change
+        return {
+            "txn": change.change_id,
+            "model": change.model,
+            "workers": [worker.worker_id for worker in held.present],
+            "deferred": Targets(held.present, held.deferred).deferred_rows(),
+            "weight_version": self.weights.ledgers.ledger(change.model).version,
+            "timeout": within,
+        }
 
     def _find(self, txn: str) -> Held:
         held = self._open.get(txn)
-        if held is None:
+        if held is None or held.over.is_set():
             raise UnknownTransaction(f"No transaction {txn!r} is open")
         return held
+
+
+def _nobody_held(held: Held) -> PoolUnavailable:
+    """All have left before they were idle, or were busy for too long."""
+    left = {worker.worker_id: why for worker, why in held.left.items()}
+    said = "; ".join(f"{name}: {why}" for name, why in left.items())
+    return PoolUnavailable(
+        f"No worker could be held for the transaction: {said}",
+        code="no_workers",
+        details={"left": left},
+    )

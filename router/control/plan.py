@@ -16,7 +16,19 @@ class Action(StrEnum):
     DRAIN = "drain"  # wait until the worker is idle
     SLEEP = "sleep"  # have it give its memory back
     WAKE = "wake"  # have it take its memory again
+    CALL = "call"  # send it the call of the operation that has it
+    LEAVE = "leave"  # tell the operation that has it that it cannot take part any more
+    CATCH_UP = "catch up"  # have the pending changes of its model made
     REPLAY = "replay"  # send it the weight changes that it lacks
+
+
+class Stage(StrEnum):
+    """How far an operation is with a worker that it has."""
+
+    DRAINING = "draining"
+    HELD = "held"  # idle, and there is nothing to be sent
+    DUE = "due"  # idle, and there is a call to be sent
+    OVER = "over"  # its outcome is known
 
 
 @frozen
@@ -25,45 +37,59 @@ class Known:
     are wishes that are yet to be met."""
 
     incarnation: int
+    healthy: bool
     reachable: bool  # healthy, and not quarantined: calls may be sent to it
     certain: bool  # its process is the known one, and has said what it can do
     idle: bool
     memory: Memory
     doubted: bool  # it counts as asleep, but its process has not said so
-    claimed: bool  # a request puts it to sleep or wakes it just now
-    engaged: bool  # an operation has the worker
     lacking: bool  # a replay would bring it up to its ledger
-    awaiting: bool  # and a pending change comes before that
-
-    @property
-    def may_replay(self) -> bool:
-        """Whether nothing but its own state speaks against calls that change its weights."""
-        fit = self.reachable and self.certain and not self.engaged
-        return fit and self.memory is Memory.AWAKE
+    awaiting: bool  # a pending change comes before that
+    claim: object | None = None  # of the operation that has the worker
+    stage: Stage | None = None
+    left: bool = False  # what that operation wanted of it cannot be done any more
 
 
 def next_action(known: Known) -> Action:
     """What to do now. Memory comes first: what sleeps, or is to sleep, has no weights to change."""
+    stage = known.stage
+    if stage is Stage.OVER:
+        return Action.REST
+    if stage is not None and known.left:
+        return Action.LEAVE
     if not known.reachable:
         return Action.REST
-    if known.memory is not Memory.AWAKE:
-        if known.claimed or (known.memory is Memory.ASLEEP and not known.doubted):
-            return Action.REST
-        if known.memory is Memory.WAKING:
-            return Action.WAKE
-        return Action.SLEEP if known.idle else Action.DRAIN
-    if known.lacking and not known.awaiting and known.may_replay:
-        return Action.REPLAY if known.idle else Action.DRAIN
+    ready = known.idle if stage is None else stage is not Stage.DRAINING
+    if known.memory is Memory.WAKING:
+        return Action.WAKE if ready else Action.DRAIN
+    if known.memory is Memory.FALLING_ASLEEP or known.doubted:
+        return Action.SLEEP if ready else Action.DRAIN
+    if known.memory is Memory.ASLEEP or stage is Stage.HELD:
+        return Action.REST
+    if stage is not None:
+        return Action.CALL if ready else Action.DRAIN
+    if not known.certain:
+        return Action.REST
+    if known.awaiting:
+        return Action.CATCH_UP
+    if known.lacking:
+        return Action.REPLAY if ready else Action.DRAIN
     return Action.REST
 
 
 def goes_on(action: Action, begun: Known, now: Known) -> bool:
     """Whether an action that was begun is worth going on with."""
-    if now.incarnation != begun.incarnation:
+    if now.incarnation != begun.incarnation or now.claim is not begun.claim:
         return False
     match action:
         case Action.DRAIN:
             return next_action(evolve(now, idle=False)) is Action.DRAIN
-        case Action.REPLAY:  # the next call might reach another process, or cross a change
-            return now.may_replay
-    return True  # the call of a sleep or wake has bounds of its own
+        case Action.SLEEP | Action.WAKE:
+            return now.healthy
+        case Action.CALL:
+            return not now.left
+        case Action.CATCH_UP:
+            return next_action(now) is action
+        case Action.REPLAY:  # the next call might reach another process, or cross a sleep
+            return now.reachable and now.certain and now.memory is Memory.AWAKE
+    return True

@@ -10,27 +10,29 @@ from functools import partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
+import trio
 from attrs import define, field, frozen
 
-from ..dispatch import Dispatcher
-from ..errors import BadRequest, Conflict, PoolUnavailable
-from ..pool import events
+from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
 from ..pool.models import model_of
 from ..pool.registry import Registry
-from ..pool.targets import Targets, awake_targets, healthy_targets, no_workers
+from ..pool.targets import Targets, awake_targets, healthy_targets, no_workers, reachable
 from ..pool.weights import Change, Ledgers
 from ..pool.weights.change import label_of
 from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
-from ..pool.worker import Admin, Health, Memory, Worker
+from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
 from ..text import from_json
-from .broadcast import Call, Row, answer, broadcast
-from .client import ControlClient
+from .agent import Agents
+from .calls import Call, Row, answer, broadcast, own_call
 from .errands import Errand, Errands
-from .transaction import DEPARTURES, Transaction
+from .transaction import Transaction
 from .turns import Turn, Turns
 
 logger = logging.getLogger("router.control")
+
+# After a start, seconds that pending changes wait for the first probes of all workers.
+_FIRST_PROBES = 10.0
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 Choose: TypeAlias = Callable[[], list[Worker]]
@@ -121,8 +123,7 @@ class WeightControl:
     """
 
     registry: Registry
-    dispatcher: Dispatcher
-    client: ControlClient
+    agents: Agents
     ledgers: Ledgers
     turns: Turns
     store: Store
@@ -130,10 +131,12 @@ class WeightControl:
     drain_timeout: float = 1800.0
     call_timeout: float = 1800.0
     _works: list[_Work] = field(init=False, factory=list)
-    _running: list[Transaction] = field(init=False, factory=list)
+    # Models whose pending changes are being made.
+    _catching_up: dict[str, Errand[None]] = field(init=False, factory=dict)
+    _probed: float = field(init=False, factory=lambda: trio.current_time() + _FIRST_PROBES)
 
     def __attrs_post_init__(self) -> None:
-        self.registry.subscribe(self._observe, *DEPARTURES, events.Absolved)
+        self.agents.replayer.catch_up_with = self.catch_up
 
     async def change(self, order: Order) -> Answer:
         """Make the change; status and body of the answer. One that waits or runs already and asks
@@ -201,20 +204,36 @@ class WeightControl:
                 details={"workers": [worker.worker_id for worker in some]},
             )
 
-    async def make_pending(self, change: Change) -> bool:
-        """Make a change that has waited for its workers, in its turn; whether that is over."""
-        async with self.turns.having(self.queue(change.model)) as turn:
-            return await self._make_pending(change, turn)
+    async def catch_up(self, model: str) -> None:
+        """Make the changes of the model that have waited for its workers, in their turn. It goes
+        on if the caller is cancelled."""
+        errand = self._catching_up.get(model)
+        if errand is None:
+            errand = self.errands.start(lambda _: self._catch_up(model))
+            self._catching_up[model] = errand
+        await errand.result()
+
+    async def _catch_up(self, model: str) -> None:
+        ledger = self.ledgers.ledger(model)
+        try:
+            left = max(0.0, self._probed - trio.current_time())
+            await self.agents.until(lambda: not any(map(_unprobed, self.registry)), left)
+            async with self.turns.having(self.queue(model)) as turn:
+                while ledger.pending and await self._make_pending(ledger.pending[0], turn):
+                    pass
+        except StateUnavailable as error:
+            logger.warning("a pending change of model %s waits: %s", model, error)
+        finally:
+            del self._catching_up[model]
 
     async def _make_pending(self, change: Change, turn: Turn) -> bool:
+        """Make a change that has waited for its workers; whether that is over."""
         ledger = self.ledgers.ledger(change.model)
-        if change not in ledger.pending:
-            return True
         targets = self.members(turn, self.ledgers.workers_of(change.model))
         ready = [
             worker
             for worker in targets.eligible
-            if worker.suspicion is None and self.is_ready_for(change, worker)
+            if worker.suspicion is None and self.ledgers.may_begin(change, worker)
         ]
         able = [w for w in ready if change.path != DISK or not self.ledgers.had_lora([w])]
         if not ready:
@@ -222,29 +241,20 @@ class WeightControl:
         if able:
             body = (change.body or "").encode()
             # Of a change that waits behind it `turn` is needed until the end: it keeps the workers.
-            await self._carry_out(change, self.call_of(change.path, body), able, None)
+            call = own_call(change.path, body, self.call_timeout)
+            await self._carry_out(change, call, able, None)
         else:
             change.error = "its workers had a LoRA since their start"
             self.ledgers.close(change)
         await self.store.commit()
         return change not in ledger.pending
 
-    def call_of(self, path: str, body: bytes) -> Call:
-        """A call of the router's own."""
-        return Call(path, (("content-type", "application/json"),), body, self.call_timeout)
-
-    def is_ready_for(self, change: Change, worker: Worker) -> bool:
-        """Whether a pending change may be given to the worker before it is replayed."""
-        if not self.ledgers.can_take(worker, change.path):
-            return False
-        return change.is_full or not self.ledgers.plan(worker).steps
-
     async def ask(self, chosen: list[Worker], call: Call) -> Answer:
         """Ask every healthy worker; the answer also says whether those of each model agree."""
         targets = healthy_targets(chosen)
         if not targets.eligible:
             raise no_workers()
-        rows = await broadcast(self.client, targets.eligible, call)
+        rows = await broadcast(self.agents.client, targets.eligible, call)
         status, body = answer(rows, targets)
         first: dict[str | None, Any] = {}
         for row in rows:
@@ -279,7 +289,11 @@ class WeightControl:
             pass  # they came before
         targets = self.members(turn, chosen, path)
         # Who is awake and yet deferred is about to be brought up.
-        sleepers = [w for w in targets.deferred if _sleeps(w) or (w in turn.workers and _is_up(w))]
+        sleepers = [
+            w
+            for w in targets.deferred
+            if reachable(w) and (w.memory is not Memory.AWAKE or w in turn.workers)
+        ]
         self.check_loras(path, model, [*targets.eligible, *sleepers])
         content = order.content or {}
         # Not as it came: JSON may come as UTF-16, or with a byte order mark.
@@ -320,24 +334,9 @@ class WeightControl:
         self, change: Change, call: Call, workers: list[Worker], turn: Turn | None
     ) -> list[Row]:
         transaction = Transaction(
-            change,
-            call,
-            workers,
-            turn,
-            self.dispatcher,
-            self.client,
-            self.ledgers,
-            self.store,
-            self.drain_timeout,
+            change, turn, self.agents, self.ledgers, self.store, self.drain_timeout
         )
-        self._running.append(transaction)
-        if turn is not None:
-            for worker in list(turn.workers - set(workers)):
-                turn.release(worker)
-        try:
-            rows = await transaction.run()
-        finally:
-            self._running.remove(transaction)
+        rows = await transaction.run(call, workers)
         what = change.name
         if change.version is None:
             logger.warning("model %s: %s changed nothing: %s", change.model, what, change.error)
@@ -368,15 +367,6 @@ class WeightControl:
                 path,
             )
 
-    def _observe(self, event: events.Event) -> None:
-        for transaction in list(self._running):
-            transaction.told(event)
 
-
-def _sleeps(worker: Worker) -> bool:
-    """Whether the worker would take part if it were awake."""
-    return _is_up(worker) and worker.memory is not Memory.AWAKE
-
-
-def _is_up(worker: Worker) -> bool:
-    return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED
+def _unprobed(worker: Worker) -> bool:
+    return worker.health is Health.UNKNOWN and worker.consecutive_failures == 0

@@ -7,7 +7,7 @@ not current and can be called gets what it lacks, before it is routable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from attrs import define, field
 
@@ -17,9 +17,8 @@ from ..pool.weights.answers import words
 from ..pool.weights.recipe import FRESH
 from ..pool.worker import Origin, Weights, Worker
 from ..store.store import Store
-from .broadcast import Row, call_one
+from .calls import own_call, send
 from .client import ControlClient, Unreachable
-from .refit import WeightControl
 
 logger = logging.getLogger("router.control")
 
@@ -34,19 +33,28 @@ class Replayer:
     client: ControlClient
     ledgers: Ledgers
     store: Store
-    weights: WeightControl
+    call_timeout: float = 1800.0
     restart: Callable[[Worker], None] | None = None
+    # Makes the pending changes of a model; set by whoever makes changes.
+    catch_up_with: Callable[[str], Awaitable[None]] | None = None
     # Those that were restarted, and are not current since: once must be enough.
     restarted: set[Worker] = field(init=False, factory=set)
 
     def lacks(self, worker: Worker) -> tuple[bool, bool]:
-        """Whether a replay would bring the worker up; and whether a pending change comes first."""
+        """Whether a replay would bring the worker up; and whether a pending change, which it
+        can be given, comes first."""
         ledger = self.ledgers.ledger_of(worker)
-        lags = worker.weights in (Weights.BEHIND, Weights.FAILED) and not worker.removed
-        if ledger is None or not lags or not self.ledgers.needs_replay(worker):
+        if ledger is None or worker.removed or worker.weights is Weights.UPDATING:
             return False, False
-        pending = ledger.pending
-        return True, bool(pending) and self.weights.is_ready_for(pending[0], worker)
+        lags = worker.weights in (Weights.BEHIND, Weights.FAILED)
+        awaiting = bool(ledger.pending) and self.ledgers.may_begin(ledger.pending[0], worker)
+        return lags and self.ledgers.needs_replay(worker), awaiting
+
+    async def catch_up(self, worker: Worker) -> None:
+        """Have the pending changes of its model made."""
+        ledger = self.ledgers.ledger_of(worker)
+        if ledger is not None and self.catch_up_with is not None:
+            await self.catch_up_with(ledger.model)
 
     def delayed(self, worker: Worker, reason: str) -> None:
         """The replay did not come about; it is due again."""
@@ -82,12 +90,10 @@ class Replayer:
             await self._save()
             if not _is(worker, incarnation):
                 return False
-        body = step.body.encode()
-        rows: dict[Worker, Row] = {}
-        await call_one(self.client, worker, self.weights.call_of(step.path, body), body, rows)
+        call = own_call(step.path, step.body.encode(), self.call_timeout)
+        row = await send(self.client, worker, call)
         if not _is(worker, incarnation):
             return False
-        row = rows[worker]
         what = meaning(step.path, row.status, row.body, sent=row.sent)
         if what is Meaning.APPLIED:
             return True
@@ -113,7 +119,7 @@ class Replayer:
         """Whether the worker says that no LoRA has an effect on it."""
         try:
             answer = await self.client.call(
-                "GET", worker.url, "/v1/list_loras", within=self.weights.call_timeout
+                "GET", worker.url, "/v1/list_loras", within=self.call_timeout
             )
         except Unreachable:
             return False

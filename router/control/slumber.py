@@ -1,4 +1,4 @@
-"""Puts single workers to sleep and wakes them, and keeps what must be known of that.
+"""What is known of sleepers: who sleeps, who said so, and what a restarted router makes of them.
 
 While a worker sleeps, its GPU belongs to whoever put it to sleep: whatever is
 not known for sure counts as a worker that has yet to give it back.
@@ -6,24 +6,27 @@ not known for sure counts as a worker that has yet to give it back.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable
+from functools import partial
 from typing import ClassVar
 
-import trio
 from attrs import define, field, frozen
 
-from ..dispatch import Dispatcher
 from ..pool import events
-from ..pool.lifecycle import MemoryEvent, reasons
+from ..pool.lifecycle import MemoryEvent
 from ..pool.registry import Registry
 from ..pool.targets import reachable
-from ..pool.worker import Health, Memory, Worker
+from ..pool.weights.answers import Meaning, meaning, words
+from ..pool.worker import Memory, Origin, Worker
 from ..store.store import Store
-from ..text import words
-from .broadcast import Call, Row, call_one
-from .client import ControlClient
+from .calls import Row, own_call
+from .claim import Claim
 
-_LOST = "its health was lost before it answered"
+logger = logging.getLogger("router.control")
+
+RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 
 
 @frozen
@@ -45,22 +48,44 @@ class SleepRecord:
 
 @define(eq=False)
 class Slumber:
-    """Sleep and wake of single workers. Whoever calls has the worker for himself (Turns)."""
+    """Drives the facet `memory`, and keeps on the disk what must be known of it.
+
+    `call_timeout`: seconds for the answer to a call of the router's own.
+    """
 
     registry: Registry
-    dispatcher: Dispatcher
-    client: ControlClient
     store: Store
+    call_timeout: float = 1800.0
     # The incarnation that said that it sleeps.
     _said: dict[Worker, int] = field(init=False, factory=dict)
-    # What ends once the worker cannot be expected to do it any more.
-    _drains: dict[Worker, trio.CancelScope] = field(init=False, factory=dict)
-    _calls: dict[Worker, trio.CancelScope] = field(init=False, factory=dict)
+    # Workers that slept before a restart of the router: whether they still do is not known.
+    _doubted: set[Worker] = field(init=False, factory=set)
+    _restored: dict[str, SleepRecord] = field(init=False, factory=dict)
+
+    def restore(self) -> None:
+        """Take up who sleeps by the store; before any worker is probed."""
+        self._restored = self.store.restored(SleepRecord)
+        for worker in self.registry:
+            self._restore(worker)
+        # Launched workers may still be added. Any other, should it be added one day, must not be
+        # put to sleep for a request that is long forgotten.
+        if not self.store.rows("launches"):
+            for url in self._restored.keys() - self.registry.past.keys():
+                del self._restored[url]
+                self.store.delete(SleepRecord, url)
+        self.registry.subscribe(
+            self._observe, events.WorkerAdded, events.WorkerRemoved, events.Reincarnated
+        )
 
     def sleeps(self, worker: Worker) -> bool:
         """Whether its process said so itself."""
         said = self._said.get(worker) == worker.incarnation
         return worker.memory is Memory.ASLEEP and said
+
+    def doubts(self, worker: Worker) -> bool:
+        """Whether it counts as asleep by what was known before a restart of the router alone."""
+        asleep = worker.memory is Memory.ASLEEP
+        return asleep and worker in self._doubted and not self.sleeps(worker)
 
     def note(self, worker: Worker, memory: Memory | None = None) -> None:
         """Record what a restarted router is to make of the worker: `memory`, else what it is."""
@@ -74,124 +99,81 @@ class Slumber:
         else:
             self.store.put(SleepRecord(worker.url, memory))
 
-    def restore(self, worker: Worker, memory: Memory) -> None:
+    def begin(self, workers: Iterable[Worker], event: MemoryEvent) -> None:
+        """A request puts them to sleep or wakes them; its intents are durable."""
+        for worker in workers:
+            self._doubted.discard(worker)
+            if not worker.removed:
+                self.registry.remember(worker, event, "by request")
+
+    def wish(self, worker: Worker) -> Claim:
+        """What the facet of a worker wants though no request is under way."""
+        waking = worker.memory is Memory.WAKING
+        before = Memory.WAKING if waking else Memory.FALLING_ASLEEP
+        call = own_call(RESUME if waking else RELEASE, b"{}", self.call_timeout)
+        return Claim(worker, partial(self.heard, before=before), math.inf, call)
+
+    async def heard(self, claim: Claim, before: Memory) -> None:
+        """What came of a call. Where it failed the worker is again what it was `before`, or else
+        what it says."""
+        worker, row = claim.worker, claim.row
+        assert row is not None
+        assert claim.call is not None
+        aim = claim.call.path == RELEASE
+        if worker.removed or (aim and not row.sent and not reachable(worker)):
+            return  # it falls asleep when it is back
+        replaced = claim.called not in (None, worker.incarnation)
+        if replaced and row.answered:
+            claim.fail()
+        sleeps = None if replaced else said(row, aim=aim)
+        if sleeps:
+            self._said[worker] = worker.incarnation
+        elif row.sent or aim:
+            self._said.pop(worker, None)
+        event: MemoryEvent | None = None
+        if sleeps is aim:
+            event = MemoryEvent.SLEPT if aim else MemoryEvent.WOKE
+        elif before is (Memory.FALLING_ASLEEP if aim else Memory.WAKING):
+            what = "put to sleep" if aim else "woken"
+            reason = words(row.body)
+            logger.warning("%s cannot be %s: %s; trying again", worker.url, what, reason)
+        elif aim and not replaced:
+            untouched = meaning(RELEASE, row.status, row.body, sent=row.sent) is Meaning.UNCHANGED
+            awake = sleeps is False or (untouched and before is Memory.AWAKE)
+            event = MemoryEvent.WOKE if awake else MemoryEvent.LOST
+        elif not aim:
+            back = replaced or before is Memory.FALLING_ASLEEP
+            event = MemoryEvent.SLEEP if back else MemoryEvent.LOST
+        if event is not None and not (aim and worker.memory is Memory.ASLEEP):
+            self.registry.remember(worker, event, None if sleeps is aim else words(row.body))
+        self.note(worker)
+
+    def _restore(self, worker: Worker) -> None:
         """Make the worker what its record says."""
+        record = self._restored.pop(worker.url, None)
+        if record is not None:
+            found: list[MemoryEvent] = []
+            if worker.memory is Memory.AWAKE or record.memory is Memory.FALLING_ASLEEP:
+                found.append(MemoryEvent.SLEEP)
+            if record.memory is Memory.WAKING:
+                found.append(MemoryEvent.WAKE)
+            elif record.memory is Memory.ASLEEP and worker.memory is not Memory.ASLEEP:
+                found.append(MemoryEvent.LOST)
+            for event in found:
+                self.registry.remember(worker, event, "restored")
+        if worker.memory is Memory.ASLEEP:
+            self._doubted.add(worker)
 
-        def remember(event: MemoryEvent) -> None:
-            self.registry.remember(worker, event, "restored")
-
-        if worker.memory is Memory.AWAKE or memory is Memory.FALLING_ASLEEP:
-            remember(MemoryEvent.SLEEP)
-        if memory is Memory.WAKING:
-            remember(MemoryEvent.WAKE)
-        elif memory is Memory.ASLEEP and worker.memory is not Memory.ASLEEP:
-            remember(MemoryEvent.LOST)
-
-    def told(self, event: events.Event) -> None:
-        """Something has happened in the registry."""
+    def _observe(self, event: events.Event) -> None:
         match event:
-            case events.FacetChanged(worker, facet="health" | "admin"):
-                if not reachable(worker):
-                    _break_off(self._drains, worker)
-                if worker.health is not Health.HEALTHY:
-                    _break_off(self._calls, worker)
+            case events.WorkerAdded(worker) if worker.origin is not Origin.REGISTERED:
+                self._restore(worker)  # else nobody knew of it in between
             case events.Reincarnated(worker) if worker.memory is Memory.ASLEEP:
                 self.note(worker)  # it is not the process that said so
             case events.WorkerRemoved(worker):
                 self._said.pop(worker, None)
-                _break_off(self._drains, worker)
+                self._doubted.discard(worker)
                 self.store.delete(SleepRecord, worker.url)
-
-    async def put_to_sleep(
-        self, worker: Worker, call: Call, before: Memory, *, patience: float = math.inf
-    ) -> Row | None:
-        """Drain a worker that falls asleep, within `patience` seconds, then have it give back its
-        memory. Its row; None if it was removed meanwhile.
-
-        Where that fails it is again what it was `before`, or else what it says.
-        """
-        row = await self._drain(worker, patience)
-        if row is None and _is_away(worker):
-            row = _left(worker)
-        if row is not None and row.status != 504:
-            return None if worker.removed else row  # it falls asleep when it is back
-        sleeps: bool | None = None
-        incarnation = worker.incarnation
-        if row is None:
-            row = await self._ask(worker, call)
-            sleeps = said(row, aim=True)
-        if worker.removed:
-            return row if row.sent else None
-        if worker.incarnation != incarnation:
-            return _replaced(worker)  # the new process falls asleep next
-        self._hear(worker, sleeps)
-        if sleeps and worker.memory is not Memory.ASLEEP:
-            self.registry.remember(worker, MemoryEvent.SLEPT)
-        elif not sleeps and before is not Memory.FALLING_ASLEEP:
-            # It was not asked, or does not know the call.
-            untouched = not row.sent or row.refused or row.status in (404, 405)
-            awake = sleeps is False or (untouched and before is Memory.AWAKE)
-            event = MemoryEvent.WOKE if awake else MemoryEvent.LOST
-            self.registry.remember(worker, event, why(row))
-        self.note(worker)
-        return row
-
-    async def wake(self, worker: Worker, call: Call, before: Memory) -> Row | None:
-        """Have a worker that is waking take its memory again. Its row; None if it was removed.
-
-        Where that fails it is again what it was `before`, or else what it says.
-        """
-        incarnation = worker.incarnation
-        row = await self._ask(worker, call)
-        if worker.removed:
-            return row if row.sent else None
-        sleeps = said(row, aim=False)
-        replaced = worker.incarnation != incarnation
-        if row.sent:  # else it is still as it said before
-            self._hear(worker, None if replaced else sleeps)
-        if sleeps is False and not replaced:
-            self.registry.remember(worker, MemoryEvent.WOKE)
-        elif before is Memory.WAKING:
-            pass  # it is tried again
-        elif replaced or before is Memory.FALLING_ASLEEP:
-            self.registry.remember(worker, MemoryEvent.SLEEP, why(row))
-        else:
-            self.registry.remember(worker, MemoryEvent.LOST, why(row))
-        self.note(worker)
-        return _replaced(worker) if replaced else row
-
-    def _hear(self, worker: Worker, sleeps: bool | None) -> None:
-        """Keep the worker's word."""
-        if sleeps:
-            self._said[worker] = worker.incarnation
-        else:
-            self._said.pop(worker, None)
-
-    async def _drain(self, worker: Worker, patience: float) -> Row | None:
-        """Wait until the worker is idle; a row that says why not, if it does not come to be."""
-        scope = self._drains[worker] = trio.CancelScope()
-        try:
-            with scope:
-                if await self.dispatcher.idle(worker, patience):
-                    return None
-        finally:
-            del self._drains[worker]
-        if scope.cancel_called:
-            return _left(worker)
-        late = f"it was not idle within {patience:g} s"
-        return _row(worker, 504, late, "drain_timeout", sent=False)
-
-    async def _ask(self, worker: Worker, call: Call) -> Row:
-        if worker.health is not Health.HEALTHY:
-            return _left(worker)
-        rows: dict[Worker, Row] = {}
-        scope = self._calls[worker] = trio.CancelScope()
-        try:
-            with scope:
-                await call_one(self.client, worker, call, call.body, rows)
-        finally:
-            del self._calls[worker]
-        return rows.get(worker) or _row(worker, 502, _LOST, "worker_failed")
 
 
 def said(row: Row, *, aim: bool) -> bool | None:
@@ -201,31 +183,3 @@ def said(row: Row, *, aim: bool) -> bool | None:
     if isinstance(word, bool):
         return word
     return aim if row.success else None
-
-
-def why(row: Row) -> str:
-    """What went wrong, in one sentence for people."""
-    body = row.body if isinstance(row.body, dict) else {}
-    said = body.get("error") or body.get("message") or f"it answered {row.status}"
-    return words(said)
-
-
-def _break_off(scopes: dict[Worker, trio.CancelScope], worker: Worker) -> None:
-    if worker in scopes:
-        scopes[worker].cancel()
-
-
-def _is_away(worker: Worker) -> bool:
-    return worker.removed or not reachable(worker)
-
-
-def _left(worker: Worker) -> Row:
-    return _row(worker, 502, f"it is {', '.join(reasons(worker))}", "worker_failed", sent=False)
-
-
-def _replaced(worker: Worker) -> Row:
-    return _row(worker, 502, "another process took its place meanwhile", "worker_failed")
-
-
-def _row(worker: Worker, status: int, why: str, code: str, *, sent: bool = True) -> Row:
-    return Row(worker, status, {"error": why, "code": code, "success": False}, sent, False)

@@ -1,200 +1,143 @@
-"""One weight change on its workers: fence, drain, call, unfence."""
+"""One weight change on its workers: intent on disk, fence, drain, calls, outcomes on disk, unfence.
+
+The agents of the workers drain and call them.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
-import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
-from ..dispatch import Dispatcher
 from ..errors import RouterError, StateUnavailable
-from ..pool import events
 from ..pool.weights import Change, Ledgers, Meaning, meaning
 from ..pool.weights.answers import alike, words
-from ..pool.worker import Admin, Health, Worker
+from ..pool.worker import Worker
 from ..store.store import Store
-from .broadcast import Call, Row, call_one, send_copy
-from .client import ControlClient
-from .copying import Copy, copy_out
+from .agent import Agents
+from .calls import Call, Pipe, Row, fill
+from .claim import Claim
 from .turns import Turn
 
-logger = logging.getLogger("router.control")
-
 
 @define(eq=False)
-class Member:
-    """A worker that a change is about."""
+class Fenced:
+    """The workers of a change, from its intent until each of them is let go.
 
-    worker: Worker
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    called: int | None = None  # the incarnation that was called
-    left: str | None = None  # why it has left the change
-    reported: bool = False
-    refusal: tuple[int, str] | None = None
-    # Set, and replaced, when it is proven to be the same process.
-    absolved: trio.Event = field(factory=trio.Event)
-
-    async def is_known(self) -> None:
-        """Wait until there is no doubt which process it is: what a new one was sent while it was
-        taken for the old one would be forgotten."""
-        while self.worker.suspicion is not None:
-            await self.absolved.wait()
-
-
-# The events by which a worker may leave a change.
-DEPARTURES = (events.FacetChanged, events.WorkerRemoved, events.Reincarnated)
-
-
-def departure(event: events.Event) -> tuple[Worker, str] | None:
-    """Who cannot take part in a change any more, and why."""
-    match event:
-        case events.FacetChanged(worker, facet="health", new=new) if new != Health.HEALTHY:
-            return worker, f"it became {new}"
-        case events.FacetChanged(worker, facet="admin", new=Admin.QUARANTINED):
-            return worker, "it was quarantined"
-        case events.WorkerRemoved(worker):
-            return worker, "it was removed"
-        case events.Reincarnated(worker):
-            return worker, "another process took its place"
-    return None
-
-
-@define(eq=False)
-class Transaction:
-    """The change on these workers, in its turn. `told` must hear the registry while it runs."""
+    `turn`: what they are released from one by one; None: it needs them until its own end.
+    """
 
     change: Change
-    call: Call
-    targets: Sequence[Worker]
-    turn: Turn | None  # what it is released from, one worker after the other
-    dispatcher: Dispatcher
-    client: ControlClient
+    turn: Turn | None
+    agents: Agents
     ledgers: Ledgers
     store: Store
     drain_timeout: float
-    rows: dict[Worker, Row] = field(init=False, factory=dict)
-    # What was done could not be made durable.
-    undurable: StateUnavailable | None = field(init=False, default=None)
-    _members: dict[Worker, Member] = field(init=False, factory=dict)
+    claims: dict[Worker, Claim] = field(init=False, factory=dict)
 
-    async def run(self) -> list[Row]:
-        """Do it; the rows of the targets in their order.
+    @asynccontextmanager
+    async def fenced(
+        self, workers: Sequence[Worker], reason: str, call: Call | None = None
+    ) -> AsyncIterator[None]:
+        """Fence the workers during the block, and have each drained, then called.
 
-        Raises StateUnavailable if its intent cannot be made durable, and then nothing was done;
-        or what reading a streamed body raises, and then nobody got it. If it is cancelled the
-        intent stays open, as after a crash.
+        Raises StateUnavailable if the intent cannot be made durable, and then nothing was done.
+        If the block is cancelled the intent stays open, as after a crash.
         """
-        self.ledgers.open(self.change, self.targets)
-        self._members = {worker: Member(worker) for worker in self.targets}
+        self.ledgers.open(self.change, workers)
+        self.claims = {
+            worker: Claim(worker, self.record, self.drain_timeout, call, worker.incarnation)
+            for worker in workers
+        }
         try:
             await self.store.commit()
         except StateUnavailable:
             self.ledgers.withdraw(self.change)
             raise
-        for member in self._members.values():
-            if member.left is None:
-                self.ledgers.fence(member.worker, f"{self.change.name}: a change")
+        if self.turn is not None:
+            for worker in self.turn.workers.difference(workers):
+                self.turn.release(worker)
+        for worker, claim in self.claims.items():
+            if claim.left is None:
+                self.ledgers.fence(worker, reason)
+        with self.agents.having(self.claims.values()):
+            yield
+
+    async def record(self, claim: Claim) -> None:
+        """What came of a call, or of the wait for a worker."""
+        raise NotImplementedError
+
+    async def send(self, claims: Sequence[Claim], call: Call) -> RouterError | None:
+        """Send the call to all of these at once; where its body breaks off, why, and then nobody
+        got it. The body is read once and copied to all, in bounded memory."""
         failure: RouterError | None = None
-        if isinstance(self.call.body, bytes):
-            async with trio.open_nursery() as nursery:
-                for member in self._members.values():
-                    nursery.start_soon(self._change, member, self.call.body)
-        else:
-            failure = await self._stream(self.call.body)
-        self._conclude()
-        if any(row.sent for row in self.rows.values()) or self.change.version is not None:
+        streamed = not isinstance(call.body, bytes)
+        pipes = [Pipe() for _ in claims] if streamed else []
+        for i, claim in enumerate(claims):
+            claim.send(evolve(call, body=pipes[i]) if streamed else call)
+        self.agents.look(claim.worker for claim in claims)
+        if pipes and not isinstance(call.body, bytes):
+            failure = await fill(pipes, call.body)
+        for claim in claims:
+            await claim.over.wait()
+        return failure
+
+    def let_go(self, worker: Worker) -> None:
+        """The change is done with the worker."""
+        self.agents.drop([self.claims[worker]])
+        if self.turn is not None:
+            self.turn.release(worker)
+
+
+@define(eq=False)
+class Transaction(Fenced):
+    """A change of one call, which each worker gets as soon as it is idle; all at once where its
+    body is streamed."""
+
+    # What was done could not be made durable.
+    undurable: StateUnavailable | None = field(init=False, default=None)
+    # Workers that refused in words that mean nothing until all have answered.
+    _refusals: dict[Worker, tuple[int, str]] = field(init=False, factory=dict)
+    _reported: set[Worker] = field(init=False, factory=set)
+
+    async def run(self, call: Call, workers: Sequence[Worker]) -> list[Row]:
+        """Make it; the rows of the workers in their order.
+
+        Raises what `fenced` raises, and what reading a streamed body raises.
+        """
+        failure: RouterError | None = None
+        streamed = not isinstance(call.body, bytes)
+        reason = f"{self.change.name}: a change"
+        async with self.fenced(workers, reason, None if streamed else call):
+            claims = list(self.claims.values())
+            if streamed:
+                for claim in claims:
+                    await claim.idle.wait()
+                ready = [claim for claim in claims if claim.row is None]
+                failure = await self.send(ready, call)
+            for claim in claims:
+                await claim.over.wait()
+            self._conclude()
+        rows = [claim.row for claim in claims if claim.row is not None]
+        if any(row.sent for row in rows) or self.change.version is not None:
             self.ledgers.close(self.change)
         else:
             self.ledgers.came_to_nothing(self.change)
         if failure is not None:
             raise failure
-        return [self.rows[worker] for worker in self.targets]
+        return rows
 
-    def told(self, event: events.Event) -> None:
-        """Something has happened in the registry."""
-        if isinstance(event, events.Absolved) and event.worker in self._members:
-            known = self._members[event.worker]
-            known.absolved.set()
-            known.absolved = trio.Event()
-        gone = departure(event)
-        if gone is None:
-            return
-        member = self._members.get(gone[0])
-        if member is not None and member.left is None and not member.reported:
-            member.left = gone[1]
-            member.scope.cancel()
-
-    async def _change(self, member: Member, body: bytes) -> None:
-        with member.scope:
-            if await self._drained(member):
-                member.called = member.worker.incarnation
-                await call_one(self.client, member.worker, self.call, body, self.rows)
-        await self._report(member)
-
-    async def _stream(self, body: AsyncIterable[bytes]) -> RouterError | None:
-        """Drain all, then copy the body to those that are idle as it comes; why it broke off."""
-        async with trio.open_nursery() as nursery:
-            for member in self._members.values():
-                nursery.start_soon(self._drain_only, member)
-        while gone := [m for m in self._members.values() if m.left and not m.reported]:
-            for member in gone:  # it was idle, and has left while others were busy
-                with member.scope:
-                    await trio.lowlevel.checkpoint()
-                await self._report(member)
-        ready = [m for m in self._members.values() if not m.reported]
-        copies = {member: Copy() for member in ready}
-        failure: RouterError | None = None
-        async with trio.open_nursery() as nursery:
-            for member, copied in copies.items():
-                nursery.start_soon(self._copy, member, copied)
-            if copies:
-                try:
-                    await copy_out(body, list(copies.values()))
-                except RouterError as error:  # caught here, lest the nursery wrap and cancel
-                    failure = error
-        return failure
-
-    async def _drain_only(self, member: Member) -> None:
-        with member.scope:
-            if await self._drained(member):
-                member.scope = trio.CancelScope()
-                return
-        await self._report(member)
-
-    async def _copy(self, member: Member, copied: Copy) -> None:
-        with member.scope, copied:
-            member.called = member.worker.incarnation
-            await send_copy(self.client, member.worker, self.call, copied, self.rows)
-        await self._report(member)
-
-    async def _drained(self, member: Member) -> bool:
-        """Wait until nothing runs on the worker; if that takes too long its row says so."""
-        worker, within = member.worker, self.drain_timeout
-        await trio.lowlevel.checkpoint_if_cancelled()  # it left while the intent was written
-        with trio.move_on_after(within):
-            if await self.dispatcher.idle(worker, within):
-                await member.is_known()
-                return True
-        said = _said(f"its work did not end within {within:g} s", "drain_timeout")
-        self.rows[worker] = Row(worker, 504, said, sent=False, answered=False)
-        return False
-
-    async def _report(self, member: Member) -> None:
+    async def record(self, claim: Claim) -> None:
         """Tell the ledger what came of it, and let the worker go."""
-        worker, change = member.worker, self.change
-        if member.scope.cancelled_caught and worker not in self.rows:
-            said = _said(f"it left the change: {member.left}", "left_change")
-            sent = member.called is not None
-            self.rows[worker] = Row(worker, 502, said, sent=sent, answered=False)
-        row = self.rows[worker]
-        member.reported = True
+        worker, change, row = claim.worker, self.change, claim.row
+        assert row is not None
+        self._reported.add(worker)
         reason = words(row.body)
         match meaning(change.path, row.status, row.body, sent=row.sent):
             case Meaning.APPLIED:
-                assert member.called is not None
-                self.ledgers.applied(change, worker, member.called)
+                assert claim.called is not None
+                self.ledgers.applied(change, worker, claim.called)
                 self._unsure()
                 # Its outcome is durable before it serves again.
                 try:
@@ -206,49 +149,43 @@ class Transaction:
                 self.ledgers.unchanged(change, worker, reason)
             case Meaning.REFUSED:
                 change.error = reason
-                member.refusal = alike(row.status, row.body)
+                self._refusals[worker] = alike(row.status, row.body)
                 if change.version is not None:
                     self.ledgers.unknown(change, worker, reason)
             case Meaning.UNKNOWN:
                 self.ledgers.unknown(change, worker, reason)
-        if member.refusal is None or change.version is not None:
-            self._let_go(worker)
+        if worker not in self._refusals or change.version is not None:
+            self.let_go(worker)
         self._let_refusers_go()
 
-    def _let_go(self, worker: Worker) -> None:
-        if self.turn is not None:
-            self.turn.release(worker)
+    def _answers(self) -> set[tuple[int, str] | None]:
+        """What those said that have answered: a refusal, or anything else (None)."""
+        answered = [w for w, claim in self.claims.items() if claim.row and claim.row.answered]
+        return {self._refusals.get(worker) for worker in answered}
 
     def _unsure(self) -> None:
-        """The change stands: what those have that refused it is not known."""
-        for member in self._members.values():
-            if member.refusal is not None:
-                reason = words(self.rows[member.worker].body)
-                self.ledgers.unknown(self.change, member.worker, reason)
-                self._let_go(member.worker)
+        """The change stands, or refusals differ: what those have that refused is not known."""
+        for worker in self._refusals:
+            row = self.claims[worker].row
+            assert row is not None
+            self.ledgers.unknown(self.change, worker, words(row.body))
+            self.let_go(worker)
 
     def _let_refusers_go(self) -> None:
         """Those that refused serve on once all that were called have given the same refusal: one
         that is still busy holds nobody else."""
-        called = [m for m in self._members.values() if m.called is not None]
-        if self.change.version is not None or not all(m.reported for m in called):
+        called = [worker for worker, claim in self.claims.items() if claim.called is not None]
+        if self.change.version is not None or not self._reported.issuperset(called):
             return
-        refusals = {m.refusal for m in called if self.rows[m.worker].answered}
-        if len(refusals) == 1 and None not in refusals:
-            for member in called:
-                if member.refusal is not None:
-                    reason = words(self.rows[member.worker].body)
-                    self.ledgers.unchanged(self.change, member.worker, reason)
-                    self._let_go(member.worker)
+        answers = self._answers()
+        if len(answers) == 1 and None not in answers:
+            for worker in self._refusals:
+                row = self.claims[worker].row
+                assert row is not None
+                self.ledgers.unchanged(self.change, worker, words(row.body))
+                self.let_go(worker)
 
     def _conclude(self) -> None:
         """All have been called: those whose refusals differ are of unknown weights."""
-        if self.change.version is not None:
-            return
-        refusals = {m.refusal for m in self._members.values() if self.rows[m.worker].answered}
-        if len(refusals) > 1:
+        if self.change.version is None and len(self._answers()) > 1:
             self._unsure()
-
-
-def _said(error: str, code: str) -> dict[str, object]:
-    return {"error": error, "code": code, "success": False}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import trio
 from attrs import define, field
 
 from ..pool.worker import Worker
-
-Watcher = Callable[[frozenset[Worker]], None]
 
 
 @define(eq=False)
@@ -19,17 +17,20 @@ class Turn:
 
     workers: set[Worker]
     model: str | None
-    _on_release: Callable[[Turn, set[Worker]], None] = field(repr=False)
-    has_begun: bool = False
-    let_go: set[Worker] = field(factory=set)
+    _turns: list[Turn] = field(repr=False)  # all there are
     moved: trio.Event = field(factory=trio.Event)  # one before it has let go of something
 
     def release(self, worker: Worker) -> None:
         """Let others have this worker already."""
         if worker in self.workers:
             self.workers.discard(worker)
-            self.let_go.add(worker)
-            self._on_release(self, {worker})
+            self.tell_others()
+
+    def tell_others(self) -> None:
+        """It is in the way of less than before."""
+        for other in self._turns:
+            if other is not self:
+                other.moved.set()
 
     def collides(self, other: Turn) -> bool:
         """Whether not both can be under way at once."""
@@ -41,13 +42,9 @@ class Turn:
 class Turns:
     """Lets only one at a time work on a worker; who came first goes first.
 
-    What takes several workers begins once none of them is taken by an earlier one. `began` and
-    `ended` are told of workers when somebody begins to work on them, and when nobody does any
-    more: replays, which take no turn, keep out of the way meanwhile.
+    What takes several workers begins once none of them is taken by an earlier one.
     """
 
-    began: list[Watcher] = field(factory=list)
-    ended: list[Watcher] = field(factory=list)
     _turns: list[Turn] = field(init=False, factory=list)
 
     @asynccontextmanager
@@ -59,7 +56,7 @@ class Turns:
 
     def queue(self, workers: Iterable[Worker], model: str | None = None) -> Turn:
         """Stand in line for these workers, and with `model` for its ledger. `having` follows."""
-        turn = Turn(set(workers), model, self._released)
+        turn = Turn(set(workers), model, self._turns)
         self._turns.append(turn)
         return turn
 
@@ -70,15 +67,11 @@ class Turns:
             while self._is_blocked(turn):
                 await turn.moved.wait()
                 turn.moved = trio.Event()
-            turn.has_begun = True
-            for watcher in self.began:
-                watcher(frozenset(turn.workers))
             yield turn
         finally:
             self._turns.remove(turn)
-            # Also those that were let go: there is more that may begin only after its end.
-            workers, turn.workers = turn.workers | turn.let_go, set()
-            self._released(turn, workers)
+            turn.workers = set()
+            turn.tell_others()
 
     def extend(self, turn: Turn, worker: Worker) -> bool:
         """Take one more worker into a turn that has begun, if nothing has it or waits for it."""
@@ -86,31 +79,16 @@ class Turns:
             if self.busy(worker):
                 return False
             turn.workers.add(worker)
-            for watcher in self.began:
-                watcher(frozenset({worker}))
         return True
 
     def busy(self, worker: Worker) -> bool:
         """Whether something has the worker, or waits for it."""
         return any(worker in turn.workers for turn in self._turns)
 
-    def working(self, worker: Worker) -> bool:
-        """Whether something has the worker."""
-        return any(turn.has_begun and worker in turn.workers for turn in self._turns)
-
     def is_last(self, turn: Turn) -> bool:
         """Whether nothing that came after it has to do with the same workers."""
         later = self._turns[self._turns.index(turn) + 1 :] if turn in self._turns else [turn]
         return not any(turn.collides(other) for other in later)
-
-    def _released(self, turn: Turn, workers: set[Worker]) -> None:
-        for other in self._turns:
-            if other is not turn:
-                other.moved.set()
-        free = frozenset(worker for worker in workers if not self.working(worker))
-        if turn.has_begun and free:
-            for watcher in self.ended:
-                watcher(free)
 
     def _is_blocked(self, turn: Turn) -> bool:
         for earlier in self._turns:

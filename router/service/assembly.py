@@ -20,11 +20,11 @@ from ..control.jobs import JobControl
 from ..control.keeper import Keeper
 from ..control.memory import MemoryControl
 from ..control.names import Names
-from ..control.pending import PendingChanges
 from ..control.recovery import Recovery
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.retire import Retirer
+from ..control.slumber import Slumber
 from ..control.turns import Turns
 from ..control.watch import Watchman
 from ..control.witness import Witness, trusts_absence
@@ -64,7 +64,6 @@ class Assembly:
     parts: Parts
     fleet: Fleet
     upstream: Upstream
-    pending: PendingChanges
     follower: Follower
     recovery: Recovery
     keeper: Keeper
@@ -104,15 +103,14 @@ def assemble(
     witness = Witness(assets, client, [partial(prove, fleet)])
     jobs = JobControl(registry, assets, client, errands)
     drain, call = settings.drain_timeout, settings.refit_timeout
-    memory = MemoryControl(
-        *(registry, dispatcher, client, turns, store), call_timeout=call, drain_timeout=drain
-    )
+    slumber = Slumber(registry, store, call)
+    replayer = Replayer(client, ledgers, store, call, restart=partial(restart, fleet))
+    agents = Agents(registry, dispatcher, client, turns, slumber, replayer, drain)
     weights = WeightControl(
-        *(registry, dispatcher, client, ledgers, turns, store, errands),
+        *(registry, agents, ledgers, turns, store, errands),
         drain_timeout=drain,
         call_timeout=call,
     )
-    replayer = Replayer(client, ledgers, store, weights, restart=partial(restart, fleet))
     parts = Parts(
         store=store,
         registry=registry,
@@ -134,8 +132,8 @@ def assemble(
         ledgers=ledgers,
         weights=weights,
         transactions=Transactions(weights),
-        agents=Agents(registry, dispatcher, turns, memory, replayer, drain_timeout=drain),
-        memory=memory,
+        agents=agents,
+        memory=MemoryControl(agents, slumber, turns, drain),
         errands=errands,
         launcher=fleet,
         limits=CallLimits(refit=call, idle=settings.idle_timeout),
@@ -150,7 +148,6 @@ def assemble(
         parts=parts,
         fleet=fleet,
         upstream=upstream,
-        pending=PendingChanges(registry, ledgers, turns, weights),
         follower=Follower(registry, dispatcher, assets, client),
         recovery=Recovery(registry, dispatcher, assets, jobs),
         keeper=Keeper(store, registry, dispatcher, assets, settings.trust_downtime),

@@ -148,14 +148,13 @@ async def _serve(
         built = assemble(settings, store, client, *launching)
         parts, fleet, keeper = built.parts, built.fleet, built.keeper
         restored = keeper.restore(parts.names.restore(static_workers(settings)))
-        parts.memory.restore()
+        parts.memory.slumber.restore()
         async with trio.open_nursery() as nursery:
             await nursery.start(client.addresses.lookups.run)
             nursery.start_soon(built.upstream.run)
             nursery.start_soon(_wind_down, stop, built, settings.shutdown_timeout)
             await nursery.start(parts.dispatcher.run)
             await nursery.start(parts.errands.run)
-            await nursery.start(built.pending.run)
             await nursery.start(parts.agents.run)
             await nursery.start(built.follower.run)
             await nursery.start(built.recovery.run, restored)

@@ -8,9 +8,8 @@ from typing import Any
 
 from quart import Blueprint, g, request
 
-from ..control.broadcast import Call
+from ..control.calls import Call, Pipe, filling
 from ..control.errands import Begin
-from ..control.handover import Handover, serving
 from ..control.refit import Order, check_beginning, check_body
 from ..errors import BadRequest
 from ..pool.targets import select
@@ -45,8 +44,8 @@ async def change_weights_from_tensor() -> Answer:
     if body.over:
         return await _change(held)
     check_beginning(held)
-    rest = Handover(held)
-    async with serving(rest, body):
+    rest = Pipe(held)
+    async with filling(rest, body):
         return await _make(_call(rest), None)
 
 

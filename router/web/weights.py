@@ -6,7 +6,7 @@ from typing import Any
 
 from quart import Blueprint, g
 
-from ..control.broadcast import Call
+from ..control.calls import Call
 from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
 from ..pool.targets import healthy_targets, select

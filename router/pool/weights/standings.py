@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from ..models import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
+from .change import Change
 from .ledger import Entry, Ledger, weight_record, why_not_current
 from .recipe import DISK, SET_LORA, TENSOR, Plan, Standing
 from .records import NoPaper, Paper
@@ -93,6 +94,11 @@ class Standings:
             return False
         plan = self.plan(worker)
         return plan.blocked is None and all(step.is_lora for step in plan.steps)
+
+    def may_begin(self, change: Change, worker: Worker) -> bool:
+        """Whether a pending change may be given to the worker before it is replayed."""
+        fit = self.can_take(worker, change.path)
+        return fit and (change.is_full or not self.plan(worker).steps)
 
     def had_lora(self, workers: Iterable[Worker]) -> list[Worker]:
         """Those whose process had a LoRA, or may have had: updates would miss some layers."""

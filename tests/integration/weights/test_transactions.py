@@ -177,3 +177,39 @@ def test_others_wait_for_its_end_and_are_dropped_with_their_clients(run_pool: Ru
         assert a.known.weight_version == 2
 
     run_pool(test, IMAGES)
+
+
+def test_a_begin_that_no_worker_can_follow(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        a.sim.faults.add("slow", factor=1e6, count=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.image)
+            await until(lambda: a.sim.scheduler.running)
+            refused = await pool.http.post("/weights/begin", json={})
+            is_ours(refused, 503, "no_workers")
+            assert "did not end" in refused.json()["left"][a.id]
+            assert current(a)
+            a.sim.scheduler.hurry()
+        assert (await refitted(pool, "v1"))["weight_version"] == 1
+
+    run_pool(test, IMAGES, drain_timeout=0.3)
+
+
+def test_an_abort_during_a_call_of_its_own(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        a.sim.faults.add("delay", path=DISK, by=5.0, count=1)
+        answers: list[httpx.Response] = []
+
+        async def load() -> None:
+            answers.append(await call(pool, txn, DISK, {"model_path": "v1"}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load)
+            await until(lambda: paths(a) == [DISK])
+            assert (await end(pool, "abort", txn)).json()["unknown"] == [a.id]
+        assert answers[0].status_code == 502
+        await until(lambda: current(a), within=20)
+        assert has(a, "image/a")
+
+    run_pool(test, IMAGES)

@@ -12,12 +12,12 @@ import trio.testing
 from attrs import Factory, define
 
 from router.control.agent import Agents
-from router.control.broadcast import Call
+from router.control.calls import Call
 from router.control.client import Answer, ControlClient, Unreachable
 from router.control.errands import Errands
 from router.control.memory import MemoryControl
 from router.control.replay import Replayer
-from router.control.slumber import SleepRecord
+from router.control.slumber import SleepRecord, Slumber
 from router.control.turns import Turns
 from router.dispatch import Dispatcher
 from router.errors import RouterError, StateUnavailable
@@ -255,22 +255,18 @@ def play(
                 assert method == "POST"
                 return await engines[url].call(path, body, within)
 
-        memory = MemoryControl(
-            registry,
-            dispatcher,
-            cast(ControlClient, Client()),
-            turns,
-            cast(Store, disk),
-        )
+        slumber = Slumber(registry, cast(Store, disk))
         replays = cast(Replayer, NoReplays())
-        agents = Agents(registry, dispatcher, turns, memory, replays)
+        client = cast(ControlClient, Client())
+        agents = Agents(registry, dispatcher, client, turns, slumber, replays)
+        memory = MemoryControl(agents, slumber, turns)
         with trio.fail_after(100_000):
             async with trio.open_nursery() as nursery:
                 nap = Nap(nursery, disk, registry, dispatcher, turns, memory, errands, engines)
                 for name, state in (static or {}).items():
                     worker = nap.add(name, healthy=False, origin=Origin.STATIC)
                     worker.memory = state
-                memory.restore()
+                slumber.restore()
                 for worker in registry if well else ():
                     nap.recover(worker)
                 await nursery.start(errands.run)

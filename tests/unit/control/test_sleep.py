@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from router.control.broadcast import Call
+from router.control.calls import Call
 from router.errors import RouterError
 from router.pool import events
 from router.pool.lifecycle import AdminEvent, routable

@@ -1,0 +1,223 @@
+"""Calls to workers: a body for one or for many, what each of them answered, and what that means."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+
+import trio
+from attrs import define, field, frozen
+
+from ..boundary import contained
+from ..errors import BadRequest, RouterError
+from ..pool.targets import Targets
+from ..pool.weights.answers import succeeded
+from ..pool.worker import Worker
+from ..text import words
+from .client import ControlClient, Unreachable
+
+_WINDOW = 4  # pieces that a slower taker may lag behind
+
+
+class BodyBrokeOff(BadRequest):
+    """The body ended before it was whole. Nobody may take it for a complete one."""
+
+
+@define(eq=False)
+class Pipe:
+    """A body on its way to one taker, which may outlive whoever fills it: an iterator of pieces,
+    after those that were `held` already.
+
+    Raises the RouterError with which the reading ended, where the body is not whole.
+    """
+
+    _held: bytes = b""
+    over: bool = field(init=False, default=False)  # the taker wants no more
+    _failure: RouterError | None = field(init=False, default=None)
+    _send: trio.MemorySendChannel[bytes] = field(init=False)
+    _receive: trio.MemoryReceiveChannel[bytes] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[bytes](_WINDOW)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        held, self._held = self._held, b""
+        if held:
+            return held
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            if self._failure is not None:
+                raise self._failure from None
+            raise StopAsyncIteration from None
+
+    def close(self) -> None:
+        """The taker wants no more."""
+        self.over = True
+        self._receive.close()
+
+    def offer(self, piece: bytes) -> bool:
+        """Give it a piece, if there is room or it wants no more; else False."""
+        with suppress(trio.BrokenResourceError):
+            try:
+                self._send.send_nowait(piece)
+            except trio.WouldBlock:
+                return False
+        return True
+
+    async def put(self, piece: bytes) -> None:
+        """Give it a piece once there is room, or it wants no more."""
+        with suppress(trio.BrokenResourceError):
+            await self._send.send(piece)
+
+    def end(self, failure: RouterError | None) -> None:
+        """No more comes; without a failure that was all."""
+        self._failure = failure
+        self._send.close()
+
+
+async def fill(pipes: Sequence[Pipe], source: AsyncIterable[bytes]) -> RouterError | None:
+    """Read the source and give every piece to each pipe, at the pace of the slowest; why it broke
+    off. Ends early once nobody wants more."""
+    failure: RouterError | None = BodyBrokeOff("The request body broke off")
+    try:
+        async for piece in source:
+            waiting = [pipe for pipe in pipes if not pipe.offer(piece)]
+            if waiting:
+                async with trio.open_nursery() as nursery:
+                    for pipe in waiting:
+                        nursery.start_soon(pipe.put, piece)
+            if all(pipe.over for pipe in pipes):
+                return None
+        failure = None
+    except RouterError as error:
+        failure = error
+    finally:
+        for pipe in pipes:
+            pipe.end(failure)
+    return failure
+
+
+@asynccontextmanager
+async def filling(pipe: Pipe, source: AsyncIterable[bytes]) -> AsyncIterator[None]:
+    """Fill the pipe while the block runs. A RouterError of the block comes out as it is."""
+    failure: RouterError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fill, [pipe], source)
+        try:
+            yield
+        except RouterError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@frozen
+class Call:
+    """What workers are sent."""
+
+    path: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes | AsyncIterable[bytes]
+    # Seconds from the last byte sent to the answer: it may queue behind a generation.
+    within: float
+    # Seconds that a target may take for a piece of the body before it is dropped.
+    idle: float = 300.0
+    method: str = "POST"
+
+
+def own_call(path: str, body: bytes, within: float) -> Call:
+    """A call of the router's own."""
+    return Call(path, (("content-type", "application/json"),), body, within)
+
+
+@frozen
+class Row:
+    """What one worker answered; `status` is 502 or 504 where no answer came.
+
+    `sent`: the worker may have acted on the call though no answer came. `answered`: one came.
+    """
+
+    worker: Worker
+    status: int
+    body: Any
+    sent: bool = True
+    answered: bool = True
+
+    @classmethod
+    def failed(
+        cls, worker: Worker, why: str, code: str, *, status: int = 502, sent: bool = True
+    ) -> Row:
+        """The row of a worker that gave no answer."""
+        return cls(worker, status, {"error": why, "code": code, "success": False}, sent, False)
+
+    @property
+    def success(self) -> bool:
+        """2xx, and the worker does not say otherwise."""
+        return succeeded(self.status, self.body)
+
+    @property
+    def refused(self) -> bool:
+        """The worker called the request itself bad."""
+        return self.status in (400, 422)
+
+    def wire(self) -> dict[str, Any]:
+        """The row as clients know it."""
+        return {"worker_url": self.worker.url, "status_code": self.status, "body": self.body}
+
+
+async def send(client: ControlClient, worker: Worker, call: Call) -> Row:
+    """Send the call to one worker; what it answered, or how that failed."""
+    with contained("worker", f"{call.path} at worker {worker.url}") as attempt:
+        try:
+            answer = await client.call(
+                call.method,
+                worker.url,
+                call.path,
+                within=call.within,
+                stall=call.idle,
+                headers=call.headers,
+                body=call.body,
+            )
+        except Unreachable as error:
+            status, code = (504, "worker_timeout") if error.timed_out else (502, "worker_failed")
+            return Row.failed(worker, str(error), code, status=status, sent=error.sent)
+        except RouterError as error:  # of the body; of an incomplete call it does nothing
+            return Row.failed(worker, error.message, "worker_failed", sent=False)
+        content = answer.json()
+        if content is None:
+            content = answer.body.decode(errors="replace")
+        return Row(worker, answer.status, content)
+    why = f"{type(attempt.error).__name__}: {words(attempt.error)}"
+    return Row.failed(worker, why, "internal_error")
+
+
+async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call) -> list[Row]:
+    """Send the call to all targets in parallel; their rows, in the order of the targets."""
+    rows: dict[Worker, Row] = {}
+
+    async def one(worker: Worker) -> None:
+        rows[worker] = await send(client, worker, call)
+
+    async with trio.open_nursery() as nursery:
+        for worker in targets:
+            nursery.start_soon(one, worker)
+    return [rows[worker] for worker in targets]
+
+
+def answer(rows: list[Row], targets: Targets) -> tuple[int, dict[str, Any]]:
+    """Status and body of an answer: partial success never looks like success."""
+    success = all(row.success for row in rows)
+    body = {
+        "results": [row.wire() for row in rows],
+        "deferred": targets.deferred_rows(),
+        "success": success,
+    }
+    if success:
+        return 200, body
+    return (400 if all(row.refused for row in rows) else 502), body
