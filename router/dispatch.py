@@ -16,16 +16,14 @@ from attrs import define, field, frozen
 
 from .errors import PoolUnavailable, RouterError
 from .pool import events
-from .pool.candidates import Facts, Need
 from .pool.cost import Costs, Rate, Speeds
-from .pool.lifecycle import able, doubted, hopeful
+from .pool.lifecycle import able, hopeful, reasons
 from .pool.lines import Waiting
-from .pool.policies import Policy
-from .pool.policies.least_work import LeastWork
-from .pool.queue import Effect, Grant, Queue, Refusal
-from .pool.refusal import NoCapableWorker
+from .pool.match import Facts, Need, NoCapableWorker
+from .pool.policies import LeastWork, Policy
+from .pool.queue import Queue
 from .pool.registry import Registry
-from .pool.worker import Admin, Health, Hold, HoldKind, Lease, Memory, Weights, Worker
+from .pool.worker import Health, Hold, HoldKind, Lease, Worker
 
 __all__ = ["Dispatcher", "NoCapableWorker", "QueueLimits"]
 
@@ -36,6 +34,8 @@ _SESSION_GRACE = 10.0  # seconds that one has to end when its worker is to be id
 _SLOWEST_RETRY, _UNMEASURED_RETRY = 300, 30  # seconds in Retry-After
 # A job that fails within so many seconds, or this share of what is expected, has failed at once.
 _AT_ONCE, _OF_EXPECTED = 1.0, 0.5
+# What does not keep a worker from a first contact.
+_UNMET = {"not_probed_yet", "unauthorized", "backpressure", "on_trial"}
 
 
 @frozen
@@ -51,16 +51,12 @@ class QueueLimits:
 
 
 @define(eq=False)
-class _Parked:
+class _Parked(Waiting):
     """A task that waits for a worker, and what became of it: a lease or an error."""
 
     decided: trio.Event = field(factory=trio.Event)
     lease: Lease | None = None
     error: RouterError | None = None
-
-    def refuse(self, error: RouterError) -> None:
-        self.error = error
-        self.decided.set()
 
 
 class Dispatcher:
@@ -80,16 +76,16 @@ class Dispatcher:
         self.costs = Costs()
         self._registry = registry
         self._failure_threshold = failure_threshold
-        self._queue = Queue(
+        self.queue = Queue(
             policy,
             LeastWork(self.speeds),
             lambda: registry,
-            self._take,
+            self._give,
+            self._refuse,
             most_jobs=self.limits.jobs_per_worker,
             strict_model=self.limits.strict_model,
         )
-        self._parked: dict[Waiting, _Parked] = {}
-        self._undecided: deque[Callable[[], list[Effect]]] = deque()
+        self._undecided: deque[Callable[[], None]] = deque()
         self._deciding = False
         self._closed = False
         self._ended: dict[Worker, trio.Event] = {}  # set when something there has ended
@@ -101,11 +97,6 @@ class Dispatcher:
         registry.subscribe(self._observe, *{*events.KINDS} - {events.LeaseGranted})
         # Only then: a worker may have become unroutable by what an observer makes of an event.
         registry.when_settled(self._decide)
-
-    @property
-    def queue(self) -> Queue:
-        """What waits, to look at."""
-        return self._queue
 
     def serves(self) -> bool:
         """Whether a request that any worker can do would be served or queued, not refused."""
@@ -138,36 +129,34 @@ class Dispatcher:
         now = trio.current_time()
         if self._ejection.next_look() <= now:
             self._ejection.look(now)
-        if not tried and (worker := self._queue.at_once(facts)):
+        if not tried and (worker := self.queue.at_once(facts)):
             lease = self._registry.lease(worker, _new_hold(facts, worker, now))
-            self._queue.taken(worker)
+            self.queue.taken(worker)
             self._rate.count(now)
             return lease
-        waiting = Waiting(facts, self._rank(facts, now), now, frozenset(tried))
-        parked = self._parked[waiting] = _Parked()
+        parked = _Parked(facts, self._rank(facts, now), now, frozenset(tried))
         self._held += held
         try:
-            ahead = self._queue.waiting
-            self._undecided.append(partial(self._queue.add, waiting))
+            ahead = self.queue.waiting
+            self._undecided.append(partial(self.queue.add, parked))
             self._decide()
-            if not parked.decided.is_set():
-                # One that was tried elsewhere had its place already.
-                if ahead >= self.limits.size and not tried:
-                    self._queue.drop(waiting)
-                    raise self._crowded("queue_full", f"{ahead} requests wait already")
-                if held and self._held > self.limits.bytes and not tried:
-                    self._queue.drop(waiting)
-                    already = self._held - held
-                    raise self._crowded("queue_full", f"what waits holds {already} bytes already")
-                patience = self.limits.patience
-                if facts.need is Need.SESSION:
-                    patience = min(patience, _SESSION_PATIENCE)
+            full = None
+            if not tried:  # else it had its place already
+                if ahead >= self.limits.size:
+                    full = f"{ahead} requests wait already"
+                elif held and self._held > self.limits.bytes:
+                    full = f"what waits holds {self._held - held} bytes already"
+            patience = self.limits.patience
+            if facts.need is Need.SESSION:
+                patience = min(patience, _SESSION_PATIENCE)
+            if full is None and not parked.over:
                 with trio.move_on_after(patience):
                     await parked.decided.wait()
-                if not parked.decided.is_set():
-                    self._queue.drop(waiting)
-                    why = f"no worker was free within {patience:g} s"
-                    raise self._crowded("queue_timeout", why)
+            if not parked.over:
+                self.queue.drop(parked)
+                if full is not None:
+                    raise self._crowded("queue_full", full)
+                raise self._crowded("queue_timeout", f"no worker was free within {patience:g} s")
         except BaseException:
             # Cancelled in the moment in which it was given one.
             if parked.lease is not None:
@@ -175,8 +164,7 @@ class Dispatcher:
             raise
         finally:
             self._held -= held
-            self._queue.drop(waiting)
-            del self._parked[waiting]
+            self.queue.drop(parked)
         if parked.lease is None:
             assert parked.error is not None
             raise parked.error
@@ -185,9 +173,9 @@ class Dispatcher:
     def close(self) -> None:
         """Refuse what waits, and whatever comes: the router is stopping. Leases go on."""
         self._closed = True
-        for waiting in self._queue.all():
-            self._queue.drop(waiting)
-            self._parked[waiting].refuse(_closing())
+        for waiting in self.queue.all():
+            self.queue.drop(waiting)
+            _tell(waiting, error=_closing())
 
     def delivered(self, lease: Lease) -> None:
         """The worker has the whole request: it begins now."""
@@ -224,7 +212,7 @@ class Dispatcher:
         if hold is None or hold.kind is HoldKind.SESSION or hold.wants is None:
             return
         if hold.incarnation == hold.worker.incarnation:
-            meant = self._queue.fitting(hold.wants)
+            meant = self.queue.fitting(hold.wants)
             self._ejection.failed(hold, meant, trio.current_time(), why)
             self._look.set()
 
@@ -242,26 +230,12 @@ class Dispatcher:
         if hold is not None and not hold.worker.removed:
             self._jobs[job_id] = hold
 
-    def job_found(
-        self,
-        worker: Worker,
-        job_id: str,
-        kind: str,
-        *,
-        work: float = 0.0,
-        since: float | None = None,
-        begun: float | None = None,
-    ) -> None:
+    def job_found(self, hold: Hold) -> None:
         """An unfinished job from before a restart of the router: it holds a slot until it has
-        ended. `work`: 0 if not known; `since`, `begun`: as of a hold, None if not known."""
-        if job_id in self._jobs or worker.removed:
-            return
-        since = trio.current_time() if since is None else since
-        hold = Hold(
-            worker, worker.incarnation, HoldKind.JOB, kind, work, since, begun, True, job_id
-        )
-        self._jobs[job_id] = hold
-        self._registry.occupy(hold)
+        ended."""
+        if hold.job_id is not None and hold.job_id not in self._jobs and not hold.worker.removed:
+            self._jobs[hold.job_id] = hold
+            self._registry.occupy(hold)
 
     def job_ended(self, job_id: str, status: object) -> None:
         """The job has ended with this status; None if its worker no longer knows it."""
@@ -346,7 +320,7 @@ class Dispatcher:
                 self._forget_jobs(worker)
                 self._wake_drains(worker)
                 self.speeds.forget(worker.url)
-        self._undecided.append(partial(self._queue.told, event))
+        self._undecided.append(partial(self.queue.told, event))
 
     def _decide(self) -> None:
         """Let the queue decide on what has changed. A change that comes of a decision waits until
@@ -356,51 +330,38 @@ class Dispatcher:
         self._deciding = True
         try:
             while self._undecided:
-                for effect in self._undecided.popleft()():
-                    if isinstance(effect, Refusal):
-                        self._refuse(effect)
+                self._undecided.popleft()()
         finally:
             self._deciding = False
 
-    def _take(self, grant: Grant) -> None:
-        self._give(grant.waiting, grant.worker)
-        if grant.waiting.facts.need in (Need.SLOT, Need.SESSION):
-            self._rate.count(trio.current_time())
-
     def _give(self, waiting: Waiting, worker: Worker) -> None:
-        parked = self._parked[waiting]
-        facts = waiting.facts
-        hold = _new_hold(facts, worker, trio.current_time())
-        parked.lease = self._registry.lease(worker, hold)
-        parked.lease.binding = facts.need is Need.CALL
-        parked.decided.set()
+        now, need = trio.current_time(), waiting.facts.need
+        lease = self._registry.lease(worker, _new_hold(waiting.facts, worker, now))
+        lease.binding = need is Need.CALL
+        if need in (Need.SLOT, Need.SESSION):
+            self._rate.count(now)
+        _tell(waiting, lease)
 
-    def _refuse(self, effect: Refusal) -> None:
-        waiting = effect.waiting
-        parked, facts = self._parked[waiting], waiting.facts
-        if effect.full:
+    def _refuse(self, waiting: Waiting, full: bool) -> None:
+        if full:
             most = self.limits.jobs_per_worker
-            parked.refuse(self._crowded("too_many_jobs", f"each worker has {most} unfinished jobs"))
-            return
-        worker = self._first_contact(waiting)
-        if worker is not None:
+            error = self._crowded("too_many_jobs", f"each worker has {most} unfinished jobs")
+            _tell(waiting, error=error)
+        elif (worker := self._first_contact(waiting)) is not None:
             self._give(waiting, worker)
         else:
-            parked.refuse(self._queue.why_refused(facts))
+            _tell(waiting, error=self.queue.why_refused(waiting.facts))
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
         """Where no worker is able, one that was not met yet: the 502 it may get is the truth."""
         if any(map(able, self._registry)):
             return None
-        for worker in self._queue.fitting(waiting.facts.wants):
+        for worker in self.queue.fitting(waiting.facts.wants):
             if (
-                worker not in waiting.tried
-                and worker.health is Health.UNKNOWN
+                worker.health is Health.UNKNOWN
                 and not worker.met
-                and worker.admin is Admin.ENABLED
-                and worker.memory is Memory.AWAKE
-                and worker.weights is Weights.CURRENT
-                and not doubted(worker)
+                and _UNMET.issuperset(reasons(worker))
+                and worker not in waiting.tried
                 and worker.weight_version >= waiting.facts.min_version
                 and worker.consecutive_failures < self._failure_threshold
                 and (worker.free_slots > 0 or waiting.eager)
@@ -424,7 +385,7 @@ class Dispatcher:
 
     def _crowded(self, code: str, why: str) -> PoolUnavailable:
         rate = self.drain_rate()
-        seconds = self._queue.waiting / rate if rate else _UNMEASURED_RETRY
+        seconds = self.queue.waiting / rate if rate else _UNMEASURED_RETRY
         after = str(max(1, min(_SLOWEST_RETRY, math.ceil(seconds))))
         return PoolUnavailable(
             f"The pool is busy: {why}", code=code, headers=[("Retry-After", after)]
@@ -444,6 +405,13 @@ def _new_hold(facts: Facts, worker: Worker, now: float) -> Hold | None:
         job=facts.need is Need.JOB,
         wants=facts.wants,
     )
+
+
+def _tell(waiting: Waiting, lease: Lease | None = None, error: RouterError | None = None) -> None:
+    """Wake the task that waits."""
+    assert isinstance(waiting, _Parked)
+    waiting.lease, waiting.error = lease, error
+    waiting.decided.set()
 
 
 def _closing() -> PoolUnavailable:

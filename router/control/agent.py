@@ -20,7 +20,7 @@ from ..boundary import contained, keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.registry import Registry
-from ..pool.targets import is_up, reachable
+from ..pool.match import is_up, reachable
 from ..pool.worker import Health, Weights, Worker
 from ..text import words
 from .calls import send

@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 
 from ..boundary import contained
 from ..errors import BadRequest, RouterError
-from ..pool.targets import Targets
+from ..pool.match import Targets
 from ..pool.weights.answers import succeeded
 from ..pool.worker import Worker
 from ..text import words

@@ -16,7 +16,7 @@ import trio
 from attrs import define, field
 
 from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
-from ..pool.targets import Targets, no_workers
+from ..pool.match import Targets, no_workers
 from ..pool.weights import Meaning, meaning
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import DISK, TENSOR, step_of

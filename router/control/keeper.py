@@ -249,13 +249,14 @@ class Keeper:
             if job.incarnation != worker.incarnation:
                 self.store.delete(JobRecord, job.job_id)
                 continue
-            begun = None if job.begun is None else now - max(0.0, wall - job.begun)
-            self.dispatcher.job_found(
-                *(worker, job.job_id, job.endpoint),
-                work=job.work,
+            hold = Hold(
+                *(worker, worker.incarnation, HoldKind.JOB, job.endpoint, job.work),
                 since=now - max(0.0, wall - job.submitted),
-                begun=begun,
+                begun=None if job.begun is None else now - max(0.0, wall - job.begun),
+                job=True,
+                job_id=job.job_id,
             )
+            self.dispatcher.job_found(hold)
 
     def _held(self, hold: Hold) -> None:
         if hold.job_id is None:

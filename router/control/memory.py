@@ -10,7 +10,7 @@ import trio
 from attrs import define
 
 from ..pool.lifecycle import MemoryEvent
-from ..pool.targets import Targets, asleep_targets, no_workers, reachable
+from ..pool.match import Targets, asleep_targets, no_workers, reachable
 from ..pool.worker import Memory, Origin, Weights, Worker
 from .agent import Agents
 from .calls import Call, Row, answer

@@ -17,7 +17,7 @@ from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over, told_place
 from ..pool.registry import Registry
-from ..pool.worker import Health, Worker
+from ..pool.worker import Health, Hold, HoldKind, Worker
 from .jobs import JobControl, able
 
 logger = logging.getLogger("router.control")
@@ -93,6 +93,12 @@ class Recovery:
             if over:
                 self.assets.finish(job_id)
             else:
-                self.dispatcher.job_found(worker, job_id, _ENDPOINTS[kind])
+                hold = Hold(
+                    *(worker, worker.incarnation, HoldKind.JOB, _ENDPOINTS[kind]),
+                    since=trio.current_time(),
+                    job=True,
+                    job_id=job_id,
+                )
+                self.dispatcher.job_found(hold)
         if found:
             logger.info("worker %s: %d of its %s were not recorded", worker.url, found, kind)

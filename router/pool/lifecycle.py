@@ -7,9 +7,11 @@ it is derived from the ledgers (pool/weights).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TypeVar
+
+from attrs import frozen
 
 from ..errors import Conflict
 from .worker import Admin, Health, Memory, Weights, Worker
@@ -212,3 +214,26 @@ def hopeful(worker: Worker) -> bool:
     if worker.health is Health.UNKNOWN:
         return worker.consecutive_failures == 0  # its first probe is outstanding
     return worker.health is not Health.UNHEALTHY
+
+
+@frozen
+class Census:
+    """How many workers are in which condition; each is counted once, but those on trial again."""
+
+    total: int
+    routable: int
+    dead: int
+    sleeping: int
+    on_trial: int
+
+
+def census(workers: Iterable[Worker]) -> Census:
+    """Count the workers. One that is dead does not count as sleeping."""
+    pool = list(workers)
+    return Census(
+        total=len(pool),
+        routable=sum(map(routable, pool)),
+        dead=sum(worker.is_dead for worker in pool),
+        sleeping=sum(worker.is_sleeping and not worker.is_dead for worker in pool),
+        on_trial=sum(worker.trial is not None for worker in pool),
+    )

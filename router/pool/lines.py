@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Container, Iterator
 
 from attrs import define, field
 
-from .candidates import Facts, Need, Wants, may_have
 from .lifecycle import able, hopeful
+from .match import Facts, Need, Wants, may_have
 from .worker import Worker
 
 # A line forgets those that left it before their turn when they are so many, and the most of it.
@@ -37,6 +37,21 @@ class Waiting:
         """Whether it needs no free slot."""
         return self.facts.need in (Need.JOB, Need.CALL, Need.NOTHING)
 
+    @property
+    def has_hope(self) -> bool:
+        """Whether a worker that was not tried may serve it without somebody acting."""
+        line = self.line
+        assert line is not None
+        return any(line.hopeful(w) and w not in self.tried for w in line.members)
+
+
+@define(eq=False)
+class _Tier:
+    """Members that are able, and those of them with a free slot."""
+
+    able: dict[Worker, None] = field(factory=dict)
+    free: dict[Worker, None] = field(factory=dict)
+
 
 @define(eq=False)
 class Line:
@@ -45,16 +60,13 @@ class Line:
     # Names the line to policies, whoever its members are.
     key: Wants
     members: tuple[Worker, ...] = ()
-    # Able members without trouble, with one on trial whose next request is due; and those of them
-    # with a free slot.
-    sound: dict[Worker, None] = field(factory=dict)
-    free: dict[Worker, None] = field(factory=dict)
-    # The same of those with trouble, which serve if none is sound.
-    troubled: dict[Worker, None] = field(factory=dict)
-    shaky: dict[Worker, None] = field(factory=dict)
-    # Those on trial that have a free slot: they serve if there is no other at all, not even one
-    # that may come to be able by itself.
-    ejected: dict[Worker, None] = field(factory=dict)
+    # Without trouble, with one on trial whose next request is due.
+    sound: _Tier = field(factory=_Tier)
+    # With trouble: they serve if none is sound.
+    troubled: _Tier = field(factory=_Tier)
+    # On trial: they serve if there is no other at all, not even one of the `awaited`, which may
+    # come to be able by themselves.
+    ejected: _Tier = field(factory=_Tier)
     awaited: dict[Worker, None] = field(factory=dict)
     # Clients with waiting requests, the next one first; each with a heap by rank.
     clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
@@ -62,56 +74,45 @@ class Line:
     # the others those that need no free slot: they wait only while nobody is routable.
     picky: dict[Waiting, None] = field(factory=dict)
     eager: dict[Waiting, None] = field(factory=dict)
-    # What those that wait want, as they said it.
+    # What those that wait want.
     wants: Counter[Wants] = field(factory=Counter)
     _left: int = field(init=False, default=0)  # those in heaps that are over
 
-    @property
-    def version(self) -> int:
-        """The oldest weights that will do."""
-        return self.key[3]
-
     def able(self, worker: Worker) -> bool:
         """Whether the member may be given requests of this line now."""
-        return able(worker) and worker.weight_version >= self.version
+        return able(worker) and worker.weight_version >= self.key.version
 
     def hopeful(self, worker: Worker) -> bool:
         """Whether it may come to be able without anyone acting."""
-        return hopeful(worker) and may_have(worker, self.version)
+        return hopeful(worker) and may_have(worker, self.key.version)
 
     @property
-    def usable(self) -> dict[Worker, None]:
-        """Members that may be given a generation now."""
-        if self.sound:
-            return self.free
-        return self.shaky if self.troubled or self.awaited else self.ejected
-
-    @property
-    def ready(self) -> Collection[Worker]:
-        """Members that may be given now what needs no slot."""
-        if self.sound or self.troubled or self.awaited:
-            return self.sound or self.troubled
-        return [worker for worker in self.members if self.able(worker)]
+    def serving(self) -> _Tier:
+        """The members that may be given requests now."""
+        if self.sound.able:
+            return self.sound
+        return self.troubled if self.troubled.able or self.awaited else self.ejected
 
     def note(self, worker: Worker) -> None:
         """Sort a member by what it is now."""
-        able = self.able(worker)
-        free = able and worker.free_slots > 0
-        ejected = worker.trial is not None and not worker.trial.due
-        troubled = worker.troubled and not ejected
-        sound = not troubled and not ejected
-        _put(self.sound, worker, able and sound)
-        _put(self.free, worker, free and sound)
-        _put(self.troubled, worker, able and troubled)
-        _put(self.shaky, worker, free and troubled)
-        _put(self.ejected, worker, free and ejected)
-        _put(self.awaited, worker, not able and worker.trial is None and self.hopeful(worker))
+        self.expel(worker)
+        if self.able(worker):
+            if worker.trial is not None and not worker.trial.due:
+                tier = self.ejected
+            else:
+                tier = self.troubled if worker.troubled else self.sound
+            tier.able[worker] = None
+            if worker.free_slots > 0:
+                tier.free[worker] = None
+        elif worker.trial is None and self.hopeful(worker):
+            self.awaited[worker] = None
 
     def expel(self, worker: Worker) -> None:
         """The worker is no member any more."""
-        kinds = self.sound, self.free, self.troubled, self.shaky, self.ejected, self.awaited
-        for some in kinds:
-            some.pop(worker, None)
+        for tier in (self.sound, self.troubled, self.ejected):
+            tier.able.pop(worker, None)
+            tier.free.pop(worker, None)
+        self.awaited.pop(worker, None)
 
     def enter(self, waiting: Waiting) -> None:
         waiting.line = self
@@ -137,7 +138,7 @@ class Line:
             return
         self._left += 1
         if self._left > _MOST_LEFT and self._left > self.wants.total():
-            self._clear()
+            self.extract(())
 
     def head(self) -> Waiting | None:
         """The request whose turn it is, of those that may go to any member."""
@@ -181,23 +182,6 @@ class Line:
             self.enter(waiting)
         return go
 
-    def _clear(self) -> None:
-        for client, heap in list(self.clients.items()):
-            kept = [entry for entry in heap if not entry[2].over]
-            if kept:
-                heapq.heapify(kept)
-                self.clients[client] = kept
-            else:
-                del self.clients[client]
-        self._left = 0
-
-
-def _put(some: dict[Worker, None], worker: Worker, inside: bool) -> None:
-    if inside:
-        some[worker] = None
-    else:
-        some.pop(worker, None)
-
 
 @define(eq=False)
 class Shares:
@@ -213,7 +197,7 @@ class Shares:
         best: tuple[float, float, int] | None = None
         chosen: Line | None = None
         for line, due in self.due.items():
-            if worker in line.usable and (head := line.head()):
+            if worker in line.serving.free and (head := line.head()):
                 # Who had nothing waiting has no claim on what it missed.
                 turn = max(due, self.now), head.rank, head.number
                 if best is None or turn < best:

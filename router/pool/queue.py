@@ -1,7 +1,7 @@
 """Waiting requests and free workers: who gets which, decided synchronously.
 
-Late binding: a request is given a worker when a slot is free, never before. The queue takes what
-happened (a request came or left, a worker changed) and returns what follows: grants and refusals.
+Late binding: a request is given a worker when a slot is free, never before. The queue is told what
+happened (a request came or left, a worker changed), and grants and refuses what follows from it.
 Nothing here waits or knows a clock, and nothing looks at the whole queue for one request.
 
 Two things always hold. No request waits in a line that has a usable member: so one that comes is
@@ -11,70 +11,50 @@ served at once or has nobody to overtake. And no request waits without hope.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..errors import RouterError
 from . import events
-from .candidates import Candidates, Facts, Need, Wants
 from .lines import Line, Shares, Waiting
-from .models import AmbiguousModel
-from .policies.base import Policy
-from .refusal import refusal
+from .match import AmbiguousModel, Candidates, Facts, Need, Wants, refusal
+from .policies import Policy
 from .worker import Worker
 
 _MOST_IDLE_LINES = 256  # kept though nothing waits in them: policies know them by name
-
-
-@frozen
-class Grant:
-    """The request gets the worker; whoever takes the grant occupies the slot at once."""
-
-    waiting: Waiting
-    worker: Worker
-
-
-@frozen
-class Refusal:
-    """Nobody may become able to serve the request without somebody acting; or, `full`, those who
-    could have as many unfinished jobs as they may."""
-
-    waiting: Waiting
-    full: bool = False
-
-
-Effect: TypeAlias = Grant | Refusal
-Take: TypeAlias = Callable[[Grant], None]
+_MOST_WANTS = 4096  # whose line is remembered: clients name models as they like
 
 
 @define(eq=False)
 class Queue:
     """Waiting requests of all lines.
 
-    `workers` gives the registered workers in order; `take` occupies the slot of a grant, at once,
-    and does not call back. `most_jobs`: unfinished jobs of one worker. `strict_model`: the name
-    of a model that nobody advertises fits nobody, though the pool serves only one.
+    `workers` gives the registered workers in order. `take` gives the request the worker, and
+    occupies its slot at once. `refuse`: nobody may become able to serve it without somebody acting;
+    or, `full`, those who could have as many unfinished jobs as they may (`most_jobs` each). Neither
+    calls back. `strict_model`: the name of a model that nobody advertises fits nobody, though the
+    pool serves only one.
     """
 
     policy: Policy
     job_policy: Policy
     workers: Callable[[], Iterable[Worker]]
-    take: Take
+    take: Callable[[Waiting, Worker], None]
+    refuse: Callable[[Waiting, bool], None]
     most_jobs: int = 100
     strict_model: bool = False
     waiting: int = field(init=False, default=0)
     _candidates: Candidates = field(init=False)
     # By their members, and the oldest weights that will do.
     _lines: dict[tuple[tuple[Worker, ...], int], Line] = field(init=False, factory=dict)
-    _of_wants: dict[tuple[Wants, bool], Line] = field(init=False, factory=dict)
+    _of_wants: dict[Wants, Line] = field(init=False, factory=dict)
     _of_worker: dict[Worker, Shares] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
         self._look_around()
 
-    def add(self, waiting: Waiting) -> list[Effect]:
+    def add(self, waiting: Waiting) -> None:
         """A request has come."""
         self._count += 1
         waiting.number = self._count
@@ -82,12 +62,11 @@ class Queue:
         line = self._line(waiting.facts.wants)
         line.enter(waiting)
         if waiting.tried or waiting.eager:
-            effects = self._place(line, waiting)
+            self._place(line, waiting)
         else:
-            effects = self._serve_heads(line)
-        if not waiting.over and not _has_hope(waiting):
-            effects.append(self._refuse(waiting))
-        return effects
+            self._serve_heads(line)
+        if not waiting.over and not waiting.has_hope:
+            self._refuse(waiting)
 
     def at_once(self, facts: Facts) -> Worker | None:
         """The worker for a generation or session that need not wait, and was tried nowhere yet;
@@ -99,11 +78,12 @@ class Queue:
         if facts.need is not Need.SLOT and facts.need is not Need.SESSION:
             return None
         line = self._line(facts.wants)
-        if not line.usable:
+        free = line.serving.free
+        if not free:
             return None
-        worker = self.policy.choose(list(line.usable), line.key, facts)
+        worker = self.policy.choose(list(free), line.key, facts)
         line.note(worker)
-        return worker if worker in line.usable else None
+        return worker if worker in line.serving.free else None
 
     def taken(self, worker: Worker) -> None:
         """A slot of the worker was occupied."""
@@ -115,7 +95,7 @@ class Queue:
         if not waiting.over:
             self._leave(waiting)
 
-    def told(self, event: events.Event) -> list[Effect]:
+    def told(self, event: events.Event) -> None:
         """Something has happened in the registry."""
         match event:
             case (
@@ -124,11 +104,11 @@ class Queue:
                 | events.Reincarnated(worker)
                 | events.CapabilitiesLearned(worker)
             ):
-                return self._changed(worker)
+                self._changed(worker)
             case events.FacetChanged(worker) | events.ProspectsChanged(worker):
                 # While it has not told what it can do, its hope decides what awaits it.
                 unread = worker.capabilities is None
-                return self._changed(worker) if unread else self._touched(worker)
+                (self._changed if unread else self._touched)(worker)
             case (
                 events.SlotsChanged(worker)
                 | events.Trouble(worker)
@@ -137,12 +117,11 @@ class Queue:
                 | events.Ejected(worker)
                 | events.Readmitted(worker)
             ):
-                return self._touched(worker)
+                self._touched(worker)
             case events.Held(hold) if hold.restored:
-                return self._touched(hold.worker)
+                self._touched(hold.worker)
             case events.SlotFreed(hold):
-                return self._touched(hold.worker)
-        return []
+                self._touched(hold.worker)
 
     def lines(self) -> list[Line]:
         """The lines in which something waits."""
@@ -171,67 +150,62 @@ class Queue:
     def _look_around(self) -> None:
         self._candidates = Candidates(self.workers(), strict_model=self.strict_model)
 
-    def _touched(self, worker: Worker) -> list[Effect]:
+    def _touched(self, worker: Worker) -> None:
         """The worker's slots or its prospects have changed."""
         shares = self._of_worker.get(worker)
         if shares is None:
-            return []
+            return
         lines = list(shares.due)
         for line in lines:
             line.note(worker)
-        effects: list[Effect] = []
         for line in lines:
-            effects += self._serve_special(line)
-        effects += self._share_out(worker, shares)
+            self._serve_special(line)
+        while worker.free_slots > 0 and (due := shares.next(worker)):
+            self._grant(due.pop(), worker)
         for line in lines:
-            if not line.sound and line.wants:  # then others may do, or nobody
-                effects += self._serve_heads(line)
+            if not line.sound.able and line.wants:  # then others may do, or nobody
+                self._serve_heads(line)
         for line in lines:
             if not line.able(worker):
-                effects += self._refuse_hopeless(line)
-        return effects
+                self._refuse_hopeless(line)
 
-    def _changed(self, worker: Worker) -> list[Effect]:
+    def _changed(self, worker: Worker) -> None:
         """What the worker can do, or whether it is there, has changed: find anew who fits what."""
         self._look_around()
         self._of_wants.clear()
         for waiting in self._regroup():
             self._line(waiting.facts.wants).enter(waiting)
-        effects = self._touched(worker)
-        for line in list(self._lines.values()):
-            if line.wants:
-                effects += self._serve_special(line)
-                effects += self._serve_heads(line)
-                effects += self._refuse_hopeless(line)
-        return effects
+        self._touched(worker)
+        for line in self.lines():
+            self._serve_special(line)
+            self._serve_heads(line)
+            self._refuse_hopeless(line)
 
     # Lines.
 
     def _line(self, wants: Wants) -> Line:
-        # The awaited ones of all models stand together, as they fit the same workers.
-        key = self._candidates.common(wants), self._candidates.awaited(wants)
-        line = self._of_wants.get(key)
+        line = self._of_wants.get(wants)
         if line is None:
-            place = self._candidates.fitting(wants), wants[3]
+            place = self._candidates.fitting(wants), wants.version
             line = self._lines.get(place)
             if line is None:
-                if wants[3]:
+                if wants.version:
                     self._forget_versions()
-                line = self._lines[place] = Line(key[0])
+                line = self._lines[place] = Line(wants)
                 self._settle(line, place[0])
-            self._of_wants[key] = line
+            if len(self._of_wants) >= _MOST_WANTS:
+                self._of_wants.clear()
+            self._of_wants[wants] = line
         return line
 
     def _forget_versions(self) -> None:
         """Drop the lines of old versions in which nothing waits: there may come to be as many as
         there were changes."""
         for place, line in list(self._lines.items()):
-            if line.version and not line.wants:
+            if line.key.version and not line.wants:
                 del self._lines[place]
-                for worker in line.members:
-                    self._part(line, worker)
-        for key in [key for key in self._of_wants if key[0][3]]:
-            del self._of_wants[key]
+                self._settle(line, ())
+        self._of_wants.clear()
 
     def _settle(self, line: Line, members: tuple[Worker, ...]) -> None:
         """Give a line its members."""
@@ -240,18 +214,15 @@ class Queue:
         old, new = set(line.members), set(members)
         line.members = members
         for worker in old - new:
-            self._part(line, worker)
+            line.expel(worker)
+            shares = self._of_worker[worker]
+            del shares.due[line]
+            if not shares.due:
+                del self._of_worker[worker]
         for worker in members:
             if worker not in old:
                 self._of_worker.setdefault(worker, Shares()).due[line] = 0.0
                 line.note(worker)
-
-    def _part(self, line: Line, worker: Worker) -> None:
-        line.expel(worker)
-        shares = self._of_worker[worker]
-        del shares.due[line]
-        if not shares.due:
-            del self._of_worker[worker]
 
     def _regroup(self) -> list[Waiting]:
         """Give the lines the members that they have by now; returns, out of any line and in the
@@ -260,12 +231,11 @@ class Queue:
         before, self._lines = self._lines, {}
         for line in before.values():
             members = self._candidates.fitting(line.key)
-            place = members, line.version
+            place = members, line.key.version
             surplus = not line.wants and len(self._lines) >= _MOST_IDLE_LINES
             if place in self._lines or surplus:
                 homeless += line.extract(set(line.wants))
-                for worker in line.members:
-                    self._part(line, worker)
+                self._settle(line, ())
                 continue
             self._lines[place] = line
             self._settle(line, members)
@@ -276,75 +246,50 @@ class Queue:
 
     # Serving.
 
-    def _share_out(self, worker: Worker, shares: Shares) -> list[Effect]:
-        """Give the worker's free slots to the lines that it serves."""
-        effects: list[Effect] = []
-        while worker.free_slots > 0 and (line := shares.next(worker)):
-            effects.append(self._grant_head(line, worker))
-        return effects
-
-    def _serve_heads(self, line: Line) -> list[Effect]:
-        effects: list[Effect] = []
-        while line.usable and (head := line.head()):
-            worker = self.policy.choose(list(line.usable), line.key, head.facts)
+    def _serve_heads(self, line: Line) -> None:
+        while (free := line.serving.free) and (head := line.head()):
+            worker = self.policy.choose(list(free), line.key, head.facts)
             line.note(worker)
-            if worker in line.usable:  # else it has changed, and we are about to be told
-                effects.append(self._grant_head(line, worker))
-        return effects
+            if worker in line.serving.free:  # else it has changed, and we are about to be told
+                self._grant(line.pop(), worker)
 
-    def _serve_special(self, line: Line) -> list[Effect]:
+    def _serve_special(self, line: Line) -> None:
         """Those that do not wait for a turn of their client."""
-        effects: list[Effect] = []
         for waiting in list(line.picky):
-            effects += self._place(line, waiting)
-        if line.eager and line.ready:
+            self._place(line, waiting)
+        if line.eager and line.serving.able:
             for waiting in list(line.eager):
-                effects += self._place(line, waiting)
-        return effects
+                self._place(line, waiting)
 
-    def _place(self, line: Line, waiting: Waiting) -> list[Effect]:
+    def _place(self, line: Line, waiting: Waiting) -> None:
         """Give a request that is not in a heap its worker, if there is one for it now."""
-        pool = line.ready if waiting.eager else line.usable
+        pool = line.serving.able if waiting.eager else line.serving.free
         able = [worker for worker in pool if worker not in waiting.tried]
         policy = self.policy
         if waiting.facts.need is Need.JOB and able:
             policy, most = self.job_policy, self.most_jobs
             able = [worker for worker in able if len(worker.holds) < most or worker.jobs < most]
             if not able:
-                return [self._refuse(waiting, full=True)]
-        if not able:
-            return []
-        return [self._grant(waiting, policy.choose(able, line.key, waiting.facts))]
+                self._refuse(waiting, full=True)
+        if able:
+            self._grant(waiting, policy.choose(able, line.key, waiting.facts))
 
-    def _grant_head(self, line: Line, worker: Worker) -> Grant:
-        return self._grant(line.pop(), worker)
-
-    def _grant(self, waiting: Waiting, worker: Worker) -> Grant:
+    def _grant(self, waiting: Waiting, worker: Worker) -> None:
         self._leave(waiting)
-        grant = Grant(waiting, worker)
-        self.take(grant)
+        self.take(waiting, worker)
         self.taken(worker)
-        return grant
 
-    def _refuse_hopeless(self, line: Line) -> list[Effect]:
-        if any(map(line.hopeful, line.members)):
-            some = [waiting for waiting in line.picky if not _has_hope(waiting)]
-        else:
-            some = list(line.all())
-        return [self._refuse(waiting) for waiting in some]
+    def _refuse_hopeless(self, line: Line) -> None:
+        none = not any(map(line.hopeful, line.members))
+        for waiting in list(line.all() if none else line.picky):
+            if none or not waiting.has_hope:
+                self._refuse(waiting)
 
-    def _refuse(self, waiting: Waiting, *, full: bool = False) -> Refusal:
+    def _refuse(self, waiting: Waiting, *, full: bool = False) -> None:
         self._leave(waiting)
-        return Refusal(waiting, full)
+        self.refuse(waiting, full)
 
     def _leave(self, waiting: Waiting) -> None:
         assert waiting.line is not None
         waiting.line.leave(waiting)
         self.waiting -= 1
-
-
-def _has_hope(waiting: Waiting) -> bool:
-    """Whether a worker that was not tried may serve it without somebody acting."""
-    line = waiting.line
-    assert line is not None
-    return any(line.hopeful(w) and w not in waiting.tried for w in line.members)

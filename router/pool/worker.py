@@ -13,7 +13,7 @@ from . import ids
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .candidates import Wants
+    from .match import Wants
 
 
 class Health(StrEnum):

@@ -8,8 +8,8 @@ from attrs import define
 
 from ..dispatch import Dispatcher
 from ..errors import Conflict, RouterError, WorkerFailed
-from ..pool.candidates import Facts
 from ..pool.lifecycle import doubted
+from ..pool.match import Facts
 from ..pool.registry import Registry
 from ..pool.worker import Lease, Worker
 

@@ -8,9 +8,8 @@ from urllib.parse import parse_qsl
 from attrs import define, field
 
 from ..errors import BadRequest, RequestTooLarge
-from ..pool.candidates import Facts, Need
 from ..pool.cost import Costs
-from ..pool.models import AmbiguousModel
+from ..pool.match import AmbiguousModel, Facts, Need
 from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange

@@ -6,7 +6,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..errors import BadRequest, PoolUnavailable, RouterError, WorkerFailed, WorkerTimeout
-from ..pool.candidates import Facts
+from ..pool.match import Facts
 from ..pool.worker import Hold, Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother

@@ -12,7 +12,7 @@ from enum import StrEnum
 from attrs import field, frozen
 
 from ..pool.assets import AssetKind
-from ..pool.candidates import Need
+from ..pool.match import Need
 from ..pool.worker import Task
 
 

@@ -17,7 +17,7 @@ from wsproto.events import AcceptConnection, Request
 from ..answers import error_answer, log_end, log_error
 from ..errors import RouterError, WorkerFailed, WorkerTimeout
 from ..net.hops import Instance
-from ..pool.candidates import Facts, Need
+from ..pool.match import Facts, Need
 from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother

@@ -12,7 +12,7 @@ from ..control.calls import Call, Pipe, filling
 from ..control.errands import Begin
 from ..control.refit import Order, check_beginning, check_body
 from ..errors import BadRequest
-from ..pool.targets import select
+from ..pool.match import select
 from ..pool.worker import Worker
 from .parts import parts
 from .uploads import HELD, upload

@@ -11,7 +11,7 @@ from ..boundary import contained
 from ..control.client import Unreachable
 from ..errors import WorkerFailed
 from ..pool.catalog import merge_models
-from ..pool.targets import healthy_targets, no_workers
+from ..pool.match import healthy_targets, no_workers
 from ..pool.worker import Worker
 from ..text import words
 from .parts import parts

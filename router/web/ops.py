@@ -9,7 +9,7 @@ from quart import Blueprint
 from .. import boundary
 from ..errors import NotFound, RouterError
 from ..net.hops import INSTANCE_HEADER
-from ..pool.census import census
+from ..pool.lifecycle import census
 from .parts import parts
 
 blueprint = Blueprint("ops", __name__)

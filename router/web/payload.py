@@ -6,7 +6,7 @@ from typing import Any
 
 from ..pool.cost import Speeds
 from ..pool.lifecycle import reasons, routable
-from ..pool.targets import reachable
+from ..pool.match import reachable
 from ..pool.worker import Task, Trial, Worker
 
 

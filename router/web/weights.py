@@ -9,7 +9,7 @@ from quart import Blueprint, g
 from ..control.calls import Call
 from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
-from ..pool.targets import healthy_targets, select
+from ..pool.match import healthy_targets, select
 from ..pool.weights import Change, Ledger
 from ..pool.worker import Weights, Worker
 from ..text import from_json

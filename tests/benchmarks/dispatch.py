@@ -31,11 +31,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "sglang")]
 
 from router.dispatch import Dispatcher, QueueLimits  # noqa: E402
 from router.pool import policies  # noqa: E402
-from router.pool.candidates import Facts  # noqa: E402
 from router.pool.cost import Speeds  # noqa: E402
 from router.pool.lifecycle import Probe  # noqa: E402
 from router.pool.lines import Waiting  # noqa: E402
-from router.pool.queue import Grant, Queue  # noqa: E402
+from router.pool.match import Facts  # noqa: E402
+from router.pool.queue import Queue  # noqa: E402
 from router.pool.registry import Registry  # noqa: E402
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Worker  # noqa: E402
 from simulated_worker import SimulatedWorker, WorkerConfig  # noqa: E402
@@ -105,7 +105,6 @@ SETUPS = [
     Setup("least-request (default)"),
     Setup("round-robin", ["--routing-algorithm", "round-robin"]),
     Setup("random", ["--routing-algorithm", "random"]),
-    Setup("power-of-two", ["--routing-algorithm", "power-of-two"]),
     Setup("least-work", ["--routing-algorithm", "least-work"]),
     Setup("default, longest-first", LONGEST),
     Setup("least-work, longest-first", [*LONGEST, "--routing-algorithm", "least-work"]),
@@ -241,13 +240,12 @@ class Pool:
         self.clients = clients
         self.rng = random.Random(1)
         chosen = policies.make(policy, speeds, self.rng)
-        self.queue = Queue(chosen, chosen, lambda: self.registry, self.take)
+        self.queue = Queue(chosen, chosen, lambda: self.registry, self.take, lambda *_: None)
         self.registry.subscribe(self.queue.told)
         for number in range(WORKERS):
             ready(self.registry, number)
 
-    def take(self, grant: Grant) -> None:
-        worker = grant.worker
+    def take(self, _: Waiting, worker: Worker) -> None:
         hold = Hold(worker, worker.incarnation, HoldKind.GENERATION, "image", 1.0)
         self.leases.append(self.registry.lease(worker, hold))
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from router.pool import events
-from router.pool.candidates import Facts, Need, fitting, may_have
 from router.pool.cost import Speeds
 from router.pool.ejection import EjectionLimits
 from router.pool.lifecycle import (
@@ -25,9 +24,9 @@ from router.pool.lifecycle import (
     hopeful,
 )
 from router.pool.lines import Waiting
-from router.pool.policies import POLICIES, make
-from router.pool.policies.least_work import LeastWork
-from router.pool.queue import Effect, Grant, Queue, Refusal
+from router.pool.match import Candidates, Facts, Need, may_have
+from router.pool.policies import POLICIES, LeastWork, make
+from router.pool.queue import Queue
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Weights, Worker
 
@@ -76,14 +75,15 @@ class Shell:
     # Per set of workers and waiting client: who was served there since it was.
     overtaken: dict[tuple[Rivals, str], set[str]] = field(factory=dict)
     queue: Queue = field(init=False)
-    _due: deque[Callable[[], list[Effect]]] = field(factory=deque)
+    _due: deque[Callable[[], None]] = field(factory=deque)
     _busy: bool = False
 
     def __attrs_post_init__(self) -> None:
         speeds = Speeds()
         policy = make(self.policy, speeds, random.Random(1))
         self.queue = Queue(
-            policy, LeastWork(speeds), lambda: self.registry, self.take, most_jobs=MOST_JOBS
+            *(policy, LeastWork(speeds), lambda: self.registry, self.take, self.refuse),
+            most_jobs=MOST_JOBS,
         )
         self.registry.subscribe(self.observe)
 
@@ -102,19 +102,17 @@ class Shell:
             self.registry.ejection.ended(event.hold, self.now)
         self.decide(lambda: self.queue.told(event))
 
-    def decide(self, change: Callable[[], list[Effect]]) -> None:
+    def decide(self, change: Callable[[], None]) -> None:
         self._due.append(change)
         if self._busy:
             return
         self._busy = True
         while self._due:
-            for effect in self._due.popleft()():
-                if isinstance(effect, Refusal):
-                    self.refuse(effect)
+            self._due.popleft()()
         self._busy = False
 
     def fitting(self, waiting: Waiting) -> tuple[Worker, ...]:
-        return tuple(fitting(self.registry, waiting.facts))
+        return Candidates(self.registry).fitting(waiting.facts.wants)
 
     def rivals(self, waiting: Waiting) -> Rivals:
         """What those have in common that take turns with it."""
@@ -133,7 +131,7 @@ class Shell:
         ahead = [w for w in self.waiting if not w.eager and worker not in w.tried]
         assert not [w for w in ahead if self.rivals(w) == rivals]
         self.waiting[waiting] = None
-        self.take(Grant(waiting, worker))
+        self.take(waiting, worker)
         self.queue.taken(worker)
         return True
 
@@ -141,8 +139,7 @@ class Shell:
         del self.waiting[waiting]
         self.queue.drop(waiting)
 
-    def take(self, grant: Grant) -> None:
-        waiting, worker = grant.waiting, grant.worker
+    def take(self, waiting: Waiting, worker: Worker) -> None:
         del self.waiting[waiting]  # a KeyError if it ended before
         assert worker in best(self.fitting(waiting), waiting)
         assert worker not in waiting.tried
@@ -183,12 +180,11 @@ class Shell:
             assert client not in passed, f"{client} was served twice while {other} waited"
             passed.add(client)
 
-    def refuse(self, effect: Refusal) -> None:
-        waiting = effect.waiting
+    def refuse(self, waiting: Waiting, full: bool) -> None:
         del self.waiting[waiting]
         self.refused += 1
         fit = [worker for worker in self.fitting(waiting) if worker not in waiting.tried]
-        if effect.full:
+        if full:
             able = [worker for worker in fit if serves(worker, waiting)]
             assert able
             assert waiting.facts.need is Need.JOB

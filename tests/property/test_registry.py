@@ -17,12 +17,12 @@ from hypothesis.stateful import (
 )
 
 from router.pool import events
-from router.pool.census import census
 from router.pool.lifecycle import (
     AdminEvent,
     IllegalTransition,
     MemoryEvent,
     Probe,
+    census,
     reasons,
     routable,
 )

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from router.pool import events
-from router.pool.candidates import Facts
 from router.pool.cost import Speeds
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe, hopeful, routable
 from router.pool.lines import Waiting
-from router.pool.policies.least_request import LeastRequest
-from router.pool.policies.least_work import LeastWork
-from router.pool.queue import Effect, Grant, Queue
+from router.pool.match import Facts
+from router.pool.policies import LeastRequest, LeastWork
+from router.pool.queue import Queue
 from router.pool.registry import Registry
 from router.pool.weights import Change, Ledgers, Recipe, Step
 from router.pool.weights.recipe import DISK, MERGE, SET_LORA, UNMERGE
@@ -144,17 +143,20 @@ class Router:
         self.ledgers.restore(
             papers.of(LedgerRecord), papers.of(WeightRecord), papers.of(ChangeRecord)
         )
-        self.queue = Queue(LeastRequest(), LeastWork(Speeds()), lambda: self.registry, self.take)
+        self.queue = Queue(
+            *(LeastRequest(), LeastWork(Speeds()), lambda: self.registry, self.take),
+            refuse=lambda *_: None,
+        )
         self.holds: list[Hold] = []
         self.change: Change | None = None
         self.targets: dict[Worker, Target] = {}
         self.replays: dict[Worker, Replay] = {}
-        self._due: deque[Callable[[], list[Effect]]] = deque()
+        self._due: deque[Callable[[], None]] = deque()
         self._busy = False
         self.registry.subscribe(lambda event: self.decide(lambda: self.queue.told(event)))
         self.registry.subscribe(self.observe)
 
-    def decide(self, change: Callable[[], list[Effect]]) -> None:
+    def decide(self, change: Callable[[], None]) -> None:
         self._due.append(change)
         if self._busy:
             return
@@ -163,8 +165,7 @@ class Router:
             self._due.popleft()()
         self._busy = False
 
-    def take(self, grant: Grant) -> None:
-        worker = grant.worker
+    def take(self, _: Waiting, worker: Worker) -> None:
         self.machine.check(worker)
         hold = Hold(worker, worker.incarnation, HoldKind.GENERATION)
         self.registry.lease(worker, hold)

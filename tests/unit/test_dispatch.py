@@ -12,9 +12,9 @@ import trio.testing
 from router.dispatch import Dispatcher, NoCapableWorker, QueueLimits
 from router.errors import PoolUnavailable
 from router.pool import events, policies
-from router.pool.candidates import Facts, Need
 from router.pool.cost import Speeds
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
+from router.pool.match import Facts, Need
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, HoldKind, Lease, Origin, Task, Weights, Worker
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from router.pool.candidates import Facts, Need
 from router.pool.lifecycle import AdminEvent, Probe
+from router.pool.match import Facts, Need
 from router.pool.worker import Weights, Worker
 from tests.unit.test_dispatch import ANYTHING, VIDEO, Asking, Pool, run, settled
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from attrs import evolve
 
 from .. import events
-from ..models import model_of
+from ..match import model_of
 from ..registry import Registry
 from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .change import Change, restored

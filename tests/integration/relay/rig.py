@@ -11,7 +11,7 @@ from attrs import Factory, define, field
 
 from router.dispatch import Dispatcher
 from router.pool.lifecycle import Probe
-from router.pool.policies.round_robin import RoundRobin
+from router.pool.policies import RoundRobin
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin
 from router.relay.attempts import Attempts

@@ -22,9 +22,9 @@ from router.control.turns import Turns
 from router.dispatch import Dispatcher
 from router.errors import RouterError, StateUnavailable
 from router.pool import policies
-from router.pool.candidates import Facts, Need
 from router.pool.cost import Speeds
 from router.pool.lifecycle import Probe, routable
+from router.pool.match import Facts, Need
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Memory, Origin, Worker
 from router.store.store import Store

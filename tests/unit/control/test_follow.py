@@ -18,7 +18,7 @@ from router.pool import policies
 from router.pool.assets import AssetMap
 from router.pool.cost import Speeds
 from router.pool.registry import Registry
-from router.pool.worker import Hold, HoldKind, Origin
+from router.pool.worker import Hold, HoldKind, Origin, Worker
 
 FROZEN, SOUND = "http://frozen:1", "http://sound:1"
 
@@ -34,6 +34,11 @@ class Client:
         return Answer(200, json.dumps({"status": "completed"}).encode())
 
 
+def job(worker: Worker, job_id: str) -> Hold:
+    since = trio.current_time()
+    return Hold(worker, 1, HoldKind.JOB, "video", since=since, job=True, job_id=job_id)
+
+
 def test_the_jobs_of_a_frozen_worker_hold_up_no_look_at_others() -> None:
     async def main() -> None:
         registry, client = Registry(), Client()
@@ -46,9 +51,9 @@ def test_the_jobs_of_a_frozen_worker_hold_up_no_look_at_others() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(follower.run)
             for number in range(70):
-                dispatcher.job_found(frozen, f"frozen-{number}", "video")
+                dispatcher.job_found(job(frozen, f"frozen-{number}"))
             await trio.sleep(5)  # all of them are being looked at, or wait for it
-            dispatcher.job_found(sound, "sound", "video")
+            dispatcher.job_found(job(sound, "sound"))
             await trio.sleep(0.5)
             assert sound.jobs == 0
             assert frozen.jobs == 70
@@ -67,7 +72,7 @@ def test_nothing_is_kept_of_a_worker_that_was_removed_with_its_jobs() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(follower.run)
             worker = registry.add(FROZEN, Origin.REGISTERED)
-            dispatcher.job_found(worker, "job", "video")
+            dispatcher.job_found(job(worker, "job"))
             await trio.testing.wait_all_tasks_blocked()
             registry.remove(worker)
             kept, worker = weakref.ref(worker), registry.add(SOUND, Origin.REGISTERED)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.pool.candidates import Candidates, Facts, Need, fitting
 from router.pool.lifecycle import Probe
-from router.pool.models import nearest
+from router.pool.match import Candidates, Facts, Need, nearest
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin, Task, Worker
 
@@ -20,6 +19,10 @@ def worker(name: str, *tasks: str, model: str | None = None, outputs: str = "") 
 
 def unknown(name: str) -> Worker:
     return Worker(url=f"http://{name}", origin=Origin.STATIC)
+
+
+def fitting(pool: list[Worker], facts: Facts) -> list[Worker]:
+    return list(Candidates(pool).fitting(facts.wants))
 
 
 def names(workers: list[Worker]) -> str:
@@ -120,8 +123,6 @@ def test_a_model_that_nobody_has_waits_for_those_that_may_turn_out_to_have_it() 
 
 def test_a_model_that_nobody_has_is_served_as_none() -> None:
     candidates = Candidates([worker("a", model="x")])
-    assert candidates.common(Facts(model="x").wants) == ("x", None, False, 0, True)
-    assert candidates.common(Facts(model="made-up").wants) == Facts().wants
     assert candidates.fitting(Facts(model="made-up").wants) is candidates.fitting(Facts().wants)
 
 

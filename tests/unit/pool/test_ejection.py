@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from router.pool.candidates import Candidates, Facts
 from router.pool.ejection import EjectionLimits
 from router.pool.lifecycle import Probe, reasons
+from router.pool.match import Candidates, Facts
 from router.pool.worker import Capabilities, HoldKind, Origin, Task
 from tests.property.test_ejection import Pool
 

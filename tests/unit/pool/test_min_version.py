@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.pool.candidates import Facts, Need
 from router.pool.lifecycle import AdminEvent, Probe
-from router.pool.refusal import refusal
+from router.pool.match import Facts, Need, refusal
 from router.pool.worker import Capabilities, Origin, Weights, Worker
 from tests.unit.pool.test_queue import IMAGE, Pool
 
@@ -91,7 +90,7 @@ def test_it_is_refused_when_the_last_worker_that_had_them_goes() -> None:
     served, waiting = pool.ask(at_least(1)), pool.ask(at_least(1))
     assert pool.grants == [served]
     pool.registry.administer(new, AdminEvent.DRAIN)
-    assert [refused.waiting for refused in pool.refused] == [waiting]
+    assert [waiting for waiting, _ in pool.refused] == [waiting]
 
 
 def test_who_has_not_said_what_it_serves_may_have_them() -> None:
@@ -102,7 +101,7 @@ def test_who_has_not_said_what_it_serves_may_have_them() -> None:
     assert not pool.refused
     pool.registry.learned(unread, Capabilities(models=("m",), task_types=("T2I",)))
     pool.registry.probed(unread, Probe.OK)
-    assert [refused.waiting for refused in pool.refused] == [waiting]
+    assert [waiting for waiting, _ in pool.refused] == [waiting]
 
 
 def test_what_was_tried_before_waits_for_them_too() -> None:

@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 
 from router.pool import policies
-from router.pool.candidates import Facts
 from router.pool.cost import Speeds
+from router.pool.match import Facts
 from router.pool.policies import POLICIES, Policy
 from router.pool.registry import Registry
 from router.pool.worker import Hold, HoldKind, Origin, Worker
@@ -177,17 +177,6 @@ def test_jobs_and_ghosts_are_load(name: str, kind: HoldKind) -> None:
     a, b = pool("a", "b")
     holding(a, kind)
     assert picks(make(name, random.Random(6)), [a, b], 4) == list("bbbb")
-
-
-def test_power_of_two_takes_the_less_loaded_of_two() -> None:
-    workers = pool(*"abcd")
-    busy(workers[3], 3)
-    counts = Counter(picks(make("power-of-two", random.Random(7)), workers, 3000))
-    assert counts["d"] == 0  # whoever it is drawn with is emptier
-    busy(workers[2], 2)
-    counts = Counter(picks(make("power-of-two", random.Random(7)), workers, 3000))
-    assert counts["d"] == 0
-    assert 0.1 < counts["c"] / 3000 < 0.23  # only when it is drawn with d: one pair of six
 
 
 def test_least_work_takes_whoever_would_have_done_it_first() -> None:

@@ -7,13 +7,12 @@ from collections import Counter
 
 from attrs import evolve
 
-from router.pool import events
-from router.pool.candidates import Facts, Need
 from router.pool.cost import Speeds
 from router.pool.lifecycle import AdminEvent, Probe
 from router.pool.lines import Waiting
+from router.pool.match import Facts, Need
 from router.pool.policies import make
-from router.pool.queue import Grant, Queue, Refusal
+from router.pool.queue import Queue
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Worker
 
@@ -28,17 +27,17 @@ class Pool:
         self.registry = Registry()
         self.grants: list[Waiting] = []
         self.running: dict[Worker, list[Lease]] = {}
-        self.refused: list[Refusal] = []
+        self.refused: list[tuple[Waiting, bool]] = []
         policy = make("least-request", Speeds(), random.Random(1))
-        self.queue = Queue(policy, policy, lambda: self.registry, self.take, most_jobs)
-        self.registry.subscribe(self.observe)
+        self.queue = Queue(policy, policy, lambda: self.registry, self.take, self.refuse, most_jobs)
+        self.registry.subscribe(self.queue.told)
 
-    def observe(self, event: events.Event) -> None:
-        self.refused += [e for e in self.queue.told(event) if isinstance(e, Refusal)]
+    def refuse(self, waiting: Waiting, full: bool) -> None:
+        self.refused.append((waiting, full))
 
-    def take(self, grant: Grant) -> None:
-        self.grants.append(grant.waiting)
-        need, worker = grant.waiting.facts.need, grant.worker
+    def take(self, waiting: Waiting, worker: Worker) -> None:
+        self.grants.append(waiting)
+        need = waiting.facts.need
         hold = Hold(worker, worker.incarnation, HoldKind.GENERATION, job=need is Need.JOB)
         lease = self.registry.lease(worker, hold if need is not Need.NOTHING else None)
         self.running.setdefault(worker, []).append(lease)
@@ -52,7 +51,7 @@ class Pool:
 
     def ask(self, facts: Facts, client: str = "", rank: float = 0, *tried: Worker) -> Waiting:
         waiting = Waiting(evolve(facts, client=client), rank, 0.0, frozenset(tried))
-        self.refused += [e for e in self.queue.add(waiting) if isinstance(e, Refusal)]
+        self.queue.add(waiting)
         return waiting
 
     def end(self, worker: Worker) -> Waiting | None:
@@ -171,7 +170,7 @@ def test_jobs_go_where_there_is_room_for_them() -> None:
         pool.ask(ask)
     assert (a.jobs, b.jobs) == (2, 2)
     fifth = pool.ask(ask)
-    assert pool.refused == [Refusal(fifth, full=True)]
+    assert pool.refused == [(fifth, True)]
     pool.end(a)
     pool.ask(ask)
     assert (a.jobs, b.jobs) == (2, 2)

@@ -6,9 +6,8 @@ import pytest
 
 from router.errors import RouterError
 from router.pool import events
-from router.pool.census import census
 from router.pool.ids import BadWorkerURL
-from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
+from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe, census
 from router.pool.registry import AmbiguousWorker, Registry, UnknownWorker
 from router.pool.worker import Admin, Capabilities, Health, Origin
 

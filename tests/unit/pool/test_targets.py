@@ -8,14 +8,14 @@ import pytest
 
 from router.errors import BadRequest, NotFound, PoolUnavailable
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
-from router.pool.registry import Registry
-from router.pool.targets import (
+from router.pool.match import (
     asleep_targets,
     awake_targets,
     healthy_targets,
     models_of,
     select,
 )
+from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin, Weights, Worker
 
 

@@ -7,9 +7,9 @@ import trio.testing
 
 from router.dispatch import Dispatcher
 from router.errors import WorkerFailed
-from router.pool.candidates import Facts, Need
 from router.pool.cost import Speeds
 from router.pool.lifecycle import Probe
+from router.pool.match import Facts, Need
 from router.pool.policies import make
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Lease, Origin

@@ -12,7 +12,7 @@ from attrs import Factory, define
 
 from router.errors import RequestTooLarge
 from router.pool.cost import Costs
-from router.pool.models import AmbiguousModel
+from router.pool.match import AmbiguousModel
 from router.relay.body import Body, announced_length, facts_of, peek, read_on
 from router.relay.routes import find
 from router.relay.spool import Room, Spool, SpoolFailed, SpoolFull

@@ -1,0 +1,340 @@
+"""Which workers a request or a call is meant for, and what to say where there is none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
+
+from attrs import frozen
+
+from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
+from .lifecycle import hopeful, reasons
+from .registry import Registry
+from .worker import Admin, Health, Memory, Task, Weights, Worker
+
+# Longer names and further models are not compared: the time for it grows with both.
+_LONGEST_COMPARED, _MOST_COMPARED = 200, 200
+# These stand for all models that nobody advertises: nobody will, or one that starts may.
+_UNSERVED, _AWAITED = "", "\0"
+
+
+class Need(StrEnum):
+    """What a request needs of a worker."""
+
+    SLOT = "slot"  # a generation: until the head of its answer
+    SESSION = "session"  # a WebSocket: for its length
+    JOB = "job"  # a submission: at once, whatever runs there; it holds a slot until the job ends
+    CALL = (
+        "call"  # anything else that may change something: no slot, but it must end before a drain
+    )
+    NOTHING = "nothing"  # anything else
+
+
+_BY_MODEL = (Need.SLOT, Need.SESSION, Need.JOB)
+
+
+class Wants(NamedTuple):
+    """What of a request says which workers fit."""
+
+    model: str | None
+    task: Task | None
+    strict: bool  # a worker that cannot do the task is no use: a job
+    by_model: bool  # a worker of another model may be no use: whatever generates
+    version: int  # the oldest weights that will do: says not who is meant, only when he will do
+
+
+@frozen
+class Facts:
+    """What routing needs to know of a request."""
+
+    model: str | None = None
+    task: Task | None = None
+    need: Need = Need.SLOT
+    client: str = ""  # requests of different clients share the slots in turn
+    work: float = 1.0  # units of work (pool.cost)
+    kind: str = ""  # the kind of endpoint, as speeds are learnt
+    min_version: int = 0  # of the weights that will do; 0: any that are current
+
+    @property
+    def wants(self) -> Wants:
+        need = self.need
+        return Wants(self.model, self.task, need is Need.JOB, need in _BY_MODEL, self.min_version)
+
+
+class NoCapableWorker(BadRequest):
+    """No registered worker can do the task, whatever state it comes to be in."""
+
+    default_code = "no_capable_worker"
+
+
+class AmbiguousModel(BadRequest):
+    """Several models fit and the request does not say which one it means."""
+
+    default_code = "ambiguous_model"
+
+
+class UnknownModel(NotFound):
+    """No worker serves the model that the request names."""
+
+    default_code = "unknown_model"
+
+    def __init__(self, model: str, pool: Iterable[Worker]) -> None:
+        pool = tuple(pool)
+        names = [name for w in pool if w.capabilities for name in w.capabilities.models]
+        near = nearest(model, names)
+        hint = f"; did you mean {near!r}?" if near is not None else ""
+        super().__init__(
+            f"No worker serves the model {_short(model)!r}{hint}",
+            details={"models": models_of(pool), "nearest": near},
+        )
+
+
+# Models.
+
+
+def models_of(workers: Iterable[Worker]) -> list[str]:
+    """The models that the workers serve, one name for each, in order of appearance.
+
+    A worker may list its model under several names; the first counts.
+    """
+    names = dict.fromkeys(model_of(worker) for worker in workers)
+    return [name for name in names if name is not None]
+
+
+def model_of(worker: Worker) -> str | None:
+    """The name under which the worker serves its model, if that is known."""
+    can = worker.capabilities
+    return can.models[0] if can and can.models else None
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of the names that is most like this one: in other letters, or nearly."""
+    some = list(dict.fromkeys(names))
+    for one in some:
+        if one.casefold() == name.casefold():
+            return one
+    if len(name) > _LONGEST_COMPARED:
+        return None
+    by_folded = {
+        one.casefold(): one for one in some[:_MOST_COMPARED] if len(one) <= _LONGEST_COMPARED
+    }
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return by_folded[close[0]] if close else None
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_COMPARED else f"{name[:_LONGEST_COMPARED]}..."
+
+
+# Requests.
+
+
+def may_have(worker: Worker, version: int) -> bool:
+    """Whether the worker has weights of that version or later, or may come to have them without
+    anyone acting: those of its ledger, which it is about to be given."""
+    return (
+        worker.weight_version >= version
+        or worker.weights in (Weights.BEHIND, Weights.UPDATING)
+        or worker.capabilities is None  # then it is not known yet of which ledger it is
+    )
+
+
+class Candidates:
+    """Which of these workers fit a request, as they are now.
+
+    What it finds is kept: make a new one when a worker joins, leaves, or tells what it can do,
+    and when one that has not told that yet gains or loses hope.
+    """
+
+    def __init__(self, workers: Iterable[Worker], *, strict_model: bool = False) -> None:
+        self._workers = tuple(workers)
+        self._strict_model = strict_model
+        self._found: dict[Wants, tuple[Worker, ...]] = {}
+
+    # Both only when somebody asks: at a start a thousand workers join one after the other.
+    @cached_property
+    def _unread(self) -> tuple[Worker, ...]:
+        return tuple(w for w in self._workers if w.capabilities is None and hopeful(w))
+
+    @cached_property
+    def _by_model(self) -> dict[str, list[Worker]]:
+        by_model: dict[str, list[Worker]] = {}
+        for worker in self._workers:
+            for model in worker.capabilities.models if worker.capabilities else ():
+                by_model.setdefault(model, []).append(worker)
+        return by_model
+
+    def fitting(self, wants: Wants) -> tuple[Worker, ...]:
+        """The workers that are meant, routable or not, in order of registration.
+
+        The model binds if some worker advertises it. If none does, or none is named, a generation
+        fits only workers that serve one model among them: workers never check it themselves, and
+        clients of a one-model pool often send another name. Images prefer workers that make images
+        and go to others only if there are none.
+        """
+        model = wants.model
+        if model is not None and model not in self._by_model:
+            unserved = _UNSERVED if self._strict_model and wants.by_model else None
+            model = _AWAITED if self._unread else unserved
+        key = wants._replace(model=model, version=0)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._fitting(key)
+        return found
+
+    def _fitting(self, wants: Wants) -> tuple[Worker, ...]:
+        model = wants.model
+        if model == _AWAITED:
+            return self._able(self._unread, wants)
+        if model:
+            return self._able(tuple(self._by_model[model]), wants)
+        able = self._able(self._workers, wants)
+        enough = 0 if model == _UNSERVED else 1
+        return () if wants.by_model and len(models_of(able)) > enough else able
+
+    def misnamed(self, wants: Wants) -> RouterError | None:
+        """Why a request fits nobody, if it is because of the model that it names or does not."""
+        model = wants.model
+        if not wants.by_model or model in self._by_model or self.fitting(wants):
+            return None
+        able = self._able(self._workers, wants)
+        models = models_of(able)
+        if not models:
+            return None
+        if model is not None:
+            return UnknownModel(model, able)
+        shown = ", ".join(map(_short, models[:10])) + (", ..." if len(models) > 10 else "")
+        return AmbiguousModel(
+            f"Several models fit ({shown}): name one as `model` in the body, or with ?model=",
+            details={"models": models},
+        )
+
+    def _able(self, pool: tuple[Worker, ...], wants: Wants) -> tuple[Worker, ...]:
+        """Those of the pool that can do the task; if none is known to, those that might."""
+        task = wants.task
+        if task is None:
+            return pool
+        able = tuple(w for w in pool if w.capabilities and w.capabilities.can(task))
+        if able:
+            return able
+        if wants.strict:
+            # One that has told nothing yet may be what is wanted.
+            return tuple(w for w in pool if not w.capabilities)
+        # Of no known type, or about to tell: better than one that is known to do other things.
+        unread = set(self._unread)
+        unsure = tuple(
+            w for w in pool if (w.capabilities.can(task) is None if w.capabilities else w in unread)
+        )
+        return unsure or pool
+
+
+def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts) -> RouterError:
+    """What to answer to a request that these workers of the pool fit, none of which has hope."""
+    if not pool:
+        return PoolUnavailable("No workers are registered", code="no_workers")
+    if not fitting and facts.need is Need.JOB and facts.task is not None:
+        return NoCapableWorker(f"No {facts.task}-capable workers available in current worker pool.")
+    living = [w for w in fitting if not w.is_dead and w.admin is Admin.ENABLED]
+    awake = [worker for worker in living if not worker.is_sleeping]
+    if living and not awake:
+        return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")
+    lacking = None
+    if all(worker.weights is Weights.FAILED or worker.stuck for worker in awake):
+        lacking = "No fitting worker has the weights it needs"
+    elif not any(may_have(worker, facts.min_version) for worker in awake):
+        lacking = f"No fitting worker has weights of version {facts.min_version} or later"
+    if awake and lacking:
+        return PoolUnavailable(lacking, code="weights_unavailable")
+    return PoolUnavailable("No fitting worker is routable at present", code="no_routable_worker")
+
+
+# Calls that change weights or memory, or ask about them.
+
+
+@frozen
+class Targets:
+    """The workers that a call goes to now, and those that it cannot go to now."""
+
+    eligible: Sequence[Worker]
+    deferred: Sequence[Worker]
+
+    def deferred_rows(self) -> list[dict[str, object]]:
+        """The deferred workers on the wire."""
+        return [
+            {"worker_url": worker.url, "worker_id": worker.worker_id, "reasons": reasons(worker)}
+            for worker in self.deferred
+        ]
+
+
+def select(
+    registry: Registry, *, model: str | None, workers: str | None, mixed: bool = False
+) -> list[Worker]:
+    """The workers named by `?model=` or `?workers=ID,ID`; all, if the pool serves one model, or
+    if they may be `mixed`.
+
+    Raises BadRequest (`ambiguous_target`, naming the models, if several are served), NotFound,
+    PoolUnavailable if the pool is empty.
+    """
+    if model is not None and workers is not None:
+        raise BadRequest("Give ?model= or ?workers=, not both", code="invalid_field")
+    pool = list(registry)
+    if not pool:
+        raise no_workers()
+    if workers is not None:
+        names = [name.strip() for name in workers.split(",") if name.strip()]
+        if not names:
+            raise BadRequest("?workers= names no worker", code="invalid_field")
+        return list(dict.fromkeys(map(registry.get, names)))
+    if model is not None:
+        chosen = [w for w in pool if w.capabilities and model in w.capabilities.models]
+        if not chosen:
+            raise UnknownModel(model, pool)
+        return chosen
+    served = models_of(pool)
+    if len(served) > 1 and not mixed:
+        raise BadRequest(
+            f"The pool serves several models ({', '.join(served)}): name one with ?model=, or "
+            "workers with ?workers=ID,ID",
+            code="ambiguous_target",
+            details={"models": served},
+        )
+    return pool
+
+
+def awake_targets(chosen: Iterable[Worker]) -> Targets:
+    """Split the chosen: eligible are the healthy, awake and not quarantined ones."""
+    return _split(chosen, lambda w: reachable(w) and w.memory is Memory.AWAKE)
+
+
+def asleep_targets(chosen: Iterable[Worker]) -> Targets:
+    """Split the chosen for a wake: eligible are the healthy ones that are not known to be awake."""
+    return _split([w for w in chosen if w.is_sleeping], reachable)
+
+
+def healthy_targets(chosen: Iterable[Worker]) -> Targets:
+    """Split the chosen for a question: eligible are all healthy ones that are not quarantined."""
+    return _split(chosen, reachable)
+
+
+def _split(chosen: Iterable[Worker], fit: Callable[[Worker], bool]) -> Targets:
+    pool = list(chosen)
+    return Targets([w for w in pool if fit(w)], [w for w in pool if not fit(w)])
+
+
+def reachable(worker: Worker) -> bool:
+    """Whether calls may be sent to it: healthy and not quarantined."""
+    return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED
+
+
+def is_up(worker: Worker) -> bool:
+    """Whether calls that change its weights may be sent to it: reachable, awake, and it has said
+    what it can do."""
+    told = worker.capabilities is not None and not worker.removed
+    return told and reachable(worker) and worker.memory is Memory.AWAKE
+
+
+def no_workers() -> PoolUnavailable:
+    return PoolUnavailable("No healthy workers available in the pool", code="no_workers")
