@@ -69,13 +69,11 @@ class Dispatcher:
         *,
         limits: QueueLimits | None = None,
         speeds: Speeds | None = None,
-        failure_threshold: int = 3,
     ) -> None:
         self.limits = limits or QueueLimits()
         self.speeds = speeds or Speeds(trio.current_time)
         self.costs = Costs()
         self._registry = registry
-        self._failure_threshold = failure_threshold
         self.queue = Queue(
             policy,
             LeastWork(self.speeds),
@@ -94,7 +92,7 @@ class Dispatcher:
         self._jobs: dict[str, Hold] = {}
         self._ejection = registry.ejection
         self._look = trio.Event()  # the pause of a worker has begun, or ends earlier
-        registry.subscribe(self._observe, *{*events.KINDS} - {events.LeaseGranted})
+        registry.subscribe(self._observe, events.OfWorker, events.OfHold, events.LeaseEnded)
         # Only then: a worker may have become unroutable by what an observer makes of an event.
         registry.when_settled(self._decide)
 
@@ -363,7 +361,6 @@ class Dispatcher:
                 and _UNMET.issuperset(reasons(worker))
                 and worker not in waiting.tried
                 and worker.weight_version >= waiting.facts.min_version
-                and worker.consecutive_failures < self._failure_threshold
                 and (worker.free_slots > 0 or waiting.eager)
             ):
                 return worker

@@ -157,7 +157,7 @@ class Agents:
         )
 
     def _observe(self, event: events.Event) -> None:
-        worker: Worker = event.worker  # type: ignore[union-attr]
+        worker = event.worker
         if isinstance(event, events.WorkerAdded):
             self._agent(worker)
         if worker.weights is Weights.CURRENT or worker.removed:

@@ -1,8 +1,9 @@
 """Transition tables of a worker's facets, and what follows from them.
 
 Each facet is a small machine of its own: being asleep must not erase being behind on weights.
-An event that a table does not name raises and changes nothing. The facet `weights` has no table:
-it is derived from the ledgers (pool/weights).
+An event that a table does not name raises and changes nothing. Two facets have no table: `health`
+is what probes say, and may be anything after anything (`judge`); `weights` is derived from the
+ledgers (pool/weights).
 """
 
 from __future__ import annotations
@@ -15,13 +16,6 @@ from attrs import frozen
 
 from ..errors import Conflict
 from .worker import Admin, Health, Memory, Weights, Worker
-
-
-class HealthEvent(StrEnum):
-    RECOVER = "recover"
-    WARM = "warm"
-    FAIL = "fail"
-    FORGET = "forget"
 
 
 class AdminEvent(StrEnum):
@@ -54,17 +48,6 @@ class Probe(StrEnum):
 S = TypeVar("S", bound=StrEnum)
 E = TypeVar("E", bound=StrEnum)
 Table = Mapping[S, Mapping[E, S]]
-
-_R, _W, _F, _O = HealthEvent.RECOVER, HealthEvent.WARM, HealthEvent.FAIL, HealthEvent.FORGET
-HEALTH: Table[Health, HealthEvent] = {
-    state: {
-        _R: Health.HEALTHY,
-        _W: Health.WARMING,
-        _F: Health.UNHEALTHY,
-        _O: Health.UNKNOWN,
-    }
-    for state in Health
-}
 
 ADMIN: Table[Admin, AdminEvent] = {
     Admin.ENABLED: {
@@ -134,24 +117,20 @@ def step(table: Table[S, E], state: S, event: E) -> S:
 SUCCESSES_TO_RECOVER = 2
 
 
-def judge(worker: Worker, probe: Probe, *, failure_threshold: int) -> HealthEvent | None:
-    """What the worker's latest probe, already counted in its record, means for its health."""
+def judge(worker: Worker, probe: Probe, *, failure_threshold: int) -> Health:
+    """The worker's health after its latest probe, which is already counted in its record."""
     match probe:
         case Probe.OK:
-            if worker.health is Health.HEALTHY:
-                return None
             enough = SUCCESSES_TO_RECOVER if worker.health is Health.UNHEALTHY else 1
-            return HealthEvent.RECOVER if worker.consecutive_successes >= enough else None
+            return Health.HEALTHY if worker.consecutive_successes >= enough else worker.health
         case Probe.WARMING:
-            return None if worker.health is Health.WARMING else HealthEvent.WARM
+            return Health.WARMING
         case Probe.BACKEND_DEAD:
             # Its own word: more probes would only send more work to a dead engine.
-            return None if worker.health is Health.UNHEALTHY else HealthEvent.FAIL
+            return Health.UNHEALTHY
         case Probe.FAILED | Probe.REFUSED | Probe.UNAUTHORIZED:
-            if worker.health is Health.UNHEALTHY:
-                return None
             many = worker.consecutive_failures >= failure_threshold
-            return HealthEvent.FAIL if many else None
+            return Health.UNHEALTHY if many else worker.health
 
 
 def doubted(worker: Worker) -> bool:

@@ -105,22 +105,13 @@ class Queue:
                 | events.CapabilitiesLearned(worker)
             ):
                 self._changed(worker)
-            case events.FacetChanged(worker) | events.ProspectsChanged(worker):
-                # While it has not told what it can do, its hope decides what awaits it.
-                unread = worker.capabilities is None
-                (self._changed if unread else self._touched)(worker)
-            case (
-                events.SlotsChanged(worker)
-                | events.Trouble(worker)
-                | events.Suspected(worker)
-                | events.Absolved(worker)
-                | events.Ejected(worker)
-                | events.Readmitted(worker)
+            case events.FacetChanged(worker) | events.ProspectsChanged(worker) if (
+                worker.capabilities is None
             ):
+                self._changed(worker)  # its hope decides what awaits it
+            case events.OfWorker(worker):
                 self._touched(worker)
-            case events.Held(hold) if hold.restored:
-                self._touched(hold.worker)
-            case events.SlotFreed(hold):
+            case events.OfHold(hold):
                 self._touched(hold.worker)
 
     def lines(self) -> list[Line]:

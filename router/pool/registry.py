@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
 
 from ..errors import BadRequest, NotFound
 from . import events, ids
 from .ejection import Ejection, EjectionLimits
 from .known import WorkerRecord
-from .lifecycle import (
-    ADMIN,
-    HEALTH,
-    MEMORY,
-    AdminEvent,
-    HealthEvent,
-    MemoryEvent,
-    Probe,
-    hopeful,
-    judge,
-    step,
-)
+from .lifecycle import ADMIN, MEMORY, AdminEvent, MemoryEvent, Probe, hopeful, judge, step
 from .worker import Capabilities, Health, Hold, HoldKind, Lease, Origin, Weights, Worker
 
 Observer = Callable[[events.Event], None]
@@ -53,7 +43,8 @@ class Registry:
         ejection: EjectionLimits | None = None,
     ) -> None:
         self._workers: dict[str, Worker] = {}
-        self._observers: dict[type[events.Event], list[Observer]] = {k: [] for k in events.KINDS}
+        self._subscribed: list[tuple[Observer, tuple[type[events.Event], ...]]] = []
+        self._observers: dict[type[events.Event], list[Observer]] = {}  # found when first needed
         self._settlers: list[Callable[[], None]] = []
         self._untold: deque[events.Event] = deque()
         self._telling = False
@@ -74,8 +65,8 @@ class Registry:
     def subscribe(self, observer: Observer, *kinds: type[events.Event]) -> None:
         """Tell `observer` of every event of these kinds from now on; without kinds, of all. It must
         not raise nor block. Who subscribed first means nothing."""
-        for kind in kinds or events.KINDS:
-            self._observers[kind].append(observer)
+        self._subscribed.append((observer, kinds or (events.Event,)))
+        self._observers.clear()
 
     def when_settled(self, decide: Callable[[], None]) -> None:
         """Call `decide` whenever all observers have heard all there is: what follows from an event
@@ -133,23 +124,22 @@ class Registry:
 
         `concurrency` is a request's for a registered worker, and else the settings' for this one.
         """
+        registered = origin is Origin.REGISTERED
         known = self._workers.get(url)
         if known is not None:
             known.label = label or known.label
-            if origin is Origin.REGISTERED and not known.registered:
+            if registered and not known.registered:
                 known.registered = True
                 self._tell(events.WorkerRegistered(known))
             if concurrency is not None:
-                if origin is not Origin.REGISTERED:
+                if not registered:
                     known.concurrency_default = concurrency
                 self.set_concurrency(known, concurrency)
             return known
         past = self._past.pop(url, None)
-        default = self.concurrency
-        if concurrency is not None and origin is not Origin.REGISTERED:
-            default = concurrency
+        default = self.concurrency if registered or concurrency is None else concurrency
         limit = default
-        if concurrency is not None and origin is Origin.REGISTERED:
+        if registered and concurrency is not None:
             limit = concurrency
         elif past is not None and past.concurrency_set:
             limit = past.concurrency
@@ -162,10 +152,10 @@ class Registry:
             starting=starting,
             label=label,
             trusted=self._trust_weights,
+            registered=registered,
         )
-        worker.registered = origin is Origin.REGISTERED
         if past is not None:
-            worker.registered = worker.registered or past.registered
+            worker.registered = registered or past.registered
             worker.admin, worker.memory = past.admin, past.memory
             worker.incarnation = past.incarnation
             worker.aliases = past.aliases
@@ -281,18 +271,15 @@ class Registry:
             worker.consecutive_successes += 1
         else:
             worker.consecutive_successes = 0
-            if probe is Probe.WARMING:
-                worker.consecutive_failures = 0
-            else:
-                worker.consecutive_failures += 1
+            failed = probe is not Probe.WARMING
+            worker.consecutive_failures = worker.consecutive_failures + 1 if failed else 0
             worker.health_reason = reason
-        event = judge(worker, probe, failure_threshold=self._failure_threshold)
         if worker.met and probe is Probe.WARMING and worker.health is Health.HEALTHY:
             self.suspect(worker, "it warms up again after it was healthy")
         elif worker.met and probe is Probe.REFUSED:
             self.suspect(worker, "it refused a connection")
-        if event is not None:
-            self._health(worker, event, reason)
+        health = judge(worker, probe, failure_threshold=self._failure_threshold)
+        self._facet(worker, "health", health, reason)
         if worker.health is Health.HEALTHY:
             worker.health_reason = None
             worker.met = True
@@ -307,7 +294,7 @@ class Registry:
         worker.starting, worker.ending = True, ending
         worker.consecutive_failures = worker.consecutive_successes = 0
         worker.health_reason = reason
-        self._health(worker, HealthEvent.WARM, reason)
+        self._facet(worker, "health", Health.WARMING, reason)
 
     def give_up(self, worker: Worker, reason: str) -> None:
         """Its process has ended, and will not come back unless somebody acts."""
@@ -315,7 +302,7 @@ class Registry:
             return
         worker.starting = worker.ending = False
         worker.health_reason = reason
-        self._health(worker, HealthEvent.FAIL, reason)
+        self._facet(worker, "health", Health.UNHEALTHY, reason)
 
     def identify(self, worker: Worker, process: str | None) -> None:
         """Record what proves which process runs; None where nothing does."""
@@ -330,9 +317,7 @@ class Registry:
 
     def administer(self, worker: Worker, event: AdminEvent, reason: str | None = None) -> None:
         """Apply an operator's wish. Raises IllegalTransition and then changes nothing."""
-        new = step(ADMIN, worker.admin, event)
-        old, worker.admin = worker.admin, new
-        self._facet(worker, "admin", old, new, reason)
+        self._facet(worker, "admin", step(ADMIN, worker.admin, event), reason)
 
     def forgive(self, worker: Worker) -> None:
         """Clear quarantine, ill health and trial (`PUT {"is_dead": false}`); all is judged anew."""
@@ -343,13 +328,11 @@ class Registry:
         if worker.health is Health.UNHEALTHY:
             worker.consecutive_failures = worker.consecutive_successes = 0
             worker.health_reason = None
-            self._health(worker, HealthEvent.FORGET, "cleared by an operator")
+            self._facet(worker, "health", Health.UNKNOWN, "cleared by an operator")
 
     def remember(self, worker: Worker, event: MemoryEvent, reason: str | None = None) -> None:
         """Apply an event of sleep or wake. Raises IllegalTransition and then changes nothing."""
-        new = step(MEMORY, worker.memory, event)
-        old, worker.memory = worker.memory, new
-        self._facet(worker, "memory", old, new, reason)
+        self._facet(worker, "memory", step(MEMORY, worker.memory, event), reason)
 
     def stand(
         self,
@@ -365,9 +348,8 @@ class Registry:
         is `stuck` so until somebody acts. `reason` is what has changed that. For whoever keeps the
         ledgers."""
         hoped, old = (hopeful(worker), worker.weight_version), worker.weights
-        worker.weights, worker.weight_version = weights, version
-        worker.weights_reason, worker.stuck = why, stuck
-        self._facet(worker, "weights", old, weights, reason)
+        worker.weight_version, worker.weights_reason, worker.stuck = version, why, stuck
+        self._facet(worker, "weights", weights, reason)
         if old is weights and (hopeful(worker), version) != hoped and not worker.removed:
             self._tell(events.ProspectsChanged(worker))
 
@@ -418,13 +400,10 @@ class Registry:
         lease.worker.leases.discard(lease)
         self._tell(events.LeaseEnded(lease))
 
-    def _health(self, worker: Worker, event: HealthEvent, reason: str | None) -> None:
-        new = step(HEALTH, worker.health, event)
-        old, worker.health = worker.health, new
-        self._facet(worker, "health", old, new, reason)
-
-    def _facet(self, worker: Worker, facet: str, old: str, new: str, reason: str | None) -> None:
-        if old != new:
+    def _facet(self, worker: Worker, facet: str, new: StrEnum, reason: str | None) -> None:
+        old = getattr(worker, facet)
+        setattr(worker, facet, new)
+        if old is not new:
             self._tell(events.FacetChanged(worker, facet, old, new, reason))
 
     def _tell(self, event: events.Event) -> None:
@@ -438,7 +417,11 @@ class Registry:
             while self._untold:
                 while self._untold:
                     event = self._untold.popleft()
-                    for observer in self._observers[type(event)]:
+                    kind = type(event)
+                    if kind not in self._observers:
+                        fit = [o for o, kinds in self._subscribed if issubclass(kind, kinds)]
+                        self._observers[kind] = fit
+                    for observer in self._observers[kind]:
                         observer(event)
                 for decide in self._settlers:
                     decide()

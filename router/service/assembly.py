@@ -170,7 +170,6 @@ def _dispatcher(settings: RouterSettings, registry: Registry) -> Dispatcher:
             strict_model=settings.strict_model,
         ),
         speeds=speeds,
-        failure_threshold=settings.health_check_failure_threshold,
     )
 
 

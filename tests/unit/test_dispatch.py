@@ -33,7 +33,6 @@ class Pool:
             policies.make(policy, speeds),
             limits=QueueLimits(**limits),  # type: ignore[arg-type]
             speeds=speeds,
-            failure_threshold=3,
         )
 
     def add(

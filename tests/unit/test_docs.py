@@ -100,8 +100,8 @@ def exists(room: str) -> bool:
 
 @pytest.mark.parametrize(
     "transitions",
-    [lifecycle.HEALTH, lifecycle.ADMIN, lifecycle.MEMORY],
-    ids=["health", "admin", "memory"],
+    [lifecycle.ADMIN, lifecycle.MEMORY],
+    ids=["admin", "memory"],
 )
 def test_the_transitions_in_the_architecture(transitions: Table[Any, Any]) -> None:
     events = list(dict.fromkeys(event for row in transitions.values() for event in row))

@@ -12,10 +12,8 @@ import pytest
 from router.pool import events
 from router.pool.lifecycle import (
     ADMIN,
-    HEALTH,
     MEMORY,
     AdminEvent,
-    HealthEvent,
     IllegalTransition,
     MemoryEvent,
     Probe,
@@ -29,14 +27,6 @@ from router.pool.worker import Admin, Health, Memory, Origin, Weights, Worker
 
 # The transition tables, written out a second time: state, event, state after it.
 LEGAL: dict[str, str] = {
-    "health": """
-        unknown recover healthy     unknown warm warming     unknown fail unhealthy
-        warming recover healthy     warming warm warming     warming fail unhealthy
-        healthy recover healthy     healthy warm warming     healthy fail unhealthy
-        unhealthy recover healthy   unhealthy warm warming   unhealthy fail unhealthy
-        unknown forget unknown      warming forget unknown
-        healthy forget unknown      unhealthy forget unknown
-    """,
     "admin": """
         enabled drain draining         enabled undrain enabled
         enabled quarantine quarantined enabled clear enabled
@@ -57,7 +47,6 @@ LEGAL: dict[str, str] = {
     """,
 }
 TABLES: dict[str, tuple[Mapping[Any, Mapping[Any, Any]], type[StrEnum], type[StrEnum]]] = {
-    "health": (HEALTH, Health, HealthEvent),
     "admin": (ADMIN, Admin, AdminEvent),
     "memory": (MEMORY, Memory, MemoryEvent),
 }
@@ -123,46 +112,36 @@ HEALTHY, UNHEALTHY = Health.HEALTHY, Health.UNHEALTHY
 
 
 @pytest.mark.parametrize(
-    ("health", "probe", "in_a_row", "event"),
+    ("health", "probe", "in_a_row", "after"),
     [
-        (UNKNOWN, OK, 1, HealthEvent.RECOVER),
-        (WARM, OK, 1, HealthEvent.RECOVER),
-        (HEALTHY, OK, 1, None),
-        (HEALTHY, OK, 9, None),
-        (UNHEALTHY, OK, 1, None),
-        (UNHEALTHY, OK, 2, HealthEvent.RECOVER),
-        (UNKNOWN, WARMING, 0, HealthEvent.WARM),
-        (WARM, WARMING, 0, None),
-        (HEALTHY, WARMING, 0, HealthEvent.WARM),
-        (UNHEALTHY, WARMING, 0, HealthEvent.WARM),
-        (UNKNOWN, BACKEND_DEAD, 1, HealthEvent.FAIL),
-        (WARM, BACKEND_DEAD, 1, HealthEvent.FAIL),
-        (HEALTHY, BACKEND_DEAD, 1, HealthEvent.FAIL),
-        (UNHEALTHY, BACKEND_DEAD, 1, None),
+        (UNKNOWN, OK, 1, HEALTHY),
+        (WARM, OK, 1, HEALTHY),
+        (HEALTHY, OK, 1, HEALTHY),
+        (HEALTHY, OK, 9, HEALTHY),
+        (UNHEALTHY, OK, 1, UNHEALTHY),
+        (UNHEALTHY, OK, 2, HEALTHY),
+        *((health, WARMING, 0, WARM) for health in Health),
+        *((health, BACKEND_DEAD, 1, UNHEALTHY) for health in Health),
         *(
-            (health, probe, count, HealthEvent.FAIL if count >= 3 else None)
-            for health in (UNKNOWN, WARM, HEALTHY)
+            (health, probe, count, UNHEALTHY if count >= 3 else health)
+            for health in Health
             for probe in (FAILED, REFUSED)
             for count in (1, 2, 3, 4)
         ),
-        (UNHEALTHY, FAILED, 4, None),
-        (UNHEALTHY, REFUSED, 4, None),
     ],
 )
-def test_what_a_probe_means(
-    health: Health, probe: Probe, in_a_row: int, event: HealthEvent | None
-) -> None:
+def test_what_a_probe_means(health: Health, probe: Probe, in_a_row: int, after: Health) -> None:
     counts = {"consecutive_failures": in_a_row}
     if probe is OK:
         counts = {"consecutive_successes": in_a_row}
     worker = a_worker(health=health, **counts)
-    assert judge(worker, probe, failure_threshold=3) is event
+    assert judge(worker, probe, failure_threshold=3) is after
 
 
 def test_the_threshold_is_a_setting() -> None:
     worker = a_worker(health=HEALTHY, consecutive_failures=1)
-    assert judge(worker, FAILED, failure_threshold=1) is HealthEvent.FAIL
-    assert judge(worker, FAILED, failure_threshold=2) is None
+    assert judge(worker, FAILED, failure_threshold=1) is UNHEALTHY
+    assert judge(worker, FAILED, failure_threshold=2) is HEALTHY
 
 
 ALL_FACETS = list(product(Health, Admin, Memory, Weights, (False, True)))
