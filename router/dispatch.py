@@ -86,7 +86,7 @@ class Dispatcher:
         self._undecided: deque[Callable[[], None]] = deque()
         self._deciding = False
         self._closed = False
-        self._ended: dict[Worker, trio.Event] = {}  # set when something there has ended
+        self._ended: dict[Worker, trio.Event] = {}  # set when something happens there
         self._rate = Rate()
         self._held = 0  # bytes of bodies of what waits
         self._jobs: dict[str, Hold] = {}
@@ -287,7 +287,7 @@ class Dispatcher:
         return worker.is_idle
 
     async def _eased(self, worker: Worker) -> None:
-        """Wait until something has ended there."""
+        """Wait until something happens there."""
         await self._ended.setdefault(worker, trio.Event()).wait()
 
     def _learn(self, hold: Hold) -> None:
@@ -297,28 +297,23 @@ class Dispatcher:
             self.speeds.learn(hold.worker.url, hold.endpoint, hold.work, seconds)
 
     def _observe(self, event: events.Event) -> None:
+        worker = event.worker
         match event:
-            case events.LeaseEnded(lease):
-                self._wake_drains(lease.worker)
-                return  # its slot, if it had one, is told by itself
             case events.SlotFreed(hold):
-                if hold.worker.trial is not None:
+                if hold.job_id is not None and self._jobs.get(hold.job_id) is hold:
+                    del self._jobs[hold.job_id]
+                if worker.trial is not None:
                     self._ejection.ended(hold, trio.current_time())
                     self._look.set()
-                self._registry.begin(hold.worker, trio.current_time())
-                self._wake_drains(hold.worker)
-            case events.FacetChanged(worker, facet="health"):
-                self._wake_drains(worker)
-            case events.SlotsChanged(worker) | events.CapabilitiesLearned(worker):
                 self._registry.begin(worker, trio.current_time())
-            case events.Reincarnated(worker):
-                self._forget_jobs(worker)
-                self._wake_drains(worker)
-            case events.WorkerRemoved(worker):
-                self._forget_jobs(worker)
-                self._wake_drains(worker)
+            case events.SlotsChanged() | events.CapabilitiesLearned():
+                self._registry.begin(worker, trio.current_time())
+            case events.WorkerRemoved():
                 self.speeds.forget(worker.url)
-        self._undecided.append(partial(self.queue.told, event))
+        if (waiting := self._ended.pop(worker, None)) is not None:
+            waiting.set()
+        if not isinstance(event, events.LeaseEnded):  # its slot, if it had one, is told by itself
+            self._undecided.append(partial(self.queue.told, event))
 
     def _decide(self) -> None:
         """Let the queue decide on what has changed. A change that comes of a decision waits until
@@ -365,14 +360,6 @@ class Dispatcher:
             ):
                 return worker
         return None
-
-    def _wake_drains(self, worker: Worker) -> None:
-        if (waiting := self._ended.pop(worker, None)) is not None:
-            waiting.set()
-
-    def _forget_jobs(self, worker: Worker) -> None:
-        for job_id in [j for j, hold in self._jobs.items() if hold.worker is worker]:
-            del self._jobs[job_id]
 
     def _rank(self, facts: Facts, now: float) -> float:
         if not self.limits.longest_first:

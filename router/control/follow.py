@@ -45,8 +45,6 @@ class Follower:
     client: ControlClient
     rng: random.Random = field(factory=random.Random)
     _nursery: trio.Nursery | None = field(init=False, default=None)
-    # Ghosts of restored workers that were not found healthy yet.
-    _unasked: dict[Worker, list[Hold]] = field(init=False, factory=dict)
     # Of each worker with jobs: one that hangs holds up no look at another.
     _looks: WeakKeyDictionary[Worker, trio.CapacityLimiter] = field(
         init=False, factory=WeakKeyDictionary
@@ -60,9 +58,7 @@ class Follower:
                 for worker in self.registry:
                     for hold in worker.holds:  # since before a restart of the router
                         self._follow(hold)
-                self.registry.subscribe(
-                    self._observe, events.Held, events.FacetChanged, events.WorkerRemoved
-                )
+                self.registry.subscribe(self._observe, events.Held, events.FacetChanged)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
@@ -73,19 +69,19 @@ class Follower:
             case events.Held(hold):
                 self._follow(hold)
             case events.FacetChanged(worker, facet="health", new=Health.HEALTHY):
-                for hold in self._unasked.pop(worker, []):
-                    self._follow(hold)
-            case events.WorkerRemoved(worker):
-                self._unasked.pop(worker, None)
+                for hold in worker.holds:
+                    if hold.restored and hold.kind is HoldKind.GHOST:
+                        self._follow(hold)
 
     def _follow(self, hold: Hold) -> None:
         if self._nursery is None:
             return
         worker = hold.worker
-        if hold.kind is HoldKind.GHOST and hold.restored and worker.health is not Health.HEALTHY:
-            # It is of use once the worker is, and there may be a thousand of them at once.
-            self._unasked.setdefault(worker, []).append(hold)
-            return
+        if hold.kind is HoldKind.GHOST and hold.restored:
+            # It is of use once the worker is healthy, and there may be a thousand of them at once.
+            if worker.health is not Health.HEALTHY:
+                return
+            hold.restored = False
         follow = self._job if hold.kind is HoldKind.JOB else self._ghost
         what = f"the look after a {hold.kind} of worker {worker.url}"
         self._nursery.start_soon(keep_running, what, partial(follow, hold))
@@ -158,4 +154,4 @@ class Follower:
 
 
 def _occupies(hold: Hold, kind: HoldKind) -> bool:
-    return hold in hold.worker.holds and hold.kind is kind and not hold.worker.removed
+    return hold in hold.worker.holds and hold.kind is kind

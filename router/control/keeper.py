@@ -23,7 +23,6 @@ from .asset_log import StoredAssets
 from .witness import ROUTER_RESTARTED, trusts_absence
 
 _SPEEDS_EVERY = 15.0  # seconds
-_FACETS = ("admin", "memory")
 
 
 @frozen
@@ -70,10 +69,7 @@ class Keeper:
     trust_downtime: float = 0.0  # seconds; an absence shorter than this replaced no worker
     wall: Callable[[], float] = lambda: wall.seconds()
     _stored_assets: StoredAssets = field(init=False)
-    _numbers: dict[Worker, int] = field(init=False, factory=dict)
-    _last: int = field(init=False, default=0)
-    _recorded: set[Worker] = field(init=False, factory=set)
-    _jobs: dict[str, set[str]] = field(init=False, factory=dict)  # ids, by the worker's URL
+    _recorded: dict[Worker, WorkerRecord] = field(init=False, factory=dict)
     _waiting: dict[str, list[JobRecord]] = field(init=False, factory=dict)
     _summary: str | None = field(init=False, default=None)
     # Restored, and not yet known to be the same process or another one.
@@ -91,7 +87,6 @@ class Keeper:
         StateRefused.
         """
         records = sorted(self.store.restored(WorkerRecord).values(), key=lambda r: r.number)
-        self._last = max((record.number for record in records), default=0)
         kept = []
         for record in records:
             if record.url in static or record.registered or record.origin is Origin.LAUNCHED:
@@ -109,13 +104,7 @@ class Keeper:
             self.dispatcher.speeds.restore(speed.worker, speed.measured)
         trusted = trusts_absence(self.store.absence, self.trust_downtime)
         self.registry.recall(kept, doubt=None if trusted else ROUTER_RESTARTED)
-        self.registry.subscribe(
-            self._observe,
-            *(events.WorkerAdded, events.WorkerRemoved, events.WorkerRegistered),
-            *(events.Reincarnated, events.Absolved, events.FacetChanged),
-            *(events.SlotsChanged, events.CapabilitiesLearned, events.AliasesChanged),
-            *(events.Held, events.SlotFreed),
-        )
+        self.registry.subscribe(self._observe, events.OfWorker, events.OfHold)
         for record in kept:
             if record.registered and record.url not in static:
                 self.registry.add(record.url, Origin.REGISTERED)
@@ -174,67 +163,48 @@ class Keeper:
         return ", ".join(parts) + age
 
     def _observe(self, event: events.Event) -> None:
+        worker = event.worker
         match event:
-            case events.WorkerAdded(worker, past):
-                self._added(worker, past)
-            case events.WorkerRemoved(worker):
+            case events.WorkerAdded(past=past) if past is not None:
+                self._recorded[worker] = past
+                self._resume_jobs(worker)
+                self._stored_assets.added(worker)
+                self._doubted.add(worker)
+                self._haunt(worker)
+                if past.origin is worker.origin:
+                    return  # what it can do is told next
+            case events.WorkerRemoved():
                 self._doubted.discard(worker)
-                self._numbers.pop(worker, None)
-                self._recorded.discard(worker)
-                self._forget_jobs(worker)
+                self._recorded.pop(worker, None)
                 self.store.delete(WorkerRecord, worker.url)
                 self.store.delete(SpeedRecord, worker.url)
-            case events.Reincarnated(worker):
-                self._forget_jobs(worker)
-                self._put(worker)
-                if worker in self._doubted:
-                    # Nothing proves that it is the same, nor that it is not: it may be busy.
-                    self._doubted.discard(worker)
-                    self._haunt(worker)
-            case events.Absolved(worker):
+            case events.Reincarnated() if worker in self._doubted:
+                # Nothing proves that it is the same, nor that it is not: it may be busy.
                 self._doubted.discard(worker)
-            case events.FacetChanged(worker, facet) if facet in _FACETS:
-                self._put(worker)
-            case (
-                events.SlotsChanged(worker)
-                | events.CapabilitiesLearned(worker)
-                | events.WorkerRegistered(worker)
-                | events.AliasesChanged(worker)
-            ):
-                self._put(worker)
-            case events.Held(hold):
-                self._held(hold)
-            case events.SlotFreed(hold):
-                self._freed(hold)
-
-    def _added(self, worker: Worker, past: WorkerRecord | None) -> None:
-        if past is None:
-            self._last += 1
-            self._numbers[worker] = self._last
+                self._haunt(worker)
+            case events.Absolved():
+                self._doubted.discard(worker)
+            case events.Held(hold) if hold.job_id is not None:
+                if hold.kind is HoldKind.JOB:
+                    self._put_job(hold, hold.job_id)
+                else:  # deleted: nobody asks for it any more
+                    self.store.delete(JobRecord, hold.job_id)
+            case events.SlotFreed(hold) if hold.job_id is not None and hold.kind is HoldKind.JOB:
+                self.store.delete(JobRecord, hold.job_id)
+        if isinstance(event, events.OfWorker) and not worker.removed:
             self._put(worker)
-            return
-        self._numbers[worker] = past.number
-        self._recorded.add(worker)
-        if past.origin is not worker.origin:
-            self._put(worker)
-        self._resume_jobs(worker)
-        self._stored_assets.added(worker)
-        self._doubted.add(worker)
-        self._haunt(worker)
 
     def _put(self, worker: Worker) -> None:
-        number = self._numbers.get(worker)
-        if number is None:
-            return
-        record = WorkerRecord.of(worker, number)
-        if worker not in self._recorded:
-            nothing = WorkerRecord(
-                worker.url, number, Origin.LAUNCHED, incarnation=worker.incarnation
+        """Put the worker's record if it has changed."""
+        record, before = WorkerRecord.of(worker), self._recorded.get(worker)
+        if before is None:
+            # One that was launched has yet to serve: a start that fails leaves nothing.
+            before = WorkerRecord(
+                worker.url, worker.number, Origin.LAUNCHED, incarnation=worker.incarnation
             )
-            if record == nothing:
-                return  # it has yet to serve: a start that fails leaves nothing
-            self._recorded.add(worker)
-        self.store.put(record)
+        if record != before:
+            self._recorded[worker] = record
+            self.store.put(record)
 
     def _haunt(self, worker: Worker) -> None:
         """What the worker was doing when the router ended may go on: one slot stays taken until it
@@ -258,32 +228,15 @@ class Keeper:
             )
             self.dispatcher.job_found(hold)
 
-    def _held(self, hold: Hold) -> None:
-        if hold.job_id is None:
-            return
-        if hold.kind is not HoldKind.JOB:  # deleted: nobody asks for it any more
-            self._freed(hold)
-            return
+    def _put_job(self, hold: Hold, job_id: str) -> None:
         now, wall = trio.current_time(), self.wall()
-        self._jobs.setdefault(hold.worker.url, set()).add(hold.job_id)
         self.store.put(
             JobRecord(
-                *(hold.job_id, hold.worker.url, hold.incarnation, hold.endpoint, hold.work),
+                *(job_id, hold.worker.url, hold.incarnation, hold.endpoint, hold.work),
                 submitted=wall - (now - hold.since),
                 begun=None if hold.begun is None else wall - (now - hold.begun),
             )
         )
-
-    def _freed(self, hold: Hold) -> None:
-        jobs = self._jobs.get(hold.worker.url)
-        if hold.job_id is None or jobs is None or hold.job_id not in jobs:
-            return
-        jobs.discard(hold.job_id)
-        self.store.delete(JobRecord, hold.job_id)
-
-    def _forget_jobs(self, worker: Worker) -> None:
-        for job_id in self._jobs.pop(worker.url, ()):
-            self.store.delete(JobRecord, job_id)
 
 
 def _count(number: int, what: str) -> str:

@@ -35,12 +35,12 @@ class WorkerRecord:
         return self.url
 
     @classmethod
-    def of(cls, worker: Worker, number: int) -> WorkerRecord:
+    def of(cls, worker: Worker) -> WorkerRecord:
         """The record of a worker as it is now."""
         concurrency_set = worker.concurrency_limit != worker.concurrency_default
         return cls(
             url=worker.url,
-            number=number,
+            number=worker.number,
             origin=worker.origin,
             registered=worker.registered,
             admin=worker.admin,

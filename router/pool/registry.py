@@ -43,6 +43,7 @@ class Registry:
         ejection: EjectionLimits | None = None,
     ) -> None:
         self._workers: dict[str, Worker] = {}
+        self._last = 0  # the number of the last one
         self._subscribed: list[tuple[Observer, tuple[type[events.Event], ...]]] = []
         self._observers: dict[type[events.Event], list[Observer]] = {}  # found when first needed
         self._settlers: list[Callable[[], None]] = []
@@ -143,9 +144,11 @@ class Registry:
             limit = concurrency
         elif past is not None and past.concurrency_set:
             limit = past.concurrency
+        self._last += past is None
         worker = Worker(
             url=url,
             origin=origin,
+            number=self._last if past is None else past.number,
             concurrency_limit=limit,
             concurrency_default=default,
             batching=batching,
@@ -172,6 +175,7 @@ class Registry:
         """What was known of workers before a restart of the router: `add` takes it up. Those that
         were met are suspects then, for the reason `doubt`, if there is one."""
         self._past = {record.url: record for record in past}
+        self._last = max((record.number for record in self._past.values()), default=0)
         self._doubt = doubt
 
     @property
@@ -185,13 +189,15 @@ class Registry:
         return list(past.values())
 
     def remove(self, worker: Worker) -> None:
-        """Forget the worker. Leases on it stay valid until their exchanges end."""
+        """Forget the worker. Leases on it stay valid until their exchanges end; its slots are
+        nobody's any more."""
         if worker.removed:
             return
         del self._workers[worker.url]
         worker.removed = True
         self.ejection.forget(worker)
-        self._tell(events.WorkerRemoved(worker))
+        holds, worker.holds = worker.holds, {}
+        self._tell(events.WorkerRemoved(worker), *map(events.SlotFreed, holds))
 
     def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
         """Take a lease on the worker, and with `hold` a slot. Whether it may be sent work is the
@@ -391,8 +397,8 @@ class Registry:
         worker.troubled = False
         self.ejection.forget(worker)
         worker.leases = set()
-        worker.holds = {}
-        self._tell(events.Reincarnated(worker, reason))
+        holds, worker.holds = worker.holds, {}
+        self._tell(events.Reincarnated(worker, reason), *map(events.SlotFreed, holds))
         self.remember(worker, MemoryEvent.REPLACED, reason)
 
     def _end(self, lease: Lease) -> None:
@@ -406,10 +412,10 @@ class Registry:
         if old is not new:
             self._tell(events.FacetChanged(worker, facet, old, new, reason))
 
-    def _tell(self, event: events.Event) -> None:
+    def _tell(self, *happened: events.Event) -> None:
         """Every observer hears all events in the order in which they happened: one that comes of
         another is told once all have heard that."""
-        self._untold.append(event)
+        self._untold += happened
         if self._telling:
             return
         self._telling = True

@@ -131,6 +131,7 @@ class Worker:
 
     url: str
     origin: Origin
+    number: int = 0  # in order of registration
     health: Health = Health.UNKNOWN
     admin: Admin = Admin.ENABLED
     memory: Memory = Memory.AWAKE
