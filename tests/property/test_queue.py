@@ -411,7 +411,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert hold.incarnation == worker.incarnation
             for hold in leased | set(self.shell.holds):
                 current = hold.worker is worker and hold.incarnation == worker.incarnation
-                assert (hold in worker.holds) == current
+                assert (hold in worker.holds) == (current and not worker.removed)
 
     @invariant()
     def trials_agree_with_their_workers(self) -> None:
