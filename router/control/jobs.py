@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import trio
 import trio.lowlevel
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..boundary import contained
 from ..errors import NotFound, PoolUnavailable
@@ -27,6 +28,8 @@ _MOST_NEGATIVE = 10_000
 _MOST_PAGES = 1_000  # of one worker's list
 _RESTARTS = 3  # of reading one, where jobs are deleted meanwhile
 
+T = TypeVar("T")
+
 _NAMES = {AssetKind.VIDEO: "video_id", AssetKind.MESH: "mesh_id", AssetKind.IMAGE: "image_id"}
 _TASKS = {AssetKind.VIDEO: Task.VIDEO, AssetKind.MESH: Task.MESH}
 
@@ -36,26 +39,13 @@ def unknown_asset(asset_id: str, kind: AssetKind) -> NotFound:
     return NotFound(f"Unknown {name}", code="unknown_asset", details={name: asset_id})
 
 
-@frozen
-class _Listed:
-    worker: Worker
-    jobs: Sequence[dict[str, Any]]
-
-
-@frozen
-class _Finding:
-    """What the workers said of an id: who has it, or who did not say."""
-
-    owner: Worker | None
-    silent: Sequence[Worker]
-
-
 @define(eq=False)
 class _Search:
-    """The one search for an id, which all who want it share. No finding: it was broken off."""
+    """The one search for an id, which all who want it share."""
 
     over: trio.Event = field(factory=trio.Event)
-    finding: _Finding | None = None
+    # Whether each worker knows it, None if it did not say; None altogether: it was broken off.
+    said: Mapping[Worker, bool | None] | None = None
 
 
 @define(eq=False)
@@ -93,22 +83,21 @@ class JobControl:
             if search is None:
                 return await self._search(asset_id, kind)
             await search.over.wait()
-            if search.finding is not None:
-                return _conclude(search.finding, asset_id, kind)
+            if search.said is not None:
+                return _conclude(search.said, asset_id, kind)
 
     async def page(self, kind: AssetKind, page: Page) -> dict[str, Any]:
         """One page of all workers' jobs, as OpenAI's list. Raises NotFound for a bad cursor."""
         since = self.assets.deletions
-        listed, silent = await self._lists(kind)
-        jobs: dict[str, dict[str, Any]] = {}
-        makers: dict[str, Worker] = {}
-        for row in listed:
-            for job in row.jobs:
-                if self.assets.deleted(job["id"], since=since):
-                    continue
-                jobs.setdefault(job["id"], job)
-                makers.setdefault(job["id"], row.worker)
-        self._learn(jobs, makers, kind)
+        asked = able(self.registry, kind)
+        lists = await self._ask_all(asked, partial(self.all_jobs, kind=kind))
+        rows: dict[str, tuple[Worker, dict[str, Any]]] = {}
+        for worker, listed in lists.items():
+            for job in listed or ():
+                if not self.assets.deleted(job["id"], since=since):
+                    rows.setdefault(job["id"], (worker, job))
+        self.learn(kind, rows.values())
+        jobs = {job_id: job for job_id, (_, job) in rows.items()}
         places = {job_id: place_of(self.assets.order(job_id), job) for job_id, job in jobs.items()}
         after: Place | None = None
         if page.after is not None:
@@ -125,62 +114,69 @@ class JobControl:
             "first_id": data[0]["id"] if data else None,
             "last_id": data[-1]["id"] if data else None,
             "has_more": more,
-            "unavailable_workers": [worker.url for worker in silent],
+            "unavailable_workers": [w.url for w in asked if w in lists and lists[w] is None],
         }
 
-    def _learn(
-        self, jobs: Mapping[str, dict[str, Any]], makers: Mapping[str, Worker], kind: AssetKind
-    ) -> None:
-        """Enter what workers list. What is new to the router gets its place now, for good."""
-        fresh = []
-        for job_id, job in jobs.items():
-            if self.assets.owner(job_id, kind) is None:
-                fresh.append(job)
-            elif is_over(job):
-                self.assets.finish(job_id)
-        for job in sorted(fresh, key=told_place):
-            if self.assets.full:
-                return  # a list must not drop what was learned otherwise, nor itself
-            job_id = job["id"]
-            self.assets.learn(job_id, makers[job_id], kind, finished=is_over(job))
+    def learn(self, kind: AssetKind, listed: Iterable[tuple[Worker, dict[str, Any]]]) -> int:
+        """Enter what workers list; how much of it was new to the router, and has got its place
+        now, for good."""
+        fresh = 0
+        for worker, job in sorted(listed, key=lambda row: told_place(row[1])):
+            job_id, over = job["id"], is_over(job)
+            if self.assets.owner(job_id, kind) is not None:
+                if over:
+                    self.assets.finish(job_id)
+            elif (
+                not self.assets.full
+            ):  # a list must not drop what was learned otherwise, nor itself
+                self.assets.learn(job_id, worker, kind, finished=over)
+                fresh += 1
+        return fresh
 
     async def _search(self, asset_id: str, kind: AssetKind) -> Worker:
         key = (kind, asset_id)
         search = self._searches[key] = _Search()
         arrivals = self._arrivals
         try:
-            finding = search.finding = await self._ask_around(asset_id, kind)
+            knows = partial(self._knows, asset_id=asset_id, kind=kind)
+            said = search.said = await self._ask_all(self.registry, knows, enough=True)
         finally:
             del self._searches[key]
             search.over.set()
-        if finding.owner is not None:
-            self.assets.learn(asset_id, finding.owner, kind)
-        elif not finding.silent and arrivals == self._arrivals:
-            self._remember_unknown(key)
-        return _conclude(finding, asset_id, kind)
+        owner = next(filter(said.get, said), None)
+        if owner is not None:
+            self.assets.learn(asset_id, owner, kind)
+        elif None not in said.values() and arrivals == self._arrivals:
+            if len(self._unknown) >= _MOST_NEGATIVE:
+                self._unknown.clear()
+            self._unknown[key] = trio.current_time() + _NEGATIVE
+        return _conclude(said, asset_id, kind)
 
-    async def _ask_around(self, asset_id: str, kind: AssetKind) -> _Finding:
-        owners: list[Worker] = []
-        silent: list[Worker] = []
+    async def _ask_all(
+        self,
+        workers: Iterable[Worker],
+        ask: Callable[[Worker], Awaitable[T | None]],
+        *,
+        enough: T | None = None,
+    ) -> dict[Worker, T | None]:
+        """What each of the workers says, None if it does not, until one of them says `enough`."""
+        said: dict[Worker, T | None] = {}
         limit = trio.CapacityLimiter(_AT_ONCE)
         async with trio.open_nursery() as nursery:
 
-            async def ask(worker: Worker) -> None:
+            async def ask_one(worker: Worker) -> None:
                 answer = None
                 with contained("worker", f"asking worker {worker.url} for what it has made"):
                     async with limit:
-                        answer = await self._knows(worker, asset_id, kind)
-                if worker.removed:
-                    return
-                if answer is None:
-                    silent.append(worker)
-                elif answer:
-                    owners.append(worker)
-                    nursery.cancel_scope.cancel()
+                        answer = await ask(worker)
+                if not worker.removed:
+                    said[worker] = answer
+                    if enough is not None and answer == enough:
+                        nursery.cancel_scope.cancel()
 
-            for worker in self.registry:
-                nursery.start_soon(ask, worker)
-        return _Finding(owners[0] if owners else None, silent)
+            for worker in workers:
+                nursery.start_soon(ask_one, worker)
+        return said
 
     async def _knows(self, worker: Worker, asset_id: str, kind: AssetKind) -> bool | None:
         """Whether the worker knows the asset; None if it did not say."""
@@ -197,32 +193,6 @@ class JobControl:
             return True
         # 405: it has no such endpoint, 422: it cannot be an id there.
         return False if status in (400, 404, 405, 422) else None
-
-    def _remember_unknown(self, key: tuple[AssetKind, str]) -> None:
-        if len(self._unknown) >= _MOST_NEGATIVE:
-            self._unknown.clear()
-        self._unknown[key] = trio.current_time() + _NEGATIVE
-
-    async def _lists(self, kind: AssetKind) -> tuple[list[_Listed], list[Worker]]:
-        listed: list[_Listed] = []
-        silent: list[Worker] = []
-        limit = trio.CapacityLimiter(_AT_ONCE)
-
-        async def ask(worker: Worker) -> None:
-            jobs = None
-            with contained("worker", f"reading the jobs of worker {worker.url}"):
-                async with limit:
-                    jobs = await self.all_jobs(worker, kind)
-            if jobs is None:
-                silent.append(worker)
-            else:
-                listed.append(_Listed(worker, jobs))
-
-        asked = able(self.registry, kind)
-        async with trio.open_nursery() as nursery:
-            for worker in asked:
-                nursery.start_soon(ask, worker)
-        return listed, [worker for worker in asked if worker in silent and not worker.removed]
 
     async def all_jobs(self, worker: Worker, kind: AssetKind) -> list[dict[str, Any]] | None:
         """All jobs of one worker; None if it did not answer."""
@@ -275,15 +245,16 @@ class _CursorLost(Exception):
     """The job after which the next page begins was deleted: workers then give an empty page."""
 
 
-def _conclude(finding: _Finding, asset_id: str, kind: AssetKind) -> Worker:
+def _conclude(said: Mapping[Worker, bool | None], asset_id: str, kind: AssetKind) -> Worker:
     """The owner. Raises NotFound, or PoolUnavailable if it is not certain that there is none."""
-    if finding.owner is not None:
-        return finding.owner
-    if finding.silent:
+    owner = next(filter(said.get, said), None)
+    if owner is not None:
+        return owner
+    if silent := [worker.url for worker, knows in said.items() if knows is None]:
         raise PoolUnavailable(
             f"Some workers did not answer whether they know {asset_id}",
             code="asset_lookup_incomplete",
-            details={"unavailable_workers": [worker.url for worker in finding.silent]},
+            details={"unavailable_workers": silent},
             headers=[("Retry-After", "2")],
         )
     raise unknown_asset(asset_id, kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..boundary import keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
-from ..pool.catalog import is_over, told_place
+from ..pool.catalog import is_over
 from ..pool.registry import Registry
 from ..pool.worker import Health, Hold, HoldKind, Worker
 from .jobs import JobControl, able
@@ -76,29 +76,20 @@ class Recovery:
                 if worker.removed or worker.incarnation != incarnation:
                     return
                 if jobs is not None:
-                    there = {job["id"]: job for job in jobs}
-                    for job_id in [i for i in there if self.assets.deleted(i, since=since)]:
-                        del there[job_id]
+                    there = [j for j in jobs if not self.assets.deleted(j["id"], since=since)]
                     self._enter(worker, kind, there)
                     break
                 await backoff.pause()
 
-    def _enter(self, worker: Worker, kind: AssetKind, jobs: Mapping[str, Any]) -> None:
-        found = 0
-        for job_id, job in sorted(jobs.items(), key=lambda item: told_place(item[1])):
-            over = is_over(job)
-            if self.assets.owner(job_id, kind) is None and not self.assets.full:
-                self.assets.learn(job_id, worker, kind, finished=over)
-                found += 1
-            if over:
-                self.assets.finish(job_id)
-            else:
+    def _enter(self, worker: Worker, kind: AssetKind, jobs: Sequence[dict[str, Any]]) -> None:
+        if fresh := self.jobs.learn(kind, [(worker, job) for job in jobs]):
+            logger.info("worker %s: %d of its %s were not recorded", worker.url, fresh, kind)
+        for job in jobs:
+            if not is_over(job):
                 hold = Hold(
                     *(worker, worker.incarnation, HoldKind.JOB, _ENDPOINTS[kind]),
                     since=trio.current_time(),
                     job=True,
-                    job_id=job_id,
+                    job_id=job["id"],
                 )
                 self.dispatcher.job_found(hold)
-        if found:
-            logger.info("worker %s: %d of its %s were not recorded", worker.url, found, kind)
