@@ -19,8 +19,8 @@ from ..backoff import Backoff
 from ..boundary import contained, keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
-from ..pool.registry import Registry
 from ..pool.match import is_up, reachable
+from ..pool.registry import Registry
 from ..pool.worker import Health, Weights, Worker
 from ..text import words
 from .calls import send

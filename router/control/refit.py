@@ -14,9 +14,8 @@ import trio
 from attrs import define, field, frozen
 
 from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
-from ..pool.match import model_of
+from ..pool.match import Targets, awake_targets, healthy_targets, model_of, no_workers, reachable
 from ..pool.registry import Registry
-from ..pool.match import Targets, awake_targets, healthy_targets, no_workers, reachable
 from ..pool.weights import Change, Ledgers
 from ..pool.weights.change import label_of
 from ..pool.weights.recipe import DISK, SET_LORA, TENSOR

@@ -16,8 +16,8 @@ from attrs import define, field, frozen
 
 from ..pool import events
 from ..pool.lifecycle import MemoryEvent
-from ..pool.registry import Registry
 from ..pool.match import reachable
+from ..pool.registry import Registry
 from ..pool.weights.answers import Meaning, meaning, words
 from ..pool.worker import Memory, Origin, Worker
 from ..store.store import Store
