@@ -363,7 +363,7 @@ def test_a_worker_that_restarts_has_all_its_slots(run_router: RunRouter) -> None
             await until(lambda: router.running.parts.dispatcher.queue.waiting == 1)
             worker.faults.add("restart", down=0.1)
         assert answers[0].status_code == 200  # it waited for the new process
-        assert record.incarnation == 2
+        await until(lambda: record.incarnation == 2)
         await until(lambda: not record.holds)
 
     run_router(test, health_check_failure_threshold=100)

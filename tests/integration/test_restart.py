@@ -184,7 +184,7 @@ def test_a_job_that_was_never_recorded_is_found(run_restarts: RunLives) -> None:
         async with lives.router() as router:
             sim = await router.simulated(**BOTH, time_scale=100.0)
             await router.register(sim.url)
-            recorded = await submit(router)  # so that the process can be told
+            recorded = await submit(router, **LONG)  # so that the process can be told
         async with direct_to(sim.url) as direct:
             lost = (await direct.post("/v1/videos", json=LONG)).json()["id"]
         async with lives.router() as router:
