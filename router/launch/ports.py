@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import random
 import re
 import socket
 from collections.abc import Collection, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 from attrs import define, field
 
@@ -16,6 +18,9 @@ from .base import WorkerPorts
 
 _ATTEMPTS = 200
 _HIGHEST = 65535
+# Where "any port" is looked for, below what the kernel gives to connections.
+_QUIET = (20000, 30000)
+_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def ports_of(ports: WorkerPorts, replicas: int = 1) -> frozenset[int]:
@@ -181,6 +186,7 @@ class _Search:
 
     def _bind(self, port: int, wide: int) -> int | None:
         bound: list[socket.socket] = []
+        port = port or quiet_port()
         try:
             for above in range(wide):
                 if port and port + above in self._taken:
@@ -204,6 +210,17 @@ class _Search:
         """All that was bound."""
         kept, self._sockets = self._sockets, []
         return kept
+
+
+def quiet_port() -> int:
+    """Any port that the kernel gives to no connection: else one of another program may get it in
+    the moment between our closing of the port and the worker's bind. 0 where there is none."""
+    first, end = _QUIET
+    try:
+        lowest = int(_CONNECTIONS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        lowest = end  # other systems begin at 49152 or above
+    return random.randrange(first, min(end, lowest)) if lowest > first else 0
 
 
 def bind(port: int) -> socket.socket:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import StartError
+from router.launch import ports as ports_module
 from router.launch.base import WorkerPorts
 from router.launch.ports import (
     HeldPorts,
@@ -184,6 +186,28 @@ def test_a_port_whose_last_connections_fade_can_be_had_again() -> None:
     with closing(bind(port)):
         assert not can_listen(port)
     assert can_listen(port)
+
+
+@pytest.mark.parametrize(
+    ("told", "within"),
+    [
+        ("32768\t60999\n", range(20000, 30000)),
+        ("25000\t60999\n", range(20000, 25000)),
+        ("1024\t65535\n", [0]),
+        ("", range(20000, 30000)),
+    ],
+)
+def test_any_port_is_none_that_a_connection_may_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, within: Collection[int]
+) -> None:
+    kernel = tmp_path / "ip_local_port_range"
+    kernel.write_text(told)
+    monkeypatch.setattr(ports_module, "_CONNECTIONS", kernel)
+    assert all(ports_module.quiet_port() in within for _ in range(1000))
+    held = PortBook().reserve(launcher(**ANY), 0)
+    held.give_back()
+    found = sorted({*ports_of(held.ports)} - {held.ports.http + 1})
+    assert found[0] in within or within == [0]
 
 
 def test_none_left() -> None:
