@@ -246,7 +246,7 @@ class Agents:
     async def _drain(self, worker: Worker, agent: _Agent, known: Known) -> None:
         claim = agent.claim
         within = self.drain_timeout if claim is None else claim.within
-        with trio.move_on_after(within):
+        with trio.move_on_at(trio.current_time() + within if claim is None else claim.deadline):
             await self.dispatcher.idle(worker, math.inf)
             if claim is None:
                 return

@@ -21,13 +21,17 @@ class Claim:
 
     worker: Worker
     record: Callable[[Claim], Awaitable[None]] = field(repr=False)
-    within: float  # seconds until the worker is idle
+    within: float  # seconds until the worker is idle, from now on
     call: Call | None = None
     incarnation: int | None = None  # it is about this process; None: about any that answers
+    deadline: float = field(init=False)
     called: int | None = field(init=False, default=None)  # the process that may have got the call
     row: Row | None = field(init=False, default=None)
     idle: trio.Event = field(init=False, factory=trio.Event)  # the worker is, or there is a row
     over: trio.Event = field(init=False, factory=trio.Event)  # the row is recorded
+
+    def __attrs_post_init__(self) -> None:
+        self.deadline = trio.current_time() + self.within
 
     @property
     def stage(self) -> Stage:

@@ -100,12 +100,8 @@ class Errands:
             self._nursery.start_soon(errand.run, work)
         return errand
 
-    async def do(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work and return its result; it goes on if the caller is cancelled."""
-        return await self.start(lambda _: work()).result()
-
-    async def take_on(self, work: Callable[[Begin], Awaitable[T]]) -> T:
-        """The same for work that may have to wait before it begins: it awaits the function that
-        it is given once nothing may break it off any more. Until then it ends with the caller.
-        """
-        return await self.start(lambda errand: work(errand.begin), begun=False).result()
+    async def do(self, work: Callable[[Begin], Awaitable[T]], *, begun: bool = True) -> T:
+        """Do the work and return its result; it goes on if the caller is cancelled. Work that is
+        not `begun` may have to wait: it awaits the function that it is given once nothing may
+        break it off any more."""
+        return await self.start(lambda errand: work(errand.begin), begun=begun).result()

@@ -118,12 +118,10 @@ class Transactions:
         """Fence and drain the workers, and hold them for `within` seconds at most."""
         control = self.weights
         control.store.check()
-        model, _ = control.one_model(choose())
+        model = control.one_model(choose())
         change = control.ledgers.make(uuid4().hex, model, "", None, label)
-        held = Held(
-            *(change, control.queue(model), control.agents, control.ledgers, control.store),
-            control.drain_timeout,
-        )
+        turn = control.queue(model)
+        held = Held(change, turn, control.agents, control.ledgers, control.store)
         hold = partial(self._hold, held, choose, within)
         try:
             told: Answer = await control.errands.start(hold, begun=False).result()
@@ -230,9 +228,9 @@ class Transactions:
         assert turn is not None
         try:
             async with control.turns.having(turn):
-                found, chosen = control.one_model(choose())
+                chosen = choose()
                 targets = control.members(turn, chosen)
-                if found != change.model or not targets.eligible:
+                if control.one_model(chosen) != change.model or not targets.eligible:
                     raise no_workers()
                 held.deferred = targets.deferred
                 async with held.fenced(targets.eligible, "a transaction was begun"):

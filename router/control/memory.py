@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from ..pool.lifecycle import MemoryEvent
 from ..pool.match import Targets, asleep_targets, no_workers, reachable
@@ -17,7 +17,7 @@ from .calls import Call, Row, answer
 from .claim import Claim
 from .errands import Begin
 from .slumber import Slumber, said
-from .turns import Turn, Turns
+from .turns import Turn
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 
@@ -29,13 +29,13 @@ class MemoryControl:
     A worker that was named but could not be called is brought there by its agent: it is
     `falling_asleep` or `waking` until then, and not routable. So is another process in the place
     of a sleeper, which must give its GPU back before anything else.
-    `drain_timeout`: seconds until a worker is idle.
     """
 
     agents: Agents
-    slumber: Slumber
-    turns: Turns
-    drain_timeout: float = 1800.0
+    slumber: Slumber = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.slumber = self.agents.slumber
 
     async def sleep(
         self, chosen: list[Worker], call: Call, begin: Begin = trio.lowlevel.checkpoint
@@ -102,7 +102,7 @@ class MemoryControl:
     ) -> AsyncIterator[tuple[Turn, list[Worker]]]:
         """Wait for the turn of the workers; gives it, and those that are still there."""
         self.slumber.store.check()
-        async with self.turns.take(chosen) as turn:
+        async with self.agents.turns.take(chosen) as turn:
             await begin()
             yield turn, [worker for worker in chosen if not worker.removed]
 
@@ -124,7 +124,7 @@ class MemoryControl:
             self.agents.drop([claim])
             turn.release(claim.worker)  # it does not wait for the others
 
-        claims = [Claim(worker, record, self.drain_timeout, call) for worker in eligible]
+        claims = [Claim(worker, record, self.agents.drain_timeout, call) for worker in eligible]
         if event is MemoryEvent.WAKE:
             for claim in claims:
                 claim.idle.set()

@@ -118,7 +118,7 @@ class _Work:
 class WeightControl:
     """Changes weights, one change at a time for each model, in order of arrival.
 
-    `drain_timeout`: seconds that a worker may take to end its work; `call_timeout`: to answer.
+    `call_timeout`: seconds for the answer to a change that had to wait.
     """
 
     registry: Registry
@@ -127,7 +127,6 @@ class WeightControl:
     turns: Turns
     store: Store
     errands: Errands
-    drain_timeout: float = 1800.0
     call_timeout: float = 1800.0
     _works: list[_Work] = field(init=False, factory=list)
     # Models whose pending changes are being made.
@@ -145,7 +144,7 @@ class WeightControl:
         (`ambiguous_target`), Conflict (`lora_active`), PoolUnavailable, StateUnavailable.
         """
         self.store.check()
-        model, _ = self.one_model(order.choose())
+        model = self.one_model(order.choose())
         identity = order.identity
         work = self._twin(model, identity)
         if work is None:
@@ -159,7 +158,7 @@ class WeightControl:
         """Stand in line for the ledger of a model and all of its workers."""
         return self.turns.queue(self.ledgers.workers_of(model), model)
 
-    def one_model(self, chosen: list[Worker]) -> tuple[str, list[Worker]]:
+    def one_model(self, chosen: list[Worker]) -> str:
         """The model that the chosen workers serve. Raises BadRequest if they serve several,
         PoolUnavailable if none is known."""
         models = dict.fromkeys(self.ledgers.model_of(worker) for worker in chosen)
@@ -174,7 +173,7 @@ class WeightControl:
             )
         if not names:
             raise no_workers()
-        return names[0], chosen
+        return names[0]
 
     def members(self, turn: Turn, chosen: list[Worker], path: str = "") -> Targets:
         """Who of the chosen gets a change whose turn has come. One that joined later is taken in,
@@ -279,8 +278,8 @@ class WeightControl:
             self._works = [work for work in self._works if work.turn is not turn]
 
     async def _change(self, order: Order, model: str, turn: Turn) -> Answer:
-        found, chosen = self.one_model(order.choose())
-        if found != model:
+        chosen = order.choose()
+        if self.one_model(chosen) != model:
             raise no_workers()  # those that were meant are gone
         path, body = order.call.path, order.call.body
         ledger = self.ledgers.ledger(model)
@@ -332,9 +331,7 @@ class WeightControl:
     async def _carry_out(
         self, change: Change, call: Call, workers: list[Worker], turn: Turn | None
     ) -> list[Row]:
-        transaction = Transaction(
-            change, turn, self.agents, self.ledgers, self.store, self.drain_timeout
-        )
+        transaction = Transaction(change, turn, self.agents, self.ledgers, self.store)
         rows = await transaction.run(call, workers)
         what = change.name
         if change.version is None:

@@ -33,7 +33,6 @@ class Fenced:
     agents: Agents
     ledgers: Ledgers
     store: Store
-    drain_timeout: float
     claims: dict[Worker, Claim] = field(init=False, factory=dict)
 
     @asynccontextmanager
@@ -47,7 +46,7 @@ class Fenced:
         """
         self.ledgers.open(self.change, workers)
         self.claims = {
-            worker: Claim(worker, self.record, self.drain_timeout, call, worker.incarnation)
+            worker: Claim(worker, self.record, self.agents.drain_timeout, call, worker.incarnation)
             for worker in workers
         }
         try:

@@ -106,11 +106,7 @@ def assemble(
     slumber = Slumber(registry, store, call)
     replayer = Replayer(client, ledgers, store, call, restart=partial(restart, fleet))
     agents = Agents(registry, dispatcher, client, turns, slumber, replayer, drain)
-    weights = WeightControl(
-        *(registry, agents, ledgers, turns, store, errands),
-        drain_timeout=drain,
-        call_timeout=call,
-    )
+    weights = WeightControl(*(registry, agents, ledgers, turns, store, errands), call_timeout=call)
     parts = Parts(
         store=store,
         registry=registry,
@@ -133,7 +129,7 @@ def assemble(
         weights=weights,
         transactions=Transactions(weights),
         agents=agents,
-        memory=MemoryControl(agents, slumber, turns, drain),
+        memory=MemoryControl(agents),
         errands=errands,
         launcher=fleet,
         limits=CallLimits(refit=call, idle=settings.idle_timeout),

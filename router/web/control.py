@@ -58,13 +58,13 @@ async def ask_weights() -> Answer:
 async def sleep() -> Answer:
     """Every eligible worker gives its GPU memory back."""
     call = _call(await upload().whole())
-    return await _take_on(lambda begin: parts().memory.sleep(_chosen(), call, begin))
+    return await _do(lambda begin: parts().memory.sleep(_chosen(), call, begin), begun=False)
 
 
 async def wake() -> Answer:
     """Every sleeping worker takes its GPU memory again."""
     call = _call(await upload().whole())
-    return await _take_on(lambda begin: parts().memory.wake(_chosen(), call, begin))
+    return await _do(lambda begin: parts().memory.wake(_chosen(), call, begin), begun=False)
 
 
 for _name in _CHANGES:
@@ -109,7 +109,7 @@ async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
             code="invalid_field",
         )
     transactions = parts().transactions
-    return await _do(lambda: transactions.call(txn, order))
+    return await _do(lambda _: transactions.call(txn, order))
 
 
 def _call(body: bytes | AsyncIterable[bytes]) -> Call:
@@ -121,14 +121,11 @@ def _call(body: bytes | AsyncIterable[bytes]) -> Call:
     return Call(_path(), headers, body, limits.refit, limits.idle, method=request.method)
 
 
-async def _do(work: Callable[[], Awaitable[tuple[int, dict[str, Any]]]]) -> Answer:
-    """Do it to its end, though the client may leave before."""
-    return _wire(await parts().errands.do(work))
-
-
-async def _take_on(work: Callable[[Begin], Awaitable[tuple[int, dict[str, Any]]]]) -> Answer:
-    """The same, but if the client leaves before it has begun, it is dropped."""
-    return _wire(await parts().errands.take_on(work))
+async def _do(
+    work: Callable[[Begin], Awaitable[tuple[int, dict[str, Any]]]], *, begun: bool = True
+) -> Answer:
+    """Do it to its end, though the client may leave once it has begun."""
+    return _wire(await parts().errands.do(work, begun=begun))
 
 
 def _wire(answer: tuple[int, dict[str, Any]]) -> Answer:

@@ -51,7 +51,7 @@ async def attest() -> dict[str, Any]:
     if version is None:
         raise BadRequest("The field 'weight_version' is required", code="missing_field")
     chosen = _chosen(content)
-    model, _ = parts().weights.one_model(chosen)
+    model = parts().weights.one_model(chosen)
     ledger = parts().ledgers.ledger(model)
     named = content.get("workers")
     if named is not None and version > ledger.issued:
@@ -106,7 +106,7 @@ async def commit() -> Answer:
     content = await body.json_object()
     body.only(content, ("txn", "label"))
     txn, label, transactions = _txn(content), _text(content, "label"), parts().transactions
-    status, said = await parts().errands.do(lambda: transactions.commit(txn, label))
+    status, said = await parts().errands.do(lambda _: transactions.commit(txn, label))
     return said, status
 
 
@@ -116,7 +116,7 @@ async def abort() -> Answer:
     content = await body.json_object()
     body.only(content, ("txn", "touched"))
     txn, touched, transactions = _txn(content), _list(content, "touched"), parts().transactions
-    status, said = await parts().errands.do(lambda: transactions.abort(txn, touched))
+    status, said = await parts().errands.do(lambda _: transactions.abort(txn, touched))
     return said, status
 
 

@@ -182,8 +182,8 @@ class Nap:
         call = Call(path, [], BODY, 1800.0)
         work = self.memory.sleep if path == RELEASE else self.memory.wake
         try:
-            self.outcomes[name] = await self.errands.take_on(
-                lambda begin: work(list(workers), call, begin)
+            self.outcomes[name] = await self.errands.do(
+                lambda begin: work(list(workers), call, begin), begun=False
             )
         except RouterError as error:
             self.outcomes[name] = error
@@ -259,7 +259,7 @@ def play(
         replays = cast(Replayer, NoReplays())
         client = cast(ControlClient, Client())
         agents = Agents(registry, dispatcher, client, turns, slumber, replays)
-        memory = MemoryControl(agents, slumber, turns)
+        memory = MemoryControl(agents)
         with trio.fail_after(100_000):
             async with trio.open_nursery() as nursery:
                 nap = Nap(nursery, disk, registry, dispatcher, turns, memory, errands, engines)

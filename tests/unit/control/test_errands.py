@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
@@ -30,7 +32,7 @@ def test_dropped_or_done_to_its_end() -> None:
             await nursery.start(errands.run)
             for _ in range(50):
                 async with trio.open_nursery() as caller:
-                    caller.start_soon(errands.take_on, work)
+                    caller.start_soon(partial(errands.do, work, begun=False))
                     await trio.testing.wait_all_tasks_blocked()
                     turn.set()
                     caller.cancel_scope.cancel()
@@ -59,7 +61,7 @@ def test_a_caller_that_leaves(begun: bool) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(errands.run)
             with trio.move_on_after(0.5):
-                await errands.take_on(work)
+                await errands.do(work, begun=False)
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
 
@@ -80,9 +82,9 @@ def test_what_comes_of_it_is_told_to_the_caller() -> None:
 
         async with trio.open_nursery() as nursery:
             await nursery.start(errands.run)
-            assert await errands.take_on(succeed) == 7
+            assert await errands.do(succeed, begun=False) == 7
             with pytest.raises(Conflict):
-                await errands.take_on(refuse)
+                await errands.do(refuse, begun=False)
             nursery.cancel_scope.cancel()
 
     trio.run(main)
