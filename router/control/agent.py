@@ -26,6 +26,7 @@ from ..text import words
 from .calls import send
 from .claim import Claim
 from .client import ControlClient
+from .errands import Errands
 from .gate import Gate
 from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
@@ -57,31 +58,24 @@ class Agents:
     dispatcher: Dispatcher
     client: ControlClient
     turns: Turns
+    errands: Errands
     slumber: Slumber
     replayer: Replayer
     drain_timeout: float = 1800.0
     _gate: Gate = field(init=False, factory=lambda: Gate(_AT_ONCE, _COUNTED))
     _agents: dict[Worker, _Agent] = field(init=False, factory=dict)
-    _nursery: trio.Nursery | None = field(init=False, default=None)
     _moved: trio.Event = field(init=False, factory=trio.Event)  # something about a worker has
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look after every worker; never returns."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                self.registry.subscribe(
-                    self._observe,
-                    *(events.WorkerAdded, events.WorkerRemoved, events.CapabilitiesLearned),
-                    *(events.Suspected, events.Absolved, events.Reincarnated),
-                    *(events.FacetChanged, events.ProspectsChanged),
-                )
-                for worker in self.registry:
-                    self._agent(worker)
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None  # at a stop it takes no more, though others are not done yet
+    def begin(self) -> None:
+        """Look after every worker; once errands run."""
+        self.registry.subscribe(
+            self._observe,
+            *(events.WorkerAdded, events.WorkerRemoved, events.CapabilitiesLearned),
+            *(events.Suspected, events.Absolved, events.Reincarnated),
+            *(events.FacetChanged, events.ProspectsChanged),
+        )
+        for worker in self.registry:
+            self._agent(worker)
 
     @contextmanager
     def having(self, claims: Iterable[Claim]) -> Iterator[None]:
@@ -169,13 +163,11 @@ class Agents:
     def _agent(self, worker: Worker) -> _Agent:
         agent = self._agents.get(worker)
         if agent is None:
-            agent = _Agent()
-            if self._nursery is not None:
-                self._agents[worker] = agent
-                self._nursery.start_soon(self._keep, worker, agent)
+            agent = self._agents[worker] = _Agent()
+            self.errands.start(partial(self._keep, worker, agent))
         return agent
 
-    async def _keep(self, worker: Worker, agent: _Agent) -> None:
+    async def _keep(self, worker: Worker, agent: _Agent, _: object) -> None:
         try:
             what = f"the agent of worker {worker.url}"
             await keep_running(what, partial(self._tend, worker, agent))

@@ -131,9 +131,10 @@ class Call:
     method: str = "POST"
 
 
-def own_call(path: str, body: bytes, within: float) -> Call:
+def own_call(path: str, body: bytes, within: float, *, method: str = "POST") -> Call:
     """A call of the router's own."""
-    return Call(path, (("content-type", "application/json"),), body, within)
+    headers = (("content-type", "application/json"),) if body else ()
+    return Call(path, headers, body, within, method=method)
 
 
 @frozen

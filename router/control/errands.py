@@ -79,7 +79,7 @@ class Errand(Generic[T]):
 
 @define(eq=False)
 class Errands:
-    """Runs what must not be broken off half-way in a nursery of its own."""
+    """Runs, in a nursery of its own, what must not be broken off half-way, or goes on for ever."""
 
     _nursery: trio.Nursery | None = field(init=False, default=None)
 

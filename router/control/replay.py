@@ -18,7 +18,7 @@ from ..pool.weights.recipe import FRESH
 from ..pool.worker import Origin, Weights, Worker
 from ..store.store import Store
 from .calls import own_call, send
-from .client import ControlClient, Unreachable
+from .client import ControlClient
 
 logger = logging.getLogger("router.control")
 
@@ -117,14 +117,9 @@ class Replayer:
 
     async def _acts_no_lora(self, worker: Worker) -> bool:
         """Whether the worker says that no LoRA has an effect on it."""
-        try:
-            answer = await self.client.call(
-                "GET", worker.url, "/v1/list_loras", within=self.call_timeout
-            )
-        except Unreachable:
-            return False
-        said = answer.json()
-        return answer.status == 200 and isinstance(said, dict) and not said.get("active")
+        call = own_call("/v1/list_loras", b"", self.call_timeout, method="GET")
+        row = await send(self.client, worker, call)
+        return row.status == 200 and isinstance(row.body, dict) and not row.body.get("active")
 
     async def _save(self) -> None:
         try:

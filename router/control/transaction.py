@@ -5,10 +5,10 @@ The agents of the workers drain and call them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from ..errors import RouterError, StateUnavailable
 from ..pool.weights import Change, Ledgers, Meaning, meaning
@@ -89,6 +89,12 @@ class Fenced:
             self.turn.release(worker)
 
 
+@frozen
+class _Refusal:
+    said: object  # equal for the same refusal
+    reason: str
+
+
 @define(eq=False)
 class Transaction(Fenced):
     """A change of one call, which each worker gets as soon as it is idle; all at once where its
@@ -97,7 +103,7 @@ class Transaction(Fenced):
     # What was done could not be made durable.
     undurable: StateUnavailable | None = field(init=False, default=None)
     # Workers that refused in words that mean nothing until all have answered.
-    _refusals: dict[Worker, tuple[int, str]] = field(init=False, factory=dict)
+    _refusals: dict[Worker, _Refusal] = field(init=False, factory=dict)
     _reported: set[Worker] = field(init=False, factory=set)
 
     async def run(self, call: Call, workers: Sequence[Worker]) -> list[Row]:
@@ -137,7 +143,7 @@ class Transaction(Fenced):
             case Meaning.APPLIED:
                 assert claim.called is not None
                 self.ledgers.applied(change, worker, claim.called)
-                self._unsure()
+                self._judge_refusers(self.ledgers.unknown)  # it stands: what they have is not known
                 # Its outcome is durable before it serves again.
                 try:
                     await self.store.commit()
@@ -148,7 +154,7 @@ class Transaction(Fenced):
                 self.ledgers.unchanged(change, worker, reason)
             case Meaning.REFUSED:
                 change.error = reason
-                self._refusals[worker] = alike(row.status, row.body)
+                self._refusals[worker] = _Refusal(alike(row.status, row.body), reason)
                 if change.version is not None:
                     self.ledgers.unknown(change, worker, reason)
             case Meaning.UNKNOWN:
@@ -157,17 +163,15 @@ class Transaction(Fenced):
             self.let_go(worker)
         self._let_refusers_go()
 
-    def _answers(self) -> set[tuple[int, str] | None]:
+    def _answers(self) -> set[object]:
         """What those said that have answered: a refusal, or anything else (None)."""
         answered = [w for w, claim in self.claims.items() if claim.row and claim.row.answered]
-        return {self._refusals.get(worker) for worker in answered}
+        return {self._refusals[w].said if w in self._refusals else None for w in answered}
 
-    def _unsure(self) -> None:
-        """The change stands, or refusals differ: what those have that refused is not known."""
-        for worker in self._refusals:
-            row = self.claims[worker].row
-            assert row is not None
-            self.ledgers.unknown(self.change, worker, words(row.body))
+    def _judge_refusers(self, report: Callable[[Change, Worker, str], None]) -> None:
+        """Report on those that refused, and let them go."""
+        for worker, refusal in self._refusals.items():
+            report(self.change, worker, refusal.reason)
             self.let_go(worker)
 
     def _let_refusers_go(self) -> None:
@@ -178,13 +182,9 @@ class Transaction(Fenced):
             return
         answers = self._answers()
         if len(answers) == 1 and None not in answers:
-            for worker in self._refusals:
-                row = self.claims[worker].row
-                assert row is not None
-                self.ledgers.unchanged(self.change, worker, words(row.body))
-                self.let_go(worker)
+            self._judge_refusers(self.ledgers.unchanged)
 
     def _conclude(self) -> None:
         """All have been called: those whose refusals differ are of unknown weights."""
         if self.change.version is None and len(self._answers()) > 1:
-            self._unsure()
+            self._judge_refusers(self.ledgers.unknown)

@@ -105,7 +105,7 @@ def assemble(
     drain, call = settings.drain_timeout, settings.refit_timeout
     slumber = Slumber(registry, store, call)
     replayer = Replayer(client, ledgers, store, call, restart=partial(restart, fleet))
-    agents = Agents(registry, dispatcher, client, turns, slumber, replayer, drain)
+    agents = Agents(registry, dispatcher, client, turns, errands, slumber, replayer, drain)
     weights = WeightControl(*(registry, agents, ledgers, turns, store, errands), call_timeout=call)
     parts = Parts(
         store=store,

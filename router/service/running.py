@@ -155,7 +155,7 @@ async def _serve(
             nursery.start_soon(_wind_down, stop, built, settings.shutdown_timeout)
             await nursery.start(parts.dispatcher.run)
             await nursery.start(parts.errands.run)
-            await nursery.start(parts.agents.run)
+            parts.agents.begin()
             await nursery.start(built.follower.run)
             await nursery.start(built.recovery.run, restored)
             await nursery.start(fleet.run)

@@ -9,7 +9,6 @@ from typing import Any
 from attrs import define, field
 
 from ...text import from_json
-from ..worker import Worker
 from .recipe import DISK, TENSOR, Recipe, Step, step_of
 from .records import ChangeRecord
 
@@ -42,8 +41,6 @@ class Change:
     version: int | None = None
     # What the ledger was when that came.
     before: Recipe | None = None
-    # Workers that refused in words that mean nothing until all have answered.
-    refusals: dict[Worker, object] = field(factory=dict)
     error: str | None = None  # the last refusal, for people
     over: bool = False
     # The steps of a transaction, whose calls are sent one by one.

@@ -227,10 +227,7 @@ class Ledgers(Standings):
             ledger.label = label
         self._paper.put(ledger.record())
         for worker in workers:
-            entry = self._entry(worker)
-            entry.failure = entry.reason = None
-            entry.version = version
-            self._put_standing(worker, at_version(ledger, version, entry.standing.wrapped))
+            self._take_at_word(worker, ledger, version)
         self.settle(model)
 
     def begin_anew(self, model: str) -> None:
@@ -256,10 +253,9 @@ class Ledgers(Standings):
     def claim(self, worker: Worker, version: int) -> None:
         """Its owner says what the worker has (`POST /workers {"weight_version": N}`)."""
         entry = self._entry(worker)
-        if entry.model is None or worker.suspicion is not None or worker.capabilities is None:
-            entry.claim = version  # of the process that will answer
-        else:
-            self._take_at_word(worker, entry, version)
+        entry.claim = version
+        if worker.capabilities is not None:  # else of the process that will answer
+            self._take_claim(worker, entry)
         self._settle(worker)
 
     # Restarts of the router.
@@ -340,9 +336,7 @@ class Ledgers(Standings):
                 # The same as then; else only as since it joined.
                 if reason == ROUTER_RESTARTED and not entry.unproven:
                     self._put_standing(worker, evolve(entry.standing, doubt=False))
-                if entry.model is not None and entry.claim is not None:
-                    claim, entry.claim = entry.claim, None
-                    self._take_at_word(worker, entry, claim)
+                self._take_claim(worker, entry)
                 self._settle(worker, "it is the same process")
             case events.Reincarnated(worker, reason):
                 entry = self._entry(worker)
@@ -378,14 +372,17 @@ class Ledgers(Standings):
         if model != entry.model:
             entry.model = model
             self._put_standing(worker, entry.standing)
-        if entry.claim is not None and worker.suspicion is None:
-            claim, entry.claim = entry.claim, None
-            self._take_at_word(worker, entry, claim)
+        self._take_claim(worker, entry)
         self._settle(worker)
 
-    def _take_at_word(self, worker: Worker, entry: Entry, version: int) -> None:
-        assert entry.model is not None
-        ledger = self.ledger(entry.model)
+    def _take_claim(self, worker: Worker, entry: Entry) -> None:
+        """Take its owner's word, once it is certain whom that is about."""
+        if entry.claim is not None and entry.model is not None and worker.suspicion is None:
+            claim, entry.claim = entry.claim, None
+            self._take_at_word(worker, self.ledger(entry.model), claim)
+
+    def _take_at_word(self, worker: Worker, ledger: Ledger, version: int) -> None:
+        entry = self._entry(worker)
         if version <= ledger.issued:
             entry.failure = entry.reason = None
             entry.version = version

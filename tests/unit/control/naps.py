@@ -258,7 +258,7 @@ def play(
         slumber = Slumber(registry, cast(Store, disk))
         replays = cast(Replayer, NoReplays())
         client = cast(ControlClient, Client())
-        agents = Agents(registry, dispatcher, client, turns, slumber, replays)
+        agents = Agents(registry, dispatcher, client, turns, errands, slumber, replays)
         memory = MemoryControl(agents)
         with trio.fail_after(100_000):
             async with trio.open_nursery() as nursery:
@@ -270,7 +270,7 @@ def play(
                 for worker in registry if well else ():
                     nap.recover(worker)
                 await nursery.start(errands.run)
-                await nursery.start(agents.run)
+                agents.begin()
                 await body(nap)
                 nursery.cancel_scope.cancel()
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from router.control.errands import Begin, Errands
+from router.control.errands import Begin, Errand, Errands
 from router.errors import Conflict
 
 
@@ -85,6 +85,44 @@ def test_what_comes_of_it_is_told_to_the_caller() -> None:
             assert await errands.do(succeed, begun=False) == 7
             with pytest.raises(Conflict):
                 await errands.do(refuse, begun=False)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_a_failure_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        errands = Errands()
+
+        async def refuse(_: object) -> None:
+            raise Conflict("not today")
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(errands.run)
+            errands.start(refuse)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert "not today" in caplog.text
+
+
+def test_what_is_told_before_the_end() -> None:
+    async def main() -> None:
+        errands = Errands()
+        over = trio.Event()
+
+        async def work(errand: Errand[int]) -> int:
+            await errand.begin()
+            errand.tell(7)
+            await over.wait()
+            return 7
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(errands.run)
+            assert await errands.start(work, begun=False).result() == 7
+            over.set()
+            await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
 
     trio.run(main)
