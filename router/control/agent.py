@@ -8,7 +8,7 @@ missed costs seconds. What hangs at one worker holds up no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -62,6 +62,8 @@ class Agents:
     slumber: Slumber
     replayer: Replayer
     drain_timeout: float = 1800.0
+    # Makes the pending changes of a worker's model; set by whoever makes changes.
+    catch_up: Callable[[Worker], Awaitable[None]] = field(init=False)
     _gate: Gate = field(init=False, factory=lambda: Gate(_AT_ONCE, _COUNTED))
     _agents: dict[Worker, _Agent] = field(init=False, factory=dict)
     _moved: trio.Event = field(init=False, factory=trio.Event)  # something about a worker has
@@ -210,7 +212,7 @@ class Agents:
                 case Action.DRAIN:
                     await self._drain(worker, agent, known)
                 case Action.CATCH_UP:
-                    await self.replayer.catch_up(worker)
+                    await self.catch_up(worker)
                 case Action.REPLAY:
                     async with self._gate.turn():
                         if next_action(self.known(worker)) is action:

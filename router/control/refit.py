@@ -134,7 +134,7 @@ class WeightControl:
     _probed: float = field(init=False, factory=lambda: trio.current_time() + _FIRST_PROBES)
 
     def __attrs_post_init__(self) -> None:
-        self.agents.replayer.catch_up_with = self.catch_up
+        self.agents.catch_up = self.catch_up
 
     async def change(self, order: Order) -> Answer:
         """Make the change; status and body of the answer. One that waits or runs already and asks
@@ -202,9 +202,12 @@ class WeightControl:
                 details={"workers": [worker.worker_id for worker in some]},
             )
 
-    async def catch_up(self, model: str) -> None:
-        """Make the changes of the model that have waited for its workers, in their turn. It goes
-        on if the caller is cancelled."""
+    async def catch_up(self, worker: Worker) -> None:
+        """Make the changes that have waited for workers of this one's model, in their turn. It
+        goes on if the caller is cancelled."""
+        model = self.ledgers.model_of(worker)
+        if model is None:
+            return
         errand = self._catching_up.get(model)
         if errand is None:
             errand = self.errands.start(lambda _: self._catch_up(model))

@@ -7,7 +7,7 @@ not current and can be called gets what it lacks, before it is routable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from attrs import define, field
 
@@ -35,8 +35,6 @@ class Replayer:
     store: Store
     call_timeout: float = 1800.0
     restart: Callable[[Worker], None] | None = None
-    # Makes the pending changes of a model; set by whoever makes changes.
-    catch_up_with: Callable[[str], Awaitable[None]] | None = None
     # Those that were restarted, and are not current since: once must be enough.
     restarted: set[Worker] = field(init=False, factory=set)
 
@@ -49,12 +47,6 @@ class Replayer:
         lags = worker.weights in (Weights.BEHIND, Weights.FAILED)
         awaiting = bool(ledger.pending) and self.ledgers.may_begin(ledger.pending[0], worker)
         return lags and self.ledgers.needs_replay(worker), awaiting
-
-    async def catch_up(self, worker: Worker) -> None:
-        """Have the pending changes of its model made."""
-        ledger = self.ledgers.ledger_of(worker)
-        if ledger is not None and self.catch_up_with is not None:
-            await self.catch_up_with(ledger.model)
 
     def delayed(self, worker: Worker, reason: str) -> None:
         """The replay did not come about; it is due again."""

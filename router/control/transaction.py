@@ -177,11 +177,11 @@ class Transaction(Fenced):
     def _let_refusers_go(self) -> None:
         """Those that refused serve on once all that were called have given the same refusal: one
         that is still busy holds nobody else."""
-        called = [worker for worker, claim in self.claims.items() if claim.called is not None]
-        if self.change.version is not None or not self._reported.issuperset(called):
+        if not self._refusals or self.change.version is not None:
             return
+        called = [worker for worker, claim in self.claims.items() if claim.called is not None]
         answers = self._answers()
-        if len(answers) == 1 and None not in answers:
+        if self._reported.issuperset(called) and len(answers) == 1 and None not in answers:
             self._judge_refusers(self.ledgers.unchanged)
 
     def _conclude(self) -> None:
