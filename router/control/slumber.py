@@ -130,22 +130,16 @@ class Slumber:
             self._said[worker] = worker.incarnation
         elif row.sent or aim:
             self._said.pop(worker, None)
-        event: MemoryEvent | None = None
         if sleeps is aim:
-            event = MemoryEvent.SLEPT if aim else MemoryEvent.WOKE
-        elif before is (Memory.FALLING_ASLEEP if aim else Memory.WAKING):
+            event: MemoryEvent | None = MemoryEvent.SLEPT if aim else MemoryEvent.WOKE
+        else:
+            event = _after_failure(row, before, sleeps, aim=aim, replaced=replaced)
+        reason = None if sleeps is aim else words(row.body)
+        if event is None:
             what = "put to sleep" if aim else "woken"
-            reason = words(row.body)
             logger.warning("%s cannot be %s: %s; trying again", worker.url, what, reason)
-        elif aim and not replaced:
-            untouched = meaning(RELEASE, row.status, row.body, sent=row.sent) is Meaning.UNCHANGED
-            awake = sleeps is False or (untouched and before is Memory.AWAKE)
-            event = MemoryEvent.WOKE if awake else MemoryEvent.LOST
-        elif not aim:
-            back = replaced or before is Memory.FALLING_ASLEEP
-            event = MemoryEvent.SLEEP if back else MemoryEvent.LOST
-        if event is not None and not (aim and worker.memory is Memory.ASLEEP):
-            self.registry.remember(worker, event, None if sleeps is aim else words(row.body))
+        elif worker.memory is not Memory.ASLEEP:  # else it is what it was taken for
+            self.registry.remember(worker, event, reason)
         self.note(worker)
 
     def _restore(self, worker: Worker) -> None:
@@ -183,3 +177,17 @@ def said(row: Row, *, aim: bool) -> bool | None:
     if isinstance(word, bool):
         return word
     return aim if row.success else None
+
+
+def _after_failure(
+    row: Row, before: Memory, sleeps: bool | None, *, aim: bool, replaced: bool
+) -> MemoryEvent | None:
+    """What happens to a worker that did not do as it was told; None: it is told again."""
+    if before is (Memory.FALLING_ASLEEP if aim else Memory.WAKING) or (aim and replaced):
+        return None
+    if not aim:
+        back = replaced or before is Memory.FALLING_ASLEEP
+        return MemoryEvent.SLEEP if back else MemoryEvent.LOST
+    untouched = meaning(RELEASE, row.status, row.body, sent=row.sent) is Meaning.UNCHANGED
+    awake = sleeps is False or (untouched and before is Memory.AWAKE)
+    return MemoryEvent.WOKE if awake else MemoryEvent.LOST
