@@ -39,6 +39,8 @@ class Change:
     workers: tuple[str, ...] = ()
     # Issued at its first success.
     version: int | None = None
+    # One that clients may have been told though it did not come to the disk.
+    told: int | None = None
     # What the ledger was when that came.
     before: Recipe | None = None
     error: str | None = None  # the last refusal, for people

@@ -294,7 +294,11 @@ class Ledgers(Standings):
                     entry = self._left.setdefault(url, Entry(intent.model, restored=True))
                     entry.standing = evolve(lost_by(entry.standing, change), doubt=True)
                     self._paper.put(weight_record(url, entry))
+                change.told = self.ledger(intent.model).issued + 1
             if change.body is None:
+                if change.told is not None:
+                    self.ledger(intent.model).issued = change.told
+                    self._paper.put(self.ledger(intent.model).record())
                 self._paper.delete(ChangeRecord, change.change_id)
             else:
                 self.ledger(intent.model).pending.append(change)
@@ -390,7 +394,9 @@ class Ledgers(Standings):
 
     def _issue(self, ledger: Ledger, change: Change) -> None:
         change.before = ledger.recipe
-        change.version = ledger.version = ledger.issued = ledger.issued + 1
+        told = {other.told for other in ledger.pending if other is not change}
+        ledger.issued += 1 + (ledger.issued + 1 in told)
+        change.version = ledger.version = ledger.issued
         ledger.label = change.label
         ledger.recipe = change.applied_to(ledger.recipe, change.version)
         ledger.last_error = None

@@ -9,8 +9,8 @@ import pytest
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
 from router.pool.weights import LedgerRecord, Ledgers, WeightRecord
-from router.pool.weights.recipe import DISK
-from router.pool.weights.records import Paperwork
+from router.pool.weights.recipe import DISK, TENSOR
+from router.pool.weights.records import ChangeRecord, Paperwork
 from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
 
 CARD = Capabilities(models=("m",), model_path="start")
@@ -31,7 +31,7 @@ class Desk:
         self.ledgers.restore(
             [row for row in rows if isinstance(row, LedgerRecord)],
             [row for row in rows if isinstance(row, WeightRecord)],
-            [],
+            [row for row in rows if isinstance(row, ChangeRecord)],
         )
 
     def put(self, record: Paperwork) -> None:
@@ -191,3 +191,23 @@ def test_who_a_model_has_while_its_workers_start_again() -> None:
     assert not desk.ledgers.only_launched("another")
     desk.registry.remove(launched)
     assert not desk.ledgers.only_launched("m")
+
+
+def test_the_number_of_a_change_that_was_under_way_means_no_other() -> None:
+    # Its success may not have come to the disk, while clients got samples of that version.
+    desk = Desk()
+    worker = desk.join("a")
+    before = desk.change(worker)
+    for path in (DISK, TENSOR):
+        body = "{}" if path == DISK else None
+        under_way = desk.ledgers.make("other", "m", path, body, None)
+        desk.ledgers.open(under_way, [worker])
+        desk.begin()
+        desk.begin()  # once more, before anything else is kept
+        worker = desk.join("a")
+        pending = desk.ledgers.ledger("m").pending
+        assert [change.told for change in pending] == ([before + 1] if body else [])
+        assert desk.change(worker) == before + 2
+        for change in pending:
+            desk.ledgers.close(change)
+        before += 2
