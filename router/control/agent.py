@@ -21,7 +21,7 @@ from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.match import is_up, reachable
 from ..pool.registry import Registry
-from ..pool.worker import Health, Weights, Worker
+from ..pool.worker import Health, Memory, Weights, Worker
 from ..text import words
 from .calls import send
 from .claim import Claim
@@ -156,6 +156,9 @@ class Agents:
         worker = event.worker
         if isinstance(event, events.WorkerAdded):
             self._agent(worker)
+            if worker.memory is Memory.AWAKE and self.client.is_calling(worker.url):
+                # It was removed while it was called, perhaps to sleep.
+                self.slumber.make_sure(worker)
         if worker.weights is Weights.CURRENT or worker.removed:
             self.replayer.restarted.discard(worker)
         self.look([worker])

@@ -106,6 +106,12 @@ class Slumber:
             if not worker.removed:
                 self.registry.remember(worker, event, "by request")
 
+    def make_sure(self, worker: Worker) -> None:
+        """It is to be awake, and may be about to fall asleep."""
+        for event in (MemoryEvent.SLEEP, MemoryEvent.WAKE):
+            self.registry.remember(worker, event, "it was called when it left the pool")
+        self.note(worker)
+
     def wish(self, worker: Worker) -> Claim:
         """What the facet of a worker wants though no request is under way."""
         waking = worker.memory is Memory.WAKING

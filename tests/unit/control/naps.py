@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -248,12 +248,21 @@ def play(
         turns, errands = Turns(), Errands()
         engines: dict[str, Engine] = _Engines(disk)
 
+        under_way: Counter[str] = Counter()
+
         class Client:
+            def is_calling(self, url: str) -> bool:
+                return under_way[url] > 0
+
             async def call(
                 self, method: str, url: str, path: str, *, within: float, body: bytes, **_: Any
             ) -> Answer:
                 assert method == "POST"
-                return await engines[url].call(path, body, within)
+                under_way[url] += 1
+                try:
+                    return await engines[url].call(path, body, within)
+                finally:
+                    under_way[url] -= 1
 
         slumber = Slumber(registry, cast(Store, disk))
         replays = cast(Replayer, NoReplays())

@@ -311,6 +311,25 @@ def test_one_that_is_removed_during_its_call() -> None:
     play(body)
 
 
+def test_one_that_is_removed_during_its_call_and_registered_again_is_awake() -> None:
+    async def body(nap: Nap) -> None:
+        worker = nap.add("a")
+        nap.engine(worker).takes = 5.0
+        nap.nursery.start_soon(nap.sleep, "sleep", worker)
+        await trio.sleep(1)
+        nap.registry.remove(worker)
+        again = nap.add("a")
+        assert not routable(again)
+        assert nap.disk.records == {again.url: Memory.WAKING}
+        await trio.sleep(10)
+        assert nap.engine(again).paths == ["release", "resume"]
+        assert not nap.engine(again).asleep
+        assert routable(again)
+        assert nap.disk.records == {}
+
+    play(body)
+
+
 def test_one_that_is_removed_holds_nobody_up() -> None:
     async def body(nap: Nap) -> None:
         a, b = nap.add("a"), nap.add("b")
