@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 from tests.simulation.history import live
@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="so many from the last one on")
     parser.add_argument("--seconds", type=float, help="go on for so long instead")
     parser.add_argument("--hours", type=float, default=0.1, help="simulated hours of each")
+    parser.add_argument(
+        "--calm", type=float, default=0, help="minutes without faults in each round"
+    )
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--keep-going", action="store_true", help="after a seed that fails")
     parser.add_argument("--twice", action="store_true", help="each, and compare the two")
@@ -31,7 +34,9 @@ def main() -> int:
     began, lived, count, failed = time.monotonic(), 0.0, 0, 0
     for seed in chosen(given, began):
         again = f"python -m tests.simulation --seed {seed} --hours {given.hours:g}"
-        universe, error = one(seed, given.hours, given.trace)
+        again += f" --calm {given.calm:g}" if given.calm else ""
+        history = partial(live, hours=given.hours, ordinary=given.calm * 60)
+        universe, error = one(seed, history, given.trace)
         count, lived = count + 1, lived + universe.lasted / 3600
         if error is not None:
             failed += 1
@@ -40,7 +45,7 @@ def main() -> int:
             print(f"{again}: {type(error).__name__}: {error}", flush=True)
             if not given.keep_going:
                 raise error
-        elif given.twice and digest(universe) != digest(one(seed, given.hours, False)[0]):
+        elif given.twice and digest(universe) != digest(one(seed, history, False)[0]):
             print(f"{again}: another history the second time")
             return 1
         else:
@@ -61,10 +66,12 @@ def chosen(given: argparse.Namespace, began: float) -> Iterator[int]:
         yield from itertools.takewhile(lambda _: time.monotonic() < began + given.seconds, number)
 
 
-def one(seed: int, hours: float, live_trace: bool) -> tuple[Universe, BaseException | None]:
+def one(
+    seed: int, history: Callable[[Universe], Awaitable[None]], live_trace: bool
+) -> tuple[Universe, BaseException | None]:
     """Live through one seed; what went wrong, if anything."""
     try:
-        return run(str(seed), partial(live, hours=hours), live=live_trace), None
+        return run(str(seed), history, live=live_trace), None
     except Exception as error:
         universe: Universe = error.universe  # type: ignore[attr-defined]
         first: BaseException = error

@@ -11,7 +11,7 @@ from tests.simulation.network import Cut
 from tests.simulation.overseer import refused_change, refused_generation
 from tests.simulation.truth import DISK, TENSOR, Change, Sample
 from tests.simulation.universe import Wrong, pick
-from tests.simulation.worker import MODEL, MODULES, Weights
+from tests.simulation.worker import MODEL, MODULES, Weights, Worker
 
 # What a client may be told while things break, by code. Anything else is a mistake.
 EXPECTED = {
@@ -42,7 +42,7 @@ async def painter(world: World, number: int) -> None:
             "num_inference_steps": dice.randrange(1, 300),
         }
         headers = {"x-request-id": request, "x-client-id": f"c{number % 3}"}
-        if dice.random() < 0.2:
+        if dice.random() < 0.2 and not world.theme.sound:
             headers["x-min-weight-version"] = str(floor)
         leaves = dice.uniform(0, 4) if dice.random() < 0.1 else float("inf")
         if "x-min-weight-version" not in headers:
@@ -52,7 +52,7 @@ async def painter(world: World, number: int) -> None:
         world.painting.pop(request, None)
         if scope.cancelled_caught:
             world.outcomes["left"] += 1
-        await world.pause(dice.uniform(0, 2))
+        await world.pause(dice.uniform(0, 2) * world.theme.pace)
 
 
 async def paint(
@@ -76,9 +76,15 @@ async def paint(
         world.outcomes["image"] += 1
         weights = Weights.of(told["made_by"])
         world.truth.saw(Sample(request, worker, int(version), floor, weights))
+        for made_by in world.workers:
+            process = made_by.process
+            if process is not None and told["id"] in process.images and not world.blind:
+                process.delivered = min(process.delivered, trio.current_time())
     else:
         world.outcomes[answer.code or str(answer.status)] += 1
         theirs = "x-worker-id" in answer.headers  # passed on as it came
+        if world.theme.sound:
+            raise Wrong(f"all is well, and {request}: {answer.status} {answer.body.decode()[:300]}")
         if answer.code not in EXPECTED and not theirs:
             raise Wrong(f"{request}: {answer.status} {answer.body.decode()[:300]}")
         refused_generation(world, request, answer.code)
@@ -89,17 +95,21 @@ async def trainer(world: World, number: int) -> None:
     who = f"trainer {number}"
     dice, count = world.dice(who), 0
     while not world.over.is_set():
-        await world.pause(dice.choice([2, 40]) * dice.random())
+        theme = world.theme
+        await world.pause(dice.choice([2, 20]) * dice.random() * theme.pace)
         if world.over.is_set():
             return
         count += 1
+        tensor, begin = theme.tensors, theme.begun
         kind = pick(
-            dice, {"whole": 6, "part": 2, "wrong": 1, "tensor": 1, "begun": world.theme.begun}
+            dice,
+            {"whole": 6, "part": 2, "wrong": not theme.sound, "tensor": tensor, "begun": begin},
         )
         label = f"{'/nonexistent' if kind == 'wrong' else ''}/ckpt/{world.round}-{number}-{count}"
+        told = kind == "tensor" or (kind == "begun" and dice.random() < tensor / 10)
         change = Change(
             label,
-            TENSOR if kind == "tensor" else DISK,
+            TENSOR if told else DISK,
             (dice.choice(MODULES),) if kind == "part" else None,
             refused=kind == "wrong",
         )
@@ -108,29 +118,44 @@ async def trainer(world: World, number: int) -> None:
 
 
 async def send(world: World, who: str, change: Change) -> None:
-    told = await _ask(world, who, change, f"{change.path}?model={MODEL}", change.content())
-    if told is not None and "results" in told:
-        world.truth.answered(change, told)
+    with world.change():
+        told = await _ask(world, who, change, f"{change.path}?model={MODEL}", change.content())
+        changed: list[Worker] = []
+        if told is not None and "results" in told:
+            world.truth.answered(change, told)
+            done = {row["worker_url"] for row in told["results"] if row["status_code"] == 200}
+            if told["success"] and not told["deferred"]:
+                changed = [worker for worker in world.workers if worker.url in done]
+        world.prove(changed, change)
 
 
 async def begun(world: World, who: str, change: Change) -> None:
     """The same change, made between a begin and a commit."""
-    said = {"model": MODEL, "label": change.label, "timeout": 60}
-    told = await _ask(world, who, change, "/weights/begin", said)
-    if told is None or "txn" not in told:
-        return
-    txn, dice = told["txn"], world.dice(f"{who} {change.label}")
+    with world.change():
+        said = {"model": MODEL, "label": change.label, "timeout": 60}
+        told = await _ask(world, who, change, "/weights/begin", said)
+        if told is None:
+            world.prove([], change)
+        elif "txn" in told:  # else nothing has been done
+            await _fill(world, who, change, told["txn"])
+
+
+async def _fill(world: World, who: str, change: Change, txn: str) -> None:
+    world.prove([], change)
+    dice = world.dice(f"{who} {change.label}")
     await world.pause(3 * dice.random())
     told = await _ask(world, who, change, f"{change.path}?txn={txn}", change.content())
     if told is None:
         return
-    if dice.random() < 0.2:
+    if dice.random() < 0.2 and not world.theme.sound:
         await _ask(world, who, change, "/weights/abort", {"txn": txn})
         return
     told = await _ask(world, who, change, "/weights/commit", {"txn": txn, "label": change.label})
     if told is not None and told.get("workers"):
         world.truth.learn(told["weight_version"], change.label)
         world.truth.acknowledge(told["weight_version"])
+        good = [w for w in world.workers if any(w.host.address in name for name in told["workers"])]
+        world.prove([] if told["behind"] or told["deferred"] else good, change)
 
 
 async def _ask(
@@ -139,6 +164,7 @@ async def _ask(
     """What the router tells; None if it ended."""
     world.truth.sent(change)
     world.note(who, f"{change.label} {target} {change.targets or ''}")
+    world.tell(None)
     answer = await world.ask(who, "POST", target, content, within=OPERATION)
     if answer is None:
         world.note(who, f"{change.label}: the answer was lost")
@@ -157,7 +183,7 @@ async def listener(world: World) -> None:
     """Hears which versions the router has issued, and that none is lost."""
     while True:
         await learn(world)
-        await trio.sleep(2)
+        await trio.sleep(2 * max(1, world.theme.pace / 2))
 
 
 async def learn(world: World) -> dict[str, object] | None:

@@ -27,7 +27,7 @@ async def restart(world: World, worker: Worker, dice: random.Random) -> None:
 async def freeze(world: World, worker: Worker, dice: random.Random) -> None:
     worker.note("is frozen")
     worker.freeze()
-    await world.pause(dice.choice([1.0, 10.0, 30.0, 90.0]) * dice.random())
+    await world.pause(dice.choice([1.0, 10.0, 30.0, 120.0]) * dice.random())
     if dice.random() < 0.2:
         await restart(world, worker, dice)
         return
@@ -85,6 +85,7 @@ async def ill(world: World, worker: Worker, dice: random.Random) -> None:
             worker.silent(faults.slow_health > 5)
         case "slow":
             faults.slow = dice.uniform(2, 10)
+            worker.slowed = world.round
         case "update":
             faults.next_update = dice.choice(["none", "partial", "applied", "hang"])
         case "dead":
@@ -116,12 +117,15 @@ async def breaker(world: World, number: int) -> None:
     """Takes one worker after the other, and does something to it."""
     dice = world.dice(f"breaker {number}")
     while not world.over.is_set():
-        await world.pause(dice.choice([2.0, 20.0]) * dice.random())
+        victim = await world.opportunity(
+            dice, dice.choice([2.0, 20.0]) * dice.random(), victim=True
+        )
         able = [worker for worker in world.workers if not worker.taken]
         if not able or world.over.is_set():
             continue
-        worker = dice.choice(able)
+        worker = victim if victim in able else dice.choice(able)
         worker.taken = True
+        world.proven.pop(worker.name, None)
         await pick(dice, some(world, DEEDS))(world, worker, dice)
         worker.taken = False
         worker.disturbed = worker.moved = trio.current_time()
@@ -131,7 +135,7 @@ async def router_breaker(world: World) -> None:
     """Ends the router, and starts it again from what its disk has kept."""
     dice, router, disk = world.dice("breaker of the router"), world.router, world.disk
     while not world.over.is_set():
-        await world.pause(dice.uniform(5, 80))
+        await world.opportunity(dice, dice.uniform(5, 60), victim=dice.random() < 0.5)
         if world.over.is_set():
             return
         how = pick(dice, {"step": 4, "write": 3, "answer": 3, "stop": 2})
@@ -178,7 +182,9 @@ async def stop(world: World) -> None:
 async def disk_breaker(world: World) -> None:
     dice, disk = world.dice("breaker of the disk"), world.disk
     while not world.over.is_set():
-        await world.pause(dice.choice([10, 120]) * dice.random())
+        await world.opportunity(
+            dice, dice.choice([5, 40]) * dice.random(), victim=dice.random() < 0.3
+        )
         which = dice.choice(["full", "failing", "slow"])
         if world.over.is_set():
             return

@@ -15,20 +15,20 @@ import trio
 from attrs import define, field, frozen
 
 from router import service
+from router.pool.lifecycle import routable
 from router.settings import RouterSettings
 from router.store.store import Store
 from tests.simulation import http
 from tests.simulation.disk import Disk
 from tests.simulation.http import Answer
 from tests.simulation.network import Cut, Link, Network
-from tests.simulation.truth import Truth
+from tests.simulation.truth import Change, Spy, Truth
 from tests.simulation.universe import LIFE, Life, Universe, Wrong
-from tests.simulation.worker import Worker
+from tests.simulation.worker import Process, Worker
 
 # Of the router. Short, so that a history sees many of their ends.
 SETTINGS: dict[str, Any] = {
     "host": "127.0.0.1",
-    "health_check_interval": 5.0,
     "timeout": 40.0,
     "queue_timeout": 60.0,
     "idle_timeout": 30.0,
@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
 PATIENCE = 4 * (60 + 5 + 40 + 30)
 OPERATION = 300.0
 JOBS = 2000.0  # the longest that come together at a worker
+_LAZY = 1.0  # seconds until the router has surely noted on its disk what nobody waits for
 
 
 @define(eq=False)
@@ -103,6 +104,7 @@ class Router:
                     self.running = await nursery.start(
                         serve, RouterSettings(port=0, **SETTINGS), [listener], stop, store, []
                     )
+                    Spy(self.universe).begin(self.running.parts.registry)
                     task_status.started()
         except BaseException:
             if not life.crashed:
@@ -142,30 +144,40 @@ class Theme:
     kills: bool = True  # of the router
     disk: bool = True  # fails
     begun: float = 1.0  # the share of changes of many calls
+    tensors: float = 1.0  # and of tensors
+    aim: float = 0.0  # the share of deeds that wait for the worst moment
+    pace: float = 1.0  # how much longer clients and trainers pause
+    sound: bool = False  # nothing breaks, so nothing may fail
     deeds: Mapping[str, float] = field(factory=dict)  # of breakers and operators, by name
 
     @classmethod
     def drawn(cls, dice: random.Random) -> Theme:
         return cls(
             clients=dice.choice([2, 4, 8]),
-            trainers=dice.choice([0, 0, 1, 1, 2]),
+            trainers=dice.choice([0, 1, 1, 1, 2]),
             breakers=dice.choice([0, 0, 1, 2, 3]),
-            operators=dice.choice([0, 1, 1, 2]),
+            operators=dice.choice([0, 1, 2, 2]),
             filmers=dice.choice([0, 1, 1, 3]),
             steps=dice.choice([50, 300, 300]),
-            video=dice.choice([20, 80, 80, 1500, 4000]),
-            burst=dice.choice([1, 1, 1, 90]),
+            video=dice.choice([20, 80, 80, 600, 1500]),
+            burst=dice.choice([1, 1, 1, 1, 1, 1, 1, 90]),
             kills=dice.random() < 0.5,
             disk=dice.random() < 0.5,
-            begun=dice.choice([0.0, 1.0, 5.0]),
+            begun=dice.choice([0.0, 1.0, 8.0]),
+            tensors=dice.choice([0.0, 1.0, 8.0]),
+            aim=dice.choice([0.0, 0.5, 1.0, 1.0]),
             deeds={name: dice.choice([0.0, 1.0, 1.0, 4.0]) for name in ALL_DEEDS},
         )
 
 
 ALL_DEEDS = (
     *("restart", "freeze", "part", "cut", "bad_network", "ill"),
-    *("come_and_go", "retire_the_dead", "quarantine", "nap", "doze", "sync", "collide"),
+    *("come_and_go", "retire_the_dead", "quarantine", "nap", "sync", "collide"),
 )
+
+
+# A day on which all goes well.
+ORDINARY = Theme(clients=1, breakers=0, operators=0, kills=False, disk=False, pace=20, sound=True)
 
 
 @define(eq=False)
@@ -191,6 +203,11 @@ class World:
     blind: int = 0  # what happens to it just now
     replayable: bool = True  # the weights; else workers wait for others
     sleepers: set[str] = field(factory=set)  # and their sleep, before anybody has woken them
+    changing: int = 0  # changes under way
+    # By name of a worker, the process that surely has the weights of the model's version.
+    proven: dict[str, Process] = field(factory=dict)
+    _moment: trio.Event = field(init=False, factory=trio.Event)  # replaced after each
+    _victim: Worker | None = field(init=False, default=None)  # whom the last one was about
     outcomes: Counter[str] = field(factory=Counter)
     link: Link = field(init=False)  # of whoever asks from beside the router
 
@@ -249,6 +266,71 @@ class World:
         if self.truth.versions and worker.full(self.router.life):
             raise Wrong(f"all slots of {worker.name} are taken, and it gets another generation")
 
+    def may_change(self, worker: Worker) -> None:
+        """Raises Wrong."""
+        if not self.changing and self.has_latest(worker):
+            raise Wrong(f"{worker.name} is sent weights that it has, and nobody has asked for it")
+
+    def may_have_other_weights(self, worker: Worker) -> None:
+        """Its weights are about to change: the router must not be about to give it work. Raises
+        Wrong."""
+        life = self.router.life
+        if life is None or life.dead or not self.router.up.is_set():
+            return
+        known = self.router.running.parts.registry.find(worker.url)
+        if known is not None and routable(known):
+            raise Wrong(f"{worker.name} gets other weights, and counts as routable")
+
+    def has_latest(self, worker: Worker) -> bool:
+        """Whether the router must know that the worker has the weights of the model's version: it
+        has said so itself, nothing has come between, and what it has made since is on the disk."""
+        process = worker.process
+        proven = process is not None and self.proven.get(worker.name) is process
+        return proven and process.witnessed and worker.name in self.members
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """A change is under way; `prove` tells what came of it."""
+        self.changing += 1
+        try:
+            yield
+        finally:
+            self.changing -= 1
+
+    def prove(self, changed: Iterable[Worker], change: Change) -> None:
+        """The model has new weights, or may have; these workers surely."""
+        before, self.proven = self.proven, {}
+        for worker in changed:
+            process = worker.process
+            alone = self.changing == 1 and not (worker.handled or worker.taken)
+            had_all = change.whole or before.get(worker.name) is process
+            loaded = process is not None and change.label in process.weights.modules
+            if alone and process is not None and had_all and loaded:
+                self.proven[worker.name] = process
+
+    def tell(self, worker: Worker | None) -> None:
+        """This would be the worst moment to disturb the worker, or the router."""
+        self._victim = worker
+        self._moment.set()
+        self._moment = trio.Event()
+
+    async def opportunity(
+        self, dice: random.Random, seconds: float, *, victim: bool
+    ) -> Worker | None:
+        """Pause; then perhaps wait for a bad moment, for a worker (`victim`) or for the router."""
+        await self.pause(seconds)
+        if dice.random() >= self.theme.aim:
+            return None
+        with trio.move_on_after(20):
+            while not self.over.is_set():
+                await self._moment.wait()
+                if victim is (self._victim is not None):
+                    break
+            found = self._victim
+            await self.pause(dice.choice([0.0, 0.0, 0.02, 1.0]) * dice.random())
+            return found
+        return None
+
     @contextlib.contextmanager
     def operation(self) -> Iterator[None]:
         self.operating += 1
@@ -262,6 +344,9 @@ class World:
     def trouble(self) -> Iterator[None]:
         """Something is done to the router or its disk."""
         self.blind += 1
+        for worker in self.workers:
+            if worker.process is not None:
+                worker.process.unsure(_LAZY)
         try:
             yield
         finally:
@@ -269,16 +354,22 @@ class World:
             self.disturbed = trio.current_time()
 
     @contextlib.contextmanager
-    def handling(self, some: Iterable[Worker], *, away: bool = True) -> Iterator[None]:
-        """Something is done to these workers; `away`: they may be out of the pool meanwhile."""
+    def handling(
+        self, some: Iterable[Worker], *, away: bool = True, blocks: bool = True
+    ) -> Iterator[None]:
+        """Something is done to these workers. `away`: they may be out of the pool meanwhile;
+        `blocks`: nobody else may do something to them."""
         for worker in some:
             worker.handled += 1
+            worker.engaged += blocks
             worker.away += away
+            self.proven.pop(worker.name, None)
         try:
             yield
         finally:
             for worker in some:
                 worker.handled -= 1
+                worker.engaged -= blocks
                 worker.away -= away
                 worker.disturbed = trio.current_time()
                 if away:
@@ -315,7 +406,7 @@ async def made(universe: Universe) -> Any:
             ]
             world = World(universe, network, router, disk, workers)
             for worker in workers:
-                worker.guard.append(world.may_generate)
+                worker.world = world
             for worker in workers:
                 await worker.start()
             await router.start()

@@ -8,7 +8,7 @@ import trio
 
 from tests.simulation.actors import learn, listener, painter, send, trainer
 from tests.simulation.breakers import breaker, disk_breaker, router_breaker
-from tests.simulation.deployment import JOBS, Theme, World, made
+from tests.simulation.deployment import JOBS, ORDINARY, Theme, World, made
 from tests.simulation.operators import (
     filmer,
     operator,
@@ -23,24 +23,30 @@ CHAOS = 120.0  # seconds of each round
 CALM = 60.0  # within which all must be well once the faults have stopped
 
 
-async def live(universe: Universe, hours: float) -> None:
+async def live(universe: Universe, hours: float, ordinary: float = 0.0) -> None:
+    """`ordinary`: seconds of light work without faults, after each round of chaos."""
     async with made(universe) as world:
         for worker in world.workers:
             await register(world, "the beginning", worker)
+            if worker.process is not None:
+                world.proven[worker.name] = worker.process
         while True:
-            await chaos(world)
+            await some_time(world, Theme.drawn(world.dice(f"theme {world.round + 1}")), CHAOS)
             await calm(world)
+            if ordinary:
+                await some_time(world, ORDINARY, ordinary)
+                await calm(world)
             if universe.now >= hours * 3600:
                 break
         world.truth.settle()
         universe.note("end", f"{dict(world.outcomes)} {dict(world.truth.judged)}")
 
 
-async def chaos(world: World) -> None:
+async def some_time(world: World, theme: Theme, seconds: float) -> None:
     world.over = trio.Event()
     world.round += 1
-    world.theme = theme = Theme.drawn(world.dice("theme"))
-    world.note("chaos", f"begins: {theme}")
+    world.theme = theme
+    world.note("a round", f"begins: {theme}")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listener, world)
         nursery.start_soon(overseer, world)
@@ -58,9 +64,10 @@ async def chaos(world: World) -> None:
                 actors.start_soon(router_breaker, world)
             if theme.disk:
                 actors.start_soon(disk_breaker, world)
-            await trio.sleep(CHAOS)
-            world.note("chaos", "is over")
+            await trio.sleep(seconds)
+            world.note("a round", "is over")
             world.over.set()
+            world.tell(None)
             with trio.move_on_after(JOBS) as scope:
                 while actors.child_tasks:
                     await trio.sleep(0.5)
@@ -74,9 +81,13 @@ async def calm(world: World) -> None:
     for want of weights that nobody can send them again, until somebody sends others."""
     while any(worker.process and worker.process.unfinished for worker in world.workers):
         await trio.sleep(1)  # weights are changed once jobs have ended
+    world.universe.check()
     await tidy_up(world)
     reasons = await within_a_minute(world)
     ledger = await learn(world)
+    for worker in world.workers:
+        if reasons.get(worker.name) == ["weights_behind"] and world.has_latest(worker):
+            raise Wrong(f"{worker.name} has the latest weights, as was said, and counts as behind")
     if reasons and ledger is not None and not ledger["replayable"]:
         if any(why != ["weights_behind"] for why in reasons.values()):
             raise Wrong(f"they wait for weights, and tell other reasons: {reasons}")

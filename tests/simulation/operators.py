@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import trio
 
@@ -16,7 +15,12 @@ from tests.simulation.truth import DISK, Change
 from tests.simulation.universe import Wrong, pick
 from tests.simulation.worker import MODEL, Worker
 
-Deed = Callable[[World, str, random.Random], Awaitable[None]]
+# The last: whom it is to be about, if that is possible.
+Deed = Callable[[World, str, random.Random, Worker | None], Awaitable[None]]
+
+
+# Seconds within which a wake is answered that waits for nobody but a change that is being made.
+_WAKE = 100.0
 
 
 def _where(worker: Worker) -> str:
@@ -47,12 +51,16 @@ async def register(world: World, who: str, worker: Worker) -> None:
         world.members.add(worker.name)
 
 
-async def come_and_go(world: World, who: str, dice: random.Random) -> None:
+def pick_of(dice: random.Random, able: list[Worker], victim: Worker | None) -> Worker:
+    return victim if victim in able else dice.choice(able)
+
+
+async def come_and_go(world: World, who: str, dice: random.Random, victim: Worker | None) -> None:
     """Removed, with or without a drain, and registered again."""
-    able = [worker for worker in world.workers if not worker.handled]
+    able = [worker for worker in world.workers if not worker.engaged]
     if not able:  # one that is being put to sleep must not be registered again meanwhile
         return
-    worker = dice.choice(able)
+    worker = pick_of(dice, able, victim)
     await _come_and_go(world, who, dice, worker)
 
 
@@ -70,33 +78,36 @@ async def _gone_and_back(world: World, who: str, dice: random.Random, worker: Wo
         # A drain waits for jobs, whatever they take.
         answer = await _ask(world, who, "DELETE", _where(worker) + drain, within=JOBS)
         if answer.status == 200:
-            await world.pause(dice.choice([0.0, 0.0, 1.0, 20.0]) * dice.random())
+            await world.pause(dice.choice([0.0, 0.0, 0.0, 1.0, 20.0]) * dice.random())
             if worker.alive and worker.process is not None and worker.process.asleep:
                 # "Wake it first", say the documents: nobody else knows that it sleeps.
                 worker.process.asleep = False
     await register(world, who, worker)
 
 
-async def quarantine(world: World, who: str, dice: random.Random) -> None:
-    worker = dice.choice(world.workers)
+async def quarantine(world: World, who: str, dice: random.Random, victim: Worker | None) -> None:
+    """Others may put all to sleep meanwhile."""
+    worker = victim or dice.choice(world.workers)
     field = dice.choice(["is_dead", "draining"])
-    with world.handling([worker]):
+    with world.handling([worker], blocks=False):
         await _ask(world, who, "PUT", _where(worker), {field: True})
         await world.pause(20 * dice.random())
         await _ask(world, who, "PUT", _where(worker), {field: False})
 
 
-async def retire_the_dead(world: World, who: str, dice: random.Random) -> None:
+async def retire_the_dead(
+    world: World, who: str, dice: random.Random, victim: Worker | None
+) -> None:
     """Removed, with a drain, after it has died and before it is back."""
     able = [
         worker
         for worker in world.workers
-        if worker.name in world.members and not (worker.taken or worker.handled)
+        if worker.name in world.members and not (worker.taken or worker.engaged)
     ]
     busy = [w for w in able if w.process is not None and w.process.unfinished]
     if not able:
         return
-    worker = dice.choice(busy or able)
+    worker = victim if victim in able else dice.choice(busy or able)
     worker.taken = True
     with world.handling([worker]):
         worker.kill()
@@ -110,9 +121,9 @@ async def retire_the_dead(world: World, who: str, dice: random.Random) -> None:
         await register(world, who, worker)
 
 
-async def nap(world: World, who: str, dice: random.Random) -> None:
+async def nap(world: World, who: str, dice: random.Random, _: Worker | None) -> None:
     """Some sleep or all do, and are woken."""
-    if any(worker.handled for worker in world.workers):
+    if any(worker.engaged for worker in world.workers):
         return
     chosen = dice.sample(world.workers, dice.randrange(1, len(world.workers) + 1))
     query = f"?model={MODEL}"
@@ -120,7 +131,9 @@ async def nap(world: World, who: str, dice: random.Random) -> None:
         query = f"?workers={','.join(worker.url for worker in chosen)}"
     for worker in chosen:
         worker.handled += 1
+        worker.engaged += 1
         worker.napping += 1
+        world.proven.pop(worker.name, None)
     answer = await _ask(world, who, "POST", f"/release_memory_occupation{query}", {})
     told = answer.json()
     asleep = {row["worker_url"] for row in told.get("results", ()) if row["status_code"] == 200}
@@ -130,41 +143,22 @@ async def nap(world: World, who: str, dice: random.Random) -> None:
     await world.pause(dice.choice([1.0, 30.0]) * dice.random())
     for worker in chosen:
         worker.handled -= 1
+        worker.engaged -= 1
         worker.napping -= 1
     await wake(world, who, query, chosen)
-
-
-async def doze(world: World, who: str, dice: random.Random) -> None:
-    """A worker with a long job is out of reach when it is put to sleep: it is to follow once it is
-    back, and until its job has ended nobody may wait for it."""
-    content = {"model": MODEL, "prompt": "x", "num_inference_steps": 3000}
-    answer = await world.ask(who, "POST", "/v1/videos", content, broken=True)
-    maker = "" if answer is None else answer.headers.get("x-worker-id", "")
-    worker = next((w for w in world.workers if f"{w.host.address}%3A" in maker), None)
-    if worker is None or worker.taken or any(other.handled for other in world.workers):
-        return
-    with world.handling(world.workers):
-        worker.taken = True
-        await world.pause(3)
-        worker.freeze()
-        await world.pause(75)
-        query = f"?model={MODEL}"  # if there is nobody else to call, it has no effect
-        await _ask(world, who, "POST", f"/release_memory_occupation{query}", {})
-        worker.thaw()
-        worker.taken = False
-        await world.pause(20 * dice.random())
-        await wake(world, who, query, world.workers)
 
 
 async def wake(world: World, who: str, query: str, chosen: list[Worker]) -> None:
     for worker in chosen:
         world.sleepers.discard(worker.name)
-    await _ask(world, who, "POST", f"/resume_memory_occupation{query}", {})
+    alone = world.operating <= 1  # else it waits for others
+    within = _WAKE if alone else OPERATION
+    await _ask(world, who, "POST", f"/resume_memory_occupation{query}", {}, within=within)
 
 
-async def collide(world: World, who: str, dice: random.Random) -> None:
+async def collide(world: World, who: str, dice: random.Random, _: Worker | None = None) -> None:
     """Several things at the same time; perhaps while all sleep."""
-    if any(worker.handled for worker in world.workers):
+    if any(worker.engaged for worker in world.workers):
         return
     everyone = f"?model={MODEL}"
     away = dice.choice(world.workers) if dice.random() < 0.5 else None
@@ -189,6 +183,12 @@ async def collide(world: World, who: str, dice: random.Random) -> None:
                 worker.napping -= 1
             await wake(world, who, everyone, world.workers)
 
+        async def meddle() -> None:
+            victim = await world.opportunity(dice, 3 * dice.random(), victim=True)
+            able = [worker for worker in world.workers if worker.engaged == 1]
+            if able:
+                await _come_and_go(world, who, dice, pick_of(dice, able, victim))
+
         async with trio.open_nursery() as nursery:
 
             async def soon(act: Callable[[], Awaitable[None]]) -> None:
@@ -201,9 +201,8 @@ async def collide(world: World, who: str, dice: random.Random) -> None:
                 nursery.start_soon(soon, lambda: register(world, who, away))
             for _ in range(dice.randrange(3)):
                 nursery.start_soon(soon, lambda: change(world, who, dice))
-            for other in dice.sample(world.workers, dice.randrange(3)):
-                if other is not away:
-                    nursery.start_soon(soon, partial(_come_and_go, world, who, dice, other))
+            for _ in range(dice.randrange(3)):
+                nursery.start_soon(meddle)
 
 
 async def change(world: World, who: str, dice: random.Random) -> None:
@@ -214,19 +213,20 @@ async def change(world: World, who: str, dice: random.Random) -> None:
     await send(world, who, Change(label, DISK, refused=bool(wrong)))
 
 
-async def sync(world: World, who: str, dice: random.Random) -> None:
+async def sync(world: World, who: str, dice: random.Random, _: Worker | None) -> None:
     await _ask(world, who, "POST", "/weights/sync", {"timeout": 20})
 
 
 DEEDS: dict[Deed, float] = {
     come_and_go: 3,
-    retire_the_dead: 1,
-    quarantine: 1,
-    nap: 3,
-    doze: 1,
+    retire_the_dead: 2,
+    quarantine: 2,
+    nap: 4,
     collide: 4,
     sync: 0.5,
 }
+# At a worker, in a bad moment.
+AIMED: dict[Deed, float] = {come_and_go: 3, retire_the_dead: 1, quarantine: 1}
 
 
 async def operator(world: World, number: int) -> None:
@@ -236,11 +236,14 @@ async def operator(world: World, number: int) -> None:
         with world.operation():
             await collide(world, who, dice)
     while not world.over.is_set():
-        await world.pause(dice.choice([3.0, 30.0]) * dice.random())
+        victim = await world.opportunity(
+            dice, dice.choice([3.0, 30.0]) * dice.random(), victim=True
+        )
         if world.over.is_set():
             return
         with world.operation():
-            await pick(dice, some(world, DEEDS))(world, who, dice)
+            deeds = DEEDS if victim is None else AIMED
+            await pick(dice, some(world, deeds))(world, who, dice, victim)
 
 
 async def tidy_up(world: World) -> None:
@@ -280,12 +283,16 @@ def wake_by_hand(world: World) -> None:
 async def filmer(world: World, number: int) -> None:
     """A client that has videos made, and asks for each until it is over."""
     who = f"filmer {number}"
-    dice = world.dice(who)
+    dice, count = world.dice(who), 0
     while not world.over.is_set():
-        await world.pause(dice.uniform(2, 30))
-        for _ in range(world.theme.burst - 1):
+        await world.pause(dice.uniform(2, 30) * world.theme.pace)
+        bursts = world.theme.burst if not count or dice.random() < 0.2 else 1
+        count += 1
+        for _ in range(bursts - 1):
             short = {"model": MODEL, "prompt": "x", "num_inference_steps": 1}
-            await world.ask(who, "POST", "/v1/videos", short, broken=True)
+            taken = await world.ask(who, "POST", "/v1/videos", short, broken=True)
+            if taken is None or taken.status != 200:
+                break
         steps = dice.randrange(1, world.theme.video)
         content = {"model": MODEL, "prompt": "x", "num_inference_steps": steps}
         answer = await world.ask(who, "POST", "/v1/videos", content, broken=True)

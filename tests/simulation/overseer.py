@@ -14,6 +14,7 @@ _EVERY = 2.0  # seconds between two looks
 _STEADY = 45.0  # seconds after which a worker that nothing happened to must serve
 _TRIALS = 150.0  # and one that has failed requests
 _IDLE = 8.0  # seconds that a worker may be idle while a request waits for it
+_LOOKS = 3.5  # seconds after which the end of a short job must be known
 _BUSY_PATIENCE = 55.0  # seconds of silence that do not make a busy worker a dead one
 
 
@@ -65,6 +66,7 @@ def refused_change(world: World, label: str, code: str) -> None:
 async def overseer(world: World) -> None:
     idle: dict[str, float] = {}
     while True:
+        world.universe.check()
         members = set(world.members)
         answer = await world.ask("the overseer", "GET", "/workers")
         if answer is not None:
@@ -77,13 +79,13 @@ async def overseer(world: World) -> None:
         for worker in world.workers:
             if _idles(world, worker):
                 since = idle.setdefault(worker.name, trio.current_time())
-                if trio.current_time() - since > _IDLE:
+                if trio.current_time() - since > _IDLE and await _queued(world):
                     raise Wrong(
                         f"{worker.name} is idle for {_IDLE:g} s, and these wait: {_waiting(world)}"
                     )
             else:
                 idle.pop(worker.name, None)
-        await trio.sleep(_EVERY)
+        await trio.sleep(_EVERY * max(1, world.theme.pace / 2))
 
 
 def _look(world: World, worker: Worker, told: dict[str, Any]) -> None:
@@ -101,6 +103,34 @@ def _look(world: World, worker: Worker, told: dict[str, Any]) -> None:
             raise Wrong(
                 f"{worker.name} is busy, and counts as dead after {silent:.0f} s of silence"
             )
+
+    if world.theme.video <= 80 and told["jobs"] > _unfinished(worker) and _minds(world, worker):
+        many = f"{told['jobs']} unfinished jobs, says the router of {worker.name}"
+        raise Wrong(f"{many}; and for {_LOOKS:g} s there were at most {_unfinished(worker)}")
+
+
+def _minds(world: World, worker: Worker) -> bool:
+    """Whether the worker is there, and as fast as ever, and nobody does something to it."""
+    quiet = trio.current_time() - max(worker.disturbed, world.disturbed) > 3 * _LOOKS
+    there = worker.alive and worker.name in world.members and worker.slowed < world.round
+    return there and quiet and not (worker.taken or worker.handled or world.blind)
+
+
+def _unfinished(worker: Worker) -> int:
+    """Jobs that are not over, or were not a few seconds ago."""
+    process = worker.process
+    if process is None:
+        return 0
+    ended = [when for when in process.ended if trio.current_time() - when < _LOOKS]
+    process.ended = ended
+    return process.unfinished + len(ended)
+
+
+async def _queued(world: World) -> bool:
+    """Whether the router has requests for which it has found no worker: of others it may be that
+    they are on their way to one that is frozen."""
+    answer = await world.ask("the overseer", "GET", "/queue")
+    return answer is not None and answer.json()["oldest_wait_seconds"] > _IDLE
 
 
 def _waiting(world: World) -> list[str]:

@@ -8,7 +8,10 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from tests.simulation.universe import Wrong
+from router.pool import events
+from router.pool.registry import Registry
+from router.pool.worker import Worker
+from tests.simulation.universe import Universe, Wrong
 from tests.simulation.worker import MODEL, MODULES, Weights
 
 DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
@@ -155,4 +158,35 @@ class Truth:
         self.open.clear()
 
 
-__all__ = ["DISK", "MODULES", "TENSOR", "Change", "Sample", "Truth"]
+@define
+class Spy:
+    """Hears the registry of one life after all others: what happens comes to all in order."""
+
+    universe: Universe
+    # The facets of each worker; None: it is gone.
+    heard: dict[Worker, dict[str, str] | None] = field(factory=dict)
+
+    def begin(self, registry: Registry) -> None:
+        self.heard = {worker: {} for worker in registry}
+        registry.subscribe(self._hear)
+
+    def _hear(self, event: events.Event) -> None:
+        worker = getattr(event, "worker", None)
+        if isinstance(event, events.WorkerAdded):
+            self.heard[event.worker] = {}
+        elif worker is not None and self.heard.get(worker) is None:
+            missed = "was removed before" if worker in self.heard else "was not added yet"
+            if not isinstance(event, events.FacetChanged):
+                return
+            self.universe.wrong = f"{worker.url} {missed}: {event}"
+        elif isinstance(event, events.WorkerRemoved):
+            self.heard[event.worker] = None
+        elif isinstance(event, events.FacetChanged):
+            facets = self.heard[event.worker]
+            if facets is not None and facets.setdefault(event.facet, event.old) != event.old:
+                self.universe.wrong = f"{event} follows another value of the facet: {facets}"
+            if facets is not None:
+                facets[event.facet] = event.new
+
+
+__all__ = ["DISK", "MODULES", "TENSOR", "Change", "Sample", "Spy", "Truth"]

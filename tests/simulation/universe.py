@@ -41,6 +41,7 @@ class Universe:
     live: bool = False  # print the diary as it is written
     diary: list[str] = field(factory=list)
     lasted: float = 0.0  # seconds in all, once it is over
+    wrong: str | None = None  # what must never be, found where raising it would be contained
     _began: float = field(init=False, factory=trio.current_time)
 
     @property
@@ -51,6 +52,11 @@ class Universe:
     def dice(self, who: str) -> random.Random:
         """The chance of one actor: the others draw from their own."""
         return random.Random(f"{self.seed} {who}")
+
+    def check(self) -> None:
+        """Raises Wrong."""
+        if self.wrong is not None:
+            raise Wrong(self.wrong)
 
     def note(self, who: str, what: str) -> None:
         line = f"{self.now:10.3f} {who}: {what}".replace(str(self.folder), "")
@@ -138,6 +144,8 @@ class _Diarist(logging.Handler):
         life = LIFE.get()
         if life is None or not life.dead:
             self.universe.note("router", f"{record.levelname.lower()} {self.format(record)}")
+            if record.exc_info:
+                self.universe.wrong = f"an unexpected error: {record.exc_info[1]!r}"
 
 
 @contextlib.contextmanager

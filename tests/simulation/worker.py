@@ -82,6 +82,8 @@ class Process:
     unfinished: int = 0  # jobs
     filmed: float = -math.inf  # when the last one ended
     awake_since: float = field(factory=trio.current_time)
+    delivered: float = math.inf  # when a client first got an image of it that may testify
+    ended: list[float] = field(factory=list)  # when its jobs did
     work: int = 0  # generations, jobs and changes that are not over
     busy_since: float | None = None  # while there are any
     scheduler: trio.Lock = field(factory=trio.Lock)
@@ -91,6 +93,16 @@ class Process:
 
     def __attrs_post_init__(self) -> None:
         self.thawed.set()
+
+    @property
+    def witnessed(self) -> bool:
+        """Whether it has made something of which the router surely has a note."""
+        return trio.current_time() - self.delivered > 1
+
+    def unsure(self, seconds: float) -> None:
+        """What it has made in the last seconds may not have come to the router's disk."""
+        if trio.current_time() - self.delivered < seconds:
+            self.delivered = math.inf
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -122,18 +134,19 @@ class Worker:
     # When something happened to it, and when requests last failed there.
     disturbed: float = -math.inf
     erred: float = -math.inf
+    slowed: int = 0  # the last round in which it was slow
     silent_since: float | None = None  # since when it answers late or not, but lives
     napping: int = 0  # operators that have put it to sleep, and not sent a wake since
     away: int = 0  # operators that have removed or quarantined it, or are about to
     moved: float = -math.inf  # when that last ended, or something broke it
     handled: int = 0  # operators that are about to do something to it
+    engaged: int = 0  # those among them that must have it for themselves
     serving: set[str] = field(factory=set)  # names of requests
     broken: int = 0  # times that it died, or that an answer of it broke off
     _processes: int = field(init=False, default=0)
     _ids: int = field(init=False, default=0)
     _dice: random.Random = field(init=False)
-    # Why a request must not have come just now; asked at each generation.
-    guard: list[Any] = field(factory=list)
+    world: Any = None  # which judges what comes
 
     def __attrs_post_init__(self) -> None:
         self._dice = self.universe.dice(f"worker {self.name}")
@@ -282,9 +295,11 @@ class Worker:
             case ["v1", "videos"]:
                 return self._submit(process, content)
             case ["update_weights_from_disk"]:
+                self._may_change(request.wire.life)
                 path, targets = content.get("model_path", ""), content.get("target_modules")
                 return await self._update(process, path, targets, refused=400)
             case ["update_weights_from_tensor"]:
+                self._may_change(request.wire.life)
                 path = "".join(content.get("serialized_named_tensors", []))
                 return await self._update(process, path, content.get("target_modules"), refused=400)
             case ["release_memory_occupation"]:
@@ -331,8 +346,11 @@ class Worker:
             return  # a router sent it that is no more
         if process.asleep:
             raise Wrong(f"{self.name} is asleep, and gets a generation")
-        for ask in self.guard:
-            ask(self)
+        self.world.may_generate(self)
+
+    def _may_change(self, life: Life | None) -> None:
+        if life is not None and not life.dead:
+            self.world.may_change(self)
 
     def full(self, life: Life | None) -> bool:
         """Whether this life of the router has given it all that it can do at a time, and nothing
@@ -366,10 +384,12 @@ class Worker:
                 job |= {"status": "completed", "progress": 100}
         process.unfinished -= 1
         process.filmed = trio.current_time()
+        process.ended.append(process.filmed)
 
     async def _update(self, process: Process, path: str, targets: object, refused: int) -> Reply:
         self.note(f"is sent {path}")
         async with self._turn(process):
+            self.world.tell(self)
             fault, self.faults.next_update = self.faults.next_update, ""
             await self._takes(process, self._dice.uniform(0.05, 3))
             if process.asleep:
@@ -377,6 +397,7 @@ class Worker:
             if path.startswith("/nonexistent") or fault == "none":
                 return refused, {"success": False, "message": "no such path"}
             if not process.wrapped:
+                self.world.may_have_other_weights(self)
                 if fault == "partial":
                     process.weights = process.weights.loaded(f"half of {path}", [MODULES[0]])
                 else:
@@ -405,6 +426,7 @@ class Worker:
 
     async def _memory(self, process: Process, asleep: bool) -> Reply:
         async with process.scheduler:
+            self.world.tell(self)
             await self._takes(process, self._dice.uniform(0.05, 2))
             process.asleep, process.awake_since = asleep, trio.current_time()
             self.note("sleeps" if asleep else "is awake")
