@@ -25,7 +25,7 @@ LAYERS = [
     {"dispatch"},
     {"store", "observe", "net"},
     {"pool", "settings"},
-    {"answers", "boundary"},
+    {"boundary", "front"},
     {"backoff"},
     {"errors", "init", "program", "text", "threads", "wall", "__init__"},
 ]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
-from ..answers import error_answer, log_error
 from ..errors import RouterError
-from .client import App, Receive, Scope, Send, link_of
+from ..front.asgi import App, Receive, Scope, Send, link_of
+from ..front.errors import error_answer, log_error
 from .routes import How, Route, find
 
 logger = logging.getLogger("router.relay")

@@ -9,16 +9,16 @@ from urllib.parse import parse_qsl
 import trio
 from attrs import define, field
 
-from ..answers import error_answer, log_end, log_error
 from ..errors import RouterError
+from ..front.asgi import App, Receive, Scope, Send, link_of
+from ..front.client import ClientGone, ClientStalled
+from ..front.errors import error_answer, log_end, log_error
 from ..net.hops import Instance, LoopDetected, begin_anew
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
 from ..store.store import Store
 from ..text import segment
-from .client import App, Receive, Scope, Send, how_left, link_of, target_of
 from .encoding import readable_only
-from .exchange import ClientGone, ClientStalled
 from .forward import CutOff, Forwarder
 from .learning import watcher
 from .routes import How, Route, find, known
@@ -45,14 +45,14 @@ class AsgiExchange:
         self.peer: str | None = scope["client"][0] if scope["client"] else None
         self.request_id = self._link.request_id
         self.responded = False
-        self.target = target_of(scope)
+        self.target = self._link.target
 
     async def read(self) -> bytes:
         while not self._read_all:
             message = await self._receive()
             if message["type"] != "http.request":
                 if self._stalled:
-                    raise ClientStalled("The request body stopped arriving half-way")
+                    raise ClientStalled
                 raise ClientGone
             self._read_all = not message.get("more_body", False)
             piece: bytes = message.get("body", b"")
@@ -89,7 +89,7 @@ class AsgiExchange:
         self._link.on_gone(gone)
 
     def how_left(self) -> tuple[str, str] | None:
-        return how_left(self._link)
+        return self._link.how_left()
 
     @property
     def what(self) -> str:

@@ -8,19 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..errors import BadRequest
-
-
-class ClientGone(Exception):
-    """The client left; nothing can be answered any more."""
-
-
-class ClientStalled(BadRequest):
-    """The client stopped half-way in its request; it can still be told."""
-
-    default_status = 408
-    default_code = "client_timeout"
-
 
 class Exchange(Protocol):
     """One request of a client and the one answer to it."""

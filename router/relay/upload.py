@@ -8,9 +8,10 @@ import trio
 from attrs import define, field
 
 from ..errors import RouterError
+from ..front.client import ClientGone
 from .body import Body, too_large
 from .connection import Broken, Connection
-from .exchange import ClientGone, Exchange
+from .exchange import Exchange
 
 # How long a worker that closed its side of an upload may still be heard, in seconds.
 _LAST_WORDS = 2.0

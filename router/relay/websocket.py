@@ -14,15 +14,15 @@ import trio
 from attrs import define, field
 from wsproto.events import AcceptConnection, Request
 
-from ..answers import error_answer, log_end, log_error
 from ..errors import RouterError, WorkerFailed, WorkerTimeout
+from ..front.asgi import Receive, Scope, Send, link_of
+from ..front.errors import error_answer, log_end, log_error
 from ..net.hops import Instance
 from ..pool.match import Facts, Need
 from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
 from .body import one_model, queried_models, wishes
-from .client import Receive, Scope, Send, how_left, link_of, target_of
 from .connection import Broken, Connection
 from .upstream import ConnectFailed, ConnectTimeout, Upstream
 from .worker_socket import (
@@ -57,7 +57,7 @@ class ClientSocket:
         self.peer: str | None = scope["client"][0] if scope["client"] else None
         self.request_id = self.link.request_id
         self.accepted = False
-        self.target = target_of(scope)
+        self.target = self.link.target
 
     @property
     def what(self) -> str:
@@ -263,7 +263,7 @@ class WebSocketRelay:
                 await _refuse(client, error)
             finally:
                 client.link.on_gone(None)
-        if leaving.cancelled_caught and (how := how_left(client.link)):
+        if leaving.cancelled_caught and (how := client.link.how_left()):
             log_end(logger, client.what, *how, client.request_id)
 
     async def _session(self, client: ClientSocket, lease: Lease) -> None:

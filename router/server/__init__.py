@@ -20,31 +20,11 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
 from router.errors import StartError
+from router.front.asgi import App
 from router.server.connection import Connection
-from router.server.link import (
-    ASGIApp,
-    ClientLink,
-    Message,
-    Reason,
-    Receive,
-    Scope,
-    Send,
-    ServerLimits,
-    log,
-)
+from router.server.link import ServerLimits, log
 
-__all__ = [
-    "ASGIApp",
-    "ClientLink",
-    "Message",
-    "Reason",
-    "Receive",
-    "Scope",
-    "Send",
-    "ServerLimits",
-    "open_listeners",
-    "serve",
-]
+__all__ = ["ServerLimits", "open_listeners", "serve"]
 
 UNSENT = 128 * 1024  # bytes that the kernel takes beyond what is on its way: progress is visible
 
@@ -142,7 +122,7 @@ def _tune(listener: socket.socket, limits: ServerLimits) -> None:
 
 
 async def serve(
-    app: ASGIApp,
+    app: App,
     listeners: list[socket.socket],
     *,
     limits: ServerLimits,
@@ -179,7 +159,7 @@ async def serve(
 class _Server:
     """What the connections share."""
 
-    def __init__(self, app: ASGIApp, limits: ServerLimits, nursery: trio.Nursery) -> None:
+    def __init__(self, app: App, limits: ServerLimits, nursery: trio.Nursery) -> None:
         self.app = app
         self.limits = limits
         self.config = Config()

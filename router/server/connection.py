@@ -19,8 +19,10 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr
 
+from router.front.asgi import App
+from router.front.client import Reason
 from router.server.http1 import STOPPING, Http1Protocol
-from router.server.link import ASGIApp, Reason, ServerLimits, contained
+from router.server.link import ServerLimits, contained
 
 RECEIVE = 64 * 1024
 GLANCE = 1.0  # seconds between looks at a client that nothing is read from
@@ -33,7 +35,7 @@ GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 class Shared(Protocol):
     """What all connections of a server share."""
 
-    app: ASGIApp
+    app: App
     limits: ServerLimits
     config: Config
     context: WorkerContext

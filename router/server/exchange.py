@@ -15,9 +15,11 @@ from urllib.parse import unquote
 import h11
 import trio
 
-from router.answers import error_answer, http_date, log_error, request_id
-from router.errors import BadRequest, RouterError
-from router.server.link import LINK, READ_AHEAD, ClientLink, Message, Reason, Scope, log
+from router.errors import RouterError
+from router.front.asgi import Message, Scope, extensions_with
+from router.front.client import ClientLink, ClientStalled, Reason
+from router.front.errors import error_answer, http_date, internal_error, log_error, request_id
+from router.server.link import READ_AHEAD, log
 
 if TYPE_CHECKING:
     from router.server.http1 import Http1Protocol
@@ -51,9 +53,10 @@ class HttpExchange(ClientLink):
             "client": transport.peer,
             "server": transport.local,
             "state": {},
-            "extensions": {LINK: self},
+            "extensions": extensions_with(self),
         }
         self.request_done = False
+        self._transport = transport
         self._protocol = protocol
         self._body: deque[bytes | bytearray] | None = deque()  # None: its end was given to the app
         self._size = 0  # sum of the lengths in _body
@@ -234,11 +237,7 @@ class HttpExchange(ClientLink):
 
 def _unanswered(*, crashed: bool, stalled: bool) -> RouterError:
     """What a client is told for which the app had no answer."""
-    if stalled and not crashed:
-        return BadRequest(
-            "The request body stopped arriving half-way", status=408, code="client_timeout"
-        )
-    return RouterError("The router failed to handle this request; see its log")
+    return ClientStalled() if stalled and not crashed else internal_error()
 
 
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}

@@ -19,12 +19,13 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
 from router import text
-from router.answers import error_answer, http_date, log_error, new_request_id
 from router.errors import BadRequest, RouterError
+from router.front.client import ClientStalled, Reason
+from router.front.errors import error_answer, http_date, log_error, new_request_id
 from router.server.calls import call_app
 from router.server.exchange import HttpExchange, phrase
 from router.server.handshake import tokens
-from router.server.link import Reason, Transport, log
+from router.server.link import Transport, log
 from router.server.websocket import WebsocketStream
 
 PIPELINED = 64 * 1024  # bytes of the next requests held while one is answered
@@ -230,9 +231,7 @@ class Http1Protocol(H11Protocol):
     async def expired(self) -> None:
         """A deadline of `Transport.expire_after` has passed."""
         if self.head_begun:
-            await self.refuse(
-                BadRequest("The request head took too long", status=408, code="client_timeout")
-            )
+            await self.refuse(ClientStalled("The request head took too long"))
 
     def lose(self, reason: Reason) -> None:
         """The client is gone."""

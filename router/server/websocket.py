@@ -19,11 +19,13 @@ from wsproto.events import CloseConnection
 from wsproto.events import Event as FrameEvent
 from wsproto.frame_protocol import CloseReason
 
-from router.answers import request_id
 from router.errors import BadRequest, RouterError
+from router.front.asgi import Message, extensions_with
+from router.front.client import ClientLink, Reason
+from router.front.errors import internal_error, request_id
 from router.server.calls import call_app
 from router.server.handshake import vetted
-from router.server.link import LINK, READ_AHEAD, ClientLink, Message, Reason
+from router.server.link import READ_AHEAD
 
 if TYPE_CHECKING:
     from router.server.http1 import Http1Protocol
@@ -102,7 +104,7 @@ class WebsocketStream(WSStream):
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
-        scope["extensions"][LINK] = self.link
+        scope["extensions"] |= extensions_with(self.link)
         scope["subprotocols"] = self._subprotocols
         self.begun = True
         self._protocol.transport.spawn(call_app, self._protocol, self, self._send_message)
@@ -148,10 +150,7 @@ class WebsocketStream(WSStream):
         """The app has returned, or crashed."""
         self.link._over = True
         if self._unanswered and not self.closed:
-            await self._protocol.answer(
-                RouterError("The router failed to handle this request; see its log"),
-                self.request_id,
-            )
+            await self._protocol.answer(internal_error(), self.request_id)
         else:
             await self.app_send(None)
         self._protocol.end()

@@ -29,6 +29,7 @@ from ..control.turns import Turns
 from ..control.watch import Watchman
 from ..control.witness import Witness, trusts_absence
 from ..dispatch import Dispatcher, QueueLimits
+from ..front.asgi import App
 from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..launch.launcher import Shared
@@ -42,7 +43,6 @@ from ..pool.weights import ChangeRecord, LedgerRecord, Ledgers, WeightRecord
 from ..relay.access import AdminKey
 from ..relay.asgi import Relay
 from ..relay.attempts import Attempts
-from ..relay.client import App
 from ..relay.forward import Forwarder, Limits
 from ..relay.upstream import Upstream
 from ..relay.websocket import WebSocketRelay

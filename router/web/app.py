@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any
 
 import quart
 from quart import g, request
@@ -10,14 +10,11 @@ from quart.json.provider import DefaultJSONProvider
 from quart_trio import QuartTrio
 from werkzeug.routing import MapAdapter
 
+from ..front.asgi import link_of
 from ..text import to_json
 from . import control, errors, jobs, launcher, models, ops, queue, weights, workers
 from .parts import Parts
 from .uploads import Connection
-
-
-class _Link(Protocol):
-    request_id: str
 
 
 class _Json(DefaultJSONProvider):
@@ -60,8 +57,7 @@ def create_app(parts: Parts) -> QuartTrio:
 
 
 async def _name_request() -> None:
-    link = cast(_Link, request.scope["extensions"]["router.client"])
-    g.request_id = link.request_id
+    g.request_id = link_of(request.scope).request_id  # type: ignore[arg-type]
 
 
 async def _return_name(response: quart.wrappers.Response) -> quart.wrappers.Response:

@@ -8,8 +8,8 @@ from quart import Quart, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from .. import boundary
-from ..answers import error_answer, log_error
 from ..errors import RouterError
+from ..front.errors import error_answer, internal_error, log_error
 
 logger = logging.getLogger("router.web")
 
@@ -50,4 +50,4 @@ async def _unexpected(error: Exception) -> Response:
     if boundary.is_of_core(error):
         raise error
     boundary.note("client", f"{request.method} {request.path}", error, request_id=g.request_id)
-    return _answer(RouterError("The router failed to handle this request; see its log"))
+    return _answer(internal_error())

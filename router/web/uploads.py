@@ -5,41 +5,27 @@ Quart's own body takes everything that comes: a body of gigabytes would be held 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import trio
 from attrs import define, field
 from quart import request
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from ..errors import BadRequest, RequestTooLarge
+from ..errors import RequestTooLarge
+from ..front.asgi import Receive, link_of
+from ..front.client import ClientStalled
 
-_LINK, _UPLOAD = "router.client", "router.upload"
+_UPLOAD = "router.upload"
 
 HELD = 1024 * 1024  # the most that is held of a body, and the largest that most endpoints take
-
-
-class ClientStalled(BadRequest):
-    """The client stopped half-way in its request; it can still be told."""
-
-    default_status = 408
-    default_code = "client_timeout"
-
-
-class _Link(Protocol):
-    """What our server shell tells of the client."""
-
-    reason: str | None
-
-    def on_gone(self, callback: Callable[[], None] | None) -> None: ...
 
 
 @define(eq=False)
 class Upload:
     """The body of one request, read once."""
 
-    _receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
+    _receive: Receive
     _over: bool = field(init=False, default=False)
 
     async def whole(self, most: int = HELD) -> bytes:
@@ -78,7 +64,7 @@ class Upload:
         if message["type"] != "http.request":
             # For a client that is gone the whole endpoint has been cancelled.
             await trio.lowlevel.checkpoint()
-            raise ClientStalled("The request body stopped arriving half-way")
+            raise ClientStalled
         self._over = not message.get("more_body", False)
         return cast(bytes, message.get("body", b""))
 
@@ -95,7 +81,7 @@ class Connection(TrioASGIHTTPConnection):
         handled = self._create_request_from_scope(send)
         extensions = cast(dict[str, Any], self.scope["extensions"])
         extensions[_UPLOAD] = Upload(receive)
-        link: _Link = extensions[_LINK]
+        link = link_of(self.scope)  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
 
             def gone() -> None:

@@ -15,16 +15,8 @@ import trio
 import trio.testing
 from attrs import Factory, define
 
-from router.server import (
-    ASGIApp,
-    ClientLink,
-    Receive,
-    Scope,
-    Send,
-    ServerLimits,
-    open_listeners,
-    serve,
-)
+from router.front.asgi import App, Receive, Scope, Send
+from router.server import ServerLimits, open_listeners, serve
 from tests.patience import fail_after
 
 Headers = list[tuple[bytes, bytes]]
@@ -123,7 +115,7 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, **limits: Any) -> AsyncIterator[Served]:
+async def serving(app: App, **limits: Any) -> AsyncIterator[Served]:
     """The server runs until the block ends; then it must end by itself."""
     listeners = open_listeners("127.0.0.1", 0)
     served = Served(listeners[0].getsockname(), trio.Event(), trio.Event())
@@ -176,11 +168,6 @@ async def flood(client: Client, data: bytes, limit: int) -> int:
         if scope.cancelled_caught:
             break
     return sent
-
-
-def link_of(scope: Scope) -> ClientLink:
-    link: ClientLink = scope["extensions"]["router.client"]
-    return link
 
 
 async def read_body(receive: Receive) -> bytes:

@@ -7,10 +7,9 @@ import hashlib
 import pytest
 import trio
 
-from router.server import Receive, Scope, Send
+from router.front.asgi import Receive, Scope, Send, link_of
 from tests.integration.serving import (
     echo,
-    link_of,
     read_body,
     request,
     respond,

@@ -247,7 +247,7 @@ async def accepted(recorder: Recorder, limit: int = 100) -> ws_stream.WSStream:
 
 def test_a_tapped_connection_is_used_for_everything() -> None:
     async def main() -> None:
-        from router.server.link import ClientLink
+        from router.front.client import ClientLink
 
         recorder = Recorder()
         stream = await accepted(recorder)

@@ -10,10 +10,9 @@ import h11
 import pytest
 import trio
 
-from router.server import Receive, Scope, Send
+from router.front.asgi import Receive, Scope, Send, link_of
 from tests.integration.serving import (
     Client,
-    link_of,
     request,
     respond,
     run,

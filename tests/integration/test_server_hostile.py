@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from wsproto.events import AcceptConnection, TextMessage
 
-from router.server import Receive, Scope, Send
+from router.front.asgi import Receive, Scope, Send
 from tests.integration.serving import Client, Served, read_body, request, respond, run, serving
 from tests.integration.test_server_websocket import WsClient, dial
 from tests.integration.test_server_websocket import echo as ws_echo

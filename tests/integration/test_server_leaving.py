@@ -6,11 +6,10 @@ import pytest
 import trio
 import trio.testing
 
-from router.server import Receive, Scope, Send
+from router.front.asgi import Receive, Scope, Send, link_of
 from router.server.link import READ_AHEAD
 from tests.integration.serving import (
     flood,
-    link_of,
     request,
     respond,
     run,

@@ -9,11 +9,11 @@ import pytest
 import trio
 import trio.testing
 
-from router.server import Receive, Scope, Send, ServerLimits, _Server
+from router.front.asgi import Receive, Scope, Send, link_of
+from router.server import ServerLimits, _Server
 from tests.integration.serving import (
     echo,
     flood,
-    link_of,
     read_body,
     request,
     respond,

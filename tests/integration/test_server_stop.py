@@ -6,12 +6,12 @@ import pytest
 import trio
 import trio.testing
 
-from router.server import Receive, Scope, Send, ServerLimits, open_listeners, serve
+from router.front.asgi import Receive, Scope, Send, link_of
+from router.server import ServerLimits, open_listeners, serve
 from tests.integration.serving import (
     Client,
     Served,
     echo,
-    link_of,
     request,
     respond,
     run,

@@ -25,11 +25,10 @@ from wsproto.events import (
 from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.frame_protocol import CloseReason
 
-from router.server import Receive, Scope, Send
+from router.front.asgi import Receive, Scope, Send, link_of
 from tests.integration.serving import (
     Client,
     Served,
-    link_of,
     request,
     respond,
     run,

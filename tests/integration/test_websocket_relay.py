@@ -26,6 +26,7 @@ from wsproto.events import (
 )
 
 from router import dispatch, service
+from router.front.asgi import link_of
 from router.pool.worker import Health
 from router.relay import websocket
 from router.server import ServerLimits, open_listeners, serve
@@ -315,7 +316,7 @@ def test_vanished_client_is_told_to_the_worker() -> None:
 
 def test_vanished_worker_is_told_to_the_client() -> None:
     async def vanish(worker: Worker, receive: Any, send: Any) -> None:
-        worker.scopes[-1]["extensions"]["router.client"].abort()
+        link_of(worker.scopes[-1]).abort()
 
     async def main() -> None:
         async with pool(Worker(vanish)) as (_, connect):
@@ -331,7 +332,7 @@ def test_vanished_worker_is_told_to_the_client() -> None:
 )
 def test_the_client_is_not_blamed_for_what_the_worker_sent(sent: bytes) -> None:
     async def blunder(worker: Worker, receive: Any, send: Any) -> None:
-        await worker.scopes[-1]["extensions"]["router.client"]._transport.write([sent])
+        await link_of(worker.scopes[-1])._connection.write([sent])
         await receive()
 
     async def main() -> None:

@@ -10,7 +10,6 @@ from itertools import pairwise
 import pytest
 
 from router import errors
-from router.answers import error_answer
 from router.errors import (
     Conflict,
     PoolUnavailable,
@@ -20,6 +19,7 @@ from router.errors import (
     describe,
     is_refusal,
 )
+from router.front.errors import error_answer
 
 
 def raised(*chain: BaseException) -> BaseException:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from router.answers import log_error
 from router.errors import NotFound
+from router.front.errors import log_error
 from router.observe import logs
 from router.pool import events
 from router.pool.lifecycle import Probe

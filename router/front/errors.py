@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from email.utils import formatdate
 
-from .errors import RouterError
-from .text import header, to_json, words
+from ..errors import RouterError
+from ..text import header, to_json, words
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -42,6 +42,11 @@ def error_answer(error: RouterError, request_id: str) -> tuple[Headers, bytes]:
         (b"x-should-retry", b"true" if error.retry_safe else b"false"),
     ]
     return headers, body
+
+
+def internal_error() -> RouterError:
+    """What a client is told of an unexpected error, which the log has."""
+    return RouterError("The router failed to handle this request; see its log")
 
 
 def log_error(logger: logging.Logger, what: str, error: RouterError, request_id: str) -> None:

@@ -1,0 +1,1 @@
+"""What everything that faces clients shares: server, relay and the router's own endpoints."""
