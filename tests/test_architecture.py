@@ -308,7 +308,7 @@ def test_what_is_allowed_passes(tmp_path: Path) -> None:
             "router/demo/__init__.py": "from ..service import run\nprint('demo')",
             "router/service.py": "from . import server\nfrom .web import app",
             "router/server/__init__.py": "import hypercorn.config\nfrom .http1 import Exchange",
-            "router/server/http1.py": "from hypercorn.protocol.h11 import H11Protocol",
+            "router/server/http1.py": "from hypercorn.trio.worker_context import WorkerContext",
             "router/web/app.py": "from ..control import health\nfrom ..pool.ids import worker_id",
             "router/control/health.py": "import trio\nfrom ..pool import ids",
             "router/pool/ids.py": (

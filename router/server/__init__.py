@@ -164,9 +164,6 @@ class _Server:
         self.limits = limits
         self.config = Config()
         self.config.accesslog = None
-        self.config.include_date_header = False
-        self.config.include_server_header = False
-        self.config.h11_max_incomplete_size = limits.max_head
         self.config.websocket_max_message_size = limits.websocket_message
         self.context = WorkerContext(None)
         self.connections: set[Connection] = set()

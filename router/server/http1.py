@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: exchanges of our own inside hypercorn's `H11Protocol`.
+"""HTTP/1.1 on one connection: h11 parses, exchanges answer.
 
 No sockets here: `Transport` is what the connection gives.
 """
@@ -6,17 +6,10 @@ No sockets here: `Transport` is what the connection gives.
 from __future__ import annotations
 
 import re
-from typing import cast
 
 import h11
 from hypercorn.config import Config
-from hypercorn.events import Event as WireEvent
-from hypercorn.events import RawData
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Response, StreamClosed
-from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
 from router import text
 from router.errors import BadRequest, RouterError
@@ -32,21 +25,18 @@ PIPELINED = 64 * 1024  # bytes of the next requests held while one is answered
 STOPPING = 1.0  # seconds that a begun request head has once the server is stopping
 
 
-class Http1Protocol(H11Protocol):
-    """HTTP/1.1 only: neither prior knowledge of HTTP/2 nor an offer of h2c leaves it.
+class Http1Protocol:
+    """The exchanges and the WebSocket of one connection. HTTP/2 is neither spoken nor offered.
 
     Reading never waits for the end of an exchange, so that a leaving client is noticed even if it
     has pipelined the next request.
     """
 
     def __init__(self, transport: Transport, config: Config, context: WorkerContext) -> None:
-        super().__init__(
-            cast(AppWrapper, None), config, context, cast(TaskGroup, None),
-            ConnectionState({}), False, transport.peer, transport.local, self._wire_send,
-        )  # fmt: skip
-        assert isinstance(self.connection, h11.Connection)
-        self.h11 = self.connection
+        self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=transport.limits.max_head)
         self.transport = transport
+        self.config = config  # of WebSockets, for hypercorn
+        self.context = context
         self.exchange: HttpExchange | None = None
         self.websocket: WebsocketStream | None = None
         self._ahead = 0  # bytes received beyond the present request
@@ -240,25 +230,6 @@ class Http1Protocol(H11Protocol):
             self.exchange.lose(reason)
         elif self.websocket is not None:
             self.websocket.lose(reason)
-
-    # What WSStream calls.
-
-    async def _wire_send(self, event: WireEvent) -> None:
-        if isinstance(event, RawData):
-            await self.transport.write([event.data])
-
-    async def stream_send(self, event: StreamEvent) -> None:
-        if isinstance(event, StreamClosed):
-            if self.websocket is not None:
-                await self.websocket.ended()
-            return
-        if isinstance(event, Response) and event.status_code >= 200:
-            close = (b"connection", b"close")
-            headers = [*(pair for pair in event.headers if pair != close), close]
-            if all(name.lower() != b"date" for name, _ in headers):
-                headers.append((b"date", http_date()))
-            event = Response(event.stream_id, headers, event.status_code)
-        await super().stream_send(event)
 
 
 # A host with an optional port (RFC 9110 section 7.2); of names, what RFC 3986 lets them hold.

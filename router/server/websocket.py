@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 import h11
 import trio
 from hypercorn.config import Config
-from hypercorn.protocol.events import Data, Request
-from hypercorn.protocol.h11 import STREAM_ID
+from hypercorn.protocol.events import Body, Data, EndBody, Request, Response, StreamClosed
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
-from hypercorn.typing import AppWrapper, TaskGroup
+from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 from wsproto.connection import Connection as FrameConnection
 from wsproto.connection import ConnectionState as FrameState
 from wsproto.events import CloseConnection
@@ -22,13 +22,16 @@ from wsproto.frame_protocol import CloseReason
 from router.errors import BadRequest, RouterError
 from router.front.asgi import Message, extensions_with
 from router.front.client import ClientLink, Reason
-from router.front.errors import internal_error, request_id
+from router.front.errors import http_date, internal_error, request_id
 from router.server.calls import call_app
 from router.server.handshake import vetted
 from router.server.link import READ_AHEAD
 
 if TYPE_CHECKING:
     from router.server.http1 import Http1Protocol
+
+
+_STREAM_ID = 1  # HTTP/1.1 has one stream
 
 
 class WebsocketStream(WSStream):
@@ -41,7 +44,7 @@ class WebsocketStream(WSStream):
         transport = protocol.transport
         super().__init__(
             cast(AppWrapper, None), protocol.config, protocol.context, cast(TaskGroup, self),
-            False, transport.peer, transport.local, protocol.stream_send, STREAM_ID,
+            False, transport.peer, transport.local, self._carry, _STREAM_ID,
         )  # fmt: skip
         self.request_id = request_id(request.headers)
         self.what = f"WebSocket {target.partition(b'?')[0].decode('ascii')}"
@@ -64,12 +67,12 @@ class WebsocketStream(WSStream):
         self._subprotocols = subprotocols
         await self.handle(
             Request(
-                stream_id=STREAM_ID,
+                stream_id=_STREAM_ID,
                 headers=headers,
                 http_version="1.1",
                 method="GET",
                 raw_path=self.link.target,
-                state=self._protocol.connection_state,
+                state=ConnectionState({}),
             )
         )
         if ahead := self._protocol.h11.trailing_data[0]:
@@ -88,14 +91,14 @@ class WebsocketStream(WSStream):
             return
         if not isinstance(self.connection, CloseTap):
             self.connection = CloseTap(self.connection, self.link)  # type: ignore[assignment]
-        await self.handle(Data(stream_id=STREAM_ID, data=data))
+        await self.handle(Data(stream_id=_STREAM_ID, data=data))
         if (
             self.state is ASGIWebsocketState.CONNECTED
             and self.connection.state is FrameState.LOCAL_CLOSING
         ):
             # A message was too big and is refused; hypercorn would go on collecting it.
             self.link.close_code = CloseReason.MESSAGE_TOO_BIG.value
-            await self.ended()
+            await self._ended()
 
     @property
     def _unanswered(self) -> bool:
@@ -160,7 +163,36 @@ class WebsocketStream(WSStream):
         error = RouterError("The WebSocket was refused", status=status_code, code="bad_request")
         await self._protocol.answer(error, self.request_id)
 
-    async def ended(self) -> None:
+    async def _carry(self, event: StreamEvent) -> None:
+        """Put on the wire what `WSStream` sends."""
+        match event:
+            case StreamClosed():
+                await self._ended()
+            case Data(data=frames):
+                await self._protocol.transport.write([frames])
+            case Response(status_code=101, headers=headers):
+                await self._send(h11.InformationalResponse(status_code=101, headers=headers))
+            case Response(status_code=status, headers=given):
+                headers = [pair for pair in given if pair[0].lower() != b"connection"]
+                if all(name.lower() != b"date" for name, _ in headers):
+                    headers.append((b"date", http_date()))
+                headers.append((b"connection", b"close"))
+                await self._send(h11.Response(status_code=status, headers=headers))
+            case Body(data=data):
+                await self._send(h11.Data(data=data))
+            case EndBody():
+                await self._send(h11.EndOfMessage())
+
+    async def _send(self, event: h11.Event) -> None:
+        try:
+            data = self._protocol.h11.send(event)
+        except h11.LocalProtocolError:
+            if self._protocol.h11.their_state is not h11.ERROR:
+                raise
+        else:
+            await self._protocol.transport.write([data or b""])
+
+    async def _ended(self) -> None:
         """The client has ended the WebSocket, or the app has returned."""
         if self.handshake.accepted and self.connection.state is FrameState.OPEN:
             # What the client sent could not be parsed: tell it so.

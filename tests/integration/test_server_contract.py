@@ -15,22 +15,18 @@ import h11
 import hypercorn
 import pytest
 import trio
-from hypercorn import events as wire
 from hypercorn.config import Config
 from hypercorn.protocol import events, ws_stream
-from hypercorn.protocol import h11 as protocol_h11
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 from wsproto.connection import Connection, ConnectionType
 from wsproto.connection import ConnectionState as FrameState
 from wsproto.events import CloseConnection, TextMessage
 from wsproto.frame_protocol import CloseReason
 
-from router.server.http1 import Http1Protocol
 from router.server.websocket import CloseTap, WebsocketStream
 
-STREAM = protocol_h11.STREAM_ID
+STREAM = 1
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -42,100 +38,17 @@ def test_the_version_is_the_one_that_was_read() -> None:
     assert version("hypercorn").startswith("0.18.")
 
 
-# H11Protocol.
-
-PROTOCOL_PARAMETERS = [
-    "self", "app", "config", "context", "task_group", "connection_state",
-    "ssl", "client", "server", "send",
-]  # fmt: skip
-
-
-def test_the_protocol_is_built_as_we_build_it() -> None:
-    assert parameters(protocol_h11.H11Protocol.__init__) == PROTOCOL_PARAMETERS
-    config, context = Config(), WorkerContext(None)
-
-    async def send(event: wire.Event) -> None: ...
-
-    app: Any = object()
-    nothing: Any = None
-    made = protocol_h11.H11Protocol(
-        app, config, context, nothing, ConnectionState({}), False, None, None, send
-    )
-    assert isinstance(made.connection, h11.Connection)
-    assert made.connection.our_role is h11.SERVER
-    assert made.config is config
-    assert made.context is context
-    assert made.app is app
-    assert made.send is send
-    assert made.connection_state == {}
-
-
-def test_our_names_do_not_hide_the_protocols() -> None:
-    ours = set(vars(Http1Protocol)) - set(vars(object))
-    shared = {name for name in ours if hasattr(protocol_h11.H11Protocol, name)}
-    dunder = {name for name in shared if name.startswith("__")}
-    assert shared - dunder == {"stream_send"}
-
-
-def test_the_protocol_writes_what_a_websocket_stream_sends() -> None:
-    sent = b""
-
-    async def send(event: wire.Event) -> None:
-        nonlocal sent
-        assert isinstance(event, wire.RawData)
-        sent += event.data
-
-    async def main(*happened: events.Event) -> bytes:
-        nonlocal sent
-        sent = b""
-        config = Config()
-        config.include_date_header = config.include_server_header = False
-        protocol = protocol_h11.H11Protocol(
-            None, config, WorkerContext(None), None, {}, False, None, None, send  # type: ignore[arg-type]
-        )  # fmt: skip
-        assert isinstance(protocol.connection, h11.Connection)
-        protocol.connection.receive_data(
-            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
-        )
-        assert isinstance(protocol.connection.next_event(), h11.Request)
-        for event in happened:
-            await protocol.stream_send(event)
-        return sent
-
-    async def accepted() -> None:
-        upgrade = [(b"upgrade", b"WebSocket"), (b"connection", b"Upgrade")]
-        data = await main(events.Response(STREAM, upgrade, 101), events.Data(STREAM, b"frame"))
-        assert data.startswith(b"HTTP/1.1 101 ")
-        assert data.endswith(b"\r\n\r\nframe")
-
-    async def refused() -> None:
-        data = await main(
-            events.Response(STREAM, [(b"content-length", b"2")], 403),
-            events.Body(STREAM, b"no"),
-            events.EndBody(STREAM),
-        )
-        assert data == b"HTTP/1.1 403 \r\ncontent-length: 2\r\n\r\nno"
-
-    trio.run(accepted)
-    trio.run(refused)
-
-
 def test_the_settings_that_we_set_exist() -> None:
     config = Config()
     for name in (
         "accesslog",
         "errorlog",
-        "include_date_header",
-        "include_server_header",
-        "h11_max_incomplete_size",
         "websocket_max_message_size",
         "websocket_ping_interval",
     ):
         assert hasattr(config, name)
     assert config.websocket_ping_interval is None
     assert config.server_names == []
-    config.include_date_header = config.include_server_header = False
-    assert config.response_headers("h11") == []
 
 
 def test_addresses_are_pairs() -> None:
