@@ -27,7 +27,7 @@ from tests.integration.api.pools import (
     restart,
 )
 from tests.integration.deployment import Deployment, answer, never, until, when
-from tests.patience import fail_after
+from tests.patience import fail_after, stretched
 
 VIDEO = {"prompt": "a red kite", "size": "64x64", "num_frames": 3, "num_inference_steps": 1}
 MESH = {"prompt": "a kite", "input_image": "http://example.org/kite.png"}
@@ -402,7 +402,7 @@ def test_a_worker_that_joins_during_the_search_is_not_forgotten(run_pool: RunPoo
 def test_one_search_for_many_clients(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member) -> None:
         for member in (a, b):
-            member.sim.faults.add("delay", path="/v1/videos", by=1.0)
+            member.sim.faults.add("delay", path="/v1/videos", by=min(stretched(1.0), 4.0))
         answers: list[int] = []
 
         async def ask(path: str) -> None:
