@@ -203,6 +203,7 @@ class Registry:
         """Take a lease on the worker, and with `hold` a slot. Whether it may be sent work is the
         caller's decision."""
         lease = Lease(worker, worker.incarnation, self._end, hold, worker.weight_version)
+        lease.doubtful = worker.suspicion is not None
         worker.leases.add(lease)
         if hold is not None:
             hold.begun = hold.since if worker.free_slots > 0 else None
@@ -375,7 +376,8 @@ class Registry:
 
     def absolve(self, worker: Worker) -> None:
         """The process is proven to be the same."""
-        reason, worker.suspicion = worker.suspicion, None
+        reason = worker.suspicion
+        self._know(worker)
         if reason is not None:
             self._tell(events.Absolved(worker, reason))
 
@@ -390,16 +392,28 @@ class Registry:
         if worker.weight_version:
             # Before anybody is told anything: else somebody may find it routable.
             self.stand(worker, Weights.BEHIND, 0, reason)
-        worker.suspicion = None
         worker.incarnation += 1
         worker.capabilities = None
         worker.met = False
         worker.troubled = False
         self.ejection.forget(worker)
-        worker.leases = set()
-        holds, worker.holds = worker.holds, {}
-        self._tell(events.Reincarnated(worker, reason), *map(events.SlotFreed, holds))
+        # What was sent since the doubt arose has gone to the new process, and keeps its slots. A
+        # lease that is not used yet is withdrawn by its incarnation.
+        worker.leases = {lease for lease in worker.leases if lease.doubtful}
+        kept = {lease.hold for lease in worker.leases}
+        holds, worker.holds = worker.holds, {hold: None for hold in worker.holds if hold in kept}
+        for hold in worker.holds:
+            hold.incarnation = worker.incarnation
+        self._know(worker)
+        gone = [hold for hold in holds if hold not in kept]
+        self._tell(events.Reincarnated(worker, reason), *map(events.SlotFreed, gone))
         self.remember(worker, MemoryEvent.REPLACED, reason)
+
+    def _know(self, worker: Worker) -> None:
+        """There is no doubt any more which process is there."""
+        worker.suspicion = None
+        for lease in worker.leases:
+            lease.doubtful = False
 
     def _end(self, lease: Lease) -> None:
         self.free(lease)

@@ -304,8 +304,8 @@ class Lease:
     """The right to send one exchange to one worker. Ends exactly once, on every path.
 
     It belongs to one incarnation of the worker: its end after the process was replaced
-    changes nothing there. `hold` is the slot it occupies, None once that was given back or
-    where none is needed.
+    changes nothing there, unless it is doubtful. `hold` is the slot it occupies, None once that
+    was given back or where none is needed.
     """
 
     worker: Worker
@@ -316,6 +316,8 @@ class Lease:
     weight_version: int | None = None
     # It must end before the worker is idle, though it holds no slot.
     binding: bool = False
+    # It was granted while nobody knew which process is there.
+    doubtful: bool = False
     # Ends a session that has no end of its own; whoever can, sets it.
     evict: Callable[[], None] | None = None
     ended: bool = False

@@ -7,7 +7,7 @@ import pytest
 from router.pool import events
 from router.pool.lifecycle import Probe, hopeful, reasons, routable
 from router.pool.registry import Registry
-from router.pool.worker import Origin, Weights, Worker
+from router.pool.worker import Hold, HoldKind, Lease, Origin, Weights, Worker
 
 CLOSED = "its idle connection was closed"
 
@@ -86,3 +86,33 @@ def test_another_process_is_current_where_weights_were_never_changed(registry: R
     registry.probed(worker, Probe.OK)
     assert worker.weights is Weights.CURRENT
     assert routable(worker)
+
+
+def grant(registry: Registry, worker: Worker) -> Lease:
+    return registry.lease(worker, Hold(worker, worker.incarnation, HoldKind.GENERATION))
+
+
+def test_what_a_suspect_was_given_keeps_the_slots_of_the_new_process(registry: Registry) -> None:
+    worker = healthy(registry)
+    before = grant(registry, worker)
+    registry.suspect(worker, CLOSED)
+    since = grant(registry, worker)
+    registry.reincarnate(worker, CLOSED)
+    assert (worker.leases, list(worker.holds)) == ({since}, [since.hold])
+    assert since.hold is not None
+    assert since.incarnation < since.hold.incarnation == worker.incarnation
+    before.release()
+    assert list(worker.holds) == [since.hold]
+    since.release()
+    assert worker.is_idle
+
+
+def test_what_the_same_process_was_given_goes_with_it(registry: Registry) -> None:
+    worker = healthy(registry)
+    registry.suspect(worker, CLOSED)
+    lease = grant(registry, worker)
+    registry.absolve(worker)
+    registry.reincarnate(worker, CLOSED)
+    assert not worker.leases
+    assert not worker.holds
+    lease.release()
