@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from attrs import define, field, frozen
 
-from ..pool.assets import AssetKind, AssetMap, Owner
+from ..pool.assets import AssetKind, AssetLog, AssetMap, Owner
 from ..pool.worker import Worker
 from ..store.store import Store
 from ..text import is_id
@@ -37,13 +37,11 @@ class OwnerRecord:
 
 
 @define(eq=False)
-class StoredAssets:
+class StoredAssets(AssetLog):
     """The log of an asset map, and what it restores."""
 
     store: Store
     assets: AssetMap
-    _numbers: dict[int, int] = field(init=False, factory=dict)  # by slot
-    _last: int = field(init=False, default=0)
     # What waits for its worker to be added.
     _waiting: dict[str, list[OwnerRecord]] = field(init=False, factory=dict)
 
@@ -53,7 +51,7 @@ class StoredAssets:
         if not self.store.keeps:
             return
         owners = self.store.restored(OwnerRecord)
-        self._last = max((owner.number for owner in owners.values()), default=0)
+        self.assets.last_owner = max((owner.number for owner in owners.values()), default=0)
         for owner in owners.values():
             worker = find(owner.url)
             if worker is not None:
@@ -61,7 +59,7 @@ class StoredAssets:
             elif awaited(owner.url):
                 self._waiting.setdefault(owner.url, []).append(owner)
             else:
-                self._drop(owner)
+                self.owner_gone(owner.number)
         for table in self.store.tables():
             if table.startswith(_PREFIX) and table.removeprefix(_PREFIX) not in owners:
                 self.store.clear(table)
@@ -80,29 +78,25 @@ class StoredAssets:
         """Nobody is awaited any more."""
         for owners in self._waiting.values():
             for owner in owners:
-                self._drop(owner)
+                self.owner_gone(owner.number)
         self._waiting.clear()
 
-    def entered(self, slot: int, asset_id: str, order: int, *, finished: bool, new: bool) -> None:
-        table = f"{_PREFIX}{self._numbers[slot]}"
-        self.store.put_row(table, asset_id, -order if finished else order, new=new)
+    def entered(self, number: int, asset_id: str, order: int, *, finished: bool, new: bool) -> None:
+        self.store.put_row(f"{_PREFIX}{number}", asset_id, -order if finished else order, new=new)
 
-    def dropped(self, slot: int, asset_id: str) -> None:
-        self.store.delete_row(f"{_PREFIX}{self._numbers[slot]}", asset_id)
+    def dropped(self, number: int, asset_id: str) -> None:
+        self.store.delete_row(f"{_PREFIX}{number}", asset_id)
 
-    def owner_entered(self, slot: int, owner: Owner) -> None:
-        self._last += 1
-        self._numbers[slot] = self._last
-        self.store.put(OwnerRecord(self._last, owner.worker.url, owner.incarnation, owner.kind))
+    def owner_entered(self, number: int, owner: Owner) -> None:
+        self.store.put(OwnerRecord(number, owner.worker.url, owner.incarnation, owner.kind))
 
-    def owner_gone(self, slot: int) -> None:
-        number = self._numbers.pop(slot)
+    def owner_gone(self, number: int) -> None:
         self.store.clear(f"{_PREFIX}{number}")
         self.store.delete(OwnerRecord, str(number))
 
     def _adopt(self, owner: OwnerRecord, worker: Worker) -> None:
         if worker.incarnation != owner.incarnation:
-            self._drop(owner)
+            self.owner_gone(owner.number)
             return
         table = f"{_PREFIX}{owner.number}"
         rows = self.store.rows(table)
@@ -111,8 +105,4 @@ class StoredAssets:
             for asset_id in unfit:
                 del rows[asset_id]
                 self.store.delete_row(table, asset_id)
-        self._numbers[self.assets.adopt(worker, owner.kind, rows)] = owner.number
-
-    def _drop(self, owner: OwnerRecord) -> None:
-        self.store.clear(f"{_PREFIX}{owner.number}")
-        self.store.delete(OwnerRecord, owner.key)
+        self.assets.adopt(owner.number, Owner(worker, owner.incarnation, owner.kind), rows)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import httpx
 import trio
@@ -22,7 +21,8 @@ _MAX_ANSWER = 8 * 1024 * 1024
 _READING = 60.0  # seconds for the body of an answer, once its head has come
 _CONNECT = 5.0
 _POOLS = 256
-_HEADERS = (
+Headers: TypeAlias = Sequence[tuple[str, str]]
+_HEADERS: Headers = (
     ("accept", "*/*"),
     ("accept-encoding", "identity"),  # bodies are taken as they come
     # What a worker sends after its answer must not be read as the answer to the next call.
@@ -71,29 +71,24 @@ class ControlClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._pools.aclose()
 
-    async def get(self, url: str, path: str, *, within: float) -> Answer:
-        """GET a path of a worker within so many seconds in all. Raises Unreachable."""
+    async def get(
+        self, url: str, path: str, *, within: float, headers: Headers = (), whole: bool = True
+    ) -> Answer:
+        """GET a path of a worker within so many seconds in all. `whole`: with the body of the
+        answer. Raises Unreachable."""
         # httpx's own timeouts are for each read: an answer that drips would never end.
         with trio.move_on_after(within):
-            return await self._call("GET", url, path, within=within)
+            return await self._call("GET", url, path, within=within, headers=headers, whole=whole)
         raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
 
     async def status(self, url: str, path: str, *, within: float) -> int:
         """The status of a GET of a file, without fetching more of it than a byte. Raises
         Unreachable."""
         headers = [("range", "bytes=0-0")]
-        with trio.move_on_after(within):
-            answer = await self._call("GET", url, path, within=within, headers=headers, whole=False)
-            return answer.status
-        raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
+        return (await self.get(url, path, within=within, headers=headers, whole=False)).status
 
     def is_calling(self, url: str) -> bool:
         """Whether a call is under way at the worker that may keep it from answering others."""
@@ -107,7 +102,7 @@ class ControlClient:
         *,
         within: float,
         stall: float | None = None,
-        headers: Sequence[tuple[str, str]] = (),
+        headers: Headers = (),
         body: bytes | AsyncIterable[bytes] | None = None,
     ) -> Answer:
         """One call to a worker, whose answer begins within `within` seconds of the last byte sent.
@@ -132,7 +127,7 @@ class ControlClient:
         *,
         within: float,
         stall: float | None = None,
-        headers: Sequence[tuple[str, str]] = (),
+        headers: Headers = (),
         body: bytes | AsyncIterable[bytes] | None = None,
         whole: bool = True,
     ) -> Answer:
@@ -151,9 +146,7 @@ class ControlClient:
                 content=body,
                 extensions={"timeout": patience.as_dict()},
             )
-            if body is None or isinstance(body, bytes):
-                body = _Whole(body or b"")
-            request.stream = _Pieces(body)
+            request.stream = _Body(body or b"")
             response = await self._pools.handle_async_request(request)
             try:
                 data = await _read(response, f"{method} {path}") if whole else b""
@@ -211,29 +204,19 @@ class _Pools(httpx.AsyncBaseTransport):
             await pool.aclose()
 
 
-class _Pieces(httpx.AsyncByteStream):
-    """A body as it comes. httpx would wrap it into a generator, and leave that behind where the
-    worker breaks off."""
+class _Body(httpx.AsyncByteStream):
+    """A body as it comes, or in one piece. httpx would wrap it into a generator, and leave that
+    behind where the worker breaks off."""
 
-    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, body: bytes | AsyncIterable[bytes]) -> None:
+        self._body = body
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._pieces)
-
-
-class _Whole:
-    """A body that is there as a whole, in one piece. Not a generator, for the same reason."""
-
-    def __init__(self, body: bytes) -> None:
-        self._left: bytes | None = body
-
-    def __aiter__(self) -> Self:
-        return self
+        return self if isinstance(self._body, bytes) else aiter(self._body)
 
     async def __anext__(self) -> bytes:
-        piece, self._left = self._left, None
-        if not piece:
+        piece, self._body = self._body, b""
+        if not isinstance(piece, bytes) or not piece:
             raise StopAsyncIteration
         return piece
 

@@ -15,12 +15,12 @@ from ..pool.assets import AssetMap
 from ..pool.cost import ALL
 from ..pool.known import WorkerRecord
 from ..pool.registry import Registry
-from ..pool.worker import Hold, HoldKind, Origin, Worker
+from ..pool.worker import ROUTER_RESTARTED, Hold, HoldKind, Origin, Worker
 from ..store.showing import lasting
 from ..store.store import Store
 from ..text import is_id
 from .asset_log import StoredAssets
-from .witness import ROUTER_RESTARTED, trusts_absence
+from .witness import trusts_absence
 
 _SPEEDS_EVERY = 15.0  # seconds
 

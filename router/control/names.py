@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -106,7 +106,7 @@ class Names:
             while True:
                 async with trio.open_nursery() as looking:
                     for name in self._names.values():
-                        looking.start_soon(self._refresh_safely, name)
+                        looking.start_soon(self._refresh, name)
                 await trio.sleep(self.interval)
 
     async def follow(self, url: str, concurrency: int | None) -> list[Worker]:
@@ -119,10 +119,9 @@ class Names:
         except NotOneAddress as error:
             raise BadWorkerURL(f"Worker URL {url} is refused: {error}") from None
         name = self._names.setdefault(url, name)
-        if concurrency is not None:
-            name.record = evolve(name.record, concurrency=concurrency)
-        name.record = evolve(name.record, registered=True)
-        self._put(name, name.record.members)
+        if concurrency is None:
+            concurrency = name.record.concurrency
+        self._put(name, registered=True, concurrency=concurrency)
         if found is not None:
             self._apply(name, found)
         return self.members(url)
@@ -151,22 +150,19 @@ class Names:
             else:
                 self.retirer.remove(worker)
         for worker in members if drain else ():
-            with suppress(RemovalCalledOff):
-                await self.retirer.drain_and_remove(worker)
+            await self._leave(worker)
         await self.store.commit()
 
-    async def _refresh_safely(self, name: _Name) -> None:
-        with contained("worker", f"following {name.record.url}"):
-            await self._refresh(name)
-
     async def _refresh(self, name: _Name) -> None:
-        try:
-            found = await self._find(name)
-        except NotOneAddress as error:
-            logger.warning("%s: its workers stay as they are: %s", name.record.url, error)
-            return
-        if found is not None and self._names.get(name.record.url) is name:
-            self._apply(name, found)
+        url = name.record.url
+        with contained("worker", f"following {url}"):
+            try:
+                found = await self._find(name)
+            except NotOneAddress as error:
+                logger.warning("%s: its workers stay as they are: %s", url, error)
+                return
+            if found is not None and self._names.get(url) is name:
+                self._apply(name, found)
 
     async def _find(self, name: _Name) -> list[str] | None:
         """The URLs of the name's workers; None where no name server tells. Raises NotOneAddress."""
@@ -199,23 +195,21 @@ class Names:
                 self._leaving.add(url)
                 self._nursery.start_soon(self._leave, worker)
         if tuple(members) != name.record.members:
-            self._put(name, tuple(members))
+            self._put(name, members=tuple(members))
 
     async def _leave(self, worker: Worker) -> None:
         try:
-            await self.retirer.drain_and_remove(worker)
-        except RemovalCalledOff:
-            pass  # the name leads to it again, or an operator wants it
+            # Called off: the name leads to it again, or an operator wants it.
+            with suppress(RemovalCalledOff):
+                await self.retirer.drain_and_remove(worker)
         finally:
             self._leaving.discard(worker.url)
 
-    def _put(self, name: _Name, members: tuple[str, ...]) -> None:
-        name.record = evolve(name.record, members=members)
+    def _put(self, name: _Name, **changes: Any) -> None:
+        name.record = evolve(name.record, **changes)
         self.store.put(name.record)
 
     def _observe(self, event: events.Event) -> None:
-        if not isinstance(event, events.WorkerRemoved):
-            return
         url = event.worker.url
         for name in self._names.values():
             if url in name.record.members:
@@ -223,4 +217,4 @@ class Names:
                 if url not in self._leaving:
                     name.left_out.add(url)
                 rest = tuple(member for member in name.record.members if member != url)
-                self._put(name, rest)
+                self._put(name, members=rest)

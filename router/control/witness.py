@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 from attrs import define, field
 
 from ..pool.assets import AssetKind, AssetMap, Made
-from ..pool.worker import ROUTER_RESTARTED as ROUTER_RESTARTED
 from ..pool.worker import Worker
 from ..text import segment
 from .client import ControlClient, Unreachable
@@ -94,8 +93,8 @@ class Witness:
     async def _knows(self, worker: Worker, made: Made) -> bool | None:
         """Whether the worker knows what it made; None if its answer does not tell. Raises
         Unreachable."""
-        path = f"/v1/{made.kind}/{segment(made.asset_id)}"
-        if made.kind is AssetKind.IMAGE:
+        path = f"/v1/{made.owner.kind}/{segment(made.asset_id)}"
+        if made.owner.kind is AssetKind.IMAGE:
             path += "/content"
             # Megabytes would follow.
             status = await self.client.status(worker.url, path, within=_PATIENCE)
@@ -104,7 +103,7 @@ class Witness:
         answer = await self.client.get(worker.url, path, within=_PATIENCE)
         content: Any = answer.json()
         said = content if isinstance(content, dict) else {}
-        if made.kind is AssetKind.IMAGE:
+        if made.owner.kind is AssetKind.IMAGE:
             detail = said.get("detail")
             if answer.status in (400, 404) and str(detail).startswith(_KNOWS_IMAGE):
                 return True

@@ -109,29 +109,27 @@ class Speeds:
     """
 
     clock: Callable[[], float] = lambda: 0.0
-    _own: dict[str, dict[str, _Track]] = field(init=False, factory=dict)
-    _all: dict[str, _Track] = field(init=False, factory=dict)
+    # By the URL of a worker, or `ALL`, and by kind.
+    _tracks: dict[str, dict[str, _Track]] = field(init=False, factory=dict)
     _changed: set[str] = field(init=False, factory=set)
 
     def learn(self, url: str, kind: str, work: float, seconds: float) -> None:
         """A generation of this much work took so many seconds on the worker."""
         if work <= 0 or seconds <= 0:
             return
-        own = self._own.setdefault(url, {}).setdefault(kind, _Track(deque(maxlen=_OWN)))
-        pool = self._all.setdefault(kind, _Track(deque(maxlen=_ALL)))
-        for track in (own, pool):
-            track.add(seconds / work)
-        self._changed |= {url, ALL}
+        for name in (url, ALL):
+            self._track(name, kind).add(seconds / work)
+            self._changed.add(name)
 
-    def per_unit(self, url: str, kind: str) -> float | None:
-        """Seconds per unit of work on that worker; None if nothing was learnt yet."""
-        track = self._own.get(url, {}).get(kind)
+    def per_unit(self, name: str, kind: str) -> float | None:
+        """Seconds per unit of work on a worker, or on `ALL`; None if nothing was learnt yet."""
+        track = self._tracks.get(name, {}).get(kind)
         return None if track is None else track.value
 
     def typical(self, kind: str, work: float) -> float:
         """Seconds that so much work takes on the workers that do such work."""
-        track = self._all.get(kind)
-        return (_UNKNOWN if track is None else track.value) * work
+        known = self.per_unit(ALL, kind)
+        return (_UNKNOWN if known is None else known) * work
 
     def expected(self, url: str, kind: str, work: float) -> float:
         """Seconds that so much work is expected to take on the worker.
@@ -154,31 +152,31 @@ class Speeds:
 
     def forget(self, url: str) -> None:
         """Forget a worker that was removed."""
-        self._own.pop(url, None)
+        self._tracks.pop(url, None)
 
     def changed(self) -> dict[str, dict[str, list[float]]]:
         """The last measurements by kind, of each worker that had any since this was asked last; as
         `ALL` those of all together."""
         names, self._changed = self._changed, set()
         return {
-            name: {kind: list(track.recent) for kind, track in tracks.items()}
+            name: {kind: list(track.recent) for kind, track in self._tracks[name].items()}
             for name in names
-            if (tracks := self._all if name == ALL else self._own.get(name))
+            if name in self._tracks
         }
 
     def restore(self, name: str, measured: Mapping[str, Sequence[float]]) -> None:
         """Take up what `changed` told of a worker, or of `ALL`."""
         for kind, values in measured.items():
-            track = _Track(deque(maxlen=_ALL if name == ALL else _OWN))
             for value in values:
-                track.add(value)
-            tracks = self._all if name == ALL else self._own.setdefault(name, {})
-            if values:
-                tracks[kind] = track
+                self._track(name, kind).add(value)
 
     def of(self, url: str) -> dict[str, float]:
         """What was learnt of a worker: seconds per unit, by kind."""
-        return {kind: track.value for kind, track in self._own.get(url, {}).items()}
+        return {kind: track.value for kind, track in self._tracks.get(url, {}).items()}
+
+    def _track(self, name: str, kind: str) -> _Track:
+        recent = deque[float](maxlen=_ALL if name == ALL else _OWN)
+        return self._tracks.setdefault(name, {}).setdefault(kind, _Track(recent))
 
 
 def _pixels(fields: Mapping[str, Value]) -> float | None:

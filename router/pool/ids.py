@@ -37,10 +37,6 @@ _METADATA_ADDRESSES = frozenset(
         IPv4Address("100.100.100.200"),  # Alibaba Cloud
         IPv4Address("192.0.0.192"),  # Oracle Cloud
         IPv4Address("168.63.129.16"),  # Azure wire server
-    }
-)
-_METADATA_ADDRESSES_6 = frozenset(
-    {
         IPv6Address("fd00:ec2::254"),  # AWS
         IPv6Address("fd20:ce::254"),  # Google Cloud
     }
@@ -81,34 +77,34 @@ def normalise_url(text: str) -> str:
     if len(text) > _LONGEST:
         raise BadWorkerURL(f"The worker URL is longer than {_LONGEST} characters")
     if any(ord(c) <= 32 or ord(c) == 127 for c in url) or "\\" in url:
-        raise BadWorkerURL(f"Worker URL {text!r} contains white space, a control character or '\\'")
+        raise _bad(text, "contains white space, a control character or '\\'")
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise BadWorkerURL(
-            f"Worker URL {text!r} has no scheme; did you mean http://{url.lstrip('/')}?"
-        )
+        raise _bad(text, f"has no scheme; did you mean http://{url.lstrip('/')}?")
     if scheme.lower() not in _DEFAULT_PORTS:
-        raise BadWorkerURL(
-            f"Worker URL {text!r} has the scheme {scheme!r}; only http and https are supported"
-        )
+        raise _bad(text, f"has the scheme {scheme!r}; only http and https are supported")
     scheme = scheme.lower()
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise BadWorkerURL(f"Worker URL {text!r} is not valid: {error}") from None
+        raise _bad(text, f"is not valid: {error}") from None
     if "?" in url:
-        raise BadWorkerURL(f"Worker URL {text!r} must not contain a query")
+        raise _bad(text, "must not contain a query")
     if "#" in url:
-        raise BadWorkerURL(f"Worker URL {text!r} must not contain a fragment")
+        raise _bad(text, "must not contain a fragment")
     if parts.path not in ("", "/"):
-        raise BadWorkerURL(f"Worker URL {text!r} must not contain a path (found {parts.path!r})")
+        raise _bad(text, f"must not contain a path (found {parts.path!r})")
     if port == 0:
-        raise BadWorkerURL(f"Worker URL {text!r} has port 0; expected 1 to 65535")
+        raise _bad(text, "has port 0; expected 1 to 65535")
     host = _normalise_host(parts.hostname or "", parts.netloc, text)
     if port is None or port == _DEFAULT_PORTS[scheme]:
         return f"{scheme}://{host}"
     return f"{scheme}://{host}:{port}"
+
+
+def _bad(text: str, why: str) -> BadWorkerURL:
+    return BadWorkerURL(f"Worker URL {text!r} {why}")
 
 
 @lru_cache(4096)
@@ -153,47 +149,45 @@ def display_id(url: str) -> str:
 
 def is_blocked_address(address: IPv4Address | IPv6Address) -> bool:
     """Whether the address is link-local or a cloud's metadata service, also inside IPv6."""
-    if isinstance(address, IPv6Address):
-        inner = _embedded_ipv4(address)
-        if inner is not None and is_blocked_address(inner):
-            return True
-        return address.is_link_local or address in _METADATA_ADDRESSES_6
+    inner = _embedded_ipv4(address) if isinstance(address, IPv6Address) else None
+    if inner is not None and is_blocked_address(inner):
+        return True
     return address.is_link_local or address in _METADATA_ADDRESSES
 
 
 def _normalise_host(host: str, netloc: str, text: str) -> str:
     if not host:
-        raise BadWorkerURL(f"Worker URL {text!r} has no host")
+        raise _bad(text, "has no host")
     if netloc.startswith("["):
         if not re.fullmatch(r"\[[^\]]*\](:[0-9]*)?", netloc):
-            raise BadWorkerURL(f"Worker URL {text!r} has text after the IPv6 address")
+            raise _bad(text, "has text after the IPv6 address")
         try:
             six = IPv6Address(host)
         except AddressValueError as error:
-            raise BadWorkerURL(f"Worker URL {text!r} is not valid: {error}") from None
+            raise _bad(text, f"is not valid: {error}") from None
         if six.scope_id is not None:
-            raise BadWorkerURL(f"Worker URL {text!r} is blocked: it names a link-local zone")
+            raise _bad(text, "is blocked: it names a link-local zone")
         if is_blocked_address(six):
-            raise BadWorkerURL(f"Worker URL {text!r} is blocked: link-local or metadata address")
+            raise _bad(text, "is blocked: link-local or metadata address")
         return f"[{six.compressed}]"
     try:
         # Full-width digits and dots are what a resolver would see after IDNA.
         host = host.encode("ascii").decode() if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
-        raise BadWorkerURL(f"Worker URL {text!r} has a host that is not a valid name") from None
+        raise _bad(text, "has a host that is not a valid name") from None
     host = host.lower().removesuffix(".")
     four = _parse_ipv4(host)
     if four is not None:
         if is_blocked_address(four):
-            raise BadWorkerURL(f"Worker URL {text!r} is blocked: link-local or metadata address")
+            raise _bad(text, "is blocked: link-local or metadata address")
         return str(four)
     if host in _METADATA_HOSTS:
-        raise BadWorkerURL(f"Worker URL {text!r} is blocked: metadata service")
+        raise _bad(text, "is blocked: metadata service")
     labels = host.split(".")
     if len(host) > 253 or not all(_LABEL.match(label) for label in labels):
-        raise BadWorkerURL(f"Worker URL {text!r} has a host that is not a valid name: {host!r}")
+        raise _bad(text, f"has a host that is not a valid name: {host!r}")
     if _IPV4_PART.match(labels[-1]):
-        raise BadWorkerURL(f"Worker URL {text!r} has a malformed IPv4 address: {host!r}")
+        raise _bad(text, f"has a malformed IPv4 address: {host!r}")
     return host
 
 

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from router.pool.assets import AssetKind, AssetMap
+from router.pool.assets import AssetKind, AssetMap, Owner
 from router.pool.registry import Registry
 from router.pool.worker import Origin, Worker
 
@@ -63,7 +63,7 @@ def test_the_owner_goes_with_its_process() -> None:
     assert len(assets) == 1
 
 
-def test_slots_of_owners_are_used_again() -> None:
+def test_owners_that_are_gone_are_forgotten() -> None:
     registry, (steady,) = pool("steady")
     assets = AssetMap()
     assets.learn("s", steady, VIDEO)
@@ -295,8 +295,8 @@ def test_the_latest_of_the_next_owner_in_a_slot_are_not_those_of_the_last() -> N
 def test_what_is_adopted_of_several_owners_gets_one_order() -> None:
     _, (a, b) = pool("a", "b")
     assets = AssetMap(limit=4)
-    assets.adopt(a, VIDEO, {"1": -1, "4": -4, "5": 5})
-    assets.adopt(b, VIDEO, {"2": -2, "3": -3})
+    assets.adopt(1, Owner(a, 1, VIDEO), {"1": -1, "4": -4, "5": 5})
+    assets.adopt(2, Owner(b, 1, VIDEO), {"2": -2, "3": -3})
     assets.sort()
     assert known(assets, *"12345") == ["2", "3", "4", "5"]  # the oldest was one too many
     assets.learn("6", b, VIDEO)
