@@ -2,27 +2,35 @@
 
 A video or mesh job is load until its status is terminal. A ghost is a generation whose client has
 left: a worker cannot abort, so its slot stays taken until a call that queues behind running work
-has come back.
+has come back. A restored worker has one for whatever it did when the router ended; it is then also
+asked for jobs that were submitted in the moment in which the router died, and never recorded.
 """
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import trio
 from attrs import define, field
 
+from ..backoff import Backoff
 from ..boundary import keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
-from ..pool.assets import AssetKind, AssetMap
+from ..pool.assets import AssetKind
 from ..pool.catalog import is_over
 from ..pool.registry import Registry
 from ..pool.worker import Health, Hold, HoldKind, Worker
 from ..text import segment
-from .client import ControlClient, Unreachable
+from .client import Unreachable
+from .jobs import JobControl, able
+
+logger = logging.getLogger("router.control")
 
 _KINDS = {"video": AssetKind.VIDEO, "mesh": AssetKind.MESH}
 # Seconds between two looks at a job: a share of what is expected to be left, within bounds; and a
@@ -37,12 +45,11 @@ _AGAIN = 1.0  # seconds until a barrier that broke is tried again
 
 @define(eq=False)
 class Follower:
-    """One task for each unfinished job and each ghost."""
+    """One task for each unfinished job, each ghost, and each restored worker's lists."""
 
     registry: Registry
     dispatcher: Dispatcher
-    assets: AssetMap
-    client: ControlClient
+    jobs: JobControl
     rng: random.Random = field(factory=random.Random)
     _nursery: trio.Nursery | None = field(init=False, default=None)
     # Of each worker with jobs: one that hangs holds up no look at another.
@@ -82,6 +89,9 @@ class Follower:
             if worker.health is not Health.HEALTHY:
                 return
             hold.restored = False
+            recover = partial(self._recover, worker, worker.incarnation)
+            what = f"reading the jobs of worker {worker.url}"
+            self._nursery.start_soon(keep_running, what, recover)
         follow = self._job if hold.kind is HoldKind.JOB else self._ghost
         what = f"the look after a {hold.kind} of worker {worker.url}"
         self._nursery.start_soon(keep_running, what, partial(follow, hold))
@@ -97,7 +107,7 @@ class Follower:
                 if not _occupies(hold, HoldKind.JOB):
                     return
                 try:
-                    answer = await self.client.get(hold.worker.url, path, within=_PATIENCE)
+                    answer = await self.jobs.client.get(hold.worker.url, path, within=_PATIENCE)
                 except Unreachable:
                     continue  # its health is judged elsewhere; a new process ends the hold
             content = answer.json()
@@ -105,7 +115,7 @@ class Follower:
             # It may have been deleted while we looked: then a ghost has taken its place.
             over = answer.status == 404 or (answer.status == 200 and is_over(job))
             if over and _occupies(hold, HoldKind.JOB):
-                self.assets.finish(hold.job_id)
+                self.jobs.assets.finish(hold.job_id)
                 self.dispatcher.job_ended(hold.job_id, job.get("status"))
 
     def _pause(self, hold: Hold) -> float:
@@ -140,7 +150,7 @@ class Follower:
         be told yet."""
         url = hold.worker.url
         try:
-            answer = await self.client.call("GET", url, "/v1/list_loras", within=_BARRIER)
+            answer = await self.jobs.client.call("GET", url, "/v1/list_loras", within=_BARRIER)
         except Unreachable as error:
             return error.refused  # what it did ended with it
         if answer.status in (502, 504):
@@ -151,6 +161,35 @@ class Follower:
             begun = hold.since if hold.begun is None else hold.begun
             await trio.sleep(max(0.0, begun + expected - trio.current_time()))
         return True
+
+    async def _recover(self, worker: Worker, incarnation: int) -> None:
+        """Find the jobs of a restored worker that were never recorded."""
+        for endpoint, kind in _KINDS.items():
+            backoff = Backoff()
+            while able([worker], kind):
+                since = self.jobs.assets.deletions
+                jobs = await self.jobs.all_jobs(worker, kind)
+                if worker.removed or worker.incarnation != incarnation:
+                    return
+                if jobs is not None:
+                    deleted = partial(self.jobs.assets.deleted, since=since)
+                    self._enter(worker, endpoint, [job for job in jobs if not deleted(job["id"])])
+                    break
+                await backoff.pause()
+
+    def _enter(self, worker: Worker, endpoint: str, jobs: Sequence[dict[str, Any]]) -> None:
+        kind = _KINDS[endpoint]
+        if fresh := self.jobs.learn(kind, [(worker, job) for job in jobs]):
+            logger.info("worker %s: %d of its %s were not recorded", worker.url, fresh, kind)
+        for job in jobs:
+            if not is_over(job):
+                hold = Hold(
+                    *(worker, worker.incarnation, HoldKind.JOB, endpoint),
+                    since=trio.current_time(),
+                    job=True,
+                    job_id=job["id"],
+                )
+                self.dispatcher.job_found(hold)
 
 
 def _occupies(hold: Hold, kind: HoldKind) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import trio
@@ -78,9 +78,9 @@ class Keeper:
     def __attrs_post_init__(self) -> None:
         self._stored_assets = StoredAssets(self.store, self.assets)
 
-    def restore(self, static: Mapping[str, int | None]) -> Set[Worker]:
-        """Make the pool what it was; the workers that were known before. `static` are the URLs that
-        today's settings name, with the slots that they say.
+    def restore(self, static: Mapping[str, int | None]) -> None:
+        """Make the pool what it was. `static` are the URLs that today's settings name, with the
+        slots that they say.
 
         To be called when all observers of the registry have subscribed. Workers that were launched
         are taken up when their launcher adds them; `settle` forgets the others. Raises
@@ -116,12 +116,12 @@ class Keeper:
         self._stored_assets.restore(self.registry.find, lambda url: url in self.registry.past)
         if records:
             self._summary = self._summarise(len(kept), len(jobs))
-        return set(self._doubted)
 
     def settle(self) -> None:
         """Forget what belongs to workers that were not added again: all launchers have."""
-        for record in self.registry.forget_past():
-            self.store.delete(WorkerRecord, record.url)
+        for url in self.registry.past:
+            self.store.delete(WorkerRecord, url)
+        self.registry.past.clear()
         for jobs in self._waiting.values():
             for job in jobs:
                 self.store.delete(JobRecord, job.job_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 
 from ..errors import BadRequest, NotFound
@@ -51,7 +51,8 @@ class Registry:
         self._telling = False
         self._failure_threshold = failure_threshold
         self.concurrency = concurrency  # of workers for which nothing else was set
-        self._past: dict[str, WorkerRecord] = {}
+        # What was recalled of workers that were not added since, by URL.
+        self.past: dict[str, WorkerRecord] = {}
         self._doubt: str | None = None
         self._trust_weights = trust_weights
         # Changes what of a worker says whether it is on trial or paused.
@@ -137,7 +138,7 @@ class Registry:
                     known.concurrency_default = concurrency
                 self.set_concurrency(known, concurrency)
             return known
-        past = self._past.pop(url, None)
+        past = self.past.pop(url, None)
         default = self.concurrency if registered or concurrency is None else concurrency
         limit = default
         if registered and concurrency is not None:
@@ -174,19 +175,9 @@ class Registry:
     def recall(self, past: Iterable[WorkerRecord], *, doubt: str | None) -> None:
         """What was known of workers before a restart of the router: `add` takes it up. Those that
         were met are suspects then, for the reason `doubt`, if there is one."""
-        self._past = {record.url: record for record in past}
-        self._last = max((record.number for record in self._past.values()), default=0)
+        self.past = {record.url: record for record in past}
+        self._last = max((record.number for record in self.past.values()), default=0)
         self._doubt = doubt
-
-    @property
-    def past(self) -> Mapping[str, WorkerRecord]:
-        """What was recalled of workers that were not added since."""
-        return self._past
-
-    def forget_past(self) -> list[WorkerRecord]:
-        """Recall no more of those that were not added; what it was."""
-        past, self._past = self._past, {}
-        return list(past.values())
 
     def remove(self, worker: Worker) -> None:
         """Forget the worker. Leases on it stay valid until their exchanges end; its slots are

@@ -20,7 +20,6 @@ from ..control.jobs import JobControl
 from ..control.keeper import Keeper
 from ..control.memory import MemoryControl
 from ..control.names import Names
-from ..control.recovery import Recovery
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.retire import Retirer
@@ -65,7 +64,6 @@ class Assembly:
     fleet: Fleet
     upstream: Upstream
     follower: Follower
-    recovery: Recovery
     keeper: Keeper
     restarting: trio.Event
 
@@ -144,8 +142,7 @@ def assemble(
         parts=parts,
         fleet=fleet,
         upstream=upstream,
-        follower=Follower(registry, dispatcher, assets, client),
-        recovery=Recovery(registry, dispatcher, assets, jobs),
+        follower=Follower(registry, dispatcher, jobs),
         keeper=Keeper(store, registry, dispatcher, assets, settings.trust_downtime),
         restarting=restarting,
     )

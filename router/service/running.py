@@ -147,7 +147,7 @@ async def _serve(
     async with ControlClient(trust=trust_of(settings)) as client:
         built = assemble(settings, store, client, *launching)
         parts, fleet, keeper = built.parts, built.fleet, built.keeper
-        restored = keeper.restore(parts.names.restore(static_workers(settings)))
+        keeper.restore(parts.names.restore(static_workers(settings)))
         parts.memory.slumber.restore()
         async with trio.open_nursery() as nursery:
             await nursery.start(client.addresses.lookups.run)
@@ -157,7 +157,6 @@ async def _serve(
             await nursery.start(parts.errands.run)
             parts.agents.begin()
             await nursery.start(built.follower.run)
-            await nursery.start(built.recovery.run, restored)
             await nursery.start(fleet.run)
             keeper.settle()
             told = keeper.summary()
