@@ -19,13 +19,11 @@ from .pool import events
 from .pool.cost import Costs, Rate, Speeds
 from .pool.lifecycle import able, hopeful, reasons
 from .pool.lines import Waiting
-from .pool.match import Facts, Need, NoCapableWorker
+from .pool.match import Facts, Need
 from .pool.policies import LeastWork, Policy
 from .pool.queue import Queue
 from .pool.registry import Registry
 from .pool.worker import Health, Hold, HoldKind, Lease, Worker
-
-__all__ = ["Dispatcher", "NoCapableWorker", "QueueLimits"]
 
 # Where the longest goes first, a second of waiting outweighs so many seconds of expected work.
 _AGEING = 0.2
@@ -190,7 +188,6 @@ class Dispatcher:
         # What it means for the worker comes before its slot is free: or the next one goes there.
         if status in (429, 503) and retry_after is not None:
             self._ejection.hold_off(hold.worker, retry_after, trio.current_time())
-            self._look.set()
         elif status >= 500:
             self.failed(hold, f"it answered {status}")
         elif ok and not hold.job:
@@ -212,7 +209,6 @@ class Dispatcher:
         if hold.incarnation == hold.worker.incarnation:
             meant = self.queue.fitting(hold.wants)
             self._ejection.failed(hold, meant, trio.current_time(), why)
-            self._look.set()
 
     def abandon(self, lease: Lease) -> None:
         """Nobody waits for the answer any more, but the worker goes on: its slot stays taken."""
@@ -302,14 +298,14 @@ class Dispatcher:
             case events.SlotFreed(hold):
                 if hold.job_id is not None and self._jobs.get(hold.job_id) is hold:
                     del self._jobs[hold.job_id]
-                if worker.trial is not None:
-                    self._ejection.ended(hold, trio.current_time())
-                    self._look.set()
+                self._ejection.ended(hold, trio.current_time())
                 self._registry.begin(worker, trio.current_time())
             case events.SlotsChanged() | events.CapabilitiesLearned():
                 self._registry.begin(worker, trio.current_time())
             case events.WorkerRemoved():
                 self.speeds.forget(worker.url)
+        if worker.trial is not None or worker.paused:
+            self._look.set()
         if (waiting := self._ended.pop(worker, None)) is not None:
             waiting.set()
         if not isinstance(event, events.LeaseEnded):  # its slot, if it had one, is told by itself

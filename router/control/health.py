@@ -93,10 +93,8 @@ async def _read(client: ControlClient, url: str, path: str) -> Any:
         raise NotRead(_unauthorized(path, answer.status))
     content = answer.json()
     if answer.status != 200 or not isinstance(content, dict):
-        reason = f"GET {path} answered {answer.status} and no JSON object"
-        if answer.status != 200:
-            reason = f"GET {path} answered {answer.status}"
-        raise NotRead(Finding(Probe.FAILED, reason))
+        what = " and no JSON object" if answer.status == 200 else ""
+        raise NotRead(Finding(Probe.FAILED, f"GET {path} answered {answer.status}{what}"))
     return content
 
 

@@ -84,6 +84,7 @@ async def open_idle(url: str, addresses: Addresses, trust: Trust) -> trio.abc.St
     finds out why. Raises Unresolved."""
     origin = Origin.of(url)
     stream: trio.abc.Stream | None = None
+    opened = False
     try:
         with trio.move_on_after(CONNECT_TIMEOUT):
             stream = plain = await addresses.meet(origin)
@@ -98,18 +99,15 @@ async def open_idle(url: str, addresses: Addresses, trust: Trust) -> trio.abc.St
                     https_compatible=True,
                 )
                 await secure.do_handshake()
-            return stream
+            opened = True
     except Unresolved:
         raise
     except (OSError, trio.BrokenResourceError, ssl.SSLError):
         pass
-    except BaseException:
-        if stream is not None:
+    finally:
+        if stream is not None and not opened:
             await trio.aclose_forcefully(stream)
-        raise
-    if stream is not None:
-        await trio.aclose_forcefully(stream)
-    return None
+    return stream if opened else None
 
 
 async def challenge(stream: trio.abc.Stream) -> None:

@@ -48,9 +48,6 @@ class _History:
     pause: float = 0.0
     freed: float = -math.inf
 
-    def note(self, now: float, *, failed: bool) -> None:
-        self.outcomes.append((now, failed))
-
     def count(self, now: float) -> tuple[int, int, int]:
         """Failures, all outcomes, and failures since the last success."""
         failures = run = count = 0
@@ -85,7 +82,7 @@ class Ejection:
         if worker in self._trials:
             history.outcomes.clear()
             self._free(worker, now, "a request has succeeded")
-        history.note(now, failed=False)
+        history.outcomes.append((now, False))
         if self._trials:
             for trial in self._trials.values():
                 trial.successes += worker in trial.peers
@@ -97,7 +94,7 @@ class Ejection:
         if worker.removed or self.limits.failures is None:
             return
         history = self._histories.setdefault(worker, _History())
-        history.note(now, failed=True)
+        history.outcomes.append((now, True))
         trial = worker.trial
         if trial is None:
             self._judge(worker, frozenset(meant) - {worker}, now, why)
