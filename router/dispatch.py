@@ -294,11 +294,16 @@ class Dispatcher:
 
     def _observe(self, event: events.Event) -> None:
         worker = event.worker
+        if (waiting := self._ended.pop(worker, None)) is not None:
+            waiting.set()
+        if isinstance(event, events.LeaseEnded):
+            return  # its slot, if it had one, is told by itself
         match event:
             case events.SlotFreed(hold):
                 if hold.job_id is not None and self._jobs.get(hold.job_id) is hold:
                     del self._jobs[hold.job_id]
-                self._ejection.ended(hold, trio.current_time())
+                if worker.trial is not None:
+                    self._ejection.ended(hold, trio.current_time())
                 self._registry.begin(worker, trio.current_time())
             case events.SlotsChanged() | events.CapabilitiesLearned():
                 self._registry.begin(worker, trio.current_time())
@@ -306,10 +311,7 @@ class Dispatcher:
                 self.speeds.forget(worker.url)
         if worker.trial is not None or worker.paused:
             self._look.set()
-        if (waiting := self._ended.pop(worker, None)) is not None:
-            waiting.set()
-        if not isinstance(event, events.LeaseEnded):  # its slot, if it had one, is told by itself
-            self._undecided.append(partial(self.queue.told, event))
+        self._undecided.append(partial(self.queue.told, event))
 
     def _decide(self) -> None:
         """Let the queue decide on what has changed. A change that comes of a decision waits until

@@ -98,6 +98,8 @@ class Queue:
     def told(self, event: events.Event) -> None:
         """Something has happened in the registry."""
         match event:
+            case events.OfHold(hold):
+                self._touched(hold.worker)
             case (
                 events.WorkerAdded(worker)
                 | events.WorkerRemoved(worker)
@@ -111,8 +113,6 @@ class Queue:
                 self._changed(worker)  # its hope decides what awaits it
             case events.OfWorker(worker):
                 self._touched(worker)
-            case events.OfHold(hold):
-                self._touched(hold.worker)
 
     def lines(self) -> list[Line]:
         """The lines in which something waits."""

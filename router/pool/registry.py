@@ -417,10 +417,11 @@ class Registry:
         if old is not new:
             self._tell(events.FacetChanged(worker, facet, old, new, reason))
 
-    def _tell(self, *happened: events.Event) -> None:
+    def _tell(self, event: events.Event, *more: events.Event) -> None:
         """Every observer hears all events in the order in which they happened: one that comes of
         another is told once all have heard that."""
-        self._untold += happened
+        self._untold.append(event)
+        self._untold += more
         if self._telling:
             return
         self._telling = True
@@ -428,14 +429,17 @@ class Registry:
             while self._untold:
                 while self._untold:
                     event = self._untold.popleft()
-                    kind = type(event)
-                    if kind not in self._observers:
-                        fit = [o for o, kinds in self._subscribed if issubclass(kind, kinds)]
-                        self._observers[kind] = fit
-                    for observer in self._observers[kind]:
+                    observers = self._observers.get(type(event))
+                    for observer in self._fit(type(event)) if observers is None else observers:
                         observer(event)
                 for decide in self._settlers:
                     decide()
         finally:
             self._telling = False
             self._untold.clear()
+
+    def _fit(self, kind: type[events.Event]) -> list[Observer]:
+        """The observers of events of the kind, kept for the next one."""
+        fit = [observer for observer, kinds in self._subscribed if issubclass(kind, kinds)]
+        self._observers[kind] = fit
+        return fit
