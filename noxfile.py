@@ -167,6 +167,7 @@ def simulate(session: nox.Session) -> None:
     first = [] if seed is None else ["--seed", seed]
     session.run(
         *("python", "-m", "tests.simulation", "--seconds", seconds or "600", "--keep-going"),
+        *("--hours", "1", "--calm", "30"),
         *(*first, *session.posargs),
     )
 

@@ -199,9 +199,9 @@ async def collide(world: World, who: str, dice: random.Random, _: Worker | None 
                 nursery.start_soon(soon, end_nap)
             if away is not None:
                 nursery.start_soon(soon, lambda: register(world, who, away))
-            for _ in range(dice.randrange(3)):
+            for _ in range(dice.randrange(1, 3)):
                 nursery.start_soon(soon, lambda: change(world, who, dice))
-            for _ in range(dice.randrange(3)):
+            for _ in range(dice.randrange(1, 4)):
                 nursery.start_soon(meddle)
 
 
@@ -286,9 +286,10 @@ async def filmer(world: World, number: int) -> None:
     dice, count = world.dice(who), 0
     while not world.over.is_set():
         await world.pause(dice.uniform(2, 30) * world.theme.pace)
-        bursts = world.theme.burst if not count or dice.random() < 0.2 else 1
-        count += 1
-        for _ in range(bursts - 1):
+        burst, count = (0 if count or number else world.theme.burst), count + 1
+        if burst and dice.random() < 0.75:
+            burst = 1
+        for _ in range(burst * len(world.workers)):
             short = {"model": MODEL, "prompt": "x", "num_inference_steps": 1}
             taken = await world.ask(who, "POST", "/v1/videos", short, broken=True)
             if taken is None or taken.status != 200:

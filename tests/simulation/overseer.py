@@ -14,7 +14,8 @@ _EVERY = 2.0  # seconds between two looks
 _STEADY = 45.0  # seconds after which a worker that nothing happened to must serve
 _TRIALS = 150.0  # and one that has failed requests
 _IDLE = 8.0  # seconds that a worker may be idle while a request waits for it
-_LOOKS = 3.5  # seconds after which the end of a short job must be known
+# Seconds after which the end of a short job must be known, and of one that something has held up.
+_LOOKS, _HELD_UP = 2.5, 25.0
 _BUSY_PATIENCE = 55.0  # seconds of silence that do not make a busy worker a dead one
 
 
@@ -111,7 +112,7 @@ def _look(world: World, worker: Worker, told: dict[str, Any]) -> None:
 
 def _minds(world: World, worker: Worker) -> bool:
     """Whether the worker is there, and as fast as ever, and nobody does something to it."""
-    quiet = trio.current_time() - max(worker.disturbed, world.disturbed) > 3 * _LOOKS
+    quiet = trio.current_time() - max(worker.disturbed, world.disturbed) > 10
     there = worker.alive and worker.name in world.members and worker.slowed < world.round
     return there and quiet and not (worker.taken or worker.handled or world.blind)
 
@@ -121,9 +122,12 @@ def _unfinished(worker: Worker) -> int:
     process = worker.process
     if process is None:
         return 0
-    ended = [when for when in process.ended if trio.current_time() - when < _LOOKS]
-    process.ended = ended
-    return process.unfinished + len(ended)
+    now, kept = trio.current_time(), []
+    for begun, ended in process.ended:
+        if now - ended < (_LOOKS if begun > worker.disturbed else _HELD_UP):
+            kept.append((begun, ended))
+    process.ended = kept
+    return process.unfinished + len(kept)
 
 
 async def _queued(world: World) -> bool:

@@ -17,7 +17,7 @@ ROUND = ("--hours", "0.01")  # one of chaos and one of calm
 
 # Each of these has found a fault of the router, that was put back or was there. A change of the
 # simulation makes them seeds like any other: then others are to be looked for.
-PINNED = ("6", "15", "18")
+PINNED = ("1", "2", "11", "19")
 
 pytestmark = [
     pytest.mark.slow,

@@ -83,7 +83,7 @@ class Process:
     filmed: float = -math.inf  # when the last one ended
     awake_since: float = field(factory=trio.current_time)
     delivered: float = math.inf  # when a client first got an image of it that may testify
-    ended: list[float] = field(factory=list)  # when its jobs did
+    ended: list[tuple[float, float]] = field(factory=list)  # when jobs were submitted, and over
     work: int = 0  # generations, jobs and changes that are not over
     busy_since: float | None = None  # while there are any
     scheduler: trio.Lock = field(factory=trio.Lock)
@@ -371,12 +371,14 @@ class Worker:
             "error": None,
         }
         process.jobs[name] = job
+        self.world.tell(self)
         assert process.nursery is not None
         process.nursery.start_soon(self._film, process, job, content.get("num_inference_steps", 1))
         return 200, dict(job)
 
     async def _film(self, process: Process, job: dict[str, Any], steps: int) -> None:
         process.unfinished += 1
+        submitted = trio.current_time()
         with process.working():
             async with process.scheduler:
                 job["status"] = "in_progress"
@@ -384,7 +386,7 @@ class Worker:
                 job |= {"status": "completed", "progress": 100}
         process.unfinished -= 1
         process.filmed = trio.current_time()
-        process.ended.append(process.filmed)
+        process.ended.append((submitted, process.filmed))
 
     async def _update(self, process: Process, path: str, targets: object, refused: int) -> Reply:
         self.note(f"is sent {path}")
