@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
 from .lifecycle import hopeful, reasons
@@ -58,8 +58,10 @@ class Facts:
     kind: str = ""  # the kind of endpoint, as speeds are learnt
     min_version: int = 0  # of the weights that will do; 0: any that are current
 
-    @property
-    def wants(self) -> Wants:
+    wants: Wants = field(init=False, repr=False, eq=False)
+
+    @wants.default
+    def _wants(self) -> Wants:
         need = self.need
         return Wants(self.model, self.task, need is Need.JOB, need in _BY_MODEL, self.min_version)
 
