@@ -228,7 +228,7 @@ def test_a_worker_that_asks_for_a_pause_gets_one(
         record = router.running.parts.registry.get(asking.url)
         await until(lambda: not record.paused)  # it is bounded, and nobody has to ask
 
-    run_router(test, ejection_max_pause=0.5)
+    run_router(test, ejection_max_pause=2.0)
 
 
 def test_a_pause_of_all_is_waited_for(run_router: RunRouter) -> None:
