@@ -12,12 +12,12 @@ from router.control import watch as watch_module
 from router.control.client import Answer, Unreachable
 from router.control.presence import Evidence
 from router.control.watch import Watchman
-from router.control.witness import ROUTER_RESTARTED, Verdict, Witness
+from router.control.witness import Verdict, Witness
 from router.pool import events
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.lifecycle import reasons, routable
 from router.pool.registry import Registry
-from router.pool.worker import Health, Origin, Weights, Worker
+from router.pool.worker import ROUTER_RESTARTED, Health, Origin, Weights, Worker
 from tests.unit.control.watching import (
     DEAD,
     HANGS,
