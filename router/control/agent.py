@@ -30,7 +30,7 @@ from .errands import Errands
 from .gate import Gate
 from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
-from .slumber import Slumber
+from .slumber import RELEASE, RESUME, Slumber
 from .turns import Turns
 
 # Seconds until an agent looks again though nobody has told it anything.
@@ -81,8 +81,8 @@ class Agents:
 
     @contextmanager
     def having(self, claims: Iterable[Claim]) -> Iterator[None]:
-        """Have these claims met as long as the block runs, or until they are dropped. Whoever
-        calls has the workers for himself (Turns)."""
+        """Have these claims met as long as the block runs, or until they are dropped. The caller
+        has its turn with the workers (Turns)."""
         claims = list(claims)
         for claim in claims:
             self._agent(claim.worker).claim = claim
@@ -156,8 +156,9 @@ class Agents:
         worker = event.worker
         if isinstance(event, events.WorkerAdded):
             self._agent(worker)
-            if worker.memory is Memory.AWAKE and self.client.is_calling(worker.url):
-                # It was removed while it was called, perhaps to sleep.
+            calls = (RELEASE, RESUME)
+            moving = any(self.client.is_calling(worker.url, path) for path in calls)
+            if moving and worker.memory is Memory.AWAKE:  # it was removed in the middle of it
                 self.slumber.make_sure(worker)
         if worker.weights is Weights.CURRENT or worker.removed:
             self.replayer.restarted.discard(worker)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, Self, TypeAlias
 
@@ -64,7 +63,7 @@ class ControlClient:
         self.instance = Instance()
         self.addresses = addresses or Addresses()
         self.trust = trust or Trust()
-        self._calls: Counter[str] = Counter()  # under way, by the URL of the worker
+        self._calls: dict[str, list[str]] = {}  # paths of those under way, by the worker's URL
         # Not httpx's client: it keeps cookies, which know no ports, and reads what redirects say.
         self._pools = _Pools(self.addresses, self.trust)
 
@@ -90,9 +89,11 @@ class ControlClient:
         headers = [("range", "bytes=0-0")]
         return (await self.get(url, path, within=within, headers=headers, whole=False)).status
 
-    def is_calling(self, url: str) -> bool:
-        """Whether a call is under way at the worker that may keep it from answering others."""
-        return url in self._calls
+    def is_calling(self, url: str, path: str | None = None) -> bool:
+        """Whether a call (to this path) is under way at the worker, which may keep it from
+        answering others."""
+        paths = self._calls.get(url, ())
+        return bool(paths) if path is None else path in paths
 
     async def call(
         self,
@@ -109,13 +110,13 @@ class ControlClient:
 
         `stall`: seconds that it may take for one piece of the body. Raises Unreachable.
         """
-        self._calls[url] += 1
+        self._calls.setdefault(url, []).append(path)
         try:
             return await self._call(
                 method, url, path, within=within, stall=stall, headers=headers, body=body
             )
         finally:
-            self._calls[url] -= 1
+            self._calls[url].remove(path)
             if not self._calls[url]:
                 del self._calls[url]
 

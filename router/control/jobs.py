@@ -126,9 +126,8 @@ class JobControl:
             if self.assets.owner(job_id, kind) is not None:
                 if over:
                     self.assets.finish(job_id)
-            elif (
-                not self.assets.full
-            ):  # a list must not drop what was learned otherwise, nor itself
+            elif not self.assets.full:
+                # Else a list would drop what was learned otherwise, or itself.
                 self.assets.learn(job_id, worker, kind, finished=over)
                 fresh += 1
         return fresh

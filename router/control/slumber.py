@@ -107,9 +107,9 @@ class Slumber:
                 self.registry.remember(worker, event, "by request")
 
     def make_sure(self, worker: Worker) -> None:
-        """It is to be awake, and may be about to fall asleep."""
+        """Wake a worker that was registered again while it is still being put to sleep or woken."""
         for event in (MemoryEvent.SLEEP, MemoryEvent.WAKE):
-            self.registry.remember(worker, event, "it was called when it left the pool")
+            self.registry.remember(worker, event, "it fell asleep or woke up when it left the pool")
         self.note(worker)
 
     def wish(self, worker: Worker) -> Claim:

@@ -5,6 +5,7 @@ The agents of the workers drain and call them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -22,7 +23,7 @@ from .turns import Turn
 
 
 @define(eq=False)
-class Fenced:
+class Fenced(ABC):
     """The workers of a change, from its intent until each of them is let go.
 
     `turn`: what they are released from one by one; None: it needs them until its own end.
@@ -63,9 +64,9 @@ class Fenced:
         with self.agents.having(self.claims.values()):
             yield
 
+    @abstractmethod
     async def record(self, claim: Claim) -> None:
         """What came of a call, or of the wait for a worker."""
-        raise NotImplementedError
 
     async def send(self, claims: Sequence[Claim], call: Call) -> RouterError | None:
         """Send the call to all of these at once; where its body breaks off, why, and then nobody

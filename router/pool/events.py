@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from attrs import frozen
 
 from .known import WorkerRecord
@@ -9,11 +11,13 @@ from .worker import Hold, Lease, Worker
 
 
 class Event:
-    """Something has happened to a worker."""
+    """Something has happened to a worker. No ABC, whose instance checks are slow: each event is
+    matched by several observers."""
 
     @property
+    @abstractmethod
     def worker(self) -> Worker:
-        raise NotImplementedError
+        """The worker that it is about."""
 
 
 @frozen

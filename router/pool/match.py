@@ -43,7 +43,7 @@ class Wants(NamedTuple):
     task: Task | None
     strict: bool  # a worker that cannot do the task is no use: a job
     by_model: bool  # a worker of another model may be no use: whatever generates
-    version: int  # the oldest weights that will do: says not who is meant, only when he will do
+    version: int  # the oldest weights that will do: says when a worker will do, not which
 
 
 @frozen

@@ -368,7 +368,7 @@ class Registry:
     def absolve(self, worker: Worker) -> None:
         """The process is proven to be the same."""
         reason = worker.suspicion
-        self._know(worker)
+        self._end_doubt(worker)
         if reason is not None:
             self._tell(events.Absolved(worker, reason))
 
@@ -395,12 +395,12 @@ class Registry:
         holds, worker.holds = worker.holds, {hold: None for hold in worker.holds if hold in kept}
         for hold in worker.holds:
             hold.incarnation = worker.incarnation
-        self._know(worker)
+        self._end_doubt(worker)
         gone = [hold for hold in holds if hold not in kept]
         self._tell(events.Reincarnated(worker, reason), *map(events.SlotFreed, gone))
         self.remember(worker, MemoryEvent.REPLACED, reason)
 
-    def _know(self, worker: Worker) -> None:
+    def _end_doubt(self, worker: Worker) -> None:
         """There is no doubt any more which process is there."""
         worker.suspicion = None
         for lease in worker.leases:

@@ -173,29 +173,27 @@ def test_who_leaves_while_it_generates_leaves_a_ghost(run_router: RunRouter) -> 
 def test_nine_jobs_on_three_idle_workers_are_three_each(run_router: RunRouter) -> None:
     async def test(router: Deployment) -> None:
         workers = [await registered(router, model_path="wan/m") for _ in range(3)]
-        at = Counter[str]()
 
         async def submit() -> None:
-            answer = await router.http.post("/v1/videos", json=video(0.3))
-            at[answer.raise_for_status().headers["x-worker-id"]] += 1
+            (await router.http.post("/v1/videos", json=video(0.6))).raise_for_status()
 
         async with trio.open_nursery() as nursery:
             for _ in range(9):
                 nursery.start_soon(submit)
         assert [len(worker.log.generations()) for worker in workers] == [3, 3, 3]
         states = [await worker_of(router, worker) for worker in workers]
-        assert at == {state["worker_id"]: 3 for state in states}
-        assert all((state["outstanding_seconds"] > 0) == (state["jobs"] > 0) for state in states)
+        assert [state["jobs"] for state in states] == [3, 3, 3]
+        assert all(state["outstanding_seconds"] > 0 for state in states)
         # The router sees by itself that they have ended.
         records = [router.running.parts.registry.get(worker.url) for worker in workers]
         await until(lambda: not any(record.holds for record in records))
         assert all(entry.end is not None for w in workers for entry in w.log.generations())
         # Learnt from what each took, not from how long it waited for the ones before.
-        unit = 64 * 64 * 10 * video(0.3)["num_inference_steps"] / 1e6
+        unit = 64 * 64 * 10 * video(0.6)["num_inference_steps"] / 1e6
         slow = workers[0].config.time_scale
         for state in [await worker_of(router, worker) for worker in workers]:
             took = state["seconds_per_unit_of_work"]["video"] * unit / slow
-            assert 0.25 < took < 0.6
+            assert 0.5 < took < 1.2
 
     run_router(test)
 

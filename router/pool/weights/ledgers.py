@@ -294,7 +294,9 @@ class Ledgers(Standings):
                     entry = self._left.setdefault(url, Entry(intent.model, restored=True))
                     entry.standing = evolve(lost_by(entry.standing, change), doubt=True)
                     self._paper.put(weight_record(url, entry))
-                change.told = self.ledger(intent.model).issued + 1
+                ledger = self.ledger(intent.model)
+                before = [other.told or 0 for other in ledger.pending]
+                change.told = max(ledger.issued, *before, 0) + 1
             if change.body is None:
                 if change.told is not None:
                     self.ledger(intent.model).issued = change.told
@@ -395,7 +397,9 @@ class Ledgers(Standings):
     def _issue(self, ledger: Ledger, change: Change) -> None:
         change.before = ledger.recipe
         told = {other.told for other in ledger.pending if other is not change}
-        ledger.issued += 1 + (ledger.issued + 1 in told)
+        ledger.issued += 1
+        while ledger.issued in told:
+            ledger.issued += 1
         change.version = ledger.version = ledger.issued
         ledger.label = change.label
         ledger.recipe = change.applied_to(ledger.recipe, change.version)

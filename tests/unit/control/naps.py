@@ -248,21 +248,21 @@ def play(
         turns, errands = Turns(), Errands()
         engines: dict[str, Engine] = _Engines(disk)
 
-        under_way: Counter[str] = Counter()
+        under_way: Counter[tuple[str, str]] = Counter()
 
         class Client:
-            def is_calling(self, url: str) -> bool:
-                return under_way[url] > 0
+            def is_calling(self, url: str, path: str) -> bool:
+                return under_way[url, path] > 0
 
             async def call(
                 self, method: str, url: str, path: str, *, within: float, body: bytes, **_: Any
             ) -> Answer:
                 assert method == "POST"
-                under_way[url] += 1
+                under_way[url, path] += 1
                 try:
                     return await engines[url].call(path, body, within)
                 finally:
-                    under_way[url] -= 1
+                    under_way[url, path] -= 1
 
         slumber = Slumber(registry, cast(Store, disk))
         replays = cast(Replayer, NoReplays())

@@ -295,13 +295,17 @@ def test_one_that_is_done_is_held_up_by_nobody() -> None:
     play(body)
 
 
+async def removed_as_it_falls_asleep(nap: Nap) -> None:
+    worker = nap.add("a")
+    nap.engine(worker).takes = 5.0
+    nap.nursery.start_soon(nap.sleep, "sleep", worker)
+    await trio.sleep(1)
+    nap.registry.remove(worker)
+
+
 def test_one_that_is_removed_during_its_call() -> None:
     async def body(nap: Nap) -> None:
-        worker = nap.add("a")
-        nap.engine(worker).takes = 5.0
-        nap.nursery.start_soon(nap.sleep, "sleep", worker)
-        await trio.sleep(1)
-        nap.registry.remove(worker)
+        await removed_as_it_falls_asleep(nap)
         told: list[events.Event] = []
         nap.registry.subscribe(told.append)
         await trio.sleep(5)
@@ -313,11 +317,7 @@ def test_one_that_is_removed_during_its_call() -> None:
 
 def test_one_that_is_removed_during_its_call_and_registered_again_is_awake() -> None:
     async def body(nap: Nap) -> None:
-        worker = nap.add("a")
-        nap.engine(worker).takes = 5.0
-        nap.nursery.start_soon(nap.sleep, "sleep", worker)
-        await trio.sleep(1)
-        nap.registry.remove(worker)
+        await removed_as_it_falls_asleep(nap)
         again = nap.add("a")
         assert not routable(again)
         assert nap.disk.records == {again.url: Memory.WAKING}
@@ -326,6 +326,23 @@ def test_one_that_is_removed_during_its_call_and_registered_again_is_awake() -> 
         assert not nap.engine(again).asleep
         assert routable(again)
         assert nap.disk.records == {}
+
+    play(body)
+
+
+def test_one_that_is_removed_as_it_wakes_and_registered_again_is_awake() -> None:
+    async def body(nap: Nap) -> None:
+        worker = nap.add("a")
+        await nap.sleep("sleep", worker)
+        nap.engine(worker).takes = 5.0
+        nap.nursery.start_soon(nap.wake, "wake", worker)
+        await trio.sleep(1)
+        nap.registry.remove(worker)
+        again = nap.add("a")
+        assert not routable(again)
+        await trio.sleep(10)
+        assert not nap.engine(again).asleep
+        assert routable(again)
 
     play(body)
 

@@ -69,7 +69,7 @@ class Process:
     async def status(self, url: str, path: str, *, within: float) -> int:
         return (await self.get(url, path, within=within)).status
 
-    def is_calling(self, url: str) -> bool:
+    def is_calling(self, url: str, path: str | None = None) -> bool:
         return self.called
 
     def _usual(self, path: str) -> Answer:

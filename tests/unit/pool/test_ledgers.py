@@ -211,3 +211,16 @@ def test_the_number_of_a_change_that_was_under_way_means_no_other() -> None:
         for change in pending:
             desk.ledgers.close(change)
         before += 2
+
+
+def test_the_numbers_of_two_changes_that_were_under_way_mean_no_other() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    before = desk.change(worker)
+    for name in ("first", "second"):
+        change = desk.ledgers.make(name, "m", DISK, "{}", None)
+        desk.ledgers.open(change, [worker])
+        desk.begin()
+        worker = desk.join("a")
+    assert [c.told for c in desk.ledgers.ledger("m").pending] == [before + 1, before + 2]
+    assert desk.change(worker) == before + 3
