@@ -328,3 +328,20 @@ def test_a_change_while_all_sleep_is_made_at_their_wake(run_pool: RunPool) -> No
         assert a.sim.log.generations()[0].model_path == "step-1"
 
     run_pool(test, IMAGES)
+
+
+def test_one_that_is_registered_again_during_another_call_is_not_woken(run_pool: RunPool) -> None:
+    """Not every worker knows the call to wake."""
+
+    async def test(pool: Deployment, a: Member) -> None:
+        a.sim.faults.add("delay", path="/get_weights_checksum", by=0.5)
+        async with trio.open_nursery() as nursery:
+            asked = Asked(pool, nursery)
+            asked.start("sums", "/get_weights_checksum", json={})
+            await until(lambda: a.asked("POST", "/get_weights_checksum"))
+            (await pool.http.delete(f"/workers/{a.url}")).raise_for_status()
+            again = await pool.register(a.url)
+            assert again.memory == "awake"
+        assert a.asked("POST", WAKE) == []
+
+    run_pool(test, IMAGES)
