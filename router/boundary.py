@@ -27,6 +27,7 @@ Words: TypeAlias = str | Callable[[], str]
 """Words for the log, or a function that makes them when they are needed."""
 
 CORE = (
+    "router.bus",
     "router.dispatch",
     "router.pool.assets",
     "router.pool.lifecycle",

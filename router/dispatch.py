@@ -92,7 +92,7 @@ class Dispatcher:
         self._look = trio.Event()  # the pause of a worker has begun, or ends earlier
         registry.subscribe(self._observe, events.OfWorker, events.OfHold, events.LeaseEnded)
         # Only then: a worker may have become unroutable by what an observer makes of an event.
-        registry.when_settled(self._decide)
+        registry.bus.when_settled(self._decide)
 
     def serves(self) -> bool:
         """Whether a request that any worker can do would be served or queued, not refused."""

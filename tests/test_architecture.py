@@ -26,7 +26,7 @@ LAYERS = [
     {"store", "observe", "net"},
     {"pool", "settings"},
     {"boundary", "front"},
-    {"backoff"},
+    {"backoff", "bus"},
     {"errors", "init", "program", "text", "threads", "wall", "__init__"},
 ]
 SAME_ROW = {("web", "control")}

@@ -6,13 +6,13 @@ from abc import abstractmethod
 
 from attrs import frozen
 
+from .. import bus
 from .known import WorkerRecord
 from .worker import Hold, Lease, Worker
 
 
-class Event:
-    """Something has happened to a worker. No ABC, whose instance checks are slow: each event is
-    matched by several observers."""
+class Event(bus.Event):
+    """Something has happened to a worker."""
 
     @property
     @abstractmethod

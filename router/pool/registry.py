@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 
+from ..bus import Bus, Observer
 from ..errors import BadRequest, NotFound
 from . import events, ids
 from .ejection import Ejection, EjectionLimits
 from .known import WorkerRecord
 from .lifecycle import ADMIN, MEMORY, AdminEvent, MemoryEvent, Probe, hopeful, judge, step
 from .worker import Capabilities, Health, Hold, HoldKind, Lease, Origin, Weights, Worker
-
-Observer = Callable[[events.Event], None]
 
 
 class UnknownWorker(NotFound):
@@ -42,13 +40,10 @@ class Registry:
         trust_weights: bool = False,
         ejection: EjectionLimits | None = None,
     ) -> None:
+        self.bus = Bus()
+        self._tell = self.bus.publish
         self._workers: dict[str, Worker] = {}
         self._last = 0  # the number of the last one
-        self._subscribed: list[tuple[Observer, tuple[type[events.Event], ...]]] = []
-        self._observers: dict[type[events.Event], list[Observer]] = {}  # found when first needed
-        self._settlers: list[Callable[[], None]] = []
-        self._untold: deque[events.Event] = deque()
-        self._telling = False
         self._failure_threshold = failure_threshold
         self.concurrency = concurrency  # of workers for which nothing else was set
         # What was recalled of workers that were not added since, by URL.
@@ -64,16 +59,9 @@ class Registry:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def subscribe(self, observer: Observer, *kinds: type[events.Event]) -> None:
-        """Tell `observer` of every event of these kinds from now on; without kinds, of all. It must
-        not raise nor block. Who subscribed first means nothing."""
-        self._subscribed.append((observer, kinds or (events.Event,)))
-        self._observers.clear()
-
-    def when_settled(self, decide: Callable[[], None]) -> None:
-        """Call `decide` whenever all observers have heard all there is: what follows from an event
-        for a worker is known by then."""
-        self._settlers.append(decide)
+    def subscribe(self, observer: Observer, *types: type[events.Event]) -> Callable[[], None]:
+        """As `Bus.subscribe`; without types, of all that happens to workers."""
+        return self.bus.subscribe(observer, *(types or (events.Event,)))
 
     def find(self, url: str) -> Worker | None:
         """The worker of a normalised URL, if it is registered."""
@@ -416,30 +404,3 @@ class Registry:
         setattr(worker, facet, new)
         if old is not new:
             self._tell(events.FacetChanged(worker, facet, old, new, reason))
-
-    def _tell(self, event: events.Event, *more: events.Event) -> None:
-        """Every observer hears all events in the order in which they happened: one that comes of
-        another is told once all have heard that."""
-        self._untold.append(event)
-        self._untold += more
-        if self._telling:
-            return
-        self._telling = True
-        try:
-            while self._untold:
-                while self._untold:
-                    event = self._untold.popleft()
-                    observers = self._observers.get(type(event))
-                    for observer in self._fit(type(event)) if observers is None else observers:
-                        observer(event)
-                for decide in self._settlers:
-                    decide()
-        finally:
-            self._telling = False
-            self._untold.clear()
-
-    def _fit(self, kind: type[events.Event]) -> list[Observer]:
-        """The observers of events of the kind, kept for the next one."""
-        fit = [observer for observer, kinds in self._subscribed if issubclass(kind, kinds)]
-        self._observers[kind] = fit
-        return fit

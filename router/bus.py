@@ -1,0 +1,86 @@
+"""One ordered stream of facts: what has happened, told once to each observer of its type.
+
+Parts that decide publish here; log, metrics and pages only listen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from . import wall
+
+
+class Event:
+    """A fact. No ABC, of which instance checks are slow: several observers match each event."""
+
+
+Observer: TypeAlias = Callable[[Any], None]
+
+
+class Bus:
+    """Tells every observer all events of its types, in the order in which they happened.
+
+    `number` is that of the event being told, from 1 on without a gap.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._subscribed: list[tuple[Observer, tuple[type[Event], ...]]] = []
+        self._by_type: dict[type[Event], list[Observer]] = {}  # found when first needed
+        self._settlers: list[Callable[[], None]] = []
+        self._untold: deque[Event] = deque()
+        self._telling = False
+
+    def subscribe(self, observer: Observer, *types: type[Event]) -> Callable[[], None]:
+        """Tell `observer` of every event of these types from now on; without types, of all.
+        Returns the function that ends it.
+
+        An observer must neither raise nor block. Who subscribed first means nothing.
+        """
+        subscription = (observer, types or (Event,))
+        self._subscribed.append(subscription)
+        self._by_type.clear()
+
+        def unsubscribe() -> None:
+            self._subscribed = [other for other in self._subscribed if other is not subscription]
+            self._by_type.clear()
+
+        return unsubscribe
+
+    @property
+    def at(self) -> float:
+        """When the event being told was published, in seconds since 1970: an event waits for
+        nothing but other observers."""
+        return wall.seconds()
+
+    def when_settled(self, decide: Callable[[], None]) -> None:
+        """Call `decide` whenever all observers have heard all there is: what follows from an event
+        is known by then."""
+        self._settlers.append(decide)
+
+    def publish(self, *events: Event) -> None:
+        """Tell these events. One that comes of another is told once all have heard that one."""
+        self._untold += events
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._untold:
+                while self._untold:
+                    event = self._untold.popleft()
+                    self.number += 1
+                    observers = self._by_type.get(type(event))
+                    for observer in self._fit(type(event)) if observers is None else observers:
+                        observer(event)
+                for decide in self._settlers:
+                    decide()
+        finally:
+            self._telling = False
+            self._untold.clear()
+
+    def _fit(self, kind: type[Event]) -> list[Observer]:
+        fit = [observer for observer, types in self._subscribed if issubclass(kind, types)]
+        self._by_type[kind] = fit
+        return fit
