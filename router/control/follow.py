@@ -188,6 +188,7 @@ class Follower:
                     since=trio.current_time(),
                     job=True,
                     job_id=job["id"],
+                    doubtful=worker.suspicion is not None,
                 )
                 self.dispatcher.job_found(hold)
 

@@ -72,8 +72,6 @@ class Keeper:
     _recorded: dict[Worker, WorkerRecord] = field(init=False, factory=dict)
     _waiting: dict[str, list[JobRecord]] = field(init=False, factory=dict)
     _summary: str | None = field(init=False, default=None)
-    # Restored, and not yet known to be the same process or another one.
-    _doubted: set[Worker] = field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         self._stored_assets = StoredAssets(self.store, self.assets)
@@ -169,21 +167,17 @@ class Keeper:
                 self._recorded[worker] = past
                 self._resume_jobs(worker)
                 self._stored_assets.added(worker)
-                self._doubted.add(worker)
-                self._haunt(worker)
+                self._enter_ghost(worker)
                 if past.origin is worker.origin:
                     return  # what it can do is told next
             case events.WorkerRemoved():
-                self._doubted.discard(worker)
                 self._recorded.pop(worker, None)
                 self.store.delete(WorkerRecord, worker.url)
                 self.store.delete(SpeedRecord, worker.url)
-            case events.Reincarnated() if worker in self._doubted:
-                # Nothing proves that it is the same, nor that it is not: it may be busy.
-                self._doubted.discard(worker)
-                self._haunt(worker)
-            case events.Absolved():
-                self._doubted.discard(worker)
+            case events.Reincarnated():
+                for hold in worker.holds:  # of the jobs that this process was given
+                    if hold.kind is HoldKind.JOB and hold.job_id is not None:
+                        self._put_job(hold, hold.job_id)
             case events.Held(hold) if hold.job_id is not None:
                 if hold.kind is HoldKind.JOB:
                     self._put_job(hold, hold.job_id)
@@ -206,11 +200,13 @@ class Keeper:
             self._recorded[worker] = record
             self.store.put(record)
 
-    def _haunt(self, worker: Worker) -> None:
+    def _enter_ghost(self, worker: Worker) -> None:
         """What the worker was doing when the router ended may go on: one slot stays taken until it
-        has come to what it is asked then."""
+        has come to what it is asked then. So too where nothing proves which process it is."""
         now = trio.current_time()
-        ghost = Hold(worker, worker.incarnation, HoldKind.GHOST, since=now, begun=now)
+        ghost = Hold(
+            *(worker, worker.incarnation, HoldKind.GHOST), since=now, begun=now, doubtful=True
+        )
         self.registry.occupy(ghost)
 
     def _resume_jobs(self, worker: Worker) -> None:

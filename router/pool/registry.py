@@ -185,6 +185,7 @@ class Registry:
         lease.doubtful = worker.suspicion is not None
         worker.leases.add(lease)
         if hold is not None:
+            hold.doubtful = lease.doubtful
             hold.begun = hold.since if worker.free_slots > 0 else None
             worker.holds[hold] = None
             self.ejection.granted(hold)
@@ -376,15 +377,15 @@ class Registry:
         worker.met = False
         worker.troubled = False
         self.ejection.forget(worker)
-        # What was sent since the doubt arose has gone to the new process, and keeps its slots. A
-        # lease that is not used yet is withdrawn by its incarnation.
+        # What was sent since the doubt arose has gone to the new process, and keeps its slots,
+        # be it a job or a ghost by now. A lease that is not used yet is withdrawn by its
+        # incarnation.
         worker.leases = {lease for lease in worker.leases if lease.doubtful}
-        kept = {lease.hold for lease in worker.leases}
-        holds, worker.holds = worker.holds, {hold: None for hold in worker.holds if hold in kept}
+        gone = [hold for hold in worker.holds if not hold.doubtful]
+        worker.holds = {hold: None for hold in worker.holds if hold.doubtful}
         for hold in worker.holds:
             hold.incarnation = worker.incarnation
         self._end_doubt(worker)
-        gone = [hold for hold in holds if hold not in kept]
         self._tell(events.Reincarnated(worker, reason), *map(events.SlotFreed, gone))
         self.remember(worker, MemoryEvent.REPLACED, reason)
 
@@ -393,6 +394,8 @@ class Registry:
         worker.suspicion = None
         for lease in worker.leases:
             lease.doubtful = False
+        for hold in worker.holds:
+            hold.doubtful = False
 
     def _end(self, lease: Lease) -> None:
         self.free(lease)

@@ -282,6 +282,8 @@ class Hold:
     wants: Wants | None = None
     # It was not granted but found: by what was known before a restart of the router.
     restored: bool = False
+    # It was taken while nobody knew which process is there.
+    doubtful: bool = False
 
 
 @define(eq=False)

@@ -107,6 +107,26 @@ def test_what_a_suspect_was_given_keeps_the_slots_of_the_new_process(registry: R
     assert worker.is_idle
 
 
+@pytest.mark.parametrize("kind", [HoldKind.JOB, HoldKind.GHOST])
+def test_what_outlives_its_lease_is_kept_like_a_lease(registry: Registry, kind: HoldKind) -> None:
+    worker = healthy(registry)
+    before = registry.keep(grant(registry, worker), kind)
+    registry.suspect(worker, CLOSED)
+    since = registry.keep(grant(registry, worker), kind)
+    found = Hold(worker, worker.incarnation, kind, doubtful=True)
+    registry.occupy(found)
+    freed: list[Hold] = []
+    registry.subscribe(
+        lambda event: freed.append(event.hold) if isinstance(event, events.SlotFreed) else None
+    )
+    registry.reincarnate(worker, CLOSED)
+    assert list(worker.holds) == [since, found]
+    assert {hold.incarnation for hold in worker.holds} == {worker.incarnation}
+    assert freed == [before]
+    registry.reincarnate(worker, CLOSED)  # the next one was given nothing
+    assert not worker.holds
+
+
 def test_what_the_same_process_was_given_goes_with_it(registry: Registry) -> None:
     worker = healthy(registry)
     registry.suspect(worker, CLOSED)
