@@ -19,7 +19,7 @@ from ..backoff import Backoff
 from ..boundary import contained, keep_running
 from ..dispatch import Dispatcher
 from ..pool import events
-from ..pool.match import is_up, reachable
+from ..pool.lifecycle import reachable
 from ..pool.registry import Registry
 from ..pool.worker import Health, Memory, Weights, Worker
 from ..text import words
@@ -120,7 +120,8 @@ class Agents:
         seconds at most."""
 
         def current() -> bool:
-            return all(w.weights is Weights.CURRENT for w in workers if is_up(w))
+            up = [w for w in workers if reachable(w) and not w.is_sleeping and w.capabilities]
+            return all(worker.weights is Weights.CURRENT for worker in up)
 
         self.look(workers)
         return await self.until(current, within)
@@ -140,7 +141,7 @@ class Agents:
         return Known(
             incarnation=worker.incarnation,
             healthy=worker.health is Health.HEALTHY,
-            reachable=reachable(worker) and not worker.removed,
+            reachable=reachable(worker),
             certain=worker.suspicion is None and worker.capabilities is not None,
             idle=worker.is_idle,
             memory=worker.memory,

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import trio
 from attrs import define, field
 
-from ..pool.lifecycle import MemoryEvent
-from ..pool.match import Targets, asleep_targets, no_workers, reachable
+from ..pool.lifecycle import MemoryEvent, reachable
+from ..pool.match import Targets, no_workers
 from ..pool.worker import Memory, Origin, Weights, Worker
 from .agent import Agents
 from .calls import Call, Row, answer
@@ -73,7 +73,7 @@ class MemoryControl:
         call, StateUnavailable.
         """
         async with self._alone_with(chosen, begin) as (turn, present):
-            targets = asleep_targets(present)
+            targets = Targets.of(w for w in present if w.is_sleeping)
             eligible, deferred = targets.eligible, targets.deferred
             awake = [w for w in present if not w.is_sleeping and not w.is_dead]
             # A launched worker that died asleep is started again, now that it may wake.

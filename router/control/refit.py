@@ -14,7 +14,8 @@ import trio
 from attrs import define, field, frozen
 
 from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
-from ..pool.match import Targets, awake_targets, healthy_targets, model_of, no_workers, reachable
+from ..pool.lifecycle import reachable
+from ..pool.match import Targets, model_of, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledgers
 from ..pool.weights.change import label_of
@@ -178,7 +179,7 @@ class WeightControl:
     def members(self, turn: Turn, chosen: list[Worker], path: str = "") -> Targets:
         """Who of the chosen gets a change whose turn has come. One that joined later is taken in,
         unless something else waits for it."""
-        targets = awake_targets(worker for worker in chosen if not worker.removed)
+        targets = Targets.of((w for w in chosen if not w.removed), awake=True)
         eligible = [
             worker
             for worker in targets.eligible
@@ -252,7 +253,7 @@ class WeightControl:
 
     async def ask(self, chosen: list[Worker], call: Call) -> Answer:
         """Ask every healthy worker; the answer also says whether those of each model agree."""
-        targets = healthy_targets(chosen)
+        targets = Targets.of(chosen)
         if not targets.eligible:
             raise no_workers()
         rows = await broadcast(self.agents.client, targets.eligible, call)

@@ -15,8 +15,7 @@ from typing import ClassVar
 from attrs import define, field, frozen
 
 from ..pool import events
-from ..pool.lifecycle import MemoryEvent
-from ..pool.match import reachable
+from ..pool.lifecycle import MemoryEvent, reachable
 from ..pool.registry import Registry
 from ..pool.weights.answers import Meaning, meaning, words
 from ..pool.worker import Memory, Origin, Worker

@@ -164,35 +164,63 @@ def reasons(worker: Worker) -> list[str]:
 
 
 def routable(worker: Worker) -> bool:
-    """Whether generations may be sent to it: it is able, and not on trial."""
-    return worker.trial is None and able(worker)
+    """Whether generations may be sent to it."""
+    return not reasons(worker)
 
 
-def able(worker: Worker) -> bool:
-    """Whether generations may be sent to it if there is no better one: healthy, enabled, awake,
-    current, no suspect, and not paused."""
+def able(worker: Worker, version: int = 0) -> bool:
+    """Whether generations that want weights of that version or later may be sent to it if there is
+    no better one: a trial is all that may be against it."""
+    if worker.weight_version < version:
+        return False
+    found = reasons(worker)
+    return not found or found == _ON_TRIAL
+
+
+_ON_TRIAL = ["on_trial"]
+
+
+def reachable(worker: Worker) -> bool:
+    """Whether calls may be sent to it, whatever its weights are and whether they are in memory."""
     return (
         worker.health is Health.HEALTHY
-        and worker.admin is Admin.ENABLED
-        and worker.memory is Memory.AWAKE
-        and worker.weights is Weights.CURRENT
-        and not doubted(worker)
-        and not worker.paused
+        and worker.admin is not Admin.QUARANTINED
         and not worker.removed
     )
 
 
-def hopeful(worker: Worker) -> bool:
-    """Whether it is routable, or may become so without anyone acting."""
-    if worker.removed or worker.admin is not Admin.ENABLED:
-        return False
+class Lack(StrEnum):
+    """What a worker will not come to have unless somebody acts."""
+
+    LIFE = "life"  # dead, or taken out of service
+    MEMORY = "memory"
+    WEIGHTS = "weights"  # those of its ledger
+    VERSION = "version"  # weights as new as the request wants
+    CONTACT = "contact"  # its first probe has failed
+
+
+def lack(worker: Worker, version: int = 0) -> Lack | None:
+    """What keeps it from ever being `able` without anyone acting; None if it may come to be so."""
+    if worker.removed or worker.admin is not Admin.ENABLED or worker.health is Health.UNHEALTHY:
+        return Lack.LIFE
     if worker.memory not in (Memory.AWAKE, Memory.WAKING):
-        return False
+        return Lack.MEMORY
     if worker.weights is Weights.FAILED or (worker.weights is Weights.BEHIND and worker.stuck):
-        return False
-    if worker.health is Health.UNKNOWN:
-        return worker.consecutive_failures == 0  # its first probe is outstanding
-    return worker.health is not Health.UNHEALTHY
+        return Lack.WEIGHTS
+    if not (
+        worker.weight_version >= version
+        # It is about to be given those of its ledger; or it is not known yet of which it is.
+        or worker.weights in (Weights.BEHIND, Weights.UPDATING)
+        or worker.capabilities is None
+    ):
+        return Lack.VERSION
+    first_probe_failed = worker.health is Health.UNKNOWN and worker.consecutive_failures > 0
+    return Lack.CONTACT if first_probe_failed else None
+
+
+def hopeful(worker: Worker, version: int = 0) -> bool:
+    """Whether it is able, or may become so without anyone acting."""
+    return lack(worker, version) is None
 
 
 @frozen

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator
 from attrs import define, field
 
 from .lifecycle import able, hopeful
-from .match import Facts, Need, Wants, may_have
+from .match import Facts, Need, Wants
 from .worker import Worker
 
 # A line forgets those that left it before their turn when they are so many, and the most of it.
@@ -42,14 +42,15 @@ class Waiting:
         """Whether a worker that was not tried may serve it without somebody acting."""
         line = self.line
         assert line is not None
-        return any(line.hopeful(w) and w not in self.tried for w in line.members)
+        version = line.key.version
+        return any(hopeful(w, version) and w not in self.tried for w in line.members)
 
 
 @define(eq=False)
 class _Tier:
-    """Members that are able, and those of them with a free slot."""
+    """Some members that are alike, and those of them with a free slot."""
 
-    able: dict[Worker, None] = field(factory=dict)
+    members: dict[Worker, None] = field(factory=dict)
     free: dict[Worker, None] = field(factory=dict)
 
 
@@ -60,14 +61,15 @@ class Line:
     # Names the line to policies, whoever its members are.
     key: Wants
     members: tuple[Worker, ...] = ()
-    # Without trouble, with one on trial whose next request is due.
+    # Able and without trouble, with one on trial whose next request is due.
     sound: _Tier = field(factory=_Tier)
-    # With trouble: they serve if none is sound.
+    # Able, with trouble: they serve if none is sound.
     troubled: _Tier = field(factory=_Tier)
-    # On trial: they serve if there is no other at all, not even one of the `awaited`, which may
-    # come to be able by themselves.
+    # Not able, but may come to be so by themselves; none of them has a free slot.
+    awaited: _Tier = field(factory=_Tier)
+    # Able, but on trial: they serve if there is no other at all, not even an awaited one.
     ejected: _Tier = field(factory=_Tier)
-    awaited: dict[Worker, None] = field(factory=dict)
+    _tiers: dict[Worker, _Tier] = field(init=False, factory=dict, repr=False)
     # Clients with waiting requests, the next one first; each with a heap by rank.
     clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
     # Those that failed somewhere and may not go there again: few, and before the others. And of
@@ -78,41 +80,36 @@ class Line:
     wants: Counter[Wants] = field(factory=Counter)
     _left: int = field(init=False, default=0)  # those in heaps that are over
 
-    def able(self, worker: Worker) -> bool:
-        """Whether the member may be given requests of this line now."""
-        return able(worker) and worker.weight_version >= self.key.version
-
-    def hopeful(self, worker: Worker) -> bool:
-        """Whether it may come to be able without anyone acting."""
-        return hopeful(worker) and may_have(worker, self.key.version)
-
     @property
     def serving(self) -> _Tier:
         """The members that may be given requests now."""
-        if self.sound.able:
+        if self.sound.members:
             return self.sound
-        return self.troubled if self.troubled.able or self.awaited else self.ejected
+        return self.troubled if self.troubled.members or self.awaited.members else self.ejected
 
     def note(self, worker: Worker) -> None:
         """Sort a member by what it is now."""
         self.expel(worker)
-        if self.able(worker):
+        if able(worker, self.key.version):
             if worker.trial is not None and not worker.trial.due:
                 tier = self.ejected
             else:
                 tier = self.troubled if worker.troubled else self.sound
-            tier.able[worker] = None
             if worker.free_slots > 0:
                 tier.free[worker] = None
-        elif worker.trial is None and self.hopeful(worker):
-            self.awaited[worker] = None
+        elif worker.trial is None and hopeful(worker, self.key.version):
+            tier = self.awaited
+        else:
+            return
+        tier.members[worker] = None
+        self._tiers[worker] = tier
 
     def expel(self, worker: Worker) -> None:
         """The worker is no member any more."""
-        for tier in (self.sound, self.troubled, self.ejected):
-            tier.able.pop(worker, None)
+        tier = self._tiers.pop(worker, None)
+        if tier is not None:
+            del tier.members[worker]
             tier.free.pop(worker, None)
-        self.awaited.pop(worker, None)
 
     def enter(self, waiting: Waiting) -> None:
         waiting.line = self

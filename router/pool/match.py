@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from typing import NamedTuple
 from attrs import field, frozen
 
 from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
-from .lifecycle import hopeful, reasons
+from .lifecycle import Lack, hopeful, lack, reachable, reasons
 from .registry import Registry
-from .worker import Admin, Health, Memory, Task, Weights, Worker
+from .worker import Task, Worker
 
 # Longer names and further models are not compared: the time for it grows with both.
 _LONGEST_COMPARED, _MOST_COMPARED = 200, 200
@@ -134,16 +134,6 @@ def _short(name: str) -> str:
 # Requests.
 
 
-def may_have(worker: Worker, version: int) -> bool:
-    """Whether the worker has weights of that version or later, or may come to have them without
-    anyone acting: those of its ledger, which it is about to be given."""
-    return (
-        worker.weight_version >= version
-        or worker.weights in (Weights.BEHIND, Weights.UPDATING)
-        or worker.capabilities is None  # then it is not known yet of which ledger it is
-    )
-
-
 class Candidates:
     """Which of these workers fit a request, as they are now.
 
@@ -239,17 +229,15 @@ def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts)
         return PoolUnavailable("No workers are registered", code="no_workers")
     if not fitting and facts.need is Need.JOB and facts.task is not None:
         return NoCapableWorker(f"No {facts.task}-capable workers available in current worker pool.")
-    living = [w for w in fitting if not w.is_dead and w.admin is Admin.ENABLED]
-    awake = [worker for worker in living if not worker.is_sleeping]
-    if living and not awake:
+    lacks = {lack(worker, facts.min_version) for worker in fitting} - {Lack.LIFE}
+    if lacks == {Lack.MEMORY}:
         return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")
-    lacking = None
-    if all(worker.weights is Weights.FAILED or worker.stuck for worker in awake):
-        lacking = "No fitting worker has the weights it needs"
-    elif not any(may_have(worker, facts.min_version) for worker in awake):
-        lacking = f"No fitting worker has weights of version {facts.min_version} or later"
-    if awake and lacking:
-        return PoolUnavailable(lacking, code="weights_unavailable")
+    lacks.discard(Lack.MEMORY)
+    if lacks and lacks <= {Lack.WEIGHTS, Lack.VERSION}:
+        what = f"weights of version {facts.min_version} or later"
+        if Lack.VERSION not in lacks:
+            what = "the weights it needs"
+        return PoolUnavailable(f"No fitting worker has {what}", code="weights_unavailable")
     return PoolUnavailable("No fitting worker is routable at present", code="no_routable_worker")
 
 
@@ -262,6 +250,14 @@ class Targets:
 
     eligible: Sequence[Worker]
     deferred: Sequence[Worker]
+
+    @classmethod
+    def of(cls, chosen: Iterable[Worker], *, awake: bool = False) -> Targets:
+        """Split the chosen: eligible are the reachable ones; with `awake` only if they are so."""
+        found: tuple[list[Worker], list[Worker]] = [], []
+        for worker in chosen:
+            found[reachable(worker) and not (awake and worker.is_sleeping)].append(worker)
+        return cls(found[True], found[False])
 
     def deferred_rows(self) -> list[dict[str, object]]:
         """The deferred workers on the wire."""
@@ -304,38 +300,6 @@ def select(
             details={"models": served},
         )
     return pool
-
-
-def awake_targets(chosen: Iterable[Worker]) -> Targets:
-    """Split the chosen: eligible are the healthy, awake and not quarantined ones."""
-    return _split(chosen, lambda w: reachable(w) and w.memory is Memory.AWAKE)
-
-
-def asleep_targets(chosen: Iterable[Worker]) -> Targets:
-    """Split the chosen for a wake: eligible are the healthy ones that are not known to be awake."""
-    return _split([w for w in chosen if w.is_sleeping], reachable)
-
-
-def healthy_targets(chosen: Iterable[Worker]) -> Targets:
-    """Split the chosen for a question: eligible are all healthy ones that are not quarantined."""
-    return _split(chosen, reachable)
-
-
-def _split(chosen: Iterable[Worker], fit: Callable[[Worker], bool]) -> Targets:
-    pool = list(chosen)
-    return Targets([w for w in pool if fit(w)], [w for w in pool if not fit(w)])
-
-
-def reachable(worker: Worker) -> bool:
-    """Whether calls may be sent to it: healthy and not quarantined."""
-    return worker.health is Health.HEALTHY and worker.admin is not Admin.QUARANTINED
-
-
-def is_up(worker: Worker) -> bool:
-    """Whether calls that change its weights may be sent to it: reachable, awake, and it has said
-    what it can do."""
-    told = worker.capabilities is not None and not worker.removed
-    return told and reachable(worker) and worker.memory is Memory.AWAKE
 
 
 def no_workers() -> PoolUnavailable:

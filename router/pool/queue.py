@@ -16,6 +16,7 @@ from attrs import define, field
 
 from ..errors import RouterError
 from . import events
+from .lifecycle import able, hopeful
 from .lines import Line, Shares, Waiting
 from .match import AmbiguousModel, Candidates, Facts, Need, Wants, refusal
 from .policies import Policy
@@ -81,9 +82,7 @@ class Queue:
         free = line.serving.free
         if not free:
             return None
-        worker = self.policy.choose(list(free), line.key, facts)
-        line.note(worker)
-        return worker if worker in line.serving.free else None
+        return self.policy.choose(list(free), line.key, facts)
 
     def taken(self, worker: Worker) -> None:
         """A slot of the worker was occupied."""
@@ -154,10 +153,10 @@ class Queue:
         while worker.free_slots > 0 and (due := shares.next(worker)):
             self._grant(due.pop(), worker)
         for line in lines:
-            if not line.sound.able and line.wants:  # then others may do, or nobody
+            if not line.sound.members and line.wants:  # then others may do, or nobody
                 self._serve_heads(line)
         for line in lines:
-            if not line.able(worker):
+            if not able(worker, line.key.version):
                 self._refuse_hopeless(line)
 
     def _changed(self, worker: Worker) -> None:
@@ -248,13 +247,13 @@ class Queue:
         """Those that do not wait for a turn of their client."""
         for waiting in list(line.picky):
             self._place(line, waiting)
-        if line.eager and line.serving.able:
+        if line.eager and line.serving.members:
             for waiting in list(line.eager):
                 self._place(line, waiting)
 
     def _place(self, line: Line, waiting: Waiting) -> None:
         """Give a request that is not in a heap its worker, if there is one for it now."""
-        pool = line.serving.able if waiting.eager else line.serving.free
+        pool = line.serving.members if waiting.eager else line.serving.free
         able = [worker for worker in pool if worker not in waiting.tried]
         policy = self.policy
         if waiting.facts.need is Need.JOB and able:
@@ -271,7 +270,7 @@ class Queue:
         self.taken(worker)
 
     def _refuse_hopeless(self, line: Line) -> None:
-        none = not any(map(line.hopeful, line.members))
+        none = not any(hopeful(worker, line.key.version) for worker in line.members)
         for waiting in list(line.all() if none else line.picky):
             if none or not waiting.has_hope:
                 self._refuse(waiting)

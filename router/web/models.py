@@ -11,7 +11,7 @@ from ..boundary import contained
 from ..control.client import Unreachable
 from ..errors import WorkerFailed
 from ..pool.catalog import merge_models
-from ..pool.match import healthy_targets, no_workers
+from ..pool.match import Targets, no_workers
 from ..pool.worker import Worker
 from ..text import words
 from .parts import parts
@@ -50,7 +50,7 @@ async def get_model(model: str) -> tuple[dict[str, Any], int]:
 
 async def _cards() -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The merged cards, and why workers did not answer. Raises PoolUnavailable without workers."""
-    targets = healthy_targets(parts().registry)
+    targets = Targets.of(parts().registry)
     if not targets.eligible:
         raise no_workers()
     lists: dict[str, list[Any]] = {}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..pool.cost import Speeds
-from ..pool.lifecycle import reasons, routable
-from ..pool.match import reachable
+from ..pool.lifecycle import reachable, reasons, routable
 from ..pool.worker import Task, Trial, Worker
 
 

@@ -9,7 +9,7 @@ from quart import Blueprint, g
 from ..control.calls import Call
 from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
-from ..pool.match import healthy_targets, select
+from ..pool.match import Targets, select
 from ..pool.weights import Change, Ledger
 from ..pool.worker import Weights, Worker
 from ..text import from_json
@@ -78,7 +78,7 @@ async def sync() -> Answer:
     parts().store.check()
     success = await parts().agents.sync(chosen, within)
     await parts().store.commit()
-    targets = healthy_targets(worker for worker in chosen if not worker.is_sleeping)
+    targets = Targets.of(worker for worker in chosen if not worker.is_sleeping)
     called = set(targets.eligible)
     return {
         "success": success,
@@ -168,7 +168,7 @@ async def _verify(shown: dict[str, Any]) -> None:
     """Add checksums to a ledger, and whether those of its current workers agree."""
     ids = [row["worker_id"] for row in shown["workers"]]
     workers = [w for w in parts().registry if w.worker_id in ids]
-    targets = healthy_targets(worker for worker in workers if not worker.is_sleeping)
+    targets = Targets.of(worker for worker in workers if not worker.is_sleeping)
     shown["consistent"] = None
     if not targets.eligible:
         return

@@ -24,7 +24,7 @@ from router.pool.lifecycle import (
     hopeful,
 )
 from router.pool.lines import Waiting
-from router.pool.match import Candidates, Facts, Need, may_have
+from router.pool.match import Candidates, Facts, Need
 from router.pool.policies import POLICIES, LeastWork, make
 from router.pool.queue import Queue
 from router.pool.registry import Registry
@@ -194,7 +194,7 @@ class Shell:
 
 def hopes(worker: Worker, waiting: Waiting) -> bool:
     """Whether the worker may come to serve it without anyone acting."""
-    return hopeful(worker) and may_have(worker, waiting.facts.min_version)
+    return hopeful(worker, waiting.facts.min_version)
 
 
 def serves(worker: Worker, waiting: Waiting) -> bool:

@@ -8,13 +8,7 @@ import pytest
 
 from router.errors import BadRequest, NotFound, PoolUnavailable
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
-from router.pool.match import (
-    asleep_targets,
-    awake_targets,
-    healthy_targets,
-    models_of,
-    select,
-)
+from router.pool.match import Targets, models_of, select
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin, Weights, Worker
 
@@ -163,12 +157,11 @@ def test_who_is_eligible(
     registry = Registry()
     worker = add(registry, "a", "m")
     state(registry, worker)
-    for split, eligible in (
-        (awake_targets, change),
-        (asleep_targets, wake),
-        (healthy_targets, ask),
+    for targets, eligible in (
+        (Targets.of([worker], awake=True), change),
+        (Targets.of(w for w in [worker] if w.is_sleeping), wake),
+        (Targets.of([worker]), ask),
     ):
-        targets = split([worker])
         assert list(targets.eligible) == ([worker] if eligible else [])
         assert list(targets.deferred) == ([worker] if eligible is False else [])
 
@@ -177,7 +170,7 @@ def test_deferred_workers_say_why() -> None:
     registry = Registry()
     worker = add(registry, "a", "m")
     dead_asleep(registry, worker)
-    assert awake_targets([worker]).deferred_rows() == [
+    assert Targets.of([worker], awake=True).deferred_rows() == [
         {
             "worker_url": "http://a:1",
             "worker_id": "http%3A%2F%2Fa%3A1",
