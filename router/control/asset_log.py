@@ -52,7 +52,8 @@ class StoredAssets(AssetLog):
             return
         owners = self.store.restored(OwnerRecord)
         self.assets.last_owner = max((owner.number for owner in owners.values()), default=0)
-        for owner in owners.values():
+        # The newest first: older versions left owners of an earlier registration behind.
+        for owner in sorted(owners.values(), key=lambda owner: -owner.number):
             worker = find(owner.url)
             if worker is not None:
                 self._adopt(owner, worker)
@@ -95,7 +96,8 @@ class StoredAssets(AssetLog):
         self.store.delete(OwnerRecord, str(number))
 
     def _adopt(self, owner: OwnerRecord, worker: Worker) -> None:
-        if worker.incarnation != owner.incarnation:
+        adopted = Owner(worker, owner.incarnation, owner.kind)
+        if adopted.gone or self.assets.knows(adopted):
             self.owner_gone(owner.number)
             return
         table = f"{_PREFIX}{owner.number}"
@@ -105,4 +107,4 @@ class StoredAssets(AssetLog):
             for asset_id in unfit:
                 del rows[asset_id]
                 self.store.delete_row(table, asset_id)
-        self.assets.adopt(owner.number, Owner(worker, owner.incarnation, owner.kind), rows)
+        self.assets.adopt(owner.number, adopted, rows)

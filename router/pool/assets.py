@@ -113,6 +113,8 @@ class AssetMap:
 
         A known one keeps its place in the order of creation, also if it was forgotten lately.
         """
+        if worker.removed:
+            return  # it answered late: nobody would find it, and the log would keep it
         done = finished or kind is AssetKind.IMAGE or asset_id in self._finished
         before = self._packed(asset_id)
         order = self.order(asset_id)
@@ -157,6 +159,10 @@ class AssetMap:
     def has(self, made: Made) -> bool:
         """Whether it is still known as this owner's: not deleted, nor found elsewhere."""
         return self.owner(made.asset_id, made.owner.kind) == made.owner
+
+    def knows(self, owner: Owner) -> bool:
+        """Whether it has, or had, assets of the owner."""
+        return owner in self._numbers
 
     def order(self, asset_id: str) -> int:
         """Its place in the order of creation; 0 if it is not known. That of an asset which is gone

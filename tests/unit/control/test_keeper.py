@@ -6,10 +6,11 @@ from typing import Any
 
 import trio
 
+from router.control.asset_log import OwnerRecord, StoredAssets
 from router.control.keeper import Keeper
 from router.dispatch import Dispatcher
 from router.pool import policies
-from router.pool.assets import AssetMap
+from router.pool.assets import AssetKind, AssetMap
 from router.pool.cost import Speeds
 from router.pool.registry import Registry
 from router.pool.worker import Hold, HoldKind, Origin
@@ -62,3 +63,19 @@ def test_a_job_that_another_process_keeps_is_recorded_as_its_own() -> None:
         assert scene.jobs() == {"new": 2}
 
     trio.run(main)
+
+
+def test_of_two_recorded_owners_that_are_one_process_the_newer_is_taken() -> None:
+    """Older versions logged what a removed worker answered late, and never forgot it."""
+    store, registry, assets = Rows(), Registry(), AssetMap(100)
+    worker = registry.add("http://w:1", Origin.REGISTERED)
+    for number, asset_id in ((1, "late"), (2, "new")):
+        store.put(OwnerRecord(number, worker.url, worker.incarnation, AssetKind.VIDEO))
+        store.put_row(f"assets/{number}", asset_id, number)
+    StoredAssets(store, assets).restore(registry.find, lambda url: False)
+    assert assets.owner("late", AssetKind.VIDEO) is None
+    assert assets.owner("new", AssetKind.VIDEO) is not None
+    assert list(store.rows("owners")) == ["2"]
+    registry.remove(worker)
+    assets.purge()
+    assert len(assets) == 0

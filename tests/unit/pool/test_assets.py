@@ -77,6 +77,16 @@ def test_owners_that_are_gone_are_forgotten() -> None:
     assert len(assets._owners) <= 2
 
 
+def test_what_a_removed_worker_answers_late_is_not_entered() -> None:
+    """It would be logged as the next registration's, whose incarnation is the same."""
+    registry, (a,) = pool("a")
+    assets = AssetMap()
+    registry.remove(a)
+    assets.learn("late", a, VIDEO)
+    assert len(assets) == 0
+    assert not assets.knows(Owner(a, a.incarnation, VIDEO))
+
+
 def test_a_sweep_looks_at_some_entries_at_a_time() -> None:
     registry, (a, b) = pool("a", "b")
     assets = AssetMap()
