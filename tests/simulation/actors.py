@@ -175,7 +175,7 @@ async def _ask(
     if answer.status not in (200, 400, 502) and answer.code not in CODES:
         raise Wrong(f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
     if "txn" not in target:  # else it is for those that the begin has got
-        refused_change(world, change.label, answer.code)
+        refused_change(world, change.label, answer.code, told.get("left") or {})
     return dict(told)
 
 

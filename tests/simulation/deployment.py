@@ -22,8 +22,9 @@ from tests.simulation import http
 from tests.simulation.disk import Disk
 from tests.simulation.http import Answer
 from tests.simulation.network import Cut, Link, Network
+from tests.simulation.transport import made as transport_in
 from tests.simulation.truth import DISK, Change, Spy, Truth
-from tests.simulation.universe import LIFE, Life, Universe, Wrong
+from tests.simulation.universe import LIFE, Countdown, Life, Universe, Wrong
 from tests.simulation.worker import Process, Worker
 
 # Of the router. Short, so that a history sees many of their ends.
@@ -42,6 +43,7 @@ SETTINGS: dict[str, Any] = {
 PATIENCE = 4 * (60 + 5 + 40 + 30)
 OPERATION = 300.0
 JOBS = 2000.0  # the longest that come together at a worker
+_TLS = ssl.create_default_context()
 _LAZY = 1.0  # seconds until the router has surely noted on its disk what nobody waits for
 
 
@@ -120,9 +122,11 @@ class Router:
         life = self.life
         assert life is not None
         if steps:
-            life.crash_in = steps
+            countdown = Countdown(life, steps)
+            trio.lowlevel.add_instrument(countdown)
             with trio.move_on_after(5):
                 await self.over.wait()
+            trio.lowlevel.remove_instrument(countdown)
         self.note("is killed")
         self.crashes += 1
         life.crash()
@@ -395,8 +399,9 @@ async def made(universe: Universe) -> Any:
             network = Network(universe, nursery)
             network.install(stack)
             # Each life would read the certificates of the system anew, and none meets TLS.
-            tls = ssl.create_default_context()
-            stack.enter_context(mock.patch("ssl.create_default_context", return_value=tls))
+            stack.enter_context(mock.patch("ssl.create_default_context", return_value=_TLS))
+            transport = mock.patch("httpx.AsyncHTTPTransport", transport_in(network))
+            stack.enter_context(transport)
             folder = universe.folder / "state"
             disk = Disk(universe, folder, universe.dice("disk"))
             disk.install(stack)

@@ -23,7 +23,7 @@ from trio._socket import _SocketType
 
 from tests.simulation.universe import LIFE, Life, Universe
 
-_PIECE = 64 * 1024
+PIECE = 64 * 1024
 _SYN_PATIENCE = 127.0  # seconds until a connection is given up that nothing answers
 _SYN_AGAIN = 3.0  # at most so long after a host is back in reach
 _MSS_AGAIN = 0.3  # a lost packet
@@ -102,7 +102,7 @@ class Wire:
             raise Cut
         try:
             await trio.lowlevel.wait_readable(self.sock)
-            data = self.sock.recv(_PIECE)
+            data = self.sock.recv(PIECE)
         except (OSError, trio.ClosedResourceError):
             raise Cut from None
         breaks = self.link.breaks
@@ -134,19 +134,13 @@ class Wire:
 class _Socket(_SocketType):
     """What trio takes for a socket of TCP."""
 
-    def __init__(self, network: Network) -> None:
-        super().__init__(socket.socket(socket.AF_UNIX))
-        self._network = network
-        self.options: dict[int, int] = {}
+    def __init__(self, sock: socket.socket, options: dict[int, int]) -> None:
+        super().__init__(sock)
+        self._options = options
 
     def setsockopt(self, level: int, option: int, value: Any, optlen: Any = None) -> None:
         if level == socket.IPPROTO_TCP:
-            self.options[option] = value
-
-    async def connect(self, address: Any) -> None:
-        mine = await self._network.reach(address[0], address[1], self.options)
-        self._sock.close()
-        self._sock = mine
+            self._options[option] = value
 
 
 Serve = Callable[[Wire], Awaitable[None]]
@@ -173,7 +167,7 @@ class Host:
 
 
 @define(eq=False)
-class Network(trio.abc.SocketFactory):
+class Network:
     """All hosts, and the router's listener."""
 
     universe: Universe
@@ -183,13 +177,17 @@ class Network(trio.abc.SocketFactory):
     life: Life | None = None
 
     def install(self, stack: contextlib.ExitStack) -> None:
-        """From now on trio's sockets are those of this network."""
-        trio.socket.set_custom_socket_factory(self)
+        """From now on trio connects within this network."""
+        stack.enter_context(mock.patch("trio.open_tcp_stream", self._open))
         # No other address may be looked at: what the real machine has would tell.
         stack.enter_context(mock.patch("router.net.addresses.is_local", return_value=False))
 
-    def socket(self, family: int = 0, kind: int = 0, proto: int = 0) -> Any:
-        return _Socket(self)
+    async def _open(self, host: str, port: int, **_: object) -> trio.SocketStream:
+        options: dict[int, int] = {}
+        try:
+            return trio.SocketStream(_Socket(await self.reach(host, port, options), options))
+        except OSError as error:
+            raise OSError(f"all attempts to connect to {host}:{port} failed") from error
 
     def host(self, address: str) -> Host:
         link = Link(self.universe.dice(f"link {address}"))
@@ -197,7 +195,8 @@ class Network(trio.abc.SocketFactory):
         return host
 
     async def reach(self, address: str, port: int, options: dict[int, int]) -> socket.socket:
-        """The router opens a connection; its end of it. Raises OSError."""
+        """The router opens a connection; its end of it, and the options of TCP that it will set.
+        Raises OSError."""
         life = LIFE.get()
         host = self.hosts.get(address)
         if host is None:

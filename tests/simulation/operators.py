@@ -43,6 +43,7 @@ async def _ask(
             world.note(who, f"{method} {target}: {answer.status} {told}")
             world.outcomes[f"{target.split('?')[0].split('/')[1]} {answer.status}"] += 1
             return answer
+        await trio.sleep(0.1)  # it ends, and nobody listens
 
 
 async def register(world: World, who: str, worker: Worker) -> None:

@@ -56,9 +56,10 @@ def refused_generation(world: World, request: str, code: str) -> None:
                 raise Wrong(f"{request} was refused: {code}; and {worker.name} is well")
 
 
-def refused_change(world: World, label: str, code: str) -> None:
-    """Raises Wrong."""
-    if code == "no_workers":
+def refused_change(world: World, label: str, code: str, left: dict[str, str]) -> None:
+    """`left`: why those that were to be held could not be. Raises Wrong."""
+    late = any(why.startswith("its work did not end within") for why in left.values())
+    if code == "no_workers" and not late:
         for worker in world.workers:
             if fits_change(world, worker):
                 raise Wrong(f"{label} was refused: {code}; and {worker.name} is well")

@@ -7,24 +7,30 @@ trio lets each of them be replaced; chance comes from the system, and here from 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import heapq
+import itertools
 import logging
+import math
 import os
 import random
+import select
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import httpx
 import trio
-import trio.testing
 from attrs import define, field
 from trio._core import _run
 
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
-_STILL = 100_000  # steps of tasks in one moment, and somebody runs in a circle
+_STILL = 300_000  # looks at the clock in one moment, and somebody runs in a circle
 _GARBAGE = 300.0  # seconds of virtual time between two collections
 
 
@@ -82,7 +88,6 @@ class Life:
     on_crash: dict[object, Callable[[], None]] = field(factory=dict)
     # Seconds that the next call in a thread takes.
     thread_delay: Callable[[], float] = lambda: 0.0
-    crash_in: int | None = None  # steps of its tasks
 
     def crash(self) -> None:
         if not self.dead:
@@ -95,32 +100,86 @@ class Life:
 LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
 
 
-class Steps(trio.abc.Instrument):
-    """Ends a life between two steps of its tasks, at any await; and all, if time stands still."""
+@define(eq=False)
+class Countdown(trio.abc.Instrument):
+    """Ends a life after so many steps of its tasks, at any await."""
 
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.spins: str | None = None  # the task that does
-        self._now, self._steps = 0.0, 0
+    life: Life
+    steps: int
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        now = trio.current_time()
-        self._steps = self._steps + 1 if now == self._now else 0
-        self._now = now
-        if self._steps > _STILL and self.spins is None:
-            self.spins = task.name
-            self.scope.cancel()
-        life = task.context.get(LIFE)
-        if life is not None and life.crash_in is not None:
-            life.crash_in -= 1
-            if life.crash_in <= 0:
-                life.crash_in = None
-                life.crash()
+        if task.context.get(LIFE) is self.life:
+            self.steps -= 1
+            if self.steps == 0:
+                self.life.crash()
+
+
+class VirtualClock(trio.abc.Clock):
+    """Goes on, by a jump, when nothing can run: not even what a socket has for somebody.
+
+    trio's own clock for tests takes two turns of the loop for each jump, and its sleep a scope
+    for each; both are most of what an idle hour costs.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.stuck: str | None = None  # the task that runs while time stands still
+        self.on_stuck: Callable[[], None] = lambda: None
+        self._asked = 0  # times since the last jump
+        self._sleepers: list[tuple[float, int, list[trio.lowlevel.Task | None]]] = []
+        self._number = itertools.count()
+        self._poll: select.poll | None = None
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        self._asked += 1
+        if self._asked == _STILL:
+            task = getattr(_run.GLOBAL_RUN_CONTEXT, "task", None)
+            self.stuck = "a task" if task is None else task.name
+            _run.GLOBAL_RUN_CONTEXT.runner.trio_token.run_sync_soon(self.on_stuck)
+        return self.now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(_run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno())
+        if self._poll.poll(0):
+            return 0.0
+        self._asked = 0
+        if self._sleepers:
+            deadline = min(deadline, self._sleepers[0][0])
+        if deadline == math.inf:
+            return 1.0  # of the real time: nothing will ever happen, unless from outside
+        self.now = max(self.now, deadline)
+        while self._sleepers and self._sleepers[0][0] <= self.now:
+            task = heapq.heappop(self._sleepers)[2][0]
+            if task is not None:
+                trio.lowlevel.reschedule(task)
+        return 0.0
+
+    async def sleep(self, seconds: float, *, shield: bool = False) -> None:
+        """In place of trio.sleep."""
+        if not seconds > 0:
+            await trio.lowlevel.checkpoint()
+            return
+        entry: list[trio.lowlevel.Task | None] = [trio.lowlevel.current_task()]
+        heapq.heappush(self._sleepers, (self.now + seconds, next(self._number), entry))
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            if shield:
+                return trio.lowlevel.Abort.FAILED
+            entry[0] = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 async def _in_loop(
     call: Callable[..., Any],
     *args: Any,
+    clock: VirtualClock,
     thread_name: str | None = None,
     abandon_on_cancel: bool = False,
     limiter: trio.CapacityLimiter | None = None,
@@ -128,8 +187,8 @@ async def _in_loop(
     """In place of a thread: time goes by, then all of it happens at once."""
     life = LIFE.get()
     async with limiter or contextlib.nullcontext():
-        with trio.CancelScope(shield=not abandon_on_cancel):
-            await trio.sleep(0.0 if life is None else life.thread_delay())
+        delay = 0.0 if life is None else life.thread_delay()
+        await clock.sleep(delay, shield=not abandon_on_cancel)
         return call(*args)
 
 
@@ -149,7 +208,7 @@ class _Diarist(logging.Handler):
 
 
 @contextlib.contextmanager
-def _determined(seed: str) -> Iterator[None]:
+def _determined(seed: str, clock: VirtualClock) -> Iterator[None]:
     entropy = random.Random(f"{seed} entropy")
     plain = random.Random.seed
 
@@ -162,7 +221,11 @@ def _determined(seed: str) -> Iterator[None]:
             (os, "urandom", entropy.randbytes),
             (random, "_urandom", entropy.randbytes),
             (_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
-            (trio.to_thread, "run_sync", _in_loop),
+            (trio, "sleep", clock.sleep),
+            (time, "sleep", lambda _: None),  # so that others get on; there is nobody else
+            (trio.to_thread, "run_sync", functools.partial(_in_loop, clock=clock)),
+            # Most of what a call costs is to read, again and again, where it goes.
+            (httpx._urls, "urlparse", functools.lru_cache(10_000)(httpx._urls.urlparse)),
             (trio.from_thread, "check_cancelled", lambda: None),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
@@ -183,7 +246,8 @@ def run(seed: str, main: Callable[[Universe], Awaitable[None]], *, live: bool = 
     """Live through `main` on virtual time. Raises what it raises, with the universe in
     `universe` of the error."""
     made: list[Universe] = []
-    steps = Steps()
+    clock, scope = VirtualClock(), trio.CancelScope()
+    clock.on_stuck = scope.cancel
 
     async def begin() -> None:
         universe = Universe(seed, Path(folder), live)
@@ -194,13 +258,13 @@ def run(seed: str, main: Callable[[Universe], Awaitable[None]], *, live: bool = 
         logger.setLevel(logging.INFO)
         logger.propagate = False
         try:
-            with steps.scope:
+            with scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_collect)
                     await main(universe)
                     nursery.cancel_scope.cancel()
-            if steps.spins is not None:
-                raise Wrong(f"time stands still while {steps.spins} runs")
+            if clock.stuck is not None:
+                raise Wrong(f"time stands still while {clock.stuck} runs")
         finally:
             universe.lasted = universe.now
             logger.removeHandler(handler)
@@ -212,9 +276,8 @@ def run(seed: str, main: Callable[[Universe], Awaitable[None]], *, live: bool = 
     gc.freeze()
     gc.disable()
     try:
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as folder, _determined(seed):
-            clock = trio.testing.MockClock(autojump_threshold=0)
-            trio.run(begin, clock=clock, instruments=[steps], strict_exception_groups=True)
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as folder, _determined(seed, clock):
+            trio.run(begin, clock=clock, strict_exception_groups=True)
     except BaseException as error:
         error.universe = made[0] if made else None  # type: ignore[attr-defined]
         raise

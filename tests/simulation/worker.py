@@ -210,9 +210,9 @@ class Worker:
     async def _serve(self, wire: Wire) -> None:
         process = self.process
         assert process is not None
-        side = ServerSide(wire)
+        side = ServerSide(wire, _IDLE)
         await self._tick(process)
-        async for request in side.requests(_IDLE):
+        while (request := await side.next()) is not None:
             await self._tick(process)
             status, content = await self._answer(process, request)
             await self._tick(process)
