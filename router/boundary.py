@@ -36,6 +36,7 @@ CORE = (
     "router.pool.registry",
     "router.pool.weights.ledger",
     "router.pool.weights.ledgers",
+    "router.pool.weights.standing",
     "router.pool.weights.standings",
     "router.pool.worker",
     "router.store.changes",

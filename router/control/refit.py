@@ -17,8 +17,7 @@ from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
 from ..pool.lifecycle import reachable
 from ..pool.match import Targets, model_of, no_workers
 from ..pool.registry import Registry
-from ..pool.weights import Change, Ledgers
-from ..pool.weights.change import label_of
+from ..pool.weights import Change, Ledgers, label_of
 from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
 from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
@@ -300,7 +299,7 @@ class WeightControl:
         content = order.content or {}
         # Not as it came: JSON may come as UTF-16, or with a byte order mark.
         text = json.dumps(content) if path != TENSOR and isinstance(body, bytes) else None
-        change = self.ledgers.make(uuid4().hex, model, path, text, label_of(path, content), content)
+        change = self.ledgers.make(uuid4().hex, model, path, text, label_of(path, content))
         if ledger.pending and change.body is not None:
             later = [*targets.eligible, *sleepers]
             targets, sleepers = Targets((), [*targets.eligible, *targets.deferred]), later

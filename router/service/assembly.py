@@ -38,7 +38,7 @@ from ..pool.assets import AssetMap
 from ..pool.cost import Speeds
 from ..pool.ejection import EjectionLimits
 from ..pool.registry import Registry
-from ..pool.weights import ChangeRecord, LedgerRecord, Ledgers, WeightRecord
+from ..pool.weights import Change, Ledger, Ledgers, WeightRecord
 from ..relay.access import AdminKey
 from ..relay.asgi import Relay
 from ..relay.attempts import Attempts
@@ -85,11 +85,11 @@ def assemble(
         ),
     )
     registry.subscribe(logs.log_event)
-    ledgers = Ledgers(registry, paper=store, gating=not settings.trust_external_weights)
+    ledgers = Ledgers(registry, store, gating=not settings.trust_external_weights)
     ledgers.restore(
-        store.restored(LedgerRecord).values(),
+        store.restored(Ledger).values(),
         store.restored(WeightRecord).values(),
-        store.restored(ChangeRecord).values(),
+        store.restored(Change).values(),
         trusted=trusts_absence(store.absence, settings.trust_downtime),
     )
     dispatcher = _dispatcher(settings, registry)

@@ -24,7 +24,7 @@ from router.pool.match import Facts
 from router.pool.policies import LeastRequest, LeastWork
 from router.pool.queue import Queue
 from router.pool.registry import Registry
-from router.pool.weights import Change, Ledgers, Recipe, Step
+from router.pool.weights import Change, Ledger, Ledgers, Recipe, Step, WeightRecord
 from router.pool.weights.recipe import DISK, MERGE, SET_LORA, UNMERGE
 from router.pool.worker import (
     ROUTER_RESTARTED,
@@ -122,27 +122,23 @@ class Papers:
         self.tables: dict[type[Any], dict[str, Any]] = {}
 
     def put(self, record: Any) -> None:
-        self.tables.setdefault(type(record), {})[record.key] = record
+        self.tables.setdefault(type(record), {})[record.key] = evolve(record)
 
     def delete(self, kind: type[Any], key: str) -> None:
         self.tables.get(kind, {}).pop(key, None)
 
     def of(self, kind: type[Any]) -> list[Any]:
-        return list(self.tables.get(kind, {}).values())
+        return list(map(evolve, self.tables.get(kind, {}).values()))
 
 
 class Router:
     """The pure parts, put together as they are in the router."""
 
     def __init__(self, machine: WeightMachine, papers: Papers) -> None:
-        from router.pool.weights import ChangeRecord, LedgerRecord, WeightRecord
-
         self.machine = machine
         self.registry = Registry(failure_threshold=1)
-        self.ledgers = Ledgers(self.registry, paper=papers)
-        self.ledgers.restore(
-            papers.of(LedgerRecord), papers.of(WeightRecord), papers.of(ChangeRecord)
-        )
+        self.ledgers = Ledgers(self.registry, papers)
+        self.ledgers.restore(papers.of(Ledger), papers.of(WeightRecord), papers.of(Change))
         self.queue = Queue(
             *(LeastRequest(), LeastWork(Speeds()), lambda: self.registry, self.take),
             refuse=lambda *_: None,
@@ -383,7 +379,7 @@ class WeightMachine(RuleBasedStateMachine):
         pending_lora = any(change.has_lora for change in ledger.pending)
         if path == DISK and (ledgers.had_lora([*ready, *sleepers]) or pending_lora):
             return
-        change = ledgers.make(str(self.count), "m", path, json.dumps(content), None, content)
+        change = ledgers.make(str(self.count), "m", path, json.dumps(content), None)
         if ready and not ledger.pending:
             self.open(change, ready)
         elif ready or sleepers:

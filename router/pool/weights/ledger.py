@@ -1,131 +1,173 @@
-"""One model's ledger, and what is known of one worker against it."""
+"""One model's ledger and its changes, and how they are kept.
+
+What is kept is the objects themselves, in so far as they are made of it (`init`): whoever keeps
+one takes a copy. What only this process knows of them is not.
+"""
 
 from __future__ import annotations
 
-from attrs import define, evolve, field
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol
 
-from ..worker import Worker
-from .change import Change, Kind
-from .recipe import FRESH, Recipe, Standing
-from .records import LedgerRecord, WeightRecord
+from attrs import define, field, frozen
+
+from ...text import from_json
+from .recipe import DISK, TENSOR, Recipe, Step, step_of
+
+
+class Kind(StrEnum):
+    """What a change changes, and whether it can be repeated."""
+
+    DISK = "disk"
+    LORA = "lora"
+    TENSOR = "tensor"
+    TRANSACTION = "transaction"  # `POST /weights/begin` to commit
+
+
+@define(eq=False)
+class Change:
+    """One change on the workers of one model, from its beginning until it stands or is void.
+
+    It is kept while it is under way, and while it waits for its workers to wake (`pending`).
+    """
+
+    table: ClassVar[str] = "changes"
+
+    change_id: str
+    model: str
+    number: int  # in order of arrival
+    path: str
+    body: str | None  # JSON; None where it cannot be repeated: tensors, or many calls
+    label: str | None
+    workers: tuple[str, ...] = ()  # URLs of those that it is under way at, or waits for
+    pending: bool = False
+    # Issued at its first success; and what the ledger was when that came.
+    version: int | None = field(init=False, default=None)
+    before: Recipe | None = field(init=False, default=None)
+    # One that clients may have seen though it did not come to the disk.
+    seen_version: int | None = field(init=False, default=None)
+    error: str | None = field(init=False, default=None)  # the last refusal, for people
+    over: bool = field(init=False, default=False)
+    # The steps of a transaction, whose calls are sent one by one.
+    steps: list[Step] = field(init=False, factory=list)
+    opaque: bool = field(init=False, default=False)
+
+    @property
+    def key(self) -> str:
+        return self.change_id
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """The fields of its body."""
+        content = from_json(self.body) if self.body else None
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def kind(self) -> Kind:
+        if self.path == DISK:
+            return Kind.DISK
+        if self.path == TENSOR:
+            return Kind.TENSOR
+        return Kind.LORA if self.path else Kind.TRANSACTION
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.label or self.path or "a transaction"
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether a part of it is a LoRA call."""
+        return self.kind is Kind.LORA or any(step.is_lora for step in self.steps)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it sets all weights, whatever they were before."""
+        return self.kind is Kind.DISK and self.step(0).is_full
+
+    def step(self, version: int) -> Step:
+        """The step that it is in the ledger."""
+        return step_of(self.path, self.body or "{}", self.content, version)
+
+    def applied_to(self, recipe: Recipe, version: int) -> Recipe:
+        """The recipe after it."""
+        if self.kind is Kind.TENSOR:
+            return recipe.then_opaque(version)
+        if self.kind is Kind.TRANSACTION:
+            for step in self.steps:
+                recipe = recipe.then(Step(version, step.path, step.body, step.modules))
+            return recipe.then_opaque(version) if self.opaque or not self.steps else recipe
+        return recipe.then(self.step(version))
+
+
+def label_of(path: str, content: Mapping[str, Any]) -> str | None:
+    """What people call the change: the label in its body, else the path that it loads."""
+    for name in ("weight_version", "label", "model_path", "lora_nickname"):
+        value = content.get(name)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(value)
+        if isinstance(value, list) and value:
+            return ", ".join(map(str, value))
+    return "tensors" if path == TENSOR else None
 
 
 @define(eq=False)
 class Ledger:
-    """The weight changes of one model.
+    """The weight changes of one model."""
 
-    `version`: the current entry, 0 before the first; `issued`: the highest number ever given out.
-    `pending`: changes that nobody could be given yet, in order; they come before anything else.
-    """
+    table: ClassVar[str] = "ledgers"
 
     model: str
-    version: int = 0
-    issued: int = 0
+    version: int = 0  # the current one, 0 before the first change
+    issued: int = 0  # the highest number that was ever given out
     label: str | None = None
     recipe: Recipe = field(factory=Recipe)
     last_error: str | None = None
     # Up to this number versions are of before a reset: what they were has nothing to do with the
     # recipe.
     since: int = 0
-    pending: list[Change] = field(factory=list)
+    # Changes that no worker could be given yet, in order; they come before anything else.
+    pending: list[Change] = field(init=False, factory=list)
+
+    @property
+    def key(self) -> str:
+        return self.model
 
     @property
     def live(self) -> bool:
         """Whether there was, or is about to be, any change: before it nothing is gated."""
         return self.version > 0 or bool(self.pending)
 
-    def record(self) -> LedgerRecord:
-        return LedgerRecord(
-            self.model,
-            self.version,
-            self.issued,
-            self.label,
-            self.recipe,
-            self.last_error,
-            self.since,
-        )
+
+@frozen
+class WeightRecord:
+    """What one worker has of its model's ledger; see `Standing`."""
+
+    table: ClassVar[str] = "weights"
+
+    url: str
+    model: str | None
+    base: int | None
+    loras: int | None
+    wrapped: bool
+    doubt: bool = False  # whether this was the process of which all that was known
+
+    @property
+    def key(self) -> str:
+        return self.url
 
 
-@define(eq=False)
-class Entry:
-    """What is known of one worker."""
-
-    model: str | None = None
-    standing: Standing = FRESH
-    version: int = 0  # of the last entry of which it had all; UNKNOWN_VERSION
-    fenced: bool = False  # a change has it
-    change: Change | None = None  # which one
-    failure: str | None = None  # why its last replay was refused
-    reason: str | None = None  # why it is not current, where somebody knows better
-    restored: bool = False  # it is what was known before a restart of the router
-    unproven: bool = False  # nor could it be proven since that it is the same process
-    # The model of the process before, until that of this one is known.
-    former: str | None = None
-    ended: bool = False  # it was launched, so its process ended when it left
-    claim: int | None = None  # what its owner says that it has, until its model is known
+Kept = Ledger | WeightRecord | Change
 
 
-def at_version(ledger: Ledger, version: int, wrapped: bool) -> Standing:
-    """The standing of a worker that has this version of the ledger."""
-    recipe = ledger.recipe
-    if version == ledger.version:
-        return Standing(recipe.base_version, recipe.lora_version, wrapped)
-    if version <= ledger.since and version not in (0, recipe.opaque):
-        return Standing(None, None, wrapped)
-    return Standing(min(version, recipe.base_version), min(version, recipe.lora_version), wrapped)
+class Keep(Protocol):
+    """Where it is kept: the store."""
 
+    def put(self, record: Kept) -> None:
+        """Keep a copy, in place of that of the same key."""
+        ...
 
-def lost_by(standing: Standing, change: Change) -> Standing:
-    """What is left of a standing when the outcome of the change is not known."""
-    if change.has_lora:
-        standing = evolve(standing, loras=None, wrapped=True)
-    return standing if change.kind is Kind.LORA else evolve(standing, base=None)
-
-
-def after(has: Standing, change: Change, was_current: bool) -> Standing:
-    """What a worker has after it applied the change, as far as it had what came before."""
-    assert change.version is not None
-    assert change.before is not None
-    new = change.applied_to(change.before, change.version)
-    lora = change.has_lora
-    wrapped = has.wrapped or lora
-    # With a transaction its owner says what they have now, but not where it only adds a little.
-    vouched = change.kind is Kind.TRANSACTION and (new.opaque or new.is_full)
-    if was_current or vouched:
-        return Standing(new.base_version, new.lora_version, wrapped)
-    base, loras = has.base, has.loras
-    if change.is_full:
-        base = change.version
-        if has.doubt:
-            loras = None if new.lora_version else 0
-        return Standing(base, loras, wrapped)
-    if has.doubt:
-        return has if not lora else evolve(has, loras=None, wrapped=True)
-    if lora:
-        loras = change.version if loras == change.before.lora_version else None
-    elif base is not None and base >= change.before.base_version:
-        base = change.version
-    return Standing(base, loras, wrapped)
-
-
-def weight_record(url: str, entry: Entry) -> WeightRecord:
-    """What of a worker's standing outlives the process."""
-    has = entry.standing
-    return WeightRecord(url, entry.model, has.base, has.loras, has.wrapped, entry.unproven)
-
-
-def why_not_current(
-    worker: Worker, entry: Entry, ledger: Ledger | None, blocked: str | None
-) -> str:
-    """In one sentence, for people."""
-    if entry.failure is not None:
-        return entry.failure
-    if ledger is None:
-        return "it is not known yet which model it serves"
-    if worker.suspicion is not None and ledger.live:
-        return f"it may be another process: {worker.suspicion}"
-    if ledger.pending:
-        return "a change waits to be applied to it"
-    if blocked is not None:
-        return blocked
-    return entry.reason or f"it has yet to be brought to version {ledger.version}"
+    def delete(self, kind: type[Kept], key: str) -> None:
+        """Drop it, if it is there."""
+        ...

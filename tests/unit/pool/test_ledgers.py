@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from attrs import evolve
 
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
-from router.pool.weights import LedgerRecord, Ledgers, WeightRecord
+from router.pool.weights import Change, Ledger, Ledgers, WeightRecord
+from router.pool.weights.ledger import Kept
 from router.pool.weights.recipe import DISK, TENSOR
-from router.pool.weights.records import ChangeRecord, Paperwork
 from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
+from router.store.records import unstructured
 
 CARD = Capabilities(models=("m",), model_path="start")
 
@@ -20,24 +22,24 @@ class Desk:
     """Ledgers of a registry, and what they keep."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], Paperwork] = {}
+        self.kept: dict[tuple[str, str], Kept] = {}
         self.begin()
 
     def begin(self) -> None:
         """A router begins, on what is kept."""
         self.registry = Registry()
-        self.ledgers = Ledgers(self.registry, paper=self)
-        rows = list(self.kept.values())
+        self.ledgers = Ledgers(self.registry, self)
+        rows = list(map(evolve, self.kept.values()))
         self.ledgers.restore(
-            [row for row in rows if isinstance(row, LedgerRecord)],
+            [row for row in rows if isinstance(row, Ledger)],
             [row for row in rows if isinstance(row, WeightRecord)],
-            [row for row in rows if isinstance(row, ChangeRecord)],
+            [row for row in rows if isinstance(row, Change)],
         )
 
-    def put(self, record: Paperwork) -> None:
-        self.kept[record.table, record.key] = record
+    def put(self, record: Kept) -> None:
+        self.kept[record.table, record.key] = evolve(record)
 
-    def delete(self, kind: type[Paperwork], key: str) -> None:
+    def delete(self, kind: type[Kept], key: str) -> None:
         self.kept.pop((kind.table, key), None)
 
     def join(self, name: str, origin: Origin = Origin.REGISTERED) -> Worker:
@@ -49,7 +51,7 @@ class Desk:
     def change(self, *workers: Worker, path: str = "p", **more: object) -> int:
         """A change from disk that these apply; its version."""
         content = {"model_path": path, **more}
-        change = self.ledgers.make("id", "m", DISK, json.dumps(content), None, content)
+        change = self.ledgers.make("id", "m", DISK, json.dumps(content), None)
         self.ledgers.open(change, workers)
         for worker in workers:
             self.ledgers.fence(worker, "a change")
@@ -206,7 +208,7 @@ def test_the_number_of_a_change_that_was_under_way_means_no_other() -> None:
         desk.begin()  # once more, before anything else is kept
         worker = desk.join("a")
         pending = desk.ledgers.ledger("m").pending
-        assert [change.told for change in pending] == ([before + 1] if body else [])
+        assert [change.seen_version for change in pending] == ([before + 1] if body else [])
         assert desk.change(worker) == before + 2
         for change in pending:
             desk.ledgers.close(change)
@@ -222,5 +224,35 @@ def test_the_numbers_of_two_changes_that_were_under_way_mean_no_other() -> None:
         desk.ledgers.open(change, [worker])
         desk.begin()
         worker = desk.join("a")
-    assert [c.told for c in desk.ledgers.ledger("m").pending] == [before + 1, before + 2]
+    assert [c.seen_version for c in desk.ledgers.ledger("m").pending] == [before + 1, before + 2]
     assert desk.change(worker) == before + 3
+
+
+def test_what_is_kept_of_a_change_and_its_ledger() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    change = desk.ledgers.make("id", "m", DISK, "{}", "label")
+    desk.ledgers.open(change, [worker])
+    assert unstructured(desk.kept["changes", "id"]) == {
+        "change_id": "id",
+        "model": "m",
+        "number": 1,
+        "path": DISK,
+        "body": "{}",
+        "label": "label",
+        "workers": [worker.url],
+        "pending": False,
+    }
+    desk.ledgers.defer(desk.ledgers.make("later", "m", DISK, "{}", None), [worker])
+    desk.ledgers.applied(change, worker, worker.incarnation)
+    row = unstructured(desk.kept["ledgers", "m"])
+    assert row.pop("recipe")["base"][0]["path"] == DISK
+    assert row == {
+        "model": "m",
+        "version": 1,
+        "issued": 1,
+        "label": "label",
+        "last_error": None,
+        "since": 0,
+    }
+    assert set(desk.kept) == {("ledgers", "m"), ("changes", "later"), ("weights", worker.url)}
