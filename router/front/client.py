@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
 from ..errors import BadRequest
+from .record import ExchangeRecord
 
 Reason: TypeAlias = Literal[
     "eof", "reset", "body_timeout", "send_timeout", "shutdown", "protocol_error"
@@ -38,15 +39,15 @@ class ClientLink:
     """The client of one exchange; `link_of` finds it in an ASGI scope.
 
     `gone` says that the client has left, or was given up; `reason` why. After `body_timeout` an
-    answer still reaches it. `request_id` names the exchange in answers and logs. `target` is the
-    request target in origin form, byte for byte: ASGI has no word for an empty query. `close_code`
-    and `close_reason` are those of a WebSocket client's close frame.
+    answer still reaches it. `record` is that of the exchange. `target` is the request target in
+    origin form, byte for byte: ASGI has no word for an empty query. `close_code` and `close_reason`
+    are those of a WebSocket client's close frame.
     """
 
-    def __init__(self, connection: ClientConnection, request_id: str, target: bytes) -> None:
+    def __init__(self, connection: ClientConnection, record: ExchangeRecord, target: bytes) -> None:
         self.gone = False
         self.reason: Reason | None = None
-        self.request_id = request_id
+        self.record = record
         self.target = target
         self.close_code: int | None = None
         self.close_reason: str | None = None

@@ -10,6 +10,7 @@ from email.utils import formatdate
 
 from ..errors import RouterError
 from ..text import header, to_json, words
+from .record import ExchangeRecord
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -30,13 +31,14 @@ def new_request_id() -> str:
     return os.urandom(16).hex()
 
 
-def error_answer(error: RouterError, request_id: str) -> tuple[Headers, bytes]:
-    """Headers and body of the answer that tells a client of an error."""
-    body = to_json(error.body(request_id)).encode()
+def error_answer(record: ExchangeRecord, error: RouterError) -> tuple[Headers, bytes]:
+    """Headers and body of the answer that tells the client of an error."""
+    record.code = error.code
+    body = to_json(error.body(record.request_id)).encode()
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", request_id.encode()),
+        (b"x-request-id", record.request_id.encode()),
         *((name.lower().encode(), header(content)) for name, content in error.headers),
         # OpenAI's SDKs obey it. Without it they repeat each 408, 409, 429 and 5xx.
         (b"x-should-retry", b"true" if error.retry_safe else b"false"),
@@ -49,18 +51,19 @@ def internal_error() -> RouterError:
     return RouterError("The router failed to handle this request; see its log")
 
 
-def log_error(logger: logging.Logger, what: str, error: RouterError, request_id: str) -> None:
-    """The one line that an error of the router leaves; `what` was asked (`GET /path`)."""
-    log_end(logger, what, error.code, f"{error.status}: {error.message}", request_id)
+def log_error(logger: logging.Logger, record: ExchangeRecord, error: RouterError) -> None:
+    """The one line that an error of the router leaves."""
+    log_end(logger, record, error.code, f"{error.status}: {error.message}")
 
 
-def log_end(logger: logging.Logger, what: str, code: str, sentence: str, request_id: str) -> None:
+def log_end(logger: logging.Logger, record: ExchangeRecord, code: str, sentence: str) -> None:
     """The one line that an exchange leaves that ended before its time, of bounded length."""
+    record.code = code
     logger.warning(
         "%s: %s",
-        words(what),
+        words(record.what),
         words(sentence, _LONGEST_SENTENCE),
-        extra={"request_id": request_id, "code": code},
+        extra={"request_id": record.request_id, "code": code},
     )
 
 

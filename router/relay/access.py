@@ -58,7 +58,9 @@ class AdminKey:
         ]
         if scope["type"] == "http":
             method, path = scope["method"], scope["path"]
-            if needs_key(find(method, path), method) and not any(right):
+            route = find(method, path)
+            if needs_key(route, method) and not any(right):
+                link_of(scope).record.route = route.path
                 await _refuse(scope, send, offered=any(key is not None for _, key in given))
                 return
         await self.app(scope, receive, send)
@@ -77,7 +79,7 @@ def _credential(name: bytes, value: bytes) -> bytes | None:
 
 
 async def _refuse(scope: Scope, send: Send, *, offered: bool) -> None:
-    what = f"{scope['method']} {scope['path']}"
+    record = link_of(scope).record
     error: RouterError
     if offered:
         error = KeyWrong("The admin key is wrong")
@@ -86,9 +88,8 @@ async def _refuse(scope: Scope, send: Send, *, offered: bool) -> None:
             "This needs the admin key: Authorization: Bearer KEY, or X-API-Key: KEY",
             headers=[("WWW-Authenticate", 'Bearer realm="sglang-d-router"')],
         )
-    name = link_of(scope).request_id
-    log_error(logger, what, error, name)
-    headers, body = error_answer(error, name)
+    log_error(logger, record, error)
+    headers, body = error_answer(record, error)
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send({**start, "router.more": True})
     await send({"type": "http.response.body", "body": body})

@@ -43,7 +43,7 @@ class AsgiExchange:
         self.http_version: str = scope["http_version"]
         self.scheme: str = scope["scheme"]
         self.peer: str | None = scope["client"][0] if scope["client"] else None
-        self.request_id = self._link.request_id
+        self.record = self._link.record
         self.responded = False
         self.target = self._link.target
 
@@ -91,13 +91,9 @@ class AsgiExchange:
     def how_left(self) -> tuple[str, str] | None:
         return self._link.how_left()
 
-    @property
-    def what(self) -> str:
-        return f"{self.method} {self.path}"
-
     def tell(self, code: str, sentence: str) -> None:
         """The one line in the log of what ended the exchange before its time."""
-        log_end(logger, self.what, code, sentence, self.request_id)
+        log_end(logger, self.record, code, sentence)
 
     @property
     def _stalled(self) -> bool:
@@ -130,6 +126,7 @@ class Relay:
             exchange.path = f"{route.path}/{segment(asset_id)}"
             exchange.target = exchange.path.encode()
             route = find("GET", exchange.path)
+        exchange.record.route = route.path
         if route.how is How.OWN:
             begin_anew()
         else:
@@ -172,10 +169,10 @@ class Relay:
             exchange.tell(*how)
 
     async def _refuse(self, exchange: AsgiExchange, error: RouterError) -> None:
-        log_error(logger, exchange.what, error, exchange.request_id)
+        log_error(logger, exchange.record, error)
         if exchange.responded:
             return
-        headers, body = error_answer(error, exchange.request_id)
+        headers, body = error_answer(exchange.record, error)
         await exchange.respond(error.status, headers, more=True)
         await exchange.send(body, last=True)  # the server leaves it out for a HEAD
 

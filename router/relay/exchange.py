@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..front.record import ExchangeRecord
+
 
 class Exchange(Protocol):
     """One request of a client and the one answer to it."""
@@ -19,7 +21,7 @@ class Exchange(Protocol):
     http_version: str
     scheme: str
     peer: str | None
-    request_id: str
+    record: ExchangeRecord
     responded: bool  # the head of the answer has been sent
 
     async def read(self) -> bytes:

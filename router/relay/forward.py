@@ -94,6 +94,7 @@ class Forwarder:
                 largest = limits.request_bytes
                 await read_on(exchange, body, **bounds, largest=largest, room=self._room)
                 facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
+            exchange.record.client, exchange.record.model = facts.client, facts.model
             await self._relay(exchange, body, facts, owner, watcher)
         finally:
             body.release()
@@ -107,6 +108,7 @@ class Forwarder:
         watcher: Watcher | None,
     ) -> None:
         async def attempt(lease: Lease) -> None:
+            exchange.record.lease(lease.worker.url)
             # Reads of jobs and files do not queue behind generations.
             patience = self.limits.response if owner is None else min(_OWNER, self.limits.response)
             await self._at(lease, exchange, body, watcher, patience, chosen=owner is None)
@@ -223,7 +225,7 @@ class _Attempt:
         request_headers = heads.for_worker(
             exchange.headers,
             host=connection.host_header,
-            request_id=exchange.request_id.encode(),
+            request_id=exchange.record.request_id.encode(),
             peer=exchange.peer,
             scheme=exchange.scheme.encode(),
             framing=framing,
@@ -281,6 +283,7 @@ class _Attempt:
                 details={"worker_url": self.lease.worker.url, "retry_safe": True},
             ) from None
         if last:
+            self.exchange.record.delivered = trio.current_time()
             self.forwarder.attempts.dispatcher.delivered(self.lease)
         if self.consumed or not self._repeatable:
             self.body.release()  # it cannot be sent a second time; answers can take long
@@ -289,7 +292,7 @@ class _Attempt:
         exchange, worker = self.exchange, self.lease.worker
         headers = heads.for_client(
             head.headers,
-            request_id=exchange.request_id.encode(),
+            request_id=exchange.record.request_id.encode(),
             worker_id=worker.worker_id.encode(),
             weight_version=self.lease.weight_version,
             bodiless=head.status == 204,

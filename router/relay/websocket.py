@@ -55,13 +55,9 @@ class ClientSocket:
         self.headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self.subprotocols: list[str] = list(scope["subprotocols"])
         self.peer: str | None = scope["client"][0] if scope["client"] else None
-        self.request_id = self.link.request_id
+        self.record = self.link.record
         self.accepted = False
         self.target = self.link.target
-
-    @property
-    def what(self) -> str:
-        return f"WebSocket {self.path}"
 
     async def connected(self) -> bool:
         """Wait for the handshake's request; False if the client left before."""
@@ -105,7 +101,7 @@ def handshake_request(client: ClientSocket, connection: Connection) -> Request:
     own = heads.for_worker(
         [(n, v) for n, v in client.headers if not n.lower().startswith(b"sec-websocket-")],
         host=connection.host_header,
-        request_id=client.request_id.encode(),
+        request_id=client.record.request_id.encode(),
         peer=client.peer,
         scheme=b"https" if client.scope["scheme"] == "wss" else b"http",
         framing=None,
@@ -126,7 +122,7 @@ def response_headers(
     """What of the worker's handshake headers the client gets."""
     own = heads.for_client(
         [(n, v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")],
-        request_id=client.request_id.encode(),
+        request_id=client.record.request_id.encode(),
         worker_id=lease.worker.worker_id.encode(),
         weight_version=lease.weight_version,
         bodiless=False,
@@ -257,17 +253,19 @@ class WebSocketRelay:
                     kind="session",
                     min_version=version,
                 )
+                client.record.client, client.record.model = facts.client, facts.model
                 await self.attempts.run(facts, partial(self._session, client))
             except RouterError as error:
-                log_error(logger, client.what, error, client.request_id)
+                log_error(logger, client.record, error)
                 await _refuse(client, error)
             finally:
                 client.link.on_gone(None)
         if leaving.cancelled_caught and (how := client.link.how_left()):
-            log_end(logger, client.what, *how, client.request_id)
+            log_end(logger, client.record, *how)
 
     async def _session(self, client: ClientSocket, lease: Lease) -> None:
         worker = lease.worker
+        client.record.lease(worker.url)
         try:
             async with self.upstream.connection(
                 worker.url, fresh=True, within=_HANDSHAKE
@@ -290,7 +288,7 @@ async def _refuse(client: ClientSocket, error: RouterError) -> None:
     if client.accepted:
         await client.close(Close(INTERNAL_ERROR, error.code))
         return
-    headers, body = error_answer(error, client.request_id)
+    headers, body = error_answer(client.record, error)
     await client.refuse(error.status, headers, body)
 
 

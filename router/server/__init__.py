@@ -12,7 +12,7 @@ import errno
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -21,6 +21,7 @@ from hypercorn.trio.worker_context import WorkerContext
 
 from router.errors import StartError
 from router.front.asgi import App
+from router.front.record import ExchangeRecord
 from router.server.connection import Connection
 from router.server.link import ServerLimits, log
 
@@ -127,18 +128,20 @@ async def serve(
     *,
     limits: ServerLimits,
     stop: trio.Event,
+    on_end: Callable[[ExchangeRecord], None] = lambda _: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `stop` is set and what was in flight has ended; closes the listeners.
 
     After `stop` idle connections are closed at once; exchanges may finish within
     `limits.shutdown`, then they are cancelled and their connections reset. Whatever goes wrong with
-    one connection, or in the app for one exchange, is logged and ends only that.
+    one connection, or in the app for one exchange, is logged and ends only that. `on_end` is given
+    the record of each exchange at its end.
     """
     try:
         async with trio.open_nursery() as watch:
             async with trio.open_nursery() as nursery:
-                server = _Server(app, limits, nursery)
+                server = _Server(app, limits, nursery, on_end)
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
                         _tune(listener, limits)
@@ -159,8 +162,15 @@ async def serve(
 class _Server:
     """What the connections share."""
 
-    def __init__(self, app: App, limits: ServerLimits, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        app: App,
+        limits: ServerLimits,
+        nursery: trio.Nursery,
+        on_end: Callable[[ExchangeRecord], None],
+    ) -> None:
         self.app = app
+        self.on_end = on_end
         self.limits = limits
         self.config = Config()
         self.config.accesslog = None

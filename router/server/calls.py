@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from router.server.link import Named, contained
+from router.server.link import Recorded, contained
 
 if TYPE_CHECKING:
     from router.server.http1 import Http1Protocol
 
 
-class Call(Named, Protocol):
+class Call(Recorded, Protocol):
     """An exchange, as the call of its app sees it."""
 
     scope: Any
@@ -37,3 +37,4 @@ async def call_app(
         if not finished:
             protocol.transport.abort()
             protocol.end()
+        protocol.transport.ended(call.record)

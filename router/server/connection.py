@@ -21,6 +21,7 @@ from hypercorn.utils import parse_socket_addr
 
 from router.front.asgi import App
 from router.front.client import Reason
+from router.front.record import ExchangeRecord
 from router.server.http1 import STOPPING, Http1Protocol
 from router.server.link import ServerLimits, contained
 
@@ -42,6 +43,7 @@ class Shared(Protocol):
     nursery: trio.Nursery
     stopping: bool
     connections: set[Connection]
+    on_end: Callable[[ExchangeRecord], None]
 
 
 class Connection:
@@ -185,6 +187,11 @@ class Connection:
                 return [memoryview(part)[sent:], *parts[position + 1 :]]
             sent -= len(part)
         return ()
+
+    def ended(self, record: ExchangeRecord) -> None:
+        """An exchange of this connection is over."""
+        record.ended = trio.current_time()
+        self._server.on_end(record)
 
     def spawn(self, task: Callable[..., Awaitable[Any]], *args: Any) -> None:
         self._server.nursery.start_soon(task, *args)

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import h11
 import trio
@@ -18,7 +17,8 @@ import trio
 from router.errors import RouterError
 from router.front.asgi import Message, Scope, extensions_with
 from router.front.client import ClientLink, ClientStalled, Reason
-from router.front.errors import error_answer, http_date, internal_error, log_error, request_id
+from router.front.errors import error_answer, http_date, internal_error, log_error
+from router.front.record import ExchangeRecord
 from router.server.link import READ_AHEAD, log
 
 if TYPE_CHECKING:
@@ -35,17 +35,19 @@ class HttpExchange(ClientLink):
     at once, so that head and body leave in one segment.
     """
 
-    def __init__(self, protocol: Http1Protocol, request: h11.Request, target: bytes) -> None:
+    def __init__(
+        self, protocol: Http1Protocol, request: h11.Request, target: bytes, record: ExchangeRecord
+    ) -> None:
         transport = protocol.transport
-        super().__init__(transport, request_id(request.headers), target)
+        super().__init__(transport, record, target)
         path, _, query = target.partition(b"?")
         self.scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": request.http_version.decode("ascii"),
-            "method": request.method.decode("ascii"),
+            "method": record.method,
             "scheme": "http",
-            "path": unquote(path.decode("ascii")),
+            "path": record.path,
             "raw_path": path,
             "query_string": query,
             "root_path": "",
@@ -67,11 +69,6 @@ class HttpExchange(ClientLink):
         self._no_body = False
         self._cut_by_reset = False
 
-    @property
-    def what(self) -> str:
-        """What was asked, as the log has it."""
-        return f"{self.scope['method']} {self.scope['path']}"
-
     # The request side.
 
     @property
@@ -87,6 +84,7 @@ class HttpExchange(ClientLink):
         else:
             self._body.append(bytearray(data) if len(data) < COALESCE else data)
         self._size += len(data)
+        self.record.received += len(data)
         self._wake()
 
     def feed_end(self) -> None:
@@ -174,6 +172,7 @@ class HttpExchange(ClientLink):
         connection = self._protocol.h11
         parts: list[bytes] = []
         if body and not self._no_body:
+            self.record.sent += len(body)
             parts += connection.send_with_data_passthrough(h11.Data(data=body)) or ()
         if more:
             await self._flush(parts)
@@ -202,7 +201,9 @@ class HttpExchange(ClientLink):
             self._no_body = True
         elif self.scope["http_version"] < "1.1":
             self._cut_by_reset = all(name.lower() != b"content-length" for name, _ in kept)
-        return [self._protocol.h11.send(response)]
+        head = self._protocol.h11.send(response)
+        self.record.answer(status)
+        return [head]
 
     async def _complete(self) -> None:
         if not self._over:
@@ -213,8 +214,8 @@ class HttpExchange(ClientLink):
     async def _fail(self, error: RouterError, *, told: bool = False) -> None:
         """Answer in the place of the app, which has not begun to. `told`: the log has it."""
         if not told:
-            log_error(log, self.what, error, self.request_id)
-        headers, body = error_answer(error, self.request_id)
+            log_error(log, self.record, error)
+        headers, body = error_answer(self.record, error)
         self._held = self._head(error.status, headers)
         await self._send_body(body, False)
 

@@ -6,6 +6,7 @@ No sockets here: `Transport` is what the connection gives.
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 import h11
 from hypercorn.config import Config
@@ -14,7 +15,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from router import text
 from router.errors import BadRequest, RouterError
 from router.front.client import ClientStalled, Reason
-from router.front.errors import error_answer, http_date, log_error, new_request_id
+from router.front.errors import error_answer, http_date, log_error, new_request_id, request_id
+from router.front.record import ExchangeRecord
 from router.server.calls import call_app
 from router.server.exchange import HttpExchange, phrase
 from router.server.handshake import tokens
@@ -41,7 +43,7 @@ class Http1Protocol:
         self.websocket: WebsocketStream | None = None
         self._ahead = 0  # bytes received beyond the present request
         self._drained: int | None = None  # bytes of an upload read after its answer
-        self._method = b""  # of the request that is being answered
+        self._record: ExchangeRecord | None = None  # of the request that is being answered
         self.head_begun = False  # a part of a request head was read
         self._lost = False  # nobody reads from the client any more
 
@@ -65,18 +67,13 @@ class Http1Protocol:
         return self.exchange is not None or (self.websocket is not None and self.websocket.begun)
 
     @property
-    def what(self) -> str:
-        """What was asked, as the log has it; the client where that is not known."""
-        if call := self.exchange or self.websocket:
-            return call.what
-        peer = self.transport.peer
-        return f"client {peer[0]}" if peer else "client"
-
-    @property
-    def request_id(self) -> str:
-        """The name of what was asked; a new one where there is none."""
-        call = self.exchange or self.websocket
-        return call.request_id if call else new_request_id()
+    def record(self) -> ExchangeRecord:
+        """That of the exchange under way; a new one where there is none."""
+        if self._record is None:
+            peer = self.transport.peer
+            address = peer[0] if peer else "of no address"
+            self._record = ExchangeRecord(new_request_id(), "client", address)
+        return self._record
 
     @property
     def full(self) -> bool:
@@ -135,17 +132,22 @@ class Http1Protocol:
 
     async def _begin(self, request: h11.Request) -> bool:
         self.head_begun = False
-        self._method = request.method
+        target = _origin_form(request.target)
+        path = unquote(target.partition(b"?")[0].decode("ascii"))
+        method = request.method.decode("ascii")
+        websocket = _offers_websocket(request)
+        record = self._record = ExchangeRecord(
+            request_id(request.headers), "WebSocket" if websocket else method, path
+        )
         self.transport.expire_after(None)
         if refusal := _refusal(request):
             await self.refuse(refusal)
             return False
-        target = _origin_form(request.target)
-        if _offers_websocket(request):
-            self.websocket = WebsocketStream(self, request, target)
+        if websocket:
+            self.websocket = WebsocketStream(self, target, record)
             await self.websocket.begin(request)
             return False
-        exchange = self.exchange = HttpExchange(self, request, target)
+        exchange = self.exchange = HttpExchange(self, request, target, record)
         if _framed_twice(request):
             exchange.close_after()
         self.transport.spawn(call_app, self, exchange, exchange.send)
@@ -158,7 +160,7 @@ class Http1Protocol:
 
     async def response_complete(self) -> None:
         """The last byte of a response is written: what becomes of the connection?"""
-        self.exchange = None
+        self.exchange = self._record = None
         ours, theirs = self.h11.our_state, self.h11.their_state
         if self._lost or self.transport.stopping or ours is not h11.DONE:
             self.transport.close()
@@ -183,7 +185,7 @@ class Http1Protocol:
         return False
 
     def _next_cycle(self) -> bool:
-        self._drained, self._method = None, b""
+        self._drained = None
         if self.transport.stopping:
             self.transport.close()
             return False
@@ -193,29 +195,35 @@ class Http1Protocol:
 
     def end(self) -> None:
         """The app has returned, and the connection ends with it."""
-        self.exchange = self.websocket = None
+        self.exchange = self.websocket = self._record = None
         self.transport.close()
 
     async def refuse(self, error: RouterError) -> None:
         """Answer a request that no app shall see, and close."""
-        name = self.request_id
-        log_error(log, self.what, error, name)
-        await self.answer(error, name)
+        record = self.record
+        log_error(log, record, error)
+        await self.answer(error)
         self.lose("protocol_error")
         self.transport.close()
+        if not self.busy:  # else it ends with the app
+            self._record = None
+            self.transport.ended(record)
 
-    async def answer(self, error: RouterError, request_id: str) -> None:
+    async def answer(self, error: RouterError) -> None:
         """Tell the client of an error, if nothing else was begun to be told."""
+        record = self.record
         if self.h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
-        headers, body = error_answer(error, request_id)
+        headers, body = error_answer(record, error)
         headers += [(b"date", http_date()), (b"connection", b"close")]
         response = h11.Response(
             status_code=error.status, headers=headers, reason=phrase(error.status)
         )
         parts = [self.h11.send(response)]
-        if self._method != b"HEAD":
+        record.answer(error.status)
+        if record.method != "HEAD":
             parts.append(self.h11.send(h11.Data(data=body)))
+            record.sent += len(body)
         await self.transport.write(parts)
 
     async def expired(self) -> None:

@@ -10,20 +10,20 @@ from attrs import frozen
 
 from router import boundary
 from router.front.asgi import App
+from router.front.record import ExchangeRecord
 
 
-class Named(Protocol):
-    """What an error is told of: what was asked, and its request id."""
+class Recorded(Protocol):
+    """An exchange, or a connection, whose record is that of the exchange under way."""
 
     @property
-    def what(self) -> str: ...
-    @property
-    def request_id(self) -> str: ...
+    def record(self) -> ExchangeRecord: ...
 
 
-def contained(call: Named) -> boundary.contained:
+def contained(call: Recorded) -> boundary.contained:
     """A block about this call or connection: an unexpected error ends that alone."""
-    return boundary.contained("client", lambda: call.what, request_id=lambda: call.request_id)
+    name = lambda: call.record.request_id  # noqa: E731
+    return boundary.contained("client", lambda: call.record.what, request_id=name)
 
 
 READ_AHEAD = 256 * 1024  # bytes held for an app that does not read; one receive more may follow
@@ -68,3 +68,4 @@ class Transport(Protocol):
     def resume(self) -> None: ...
     def close(self, *, linger: bool = True) -> None: ...
     def abort(self) -> None: ...
+    def ended(self, record: ExchangeRecord) -> None: ...

@@ -22,7 +22,8 @@ from wsproto.frame_protocol import CloseReason
 from router.errors import BadRequest, RouterError
 from router.front.asgi import Message, extensions_with
 from router.front.client import ClientLink, Reason
-from router.front.errors import http_date, internal_error, request_id
+from router.front.errors import http_date, internal_error
+from router.front.record import ExchangeRecord
 from router.server.calls import call_app
 from router.server.handshake import vetted
 from router.server.link import READ_AHEAD
@@ -40,15 +41,14 @@ class WebsocketStream(WSStream):
     It is its own task group for hypercorn: `spawn_app` is what `WSStream` calls to start the app.
     """
 
-    def __init__(self, protocol: Http1Protocol, request: h11.Request, target: bytes) -> None:
+    def __init__(self, protocol: Http1Protocol, target: bytes, record: ExchangeRecord) -> None:
         transport = protocol.transport
         super().__init__(
             cast(AppWrapper, None), protocol.config, protocol.context, cast(TaskGroup, self),
             False, transport.peer, transport.local, self._carry, _STREAM_ID,
         )  # fmt: skip
-        self.request_id = request_id(request.headers)
-        self.what = f"WebSocket {target.partition(b'?')[0].decode('ascii')}"
-        self.link = ClientLink(transport, self.request_id, target)
+        self.record = record
+        self.link = ClientLink(transport, record, target)
         self.begun = False  # the app is at work, or was
         self._protocol = protocol
         self._inbox: deque[Message] = deque()
@@ -91,6 +91,7 @@ class WebsocketStream(WSStream):
             return
         if not isinstance(self.connection, CloseTap):
             self.connection = CloseTap(self.connection, self.link)  # type: ignore[assignment]
+        self.record.received += len(data)
         await self.handle(Data(stream_id=_STREAM_ID, data=data))
         if (
             self.state is ASGIWebsocketState.CONNECTED
@@ -153,7 +154,7 @@ class WebsocketStream(WSStream):
         """The app has returned, or crashed."""
         self.link._over = True
         if self._unanswered and not self.closed:
-            await self._protocol.answer(internal_error(), self.request_id)
+            await self._protocol.answer(internal_error())
         else:
             await self.app_send(None)
         self._protocol.end()
@@ -161,7 +162,7 @@ class WebsocketStream(WSStream):
     async def _send_error_response(self, status_code: int) -> None:
         # The app closed the WebSocket that it has not accepted.
         error = RouterError("The WebSocket was refused", status=status_code, code="bad_request")
-        await self._protocol.answer(error, self.request_id)
+        await self._protocol.answer(error)
 
     async def _carry(self, event: StreamEvent) -> None:
         """Put on the wire what `WSStream` sends."""
@@ -169,16 +170,20 @@ class WebsocketStream(WSStream):
             case StreamClosed():
                 await self._ended()
             case Data(data=frames):
+                self.record.sent += len(frames)
                 await self._protocol.transport.write([frames])
             case Response(status_code=101, headers=headers):
+                self.record.answer(101)
                 await self._send(h11.InformationalResponse(status_code=101, headers=headers))
             case Response(status_code=status, headers=given):
+                self.record.answer(status)
                 headers = [pair for pair in given if pair[0].lower() != b"connection"]
                 if all(name.lower() != b"date" for name, _ in headers):
                     headers.append((b"date", http_date()))
                 headers.append((b"connection", b"close"))
                 await self._send(h11.Response(status_code=status, headers=headers))
             case Body(data=data):
+                self.record.sent += len(data)
                 await self._send(h11.Data(data=data))
             case EndBody():
                 await self._send(h11.EndOfMessage())

@@ -16,8 +16,10 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
+from ..bus import Bus
 from ..control.client import ControlClient
 from ..errors import unwrapped
+from ..front.record import ExchangeEnded, ExchangeRecord
 from ..launch import display
 from ..launch.base import Planner
 from ..launch.fleet import Fleet
@@ -167,7 +169,9 @@ async def _serve(
             await nursery.start(parts.names.run)
             nursery.start_soon(give_up, fleet)
             nursery.start_soon(display.show, fleet.views, fleet.changed)
+            ended = partial(_publish_end, parts.registry.bus)
             serving = partial(serve_http, built.app, listeners, limits=limits, stop=stop)
+            serving = partial(serving, on_end=ended)
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)
@@ -179,6 +183,10 @@ async def _serve(
                     parts.ledgers.begin_anew(model)
             keeper.put_speeds()
             nursery.cancel_scope.cancel()
+
+
+def _publish_end(bus: Bus, record: ExchangeRecord) -> None:
+    bus.publish(ExchangeEnded(record))
 
 
 def _ending(ledgers: Ledgers) -> list[str]:

@@ -57,9 +57,9 @@ def create_app(parts: Parts) -> QuartTrio:
 
 
 async def _name_request() -> None:
-    g.request_id = link_of(request.scope).request_id  # type: ignore[arg-type]
+    g.record = link_of(request.scope).record  # type: ignore[arg-type]
 
 
 async def _return_name(response: quart.wrappers.Response) -> quart.wrappers.Response:
-    response.headers["X-Request-Id"] = g.request_id
+    response.headers["X-Request-Id"] = g.record.request_id
     return response

@@ -114,7 +114,7 @@ async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
 
 def _call(body: bytes | AsyncIterable[bytes]) -> Call:
     headers = [(name, request.headers[name]) for name in _PASSED if name in request.headers]
-    headers.append(("x-request-id", g.request_id))
+    headers.append(("x-request-id", g.record.request_id))
     if not isinstance(body, bytes) and request.content_length is not None:
         headers.append(("content-length", str(request.content_length)))
     limits = parts().limits

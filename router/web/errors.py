@@ -24,12 +24,12 @@ def install(app: Quart) -> None:
 
 
 async def _router_error(error: RouterError) -> Response:
-    log_error(logger, f"{request.method} {request.path}", error, g.request_id)
+    log_error(logger, g.record, error)
     return _answer(error)
 
 
 def _answer(error: RouterError) -> Response:
-    headers, body = error_answer(error, g.request_id)
+    headers, body = error_answer(g.record, error)
     fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     return Response(body, error.status, dict(fields))
 
@@ -49,5 +49,5 @@ async def _http_error(error: HTTPException) -> Response:
 async def _unexpected(error: Exception) -> Response:
     if boundary.is_of_core(error):
         raise error
-    boundary.note("client", f"{request.method} {request.path}", error, request_id=g.request_id)
+    boundary.note("client", g.record.what, error, request_id=g.record.request_id)
     return _answer(internal_error())

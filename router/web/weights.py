@@ -172,7 +172,7 @@ async def _verify(shown: dict[str, Any]) -> None:
     shown["consistent"] = None
     if not targets.eligible:
         return
-    headers = [("content-type", "application/json"), ("x-request-id", g.request_id)]
+    headers = [("content-type", "application/json"), ("x-request-id", g.record.request_id)]
     call = Call("/get_weights_checksum", headers, b'{"module_names": null}', parts().limits.refit)
     _, said = await parts().weights.ask(list(targets.eligible), call)
     sums = {row["worker_url"]: row for row in said["results"]}

@@ -161,10 +161,11 @@ async def accepted(recorder: Recorder, limit: int = 100) -> ws_stream.WSStream:
 def test_a_tapped_connection_is_used_for_everything() -> None:
     async def main() -> None:
         from router.front.client import ClientLink
+        from router.front.record import ExchangeRecord
 
         recorder = Recorder()
         stream = await accepted(recorder)
-        link = ClientLink(None, "", b"")  # type: ignore[arg-type]
+        link = ClientLink(None, ExchangeRecord("", "", ""), b"")  # type: ignore[arg-type]
         stream.connection = CloseTap(stream.connection, link)  # type: ignore[assignment]
         client = Connection(ConnectionType.CLIENT)
         await stream.handle(events.Data(STREAM, client.send(TextMessage(data="hello"))))

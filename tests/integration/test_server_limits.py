@@ -46,7 +46,7 @@ def test_a_lack_of_file_descriptors_is_told_once_a_second(
         with ours, theirs:
             theirs.send(b"x")
             async with trio.open_nursery() as nursery:
-                server = _Server(echo, ServerLimits(), nursery)
+                server = _Server(echo, ServerLimits(), nursery, lambda _: None)
                 with pytest.raises(OSError, match="open files"):
                     await server.accept(Exhausted(ours))  # type: ignore[arg-type]
 

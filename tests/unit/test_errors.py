@@ -20,6 +20,7 @@ from router.errors import (
     is_refusal,
 )
 from router.front.errors import error_answer
+from router.front.record import ExchangeRecord
 
 
 def raised(*chain: BaseException) -> BaseException:
@@ -75,7 +76,7 @@ def test_the_systems_own_words_win(error: BaseException, words: str, refusal: bo
     ],
 )
 def test_clients_are_told_whether_to_retry(error: RouterError, header: bytes) -> None:
-    headers, _ = error_answer(error, "r")
+    headers, _ = error_answer(ExchangeRecord("r", "GET", "/", arrived=0), error)
     assert dict(headers).get(b"x-should-retry") == header
 
 

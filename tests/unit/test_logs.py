@@ -9,6 +9,7 @@ import pytest
 
 from router.errors import NotFound
 from router.front.errors import log_error
+from router.front.record import ExchangeRecord
 from router.observe import logs
 from router.pool import events
 from router.pool.lifecycle import Probe
@@ -40,8 +41,8 @@ def test_a_line_is_one_line_and_ends_with_the_fields(capsys: pytest.CaptureFixtu
 
 
 def test_what_clients_sent_is_told_in_bounded_length(caplog: pytest.LogCaptureFixture) -> None:
-    path = "GET /" + "a" * 60_000
-    log_error(logging.getLogger("router"), path, NotFound(f"{path}: Not Found"), "r1")
+    exchange = ExchangeRecord("r1", "GET", "/" + "a" * 60_000, arrived=0)
+    log_error(logging.getLogger("router"), exchange, NotFound(f"{exchange.what}: Not Found"))
     (record,) = caplog.records
     assert len(record.getMessage()) < 1500
 

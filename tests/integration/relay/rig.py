@@ -10,6 +10,7 @@ import trio
 from attrs import Factory, define, field
 
 from router.dispatch import Dispatcher
+from router.front.record import ExchangeRecord
 from router.pool.lifecycle import Probe
 from router.pool.policies import RoundRobin
 from router.pool.registry import Registry
@@ -37,7 +38,7 @@ class FakeExchange:
     http_version: str = "1.1"
     scheme: str = "http"
     peer: str | None = "127.0.0.1"
-    request_id: str = "r1"
+    record: ExchangeRecord = Factory(lambda: ExchangeRecord("r1", "POST", "/x"))
     responded: bool = False
     status: int | None = None
     body: bytes = b""
