@@ -121,7 +121,9 @@ class Dispatcher:
         worker can do a job, AmbiguousModel or UnknownModel. The caller releases the lease.
         """
         if self._closed:
-            raise _closing()
+            error = _closing()
+            self._note_refusal(facts, error, 0.0)
+            raise error
         now = trio.current_time()
         if self._ejection.next_look() <= now:
             self._ejection.look(now)
@@ -146,6 +148,7 @@ class Dispatcher:
             if facts.need is Need.SESSION:
                 patience = min(patience, _SESSION_PATIENCE)
             if full is None and not parked.over:
+                self._registry.bus.publish(events.Queued(facts, self.queue.waiting))
                 with trio.move_on_after(patience):
                     await parked.decided.wait()
             if not parked.over:
@@ -153,6 +156,11 @@ class Dispatcher:
                 if full is not None:
                     raise self._crowded("queue_full", full)
                 raise self._crowded("queue_timeout", f"no worker was free within {patience:g} s")
+            if parked.error is not None:
+                raise parked.error
+        except RouterError as error:
+            self._note_refusal(facts, error, trio.current_time() - now)
+            raise
         except BaseException:
             # Cancelled in the moment in which it was given one.
             if parked.lease is not None:
@@ -161,10 +169,11 @@ class Dispatcher:
         finally:
             self._held -= held
             self.queue.drop(parked)
-        if parked.lease is None:
-            assert parked.error is not None
-            raise parked.error
+        assert parked.lease is not None
         return parked.lease
+
+    def _note_refusal(self, facts: Facts, error: RouterError, waited: float) -> None:
+        self._registry.bus.publish(events.Refused(facts, error, waited))
 
     def close(self) -> None:
         """Refuse what waits, and whatever comes: the router is stopping. Leases go on."""

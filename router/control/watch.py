@@ -247,7 +247,8 @@ class Watchman:
             busy = worker.leases or worker.holds or self.client.is_calling(worker.url)
             if busy and silence < PATIENCE_WHILE_BUSY:
                 return  # busy, not dead
-        self.registry.probed(worker, finding.probe, finding.reason)
+        took = trio.current_time() - asked
+        self.registry.probed(worker, finding.probe, finding.reason, seconds=took)
         if watch.idle is None:
             self._recall(watch)  # until one is open, another process may come unseen
         watch.contacted.set()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ..bus import Event
+
 
 class Phase(StrEnum):
     """What the launcher is doing about one worker."""
@@ -41,3 +43,12 @@ class SlotView:
     def over(self) -> bool:
         """Whether it has exited for good, unless somebody asks for a restart."""
         return self.phase in (Phase.EXITED, Phase.FAILED)
+
+
+@frozen
+class PhaseChanged(Event):
+    """The launched worker of this name has come to another phase; `detail` says why."""
+
+    name: str
+    phase: Phase
+    detail: str | None

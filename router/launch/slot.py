@@ -24,7 +24,7 @@ from . import output, vigil
 from .base import EngineUnavailable, Handle, Order, Reservation, Run, RunState, WorkerPlan
 from .launcher import Death, Launcher, Shared
 from .masking import masked
-from .phases import Phase, SlotView
+from .phases import Phase, PhaseChanged, SlotView
 from .records import LaunchRecord
 
 logger = logging.getLogger("router.launch")
@@ -425,6 +425,7 @@ class Slot:
         """Note where it stands, and why."""
         if phase is not self.phase:
             self.phase, self.since = phase, trio.current_time()
+            self.shared.registry.bus.publish(PhaseChanged(self.name, phase, detail))
         self.detail = detail
         self.shared.tell()
 

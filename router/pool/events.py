@@ -1,14 +1,19 @@
-"""What observers of the registry are told. Frozen facts, in the order in which they happened."""
+"""What has happened in the pool. Frozen facts, told on the bus of the registry."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from .. import bus
+from ..errors import RouterError
 from .known import WorkerRecord
 from .worker import Hold, Lease, Worker
+
+if TYPE_CHECKING:
+    from .match import Facts
 
 
 class Event(bus.Event):
@@ -130,3 +135,42 @@ class Held(OfHold):
 
 class SlotFreed(OfHold):
     """The slot is free."""
+
+
+@frozen
+class Probed(bus.Event):
+    """A health probe was answered, or not: `finding` is a Probe, `seconds` how long that took.
+
+    No Event of the worker: most probes change nothing of it.
+    """
+
+    worker: Worker
+    finding: str
+    seconds: float
+    reason: str | None = None
+
+
+@frozen
+class VersionIssued(bus.Event):
+    """The first worker has applied a weight change of the model: it is this version now."""
+
+    model: str
+    version: int
+    label: str | None
+
+
+@frozen
+class Queued(bus.Event):
+    """A request found no free worker and waits for one; `waiting` do now."""
+
+    facts: Facts
+    waiting: int
+
+
+@frozen
+class Refused(bus.Event):
+    """A request was given no worker, after so many seconds in the queue."""
+
+    facts: Facts
+    error: RouterError
+    waited: float

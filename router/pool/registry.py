@@ -243,10 +243,13 @@ class Registry:
         worker.concurrency_limit = limit
         self._tell(events.SlotsChanged(worker))
 
-    def probed(self, worker: Worker, probe: Probe, reason: str | None = None) -> None:
-        """Record what a health probe found, and what follows from it."""
+    def probed(
+        self, worker: Worker, probe: Probe, reason: str | None = None, *, seconds: float = 0.0
+    ) -> None:
+        """Record what a health probe found after so many seconds, and what follows from it."""
         if worker.removed:
             return
+        self._tell(events.Probed(worker, probe, seconds, reason))
         before = hopeful(worker), worker.troubled
         worker.unauthorized = probe is Probe.UNAUTHORIZED
         if worker.ending or (worker.starting and probe in (Probe.FAILED, Probe.REFUSED)):

@@ -85,6 +85,7 @@ def assemble(
         ),
     )
     registry.subscribe(logs.log_event)
+    store.bus = registry.bus
     ledgers = Ledgers(registry, store, gating=not settings.trust_external_weights)
     ledgers.restore(
         store.restored(Ledger).values(),

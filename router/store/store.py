@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from .. import threads
 from ..backoff import Backoff
+from ..bus import Bus, Event
 from ..errors import StateUnavailable, describe
 from . import files
 from .changes import Changes, Tables
@@ -46,6 +47,14 @@ _ALIVE = 5.0  # seconds between two signs of life
 _LAST = 30.0  # seconds that a stop waits for the disk
 
 
+@frozen
+class StateWritten(Event):
+    """A batch of changes is on the disk; its write and sync took so many seconds."""
+
+    batch: int
+    seconds: float
+
+
 @define(eq=False)
 class Store:
     """Keeps records; without a directory, for as long as the process lives.
@@ -63,6 +72,8 @@ class Store:
     best_effort: bool = False
     # Seconds since the last sign of life of the router before, at the start; None: there was none.
     absence: float | None = None
+    # Where each batch that reaches the disk is told.
+    bus: Bus = field(init=False, factory=Bus, repr=False)
     _tables: Tables = field(factory=dict, alias="tables", repr=False)
     _lock: files.Lock | None = field(default=None, alias="lock", repr=False)
     _journal: Journal | None = field(default=None, alias="journal", repr=False)
@@ -289,9 +300,11 @@ class Store:
             self._pending, self._due, self._wanted = Changes(), trio.Event(), trio.Event()
             try:
                 if journal is not None and batch:
+                    began = trio.current_time()
                     await self._in_thread(partial(journal.append, batch, self._seq + 1))
                     self._seq += 1
                     self._unsaved += 1
+                    self.bus.publish(StateWritten(self._seq, trio.current_time() - began))
             except BaseException as error:
                 batch.follow(self._pending)
                 self._pending = batch

@@ -1033,3 +1033,23 @@ def test_optimism_does_not_try_a_suspect_once_weights_were_changed() -> None:
         await pool.refusal()
 
     run(main)
+
+
+def test_who_waits_and_who_is_refused_is_told() -> None:
+    async def main() -> None:
+        pool = Pool(patience=30)
+        told: list[events.Queued | events.Refused] = []
+        pool.registry.bus.subscribe(told.append, events.Queued, events.Refused)
+        pool.add("a")
+        taken = await pool.lease()
+        assert told == []  # it was given one at once
+        error = await pool.refusal()
+        queued, refused = told
+        assert queued == events.Queued(ANYTHING, 1)
+        assert refused == events.Refused(ANYTHING, error, 30)
+        taken.release()
+        pool.dispatcher.close()
+        error = await pool.refusal()
+        assert told[2:] == [events.Refused(ANYTHING, error, 0)]
+
+    run(main)

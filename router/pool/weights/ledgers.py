@@ -379,6 +379,8 @@ class Ledgers(Standings):
             if known.change is change:
                 self._store.put(known.record(worker.url, lost_by(known.standing, change)))
         self._settle_all(ledger.model)
+        issued = events.VersionIssued(ledger.model, change.version, change.label)
+        self._registry.bus.publish(issued)
         return change.version
 
     def _keep_intent(self, change: Change, workers: Iterable[Worker], *, pending: bool) -> None:

@@ -12,7 +12,7 @@ import trio
 from router.errors import Conflict
 from router.launch.base import Handle
 from router.launch.launcher import Supervision
-from router.launch.phases import Phase
+from router.launch.phases import Phase, PhaseChanged
 from router.launch.records import LaunchRecord
 from router.pool.lifecycle import MemoryEvent, Probe, hopeful, routable
 from router.pool.registry import Registry
@@ -353,5 +353,21 @@ def test_it_ends_nothing_twice_and_leaves_nothing_when_cancelled_at_any_time() -
                         bench.fleet.restart(bench.worker())
                     await trio.sleep_forever()
             assert not world.living(), tenths
+
+    virtually(main)
+
+
+def test_each_phase_of_a_launch_is_told() -> None:
+    async def main(world: World) -> None:
+        async with router(world) as bench:
+            told: list[PhaseChanged] = []
+            bench.registry.bus.subscribe(told.append, PhaseChanged)
+            await bench.serve()
+            bench.die()
+            await bench.until(Phase.RESTARTING)
+            assert {event.name for event in told} == {"image-0"}
+            phases = [event.phase for event in told]
+            assert phases[-2:] == [Phase.READY, Phase.RESTARTING]
+            assert told[-1].detail == bench.slot().detail
 
     virtually(main)

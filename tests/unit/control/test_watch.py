@@ -15,7 +15,7 @@ from router.control.watch import Watchman
 from router.control.witness import Witness
 from router.pool import events
 from router.pool.assets import AssetMap
-from router.pool.lifecycle import AdminEvent
+from router.pool.lifecycle import AdminEvent, Probe
 from router.pool.registry import Registry
 from router.pool.worker import Health, Hold, HoldKind, Origin
 from tests.unit.control.watching import (
@@ -43,6 +43,22 @@ def test_a_worker_is_healthy_once_probed_and_read(play: Play) -> None:
         assert worker.capabilities.models == ("m",)
         paths = [path for _, path in scene.process.asked]
         assert paths == ["/health", "/v1/models", "/server_info", "/model_info"]
+
+    play(body)
+
+
+def test_each_probe_is_told_with_the_time_that_it_took(play: Play) -> None:
+    async def body(scene: Scene) -> None:
+        told: list[events.Probed] = []
+        scene.registry.bus.subscribe(told.append, events.Probed)
+        worker = await scene.healthy()
+        scene.process.takes = 0.25
+        scene.process.answers["/health"] = Answer(500, b"")
+        await trio.sleep(12)
+        first, second = told[:2]
+        assert (first.worker, first.finding, first.seconds) == (worker, Probe.OK, 0)
+        assert (second.finding, second.seconds) == (Probe.FAILED, 0.25)
+        assert second.reason is not None
 
     play(body)
 

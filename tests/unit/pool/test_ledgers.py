@@ -7,6 +7,7 @@ import json
 import pytest
 from attrs import evolve
 
+from router.pool import events
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
 from router.pool.weights import Change, Ledger, Ledgers, WeightRecord
@@ -256,3 +257,13 @@ def test_what_is_kept_of_a_change_and_its_ledger() -> None:
         "since": 0,
     }
     assert set(desk.kept) == {("ledgers", "m"), ("changes", "later"), ("weights", worker.url)}
+
+
+def test_each_version_that_is_issued_is_told_once() -> None:
+    desk = Desk()
+    told: list[object] = []
+    desk.registry.bus.subscribe(told.append, events.VersionIssued)
+    a, b = desk.join("a"), desk.join("b")
+    desk.change(a, b)
+    desk.change(a, b)
+    assert told == [events.VersionIssued("m", version, None) for version in (1, 2)]

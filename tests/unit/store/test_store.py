@@ -21,7 +21,7 @@ from router.store import journal as journal_module
 from router.store import lines as lines_module
 from router.store import store as store_module
 from router.store.opening import StateRefused
-from router.store.store import Store
+from router.store.store import StateWritten, Store
 
 
 @frozen
@@ -816,3 +816,21 @@ def test_what_a_failed_batch_has_left_is_cut(
     caplog.clear()
     assert found(tmp_path) == {"1": Kite("1")}
     assert not caplog.records
+
+
+def test_each_batch_that_reaches_the_disk_is_told(tmp_path: Path) -> None:
+    told: list[StateWritten] = []
+
+    async def main() -> None:
+        store = Store.open(tmp_path)
+        store.bus.subscribe(told.append, StateWritten)
+        async with store.running():
+            for key in "ab":
+                store.put(Kite(key))
+                await store.commit()
+
+    run(main)
+    numbers = [event.batch for event in told]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) >= 2
+    assert all(event.seconds > 0 for event in told)
