@@ -267,10 +267,9 @@ class Dispatcher:
             self._registry.haunt(hold)
 
     async def drain(self, worker: Worker) -> None:
-        """Wait until neither an exchange nor anything that holds a slot is under way at the
-        worker. Whoever wants it to stay so has made it unroutable before. The jobs of an unhealthy
-        worker are not waited for: they may never end."""
-        while worker.leases or (worker.holds and worker.health is not Health.UNHEALTHY):
+        """Wait until nothing is under way at the worker (`Worker.is_drained`). Whoever wants it to
+        stay so has made it unroutable before."""
+        while not worker.is_drained:
             await self._eased(worker)
 
     async def idle(self, worker: Worker, within: float) -> bool:

@@ -18,6 +18,7 @@ from attrs import define, field
 from ..backoff import Backoff
 from ..boundary import contained, keep_running
 from ..dispatch import Dispatcher
+from ..errors import Conflict
 from ..pool import events
 from ..pool.lifecycle import reachable
 from ..pool.registry import Registry
@@ -38,6 +39,12 @@ _LOOK_AGAIN = 5.0
 # Replays side by side: storage is shared. One that takes longer than this many seconds may hang,
 # and no longer counts.
 _AT_ONCE, _COUNTED = 8, 60.0
+
+
+class RemovalCalledOff(Conflict):
+    """The worker was put back into service while it was drained for removal."""
+
+    default_code = "removal_called_off"
 
 
 @define(eq=False)
@@ -115,18 +122,30 @@ class Agents:
             if begun is not None and not goes_on(agent.action, begun, self.known(worker)):
                 agent.scope.cancel()
 
+    async def retire(self, worker: Worker, reason: str = "by request") -> None:
+        """Have the worker removed once its work has ended, whether or not the caller waits for
+        that. It is called off when somebody enables the worker meanwhile: the last word counts.
+
+        Raises RemovalCalledOff, StateUnavailable.
+        """
+        self.registry.retire(worker, reason)
+        await self.slumber.store.commit()
+        await self.until(lambda: worker.removed or worker.leaving is None)
+        if not worker.removed:
+            raise RemovalCalledOff(f"Worker {worker.url} was enabled again; it stays in the pool")
+
     async def sync(self, workers: list[Worker], within: float) -> bool:
         """Bring all of these up that can be called; whether they are current, after so many
         seconds at most."""
 
         def current() -> bool:
             up = [w for w in workers if reachable(w) and not w.is_sleeping and w.capabilities]
-            return all(worker.weights is Weights.CURRENT for worker in up)
+            return all(w.weights is Weights.CURRENT or w.leaving is not None for w in up)
 
         self.look(workers)
         return await self.until(current, within)
 
-    async def until(self, is_true: Callable[[], bool], within: float) -> bool:
+    async def until(self, is_true: Callable[[], bool], within: float = math.inf) -> bool:
         """Wait until this is true of the workers; whether it is, after so many seconds at most."""
         with trio.move_on_after(within):
             while not is_true():
@@ -148,6 +167,8 @@ class Agents:
             doubted=self.slumber.doubts(worker),
             lacking=lacking,
             awaiting=awaiting,
+            leaving=worker.leaving is not None and not worker.removed,
+            drained=worker.is_drained,
             claim=claim,
             stage=None if claim is None else claim.stage,
             left=claim is not None and claim.left is not None,
@@ -216,6 +237,10 @@ class Agents:
             match action:
                 case Action.DRAIN:
                     await self._drain(worker, agent, known)
+                case Action.EMPTY:
+                    await self.dispatcher.drain(worker)
+                case Action.REMOVE:
+                    self.registry.remove(worker)
                 case Action.CATCH_UP:
                     await self.catch_up(worker)
                 case Action.REPLAY:

@@ -20,12 +20,14 @@ from ..pool.registry import Registry
 from ..pool.worker import Origin as WorkerOrigin
 from ..pool.worker import Worker
 from ..store.store import Store
-from .retire import RemovalCalledOff, Retirer
+from .agent import Agents, RemovalCalledOff
 
 logger = logging.getLogger("router.control")
 
 # An address leaves after so many answers without it: some servers tell only a part of them.
 _MISSED = 2
+# Why a worker leaves: its name no longer leads to it.
+_GONE = "its name leads to it no longer"
 
 
 @frozen
@@ -58,13 +60,11 @@ class Names:
 
     store: Store
     registry: Registry
-    retirer: Retirer
+    agents: Agents
     addresses: Addresses
     enabled: bool = False
     interval: float = 10.0
     _names: dict[str, _Name] = field(init=False, factory=dict)
-    _leaving: set[str] = field(init=False, factory=set)
-    _nursery: trio.Nursery | None = field(init=False, default=None)
 
     def takes(self, url: str) -> bool:
         """Whether the URL is one whose every address is to be a worker. `localhost` is not: its
@@ -101,13 +101,12 @@ class Names:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the names there are, and those that are added; never returns."""
         self.registry.subscribe(self._observe, events.WorkerRemoved)
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            while True:
-                async with trio.open_nursery() as looking:
-                    for name in self._names.values():
-                        looking.start_soon(self._refresh, name)
-                await trio.sleep(self.interval)
+        task_status.started()
+        while True:
+            async with trio.open_nursery() as looking:
+                for name in self._names.values():
+                    looking.start_soon(self._refresh, name)
+            await trio.sleep(self.interval)
 
     async def follow(self, url: str, concurrency: int | None) -> list[Worker]:
         """Follow a name from now on; its workers. Raises BadWorkerURL."""
@@ -143,14 +142,14 @@ class Names:
         members = self.members(url)
         del self._names[url]
         self.store.delete(NameRecord, url)
-        assert self._nursery is not None
         for worker in members:
             if drain:
-                self._nursery.start_soon(self._leave, worker)
+                self.registry.retire(worker, "by request")
             else:
-                self.retirer.remove(worker)
+                self.registry.remove(worker)
         for worker in members if drain else ():
-            await self._leave(worker)
+            with suppress(RemovalCalledOff):
+                await self.agents.retire(worker)
         await self.store.commit()
 
     async def _refresh(self, name: _Name) -> None:
@@ -180,30 +179,20 @@ class Names:
         for url in found:
             name.missed.pop(url, None)
             worker = self.registry.find(url)
-            if url in self._leaving and worker is not None:
-                self.retirer.keep(worker)
+            if worker is not None and worker.leaving == _GONE:
+                self.registry.stay(worker, "its name leads to it again")
             elif worker is None and url not in name.left_out:
                 members += [] if url in members else [url]
                 logger.info("%s leads to %s, which joins", name.record.url, url)
                 self.registry.add(url, WorkerOrigin.STATIC, concurrency=name.record.concurrency)
-        assert self._nursery is not None
         for url in [member for member in members if member not in found]:
             name.missed[url] = name.missed.get(url, 0) + 1
             worker = self.registry.find(url)
-            if worker is not None and name.missed[url] >= _MISSED and url not in self._leaving:
+            if worker is not None and name.missed[url] >= _MISSED and worker.leaving is None:
                 logger.info("%s leads to %s no longer, which leaves", name.record.url, url)
-                self._leaving.add(url)
-                self._nursery.start_soon(self._leave, worker)
+                self.registry.retire(worker, _GONE)
         if tuple(members) != name.record.members:
             self._put(name, members=tuple(members))
-
-    async def _leave(self, worker: Worker) -> None:
-        try:
-            # Called off: the name leads to it again, or an operator wants it.
-            with suppress(RemovalCalledOff):
-                await self.retirer.drain_and_remove(worker)
-        finally:
-            self._leaving.discard(worker.url)
 
     def _put(self, name: _Name, **changes: Any) -> None:
         name.record = evolve(name.record, **changes)
@@ -214,7 +203,7 @@ class Names:
         for name in self._names.values():
             if url in name.record.members:
                 name.missed.pop(url, None)
-                if url not in self._leaving:
+                if event.worker.leaving != _GONE:
                     name.left_out.add(url)
                 rest = tuple(member for member in name.record.members if member != url)
                 self._put(name, members=rest)

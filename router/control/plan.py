@@ -20,6 +20,8 @@ class Action(StrEnum):
     LEAVE = "leave"  # tell the operation that has it that it cannot take part any more
     CATCH_UP = "catch up"  # have the pending changes of its model made
     REPLAY = "replay"  # send it the weight changes that it lacks
+    EMPTY = "empty"  # wait until nothing is under way there, answers to clients included
+    REMOVE = "remove"  # take it out of the pool
 
 
 class Stage(StrEnum):
@@ -45,6 +47,8 @@ class Known:
     doubted: bool  # it counts as asleep, but its process has not said so
     lacking: bool  # a replay would bring it up to its ledger
     awaiting: bool  # a pending change comes before that
+    leaving: bool = False  # it is to be removed once its work has ended
+    drained: bool = False  # which it has
     claim: object | None = None  # of the operation that has the worker
     stage: Stage | None = None
     left: bool = False  # what that operation wanted of it cannot be done any more
@@ -57,6 +61,14 @@ def next_action(known: Known) -> Action:
         return Action.REST
     if stage is not None and known.left:
         return Action.LEAVE
+    if known.leaving and known.drained:
+        return Action.REMOVE
+    action = _next_while_it_stays(known)
+    return Action.EMPTY if known.leaving and action is Action.REST else action
+
+
+def _next_while_it_stays(known: Known) -> Action:
+    stage = known.stage
     if not known.reachable:
         return Action.REST
     ready = known.idle if stage is None else stage is not Stage.DRAINING
@@ -68,7 +80,7 @@ def next_action(known: Known) -> Action:
         return Action.REST
     if stage is not None:
         return Action.CALL if ready else Action.DRAIN
-    if not known.certain:
+    if not known.certain or known.leaving:  # it will not serve any more
         return Action.REST
     if known.awaiting:
         return Action.CATCH_UP
@@ -82,8 +94,8 @@ def goes_on(action: Action, begun: Known, now: Known) -> bool:
     if now.incarnation != begun.incarnation or now.claim is not begun.claim:
         return False
     match action:
-        case Action.DRAIN:
-            return next_action(evolve(now, idle=False)) is Action.DRAIN
+        case Action.DRAIN | Action.EMPTY:
+            return next_action(evolve(now, idle=False, drained=False)) is action
         case Action.SLEEP | Action.WAKE:
             return now.healthy
         case Action.CALL:
@@ -91,5 +103,6 @@ def goes_on(action: Action, begun: Known, now: Known) -> bool:
         case Action.CATCH_UP:
             return next_action(now) is action
         case Action.REPLAY:  # the next call might reach another process, or cross a sleep
-            return now.reachable and now.certain and now.memory is Memory.AWAKE
+            well = now.reachable and now.certain and now.memory is Memory.AWAKE
+            return well and not now.leaving
     return True

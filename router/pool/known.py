@@ -29,6 +29,7 @@ class WorkerRecord:
     concurrency: int | None = None
     concurrency_set: bool = False
     aliases: tuple[str, ...] = ()
+    leaving: str | None = None  # why it is to be removed once its work has ended
 
     @property
     def key(self) -> str:
@@ -50,4 +51,5 @@ class WorkerRecord:
             concurrency=worker.concurrency_limit if concurrency_set else None,
             concurrency_set=concurrency_set,
             aliases=worker.aliases,
+            leaving=worker.leaving,
         )

@@ -11,7 +11,7 @@ from . import events, ids
 from .ejection import Ejection, EjectionLimits
 from .known import WorkerRecord
 from .lifecycle import ADMIN, MEMORY, AdminEvent, MemoryEvent, Probe, hopeful, judge, step
-from .worker import Capabilities, Health, Hold, HoldKind, Lease, Origin, Weights, Worker
+from .worker import Admin, Capabilities, Health, Hold, HoldKind, Lease, Origin, Weights, Worker
 
 
 class UnknownWorker(NotFound):
@@ -150,7 +150,7 @@ class Registry:
             worker.registered = registered or past.registered
             worker.admin, worker.memory = past.admin, past.memory
             worker.incarnation = past.incarnation
-            worker.aliases = past.aliases
+            worker.aliases, worker.leaving = past.aliases, past.leaving
             worker.met = past.capabilities is not None
         self._workers[url] = worker
         self._tell(events.WorkerAdded(worker, past))
@@ -166,6 +166,21 @@ class Registry:
         self.past = {record.url: record for record in past}
         self._last = max((record.number for record in self.past.values()), default=0)
         self._doubt = doubt
+
+    def retire(self, worker: Worker, reason: str) -> None:
+        """From now on the worker is to be drained and removed, until it is enabled again."""
+        if worker.removed or worker.leaving is not None:
+            return
+        worker.leaving = reason
+        if worker.admin is Admin.ENABLED:
+            self.administer(worker, AdminEvent.DRAIN, f"it is being removed: {reason}")
+        else:
+            self._tell(events.ProspectsChanged(worker))
+
+    def stay(self, worker: Worker, reason: str) -> None:
+        """The worker is not to be removed after all. One in quarantine leaves all the same."""
+        if worker.leaving is not None and worker.admin is Admin.DRAINING:
+            self.administer(worker, AdminEvent.UNDRAIN, reason)
 
     def remove(self, worker: Worker) -> None:
         """Forget the worker. Leases on it stay valid until their exchanges end; its slots are
@@ -307,7 +322,10 @@ class Registry:
 
     def administer(self, worker: Worker, event: AdminEvent, reason: str | None = None) -> None:
         """Apply an operator's wish. Raises IllegalTransition and then changes nothing."""
-        self._facet(worker, "admin", step(ADMIN, worker.admin, event), reason)
+        admin = step(ADMIN, worker.admin, event)
+        if admin is Admin.ENABLED:
+            worker.leaving = None
+        self._facet(worker, "admin", admin, reason)
 
     def forgive(self, worker: Worker) -> None:
         """Clear quarantine, ill health and trial (`PUT {"is_dead": false}`); all is judged anew."""

@@ -181,6 +181,8 @@ class Worker:
     aliases: tuple[str, ...] = ()
     # What its launcher calls it; unique among launched workers.
     label: str | None = None
+    # Why it is to be removed once its work has ended; None: it stays. Never of an enabled one.
+    leaving: str | None = None
     removed: bool = False
     leases: set[Lease] = field(factory=set, repr=False)
     # What occupies its slots, the oldest first: generations until the head of their answer, jobs
@@ -233,6 +235,12 @@ class Worker:
         """Whether nothing runs there that a change of weights or a sleep must wait for. Answers
         on their way to clients do not count."""
         return not self.holds and not any(lease.binding for lease in self.leases)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether neither an exchange nor anything that holds a slot is under way there. What an
+        unhealthy worker does is not counted: it may never end."""
+        return not self.leases and (not self.holds or self.health is Health.UNHEALTHY)
 
     @property
     def jobs(self) -> int:

@@ -22,7 +22,6 @@ from ..control.memory import MemoryControl
 from ..control.names import Names
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
-from ..control.retire import Retirer
 from ..control.slumber import Slumber
 from ..control.turns import Turns
 from ..control.watch import Watchman
@@ -95,9 +94,8 @@ def assemble(
     )
     dispatcher = _dispatcher(settings, registry)
     errands, turns = Errands(), Turns()
-    retirer = Retirer(registry, dispatcher, errands)
     shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
-    fleet = make_fleet(settings, shared, planners, retirer)
+    fleet = make_fleet(settings, shared, planners, lambda worker: agents.retire(worker))
     assets = AssetMap(settings.max_assets)
     witness = Witness(assets, client, [partial(prove, fleet)])
     jobs = JobControl(registry, assets, client, errands)
@@ -116,9 +114,8 @@ def assemble(
             trust=client.trust,
             instance=client.instance.id,
         ),
-        retirer=retirer,
         names=Names(
-            *(store, registry, retirer, client.addresses),
+            *(store, registry, agents, client.addresses),
             enabled=settings.resolve_all,
             interval=settings.health_check_interval,
         ),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
 
-from ..control.retire import Retirer
 from ..control.witness import Verdict
 from ..errors import Conflict, StartError, describe
 from ..launch import adoption
@@ -38,15 +37,18 @@ async def make_plans(settings: RouterSettings, store: Store) -> list[LocalPlanne
 
 
 def make_fleet(
-    settings: RouterSettings, shared: Shared, planners: Sequence[Planner], retirer: Retirer
+    settings: RouterSettings,
+    shared: Shared,
+    planners: Sequence[Planner],
+    drain: Callable[[Worker], Awaitable[None]],
 ) -> Fleet:
-    """The workers that the settings want launched."""
+    """The workers that the settings want launched; see `Fleet.drain`."""
     local = LocalBackend()
     launchers = [
         _launcher(launcher, planner, local)
         for launcher, planner in zip(settings.launchers, planners, strict=True)
     ]
-    return Fleet(launchers, shared, retirer.drain_and_remove, {local.name: local})
+    return Fleet(launchers, shared, drain, {local.name: local})
 
 
 def _launcher(settings: LauncherSettings, planner: Planner, backend: Backend) -> Launcher:

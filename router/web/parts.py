@@ -15,7 +15,6 @@ from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
 from ..control.names import Names
 from ..control.refit import WeightControl
-from ..control.retire import Retirer
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..pool.registry import Registry
@@ -61,7 +60,6 @@ class Parts:
     registry: Registry
     dispatcher: Dispatcher
     watchman: Watchman
-    retirer: Retirer
     names: Names
     client: ControlClient
     jobs: JobControl

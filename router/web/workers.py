@@ -91,7 +91,7 @@ async def _register(
     if limit is None and "max_concurrency" in content:
         registry.set_concurrency(worker, None)
     if known:
-        parts().retirer.keep(worker)
+        registry.stay(worker, "it was registered again")
         if worker.suspicion is None:
             watchman.nudge(worker)
         else:  # it may be the new process that registers: do not answer for the old one
@@ -177,9 +177,9 @@ async def delete_worker(worker_id: str) -> dict[str, Any]:
     parts().store.check()
     launched = worker.origin is Origin.LAUNCHED
     if body.query_flag("drain", absent=launched):
-        await parts().retirer.drain_and_remove(worker)
+        await parts().agents.retire(worker)
     else:
-        parts().retirer.remove(worker)
+        parts().registry.remove(worker)
     await parts().launcher.settled(worker)
     return {"status": "success", "worker_id": worker.worker_id}
 
@@ -205,7 +205,7 @@ async def remove_worker_as_before() -> dict[str, Any]:
     except UnknownWorker as unknown:
         return {"status": "success", "message": unknown.message}
     parts().store.check()
-    parts().retirer.remove(worker)
+    parts().registry.remove(worker)
     await parts().store.commit()
     return {"status": "success", "worker_id": worker.worker_id, "url": worker.url}
 

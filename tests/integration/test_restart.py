@@ -262,6 +262,32 @@ def test_a_restored_worker_has_a_ghost_until_its_barrier(run_restarts: RunLives)
     run_restarts(test)
 
 
+def test_a_removal_that_waits_for_a_job_goes_on_after_a_restart(run_restarts: RunLives) -> None:
+    async def test(lives: Lives) -> None:
+        async with lives.router() as router:
+            sim = await router.simulated(**BOTH, time_scale=100.0)
+            await router.register(sim.url)
+            await submit(router, **LONG)
+            worker = known(router, sim.url)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(router.http.delete, f"/workers/{sim.url}?drain=true")
+                await until(lambda: worker.leaving is not None)
+                await router.running.parts.store.commit()
+                nursery.cancel_scope.cancel()
+        async with lives.router() as router:
+            await healthy(router, sim.url)
+            worker = known(router, sim.url)
+            assert worker.leaving == "by request"
+            assert worker.jobs == 1
+            sim.kill()  # what it did will never end
+            await until(lambda: worker.removed)
+            await router.running.parts.store.commit()
+        async with lives.router() as router:
+            assert not list(router.running.parts.registry)
+
+    run_restarts(test)
+
+
 def test_static_workers_are_those_of_the_flags(run_restarts: RunLives) -> None:
     async def test(lives: Lives) -> None:
         urls = [f"http://127.0.0.1:{port}" for port in (1, 2, 3, 4)]

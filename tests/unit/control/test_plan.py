@@ -75,8 +75,41 @@ def test_what_an_operation_wants(known: Known, action: Action) -> None:
     assert next_action(evolve(known, stage=Stage.OVER)) is Action.REST
 
 
+LEAVING = evolve(WELL, leaving=True)
+
+
+@pytest.mark.parametrize(
+    ("known", "action"),
+    [
+        (LEAVING, Action.EMPTY),
+        (evolve(LEAVING, drained=True), Action.REMOVE),
+        (evolve(LEAVING, reachable=False), Action.EMPTY),
+        (evolve(LEAVING, reachable=False, drained=True), Action.REMOVE),
+        # It will not serve any more.
+        (evolve(LEAVING, lacking=True), Action.EMPTY),
+        (evolve(LEAVING, awaiting=True), Action.EMPTY),
+        # But its GPU may be wanted, and an operation that has it goes on.
+        (evolve(LEAVING, memory=Memory.FALLING_ASLEEP), Action.SLEEP),
+        (claimed(LEAVING, Stage.DUE), Action.CALL),
+        (claimed(LEAVING, Stage.HELD), Action.EMPTY),
+        (claimed(evolve(LEAVING, drained=True), Stage.HELD), Action.REMOVE),
+        (claimed(evolve(LEAVING, drained=True, left=True), Stage.DUE), Action.LEAVE),
+    ],
+)
+def test_what_comes_next_of_a_worker_that_is_to_be_removed(known: Known, action: Action) -> None:
+    assert next_action(known) is action
+
+
+def test_a_removal_ends_when_it_is_called_off_and_a_replay_when_the_worker_is_to_leave() -> None:
+    assert goes_on(Action.EMPTY, LEAVING, evolve(LEAVING, drained=True))
+    assert not goes_on(Action.EMPTY, LEAVING, WELL)
+    assert not goes_on(Action.EMPTY, LEAVING, evolve(LEAVING, memory=Memory.WAKING))
+    assert not goes_on(Action.REPLAY, LACKING, evolve(LACKING, leaving=True))
+
+
 def everything() -> list[Known]:
     names = ["reachable", "certain", "idle", "doubted", "lacking", "awaiting", "left"]
+    names += ["leaving", "drained"]
     return [
         Known(
             incarnation=1,

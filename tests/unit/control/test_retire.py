@@ -6,30 +6,26 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-import trio.testing
 
-from router.control.errands import Errands
-from router.control.retire import RemovalCalledOff, Retirer
-from router.dispatch import Dispatcher
-from router.pool import policies
-from router.pool.cost import Speeds
+from router.control.agent import RemovalCalledOff
+from router.errors import StateUnavailable
 from router.pool.lifecycle import AdminEvent, Probe
 from router.pool.registry import Registry
-from router.pool.worker import Admin, Hold, HoldKind, Origin, Worker
+from router.pool.worker import Admin, Hold, HoldKind, Memory, Origin, Worker
+from tests.unit.control import naps
+from tests.unit.control.naps import Nap, settle
 
 
 class Scene:
-    def __init__(self) -> None:
-        self.registry = Registry()
-        self.dispatcher = Dispatcher(self.registry, policies.make("least-request", Speeds()))
-        self.errands = Errands()
-        self.retirer = Retirer(self.registry, self.dispatcher, self.errands)
-        self.worker = self.registry.add("http://w:1", Origin.REGISTERED)
+    def __init__(self, nap: Nap) -> None:
+        self.nap = nap
+        self.registry: Registry = nap.registry
+        self.worker = nap.add("w", healthy=False)
         self.ends: list[str] = []
 
     async def drain(self) -> None:
         try:
-            await self.retirer.drain_and_remove(self.worker)
+            await self.nap.memory.agents.retire(self.worker)
         except RemovalCalledOff:
             self.ends.append("called off")
         else:
@@ -37,22 +33,16 @@ class Scene:
 
 
 def play(body: Callable[[Scene, trio.Nursery], Awaitable[None]]) -> Scene:
-    scene = Scene()
+    scenes: list[Scene] = []
 
-    async def main() -> None:
+    async def main(nap: Nap) -> None:
+        scenes.append(Scene(nap))
         with trio.fail_after(60):
-            async with trio.open_nursery() as outer:
-                await outer.start(scene.errands.run)
-                async with trio.open_nursery() as nursery:
-                    await body(scene, nursery)
-                outer.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:
+                await body(scenes[0], nursery)
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    return scene
-
-
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked()
+    naps.play(main)
+    return scenes[0]
 
 
 def test_the_last_lease_and_the_change_of_mind_come_together() -> None:
@@ -75,7 +65,9 @@ def test_a_quarantined_worker_stays_quarantined_until_it_is_gone() -> None:
         lease = scene.registry.lease(scene.worker)
         nursery.start_soon(scene.drain)
         await settle()
-        scene.retirer.keep(scene.worker)  # registering again clears no quarantine
+        scene.registry.stay(
+            scene.worker, "it was registered again"
+        )  # registering again clears no quarantine
         assert scene.worker.admin is Admin.QUARANTINED
         lease.release()
 
@@ -113,12 +105,12 @@ def test_a_process_that_dies_is_drained() -> None:
 def test_registering_again_keeps_only_what_was_being_removed() -> None:
     async def body(scene: Scene, nursery: trio.Nursery) -> None:
         scene.registry.administer(scene.worker, AdminEvent.DRAIN)
-        scene.retirer.keep(scene.worker)
+        scene.registry.stay(scene.worker, "it was registered again")
         assert scene.worker.admin is Admin.DRAINING
         lease = scene.registry.lease(scene.worker)
         nursery.start_soon(scene.drain)
         await settle()
-        scene.retirer.keep(scene.worker)
+        scene.registry.stay(scene.worker, "it was registered again")
         assert scene.worker.admin is Admin.ENABLED
         await settle()
         nursery.start_soon(scene.drain)  # and once more
@@ -135,7 +127,7 @@ def test_a_removal_at_once_and_a_new_registration_of_the_address() -> None:
         lease = scene.registry.lease(scene.worker)
         nursery.start_soon(scene.drain)
         await settle()
-        scene.retirer.remove(scene.worker)
+        scene.registry.remove(scene.worker)
         seen.append(scene.registry.add("http://w:1", Origin.REGISTERED))
         await settle()
         assert scene.ends == ["removed"]
@@ -161,3 +153,46 @@ def test_the_jobs_of_a_dead_worker_are_not_waited_for(dead_before: bool) -> None
         assert scene.ends == ["removed"]
 
     play(body)
+
+
+def test_a_removal_goes_on_without_its_caller_and_after_a_restart() -> None:
+    """What is wanted of the worker is on the disk before anybody waits for it."""
+
+    async def body(scene: Scene, nursery: trio.Nursery) -> None:
+        lease = scene.registry.lease(scene.worker)
+        with trio.move_on_after(1):
+            await scene.drain()
+        assert scene.nap.disk.commits == 1
+        assert scene.worker.leaving == "by request"
+        lease.release()
+        await settle()
+        assert scene.worker.removed
+
+    assert play(body).ends == []
+
+
+def test_a_removal_that_cannot_be_kept_is_refused() -> None:
+    async def body(scene: Scene, nursery: trio.Nursery) -> None:
+        scene.nap.disk.fails_at = 1
+        with pytest.raises(StateUnavailable):
+            await scene.nap.memory.agents.retire(scene.worker)
+
+    play(body)
+
+
+def test_a_worker_that_leaves_sleeps_and_wakes_meanwhile() -> None:
+    """Its GPU may be wanted, however long its last answer takes to reach a slow client."""
+
+    async def body(scene: Scene, nursery: trio.Nursery) -> None:
+        nap = scene.nap
+        nap.recover(scene.worker)
+        lease = scene.registry.lease(scene.worker)
+        nursery.start_soon(scene.drain)
+        await settle()
+        await nap.sleep("sleep", scene.worker)
+        nap.body("sleep")
+        assert scene.worker.memory is Memory.ASLEEP
+        assert not scene.worker.removed
+        lease.release()
+
+    assert play(body).ends == ["removed"]
