@@ -15,7 +15,7 @@ from ..pool.match import Targets
 from ..pool.weights.answers import succeeded
 from ..pool.worker import Worker
 from ..text import words
-from .client import ControlClient, Unreachable
+from .client import Call, ControlClient, Unreachable
 
 _WINDOW = 4  # pieces that a slower taker may lag behind
 
@@ -60,15 +60,6 @@ class Pipe:
         self.over = True
         self._receive.close()
 
-    def offer(self, piece: bytes) -> bool:
-        """Give it a piece, if there is room or it wants no more; else False."""
-        with suppress(trio.BrokenResourceError):
-            try:
-                self._send.send_nowait(piece)
-            except trio.WouldBlock:
-                return False
-        return True
-
     async def put(self, piece: bytes) -> None:
         """Give it a piece once there is room, or it wants no more."""
         with suppress(trio.BrokenResourceError):
@@ -86,11 +77,8 @@ async def fill(pipes: Sequence[Pipe], source: AsyncIterable[bytes]) -> RouterErr
     failure: RouterError | None = BodyBrokeOff("The request body broke off")
     try:
         async for piece in source:
-            waiting = [pipe for pipe in pipes if not pipe.offer(piece)]
-            if waiting:
-                async with trio.open_nursery() as nursery:
-                    for pipe in waiting:
-                        nursery.start_soon(pipe.put, piece)
+            for pipe in pipes:
+                await pipe.put(piece)
             if all(pipe.over for pipe in pipes):
                 return None
         failure = None
@@ -115,26 +103,6 @@ async def filling(pipe: Pipe, source: AsyncIterable[bytes]) -> AsyncIterator[Non
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-@frozen
-class Call:
-    """What workers are sent."""
-
-    path: str
-    headers: Sequence[tuple[str, str]]
-    body: bytes | AsyncIterable[bytes]
-    # Seconds from the last byte sent to the answer: it may queue behind a generation.
-    within: float
-    # Seconds that a target may take for a piece of the body before it is dropped.
-    idle: float = 300.0
-    method: str = "POST"
-
-
-def own_call(path: str, body: bytes, within: float, *, method: str = "POST") -> Call:
-    """A call of the router's own."""
-    headers = (("content-type", "application/json"),) if body else ()
-    return Call(path, headers, body, within, method=method)
 
 
 @frozen
@@ -176,15 +144,7 @@ async def send(client: ControlClient, worker: Worker, call: Call) -> Row:
     """Send the call to one worker; what it answered, or how that failed."""
     with contained("worker", f"{call.path} at worker {worker.url}") as attempt:
         try:
-            answer = await client.call(
-                call.method,
-                worker.url,
-                call.path,
-                within=call.within,
-                stall=call.idle,
-                headers=call.headers,
-                body=call.body,
-            )
+            answer = await client.call(worker.url, call)
         except Unreachable as error:
             status, code = (504, "worker_timeout") if error.timed_out else (502, "worker_failed")
             return Row.failed(worker, str(error), code, status=status, sent=error.sent)

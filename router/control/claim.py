@@ -8,7 +8,8 @@ import trio
 from attrs import define, field
 
 from ..pool.worker import Admin, Health, Worker
-from .calls import Call, Pipe, Row
+from .calls import Pipe, Row
+from .client import Call
 from .plan import Stage
 
 

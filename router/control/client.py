@@ -44,6 +44,24 @@ class Unreachable(Exception):
 
 
 @frozen
+class Call:
+    """What workers are sent."""
+
+    path: str
+    # Seconds from the last byte sent to the answer: it may queue behind a generation.
+    within: float
+    body: bytes | AsyncIterable[bytes] = b""
+    headers: Headers = ()
+    stall: float = 300.0  # seconds that the worker may take for a piece of the body
+    method: str = "POST"
+
+    @classmethod
+    def of_json(cls, path: str, within: float, body: bytes) -> Call:
+        """A call of the router's own."""
+        return cls(path, within, body, (("content-type", "application/json"),))
+
+
+@frozen
 class Answer:
     """What a worker answered to a control call."""
 
@@ -73,21 +91,15 @@ class ControlClient:
     async def __aexit__(self, *_: object) -> None:
         await self._pools.aclose()
 
-    async def get(
-        self, url: str, path: str, *, within: float, headers: Headers = (), whole: bool = True
-    ) -> Answer:
-        """GET a path of a worker within so many seconds in all. `whole`: with the body of the
-        answer. Raises Unreachable."""
-        # httpx's own timeouts are for each read: an answer that drips would never end.
-        with trio.move_on_after(within):
-            return await self._call("GET", url, path, within=within, headers=headers, whole=whole)
-        raise Unreachable(f"GET {path} had no answer within {within:g} s", timed_out=True)
+    async def get(self, url: str, path: str, *, within: float) -> Answer:
+        """GET a path of a worker within so many seconds in all. Raises Unreachable."""
+        return await self._in_time(url, Call(path, within, method="GET"))
 
     async def status(self, url: str, path: str, *, within: float) -> int:
         """The status of a GET of a file, without fetching more of it than a byte. Raises
         Unreachable."""
-        headers = [("range", "bytes=0-0")]
-        return (await self.get(url, path, within=within, headers=headers, whole=False)).status
+        call = Call(path, within, headers=[("range", "bytes=0-0")], method="GET")
+        return (await self._in_time(url, call, whole=False)).status
 
     def is_calling(self, url: str, path: str | None = None) -> bool:
         """Whether a call (to this path) is under way at the worker, which may keep it from
@@ -95,79 +107,61 @@ class ControlClient:
         paths = self._calls.get(url, ())
         return bool(paths) if path is None else path in paths
 
-    async def call(
-        self,
-        method: str,
-        url: str,
-        path: str,
-        *,
-        within: float,
-        stall: float | None = None,
-        headers: Headers = (),
-        body: bytes | AsyncIterable[bytes] | None = None,
-    ) -> Answer:
-        """One call to a worker, whose answer begins within `within` seconds of the last byte sent.
-
-        `stall`: seconds that it may take for one piece of the body. Raises Unreachable.
-        """
-        self._calls.setdefault(url, []).append(path)
+    async def call(self, url: str, call: Call) -> Answer:
+        """One call to a worker. Raises Unreachable, and what reading the body raises."""
+        self._calls.setdefault(url, []).append(call.path)
         try:
-            return await self._call(
-                method, url, path, within=within, stall=stall, headers=headers, body=body
-            )
+            return await self._call(url, call)
         finally:
-            self._calls[url].remove(path)
+            self._calls[url].remove(call.path)
             if not self._calls[url]:
                 del self._calls[url]
 
-    async def _call(
-        self,
-        method: str,
-        url: str,
-        path: str,
-        *,
-        within: float,
-        stall: float | None = None,
-        headers: Headers = (),
-        body: bytes | AsyncIterable[bytes] | None = None,
-        whole: bool = True,
-    ) -> Answer:
+    async def _in_time(self, url: str, call: Call, *, whole: bool = True) -> Answer:
+        # httpx's own timeouts are for each read: an answer that drips would never end.
+        with trio.move_on_after(call.within):
+            return await self._call(url, call, whole=whole)
+        raise Unreachable(f"GET {call.path} had no answer within {call.within:g} s", timed_out=True)
+
+    async def _call(self, url: str, call: Call, *, whole: bool = True) -> Answer:
+        """`whole`: with the body of the answer."""
+        what, within = f"{call.method} {call.path}", call.within
         # Connecting is quick or hopeless; the answer may wait behind a generation.
-        patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=stall or within)
+        patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=call.stall)
         try:
             request = httpx.Request(
-                method,
-                url + path,
+                call.method,
+                url + call.path,
                 headers=self.trust.present(
                     [
                         (name.encode(), value.encode())
-                        for name, value in (*_HEADERS, *headers, self.instance.on_call())
+                        for name, value in (*_HEADERS, *call.headers, self.instance.on_call())
                     ]
                 ),
-                content=body,
+                content=call.body,
                 extensions={"timeout": patience.as_dict()},
             )
-            request.stream = _Body(body or b"")
+            request.stream = _Body(call.body)
             response = await self._pools.handle_async_request(request)
             try:
-                data = await _read(response, f"{method} {path}") if whole else b""
+                data = await _read(response, what) if whole else b""
             finally:
                 await response.aclose()
             instance = response.headers.get(INSTANCE_HEADER.decode())
             return Answer(response.status_code, data, instance)
         except httpx.TimeoutException as error:
-            what = f"had no answer within {within:g} s"
+            how = f"had no answer within {within:g} s"
             if isinstance(error, httpx.WriteTimeout):
-                what = f"failed: the worker took no more of the body for {patience.write:g} s"
+                how = f"failed: the worker took no more of the body for {patience.write:g} s"
             raise Unreachable(
-                f"{method} {path} {what}",
+                f"{what} {how}",
                 timed_out=True,
                 sent=not isinstance(error, httpx.ConnectTimeout),
             ) from error
         # Beside its own errors httpx lets out those of reading host names.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise Unreachable(
-                f"{method} {path} failed: {text.of_bytes(describe(error))}",
+                f"{what} failed: {text.of_bytes(describe(error))}",
                 refused=is_refusal(error),
                 sent=not isinstance(error, httpx.ConnectError),
             ) from error

@@ -27,7 +27,7 @@ from ..pool.catalog import is_over
 from ..pool.registry import Registry
 from ..pool.worker import Health, Hold, HoldKind, Worker
 from ..text import segment
-from .client import Unreachable
+from .client import Call, Unreachable
 from .jobs import JobControl, able
 
 logger = logging.getLogger("router.control")
@@ -150,7 +150,8 @@ class Follower:
         be told yet."""
         url = hold.worker.url
         try:
-            answer = await self.jobs.client.call("GET", url, "/v1/list_loras", within=_BARRIER)
+            call = Call("/v1/list_loras", _BARRIER, method="GET")
+            answer = await self.jobs.client.call(url, call)
         except Unreachable as error:
             return error.refused  # what it did ended with it
         if answer.status in (502, 504):

@@ -13,8 +13,9 @@ from ..pool.lifecycle import MemoryEvent, reachable
 from ..pool.match import Targets, no_workers
 from ..pool.worker import Memory, Origin, Weights, Worker
 from .agent import Agents
-from .calls import Call, Row, answer
+from .calls import Row, answer
 from .claim import Claim
+from .client import Call
 from .errands import Begin
 from .slumber import Slumber, said
 from .turns import Turn

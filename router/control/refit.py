@@ -23,7 +23,8 @@ from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
 from ..text import from_json
 from .agent import Agents
-from .calls import Call, Row, answer, broadcast, own_call
+from .calls import Row, answer, broadcast
+from .client import Call
 from .errands import Errand, Errands
 from .transaction import Transaction
 from .turns import Turn, Turns
@@ -242,7 +243,7 @@ class WeightControl:
         if able:
             body = (change.body or "").encode()
             # Of a change that waits behind it `turn` is needed until the end: it keeps the workers.
-            call = own_call(change.path, body, self.call_timeout)
+            call = Call.of_json(change.path, self.call_timeout, body)
             await self._carry_out(change, call, able, None)
         else:
             change.error = "its workers had a LoRA since their start"

@@ -17,8 +17,8 @@ from ..pool.weights.answers import words
 from ..pool.weights.recipe import FRESH
 from ..pool.worker import Origin, Weights, Worker
 from ..store.store import Store
-from .calls import own_call, send
-from .client import ControlClient
+from .calls import send
+from .client import Call, ControlClient
 
 logger = logging.getLogger("router.control")
 
@@ -82,7 +82,7 @@ class Replayer:
             await self._save()
             if not _is(worker, incarnation):
                 return False
-        call = own_call(step.path, step.body.encode(), self.call_timeout)
+        call = Call.of_json(step.path, self.call_timeout, step.body.encode())
         row = await send(self.client, worker, call)
         if not _is(worker, incarnation):
             return False
@@ -109,8 +109,9 @@ class Replayer:
 
     async def _acts_no_lora(self, worker: Worker) -> bool:
         """Whether the worker says that no LoRA has an effect on it."""
-        call = own_call("/v1/list_loras", b"", self.call_timeout, method="GET")
-        row = await send(self.client, worker, call)
+        row = await send(
+            self.client, worker, Call("/v1/list_loras", self.call_timeout, method="GET")
+        )
         return row.status == 200 and isinstance(row.body, dict) and not row.body.get("active")
 
     async def _save(self) -> None:

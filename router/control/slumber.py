@@ -20,8 +20,9 @@ from ..pool.registry import Registry
 from ..pool.weights.answers import Meaning, meaning, words
 from ..pool.worker import Memory, Origin, Worker
 from ..store.store import Store
-from .calls import Row, own_call
+from .calls import Row
 from .claim import Claim
+from .client import Call
 
 logger = logging.getLogger("router.control")
 
@@ -115,7 +116,7 @@ class Slumber:
         """What the facet of a worker wants though no request is under way."""
         waking = worker.memory is Memory.WAKING
         before = Memory.WAKING if waking else Memory.FALLING_ASLEEP
-        call = own_call(RESUME if waking else RELEASE, b"{}", self.call_timeout)
+        call = Call.of_json(RESUME if waking else RELEASE, self.call_timeout, b"{}")
         return Claim(worker, partial(self.heard, before=before), math.inf, call)
 
     async def heard(self, claim: Claim, before: Memory) -> None:

@@ -17,8 +17,9 @@ from ..pool.weights.answers import alike, words
 from ..pool.worker import Worker
 from ..store.store import Store
 from .agent import Agents
-from .calls import Call, Pipe, Row, fill
+from .calls import Pipe, Row, fill
 from .claim import Claim
+from .client import Call
 from .turns import Turn
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from quart import Blueprint, g, request
 
-from ..control.calls import Call, Pipe, filling
+from ..control.calls import Pipe, filling
+from ..control.client import Call
 from ..control.errands import Begin
 from ..control.refit import Order, check_beginning, check_body
 from ..errors import BadRequest
@@ -118,7 +119,7 @@ def _call(body: bytes | AsyncIterable[bytes]) -> Call:
     if not isinstance(body, bytes) and request.content_length is not None:
         headers.append(("content-length", str(request.content_length)))
     limits = parts().limits
-    return Call(_path(), headers, body, limits.refit, limits.idle, method=request.method)
+    return Call(_path(), limits.refit, body, headers, limits.idle, request.method)
 
 
 async def _do(

@@ -6,7 +6,7 @@ from typing import Any
 
 from quart import Blueprint, g
 
-from ..control.calls import Call
+from ..control.client import Call
 from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
 from ..pool.match import Targets, select
@@ -173,7 +173,8 @@ async def _verify(shown: dict[str, Any]) -> None:
     if not targets.eligible:
         return
     headers = [("content-type", "application/json"), ("x-request-id", g.record.request_id)]
-    call = Call("/get_weights_checksum", headers, b'{"module_names": null}', parts().limits.refit)
+    all_modules = b'{"module_names": null}'
+    call = Call("/get_weights_checksum", parts().limits.refit, all_modules, headers)
     _, said = await parts().weights.ask(list(targets.eligible), call)
     sums = {row["worker_url"]: row for row in said["results"]}
     current = {w.url for w in targets.eligible if w.weights is Weights.CURRENT}

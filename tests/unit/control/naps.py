@@ -12,8 +12,7 @@ import trio.testing
 from attrs import Factory, define
 
 from router.control.agent import Agents
-from router.control.calls import Call
-from router.control.client import Answer, ControlClient, Unreachable
+from router.control.client import Answer, Call, ControlClient, Unreachable
 from router.control.errands import Errands
 from router.control.memory import MemoryControl
 from router.control.replay import Replayer
@@ -179,7 +178,7 @@ class Nap:
         await self._do(name, RESUME, workers)
 
     async def _do(self, name: str, path: str, workers: tuple[Worker, ...]) -> None:
-        call = Call(path, [], BODY, 1800.0)
+        call = Call(path, 1800.0, BODY)
         work = self.memory.sleep if path == RELEASE else self.memory.wake
         try:
             self.outcomes[name] = await self.errands.do(
@@ -254,15 +253,14 @@ def play(
             def is_calling(self, url: str, path: str) -> bool:
                 return under_way[url, path] > 0
 
-            async def call(
-                self, method: str, url: str, path: str, *, within: float, body: bytes, **_: Any
-            ) -> Answer:
-                assert method == "POST"
-                under_way[url, path] += 1
+            async def call(self, url: str, call: Call) -> Answer:
+                assert call.method == "POST"
+                assert isinstance(call.body, bytes)
+                under_way[url, call.path] += 1
                 try:
-                    return await engines[url].call(path, body, within)
+                    return await engines[url].call(call.path, call.body, call.within)
                 finally:
-                    under_way[url, path] -= 1
+                    under_way[url, call.path] -= 1
 
         slumber = Slumber(registry, cast(Store, disk))
         replays = cast(Replayer, NoReplays())

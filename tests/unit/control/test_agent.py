@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from router.control.calls import Call, Pipe
+from router.control.calls import Pipe
 from router.control.claim import Claim
+from router.control.client import Call
 from router.control.plan import Stage
 from router.pool.lifecycle import AdminEvent
 from router.pool.worker import HoldKind, Worker
 from tests.unit.control.naps import BODY, BROKEN, HANGS, Nap, answer, play, settle
 
-CALL = Call("/update_weights_from_disk", [], BODY, 1800.0)
+CALL = Call("/update_weights_from_disk", 1800.0, BODY)
 
 
 class Log:
@@ -182,7 +183,7 @@ def test_a_held_worker_gets_one_call_after_the_other() -> None:
 def test_a_body_that_nobody_takes_any_more_holds_nobody_up() -> None:
     async def body(nap: Nap, log: Log, worker: Worker) -> None:
         pipe = Pipe()
-        claim = log.claim(worker, Call(CALL.path, [], pipe, 1800.0))
+        claim = log.claim(worker, Call(CALL.path, 1800.0, pipe))
         nap.busy(worker, HoldKind.JOB)
         with nap.memory.agents.having([claim]):
             nap.fall_ill(worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from router.control.calls import Call
+from router.control.client import Call
 from router.errors import RouterError
 from router.pool import events
 from router.pool.lifecycle import AdminEvent, routable
@@ -516,7 +516,7 @@ def test_broken_off_half_way_it_goes_on_by_itself() -> None:
             worker = nap.add(f"w{i}")
             nap.engine(worker).takes = 0.002
             with trio.move_on_after(i * 0.0005):
-                await nap.memory.sleep([worker], Call(RELEASE, [], b"{}", 1800.0))
+                await nap.memory.sleep([worker], Call(RELEASE, 1800.0, b"{}"))
             await settle()
             assert not nap.turns.busy(worker)
             assert worker.memory in (AWAKE, ASLEEP)
