@@ -14,6 +14,7 @@ from functools import partial
 
 import trio
 from attrs import define, field
+from trio.lowlevel import ParkingLot
 
 from ..backoff import Backoff
 from ..boundary import contained, keep_running
@@ -27,12 +28,11 @@ from ..text import words
 from .calls import send
 from .claim import Claim
 from .client import ControlClient
-from .errands import Errands
 from .gate import Gate
+from .operations import Operations
 from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
 from .slumber import RELEASE, RESUME, Slumber
-from .turns import Turns
 
 # Seconds until an agent looks again though nobody has told it anything.
 _LOOK_AGAIN = 5.0
@@ -49,7 +49,7 @@ class RemovalCalledOff(Conflict):
 
 @define(eq=False)
 class _Agent:
-    told: trio.Event = field(factory=trio.Event)  # something may have changed; replaced after that
+    told: ParkingLot = field(factory=ParkingLot)  # until something may have changed
     claim: Claim | None = None
     # What it does just now, and what was known when that began.
     action: Action = Action.REST
@@ -64,32 +64,35 @@ class Agents:
     registry: Registry
     dispatcher: Dispatcher
     client: ControlClient
-    turns: Turns
-    errands: Errands
+    operations: Operations
     slumber: Slumber
     replayer: Replayer
     drain_timeout: float = 1800.0
     # Makes the pending changes of a worker's model; set by whoever makes changes.
     catch_up: Callable[[Worker], Awaitable[None]] = field(init=False)
     _gate: Gate = field(init=False, factory=lambda: Gate(_AT_ONCE, _COUNTED))
+    _nursery: trio.Nursery = field(init=False)
     _agents: dict[Worker, _Agent] = field(init=False, factory=dict)
-    _moved: trio.Event = field(init=False, factory=trio.Event)  # something about a worker has
+    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until something about a worker has
 
-    def begin(self) -> None:
-        """Look after every worker; once errands run."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after every worker; never returns."""
         self.registry.subscribe(
             self._observe,
             *(events.WorkerAdded, events.WorkerRemoved, events.CapabilitiesLearned),
             *(events.Suspected, events.Absolved, events.Reincarnated),
             *(events.FacetChanged, events.ProspectsChanged),
         )
-        for worker in self.registry:
-            self._agent(worker)
+        async with trio.open_nursery() as self._nursery:
+            for worker in self.registry:
+                self._agent(worker)
+            task_status.started()
+            await trio.sleep_forever()
 
     @contextmanager
     def having(self, claims: Iterable[Claim]) -> Iterator[None]:
         """Have these claims met as long as the block runs, or until they are dropped. The caller
-        has its turn with the workers (Turns)."""
+        has taken the workers (`Operations.take`)."""
         claims = list(claims)
         for claim in claims:
             self._agent(claim.worker).claim = claim
@@ -117,7 +120,7 @@ class Agents:
             agent = self._agents.get(worker)
             if agent is None:
                 continue
-            agent.told.set()
+            agent.told.unpark_all()
             begun = agent.begun
             if begun is not None and not goes_on(agent.action, begun, self.known(worker)):
                 agent.scope.cancel()
@@ -149,7 +152,7 @@ class Agents:
         """Wait until this is true of the workers; whether it is, after so many seconds at most."""
         with trio.move_on_after(within):
             while not is_true():
-                await self._moved.wait()
+                await self._moved.park()
         return is_true()
 
     def known(self, worker: Worker) -> Known:
@@ -185,17 +188,16 @@ class Agents:
         if worker.weights is Weights.CURRENT or worker.removed:
             self.replayer.restarted.discard(worker)
         self.look([worker])
-        self._moved.set()
-        self._moved = trio.Event()
+        self._moved.unpark_all()
 
     def _agent(self, worker: Worker) -> _Agent:
         agent = self._agents.get(worker)
         if agent is None:
             agent = self._agents[worker] = _Agent()
-            self.errands.start(partial(self._keep, worker, agent))
+            self._nursery.start_soon(self._keep, worker, agent)
         return agent
 
-    async def _keep(self, worker: Worker, agent: _Agent, _: object) -> None:
+    async def _keep(self, worker: Worker, agent: _Agent) -> None:
         try:
             what = f"the agent of worker {worker.url}"
             await keep_running(what, partial(self._tend, worker, agent))
@@ -225,8 +227,7 @@ class Agents:
 
     async def _until(self, agent: _Agent, is_true: Callable[[], bool]) -> None:
         while not is_true():
-            agent.told = trio.Event()
-            await agent.told.wait()
+            await agent.told.park()
 
     async def _act(self, worker: Worker, agent: _Agent, action: Action, known: Known) -> None:
         """Do it, as long as it is worth going on with, and record what came of it."""
@@ -253,7 +254,7 @@ class Agents:
                 case _ if claim is not None:
                     await self._call(claim)
                 case _:  # the facet says what is wanted of its memory
-                    async with self.turns.take([worker]):
+                    async with self.operations.take([worker]):
                         if next_action(self.known(worker)) is action:
                             claim = self.slumber.wish(worker)
                             await self._call(claim)

@@ -17,13 +17,13 @@ from attrs import define, field
 
 from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers
-from ..pool.weights import Meaning, meaning
+from ..pool.weights import Change, Meaning, meaning
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
 from .calls import Row, answer
 from .claim import Claim
-from .errands import Errand
+from .operations import Operation, Work
 from .refit import Choose, Order, WeightControl
 from .transaction import Fenced
 
@@ -120,19 +120,22 @@ class Transactions:
         control.store.check()
         model = control.one_model(choose())
         change = control.ledgers.make(uuid4().hex, model, "", None, label)
-        turn = control.queue(model)
-        held = Held(change, turn, control.agents, control.ledgers, control.store)
-        hold = partial(self._hold, held, choose, within)
+        hold = partial(self._hold, change, choose, within)
+        workers = control.ledgers.workers_of(model)
+        operation = control.operations.start(hold, workers, model, begun=False)
         try:
-            told: Answer = await control.errands.start(hold, begun=False).result()
-            return told
+            return await operation.result()
         except trio.Cancelled:
-            if held.begun:  # nobody knows its name: nothing can have happened
-                held.release(touched=())
+            if change.change_id in self._open:  # nobody knows its name: nothing can have happened
+                self._open[change.change_id].release(touched=())
             raise
 
     async def call(self, txn: str, order: Order) -> Answer:
-        """Make one call of the transaction on all of its workers."""
+        """Make one call of the transaction on all of its workers. It goes on if the caller is
+        cancelled, like `commit` and `abort`."""
+        return await self._finish(lambda _: self._call(txn, order))
+
+    async def _call(self, txn: str, order: Order) -> Answer:
         held = self._find(txn)
         async with held.lock:
             self._find(txn)
@@ -177,6 +180,9 @@ class Transactions:
         Raises UnknownTransaction; NothingApplied if no worker has all of it, and then it is as
         if it had been aborted; StateUnavailable.
         """
+        return await self._finish(lambda _: self._commit(txn, label))
+
+    async def _commit(self, txn: str, label: str | None) -> Answer:
         held = self._find(txn)
         async with held.lock:
             self._find(txn)
@@ -206,6 +212,9 @@ class Transactions:
 
     async def abort(self, txn: str, touched: Sequence[str] | None) -> Answer:
         """Give it up. The workers that were `touched` (ids; None: all) are of unknown weights."""
+        return await self._finish(lambda _: self._abort(txn, touched))
+
+    async def _abort(self, txn: str, touched: Sequence[str] | None) -> Answer:
         held = self._find(txn)
         workers: list[Worker] | None = None
         if touched is not None:
@@ -219,35 +228,37 @@ class Transactions:
         lost = list(held.claims) if workers is None else workers
         return 200, {"txn": txn, "unknown": [worker.worker_id for worker in lost]}
 
+    async def _finish(self, work: Work[Answer]) -> Answer:
+        return await self.weights.operations.start(work).result()
+
     async def _hold(
-        self, held: Held, choose: Choose, within: float, errand: Errand[Answer]
+        self, change: Change, choose: Choose, within: float, operation: Operation[Answer]
     ) -> Answer:
         """Tell whoever began it once its workers are idle, and hold them until it is over. Until
         then it ends with its client."""
-        control, change, turn = self.weights, held.change, held.turn
-        assert turn is not None
+        control = self.weights
+        held = Held(change, operation, control.agents, control.ledgers, control.store)
         try:
-            async with control.turns.having(turn):
-                chosen = choose()
-                targets = control.members(turn, chosen)
-                if control.one_model(chosen) != change.model or not targets.eligible:
-                    raise no_workers()
-                held.deferred = targets.deferred
-                async with held.fenced(targets.eligible, "a transaction was begun"):
-                    for claim in held.claims.values():
-                        await claim.idle.wait()
-                    if not held.present:
-                        raise _nobody_held(held)
-                    await errand.begin()
-                    held.begun, self._open[change.change_id] = True, held
-                    said = 200, self._begun(held, within)
-                    errand.tell(said)
-                    with trio.move_on_after(within):
-                        await held.over.wait()
-                    if not held.over.is_set():
-                        logger.warning("transaction %s was not committed in time", change.change_id)
-                        async with held.lock:
-                            held.release(touched=None, why="it was not committed in time")
+            chosen = choose()
+            targets = control.members(operation, chosen)
+            if control.one_model(chosen) != change.model or not targets.eligible:
+                raise no_workers()
+            held.deferred = targets.deferred
+            async with held.fenced(targets.eligible, "a transaction was begun"):
+                for claim in held.claims.values():
+                    await claim.idle.wait()
+                if not held.present:
+                    raise _nobody_held(held)
+                await operation.begin()
+                held.begun, self._open[change.change_id] = True, held
+                said = 200, self._begun(held, within)
+                operation.tell(said)
+                with trio.move_on_after(within):
+                    await held.over.wait()
+                if not held.over.is_set():
+                    logger.warning("transaction %s was not committed in time", change.change_id)
+                    async with held.lock:
+                        held.release(touched=None, why="it was not committed in time")
         finally:
             self._open.pop(change.change_id, None)
             if not held.begun and held.claims:

@@ -19,7 +19,7 @@ from ..pool.registry import Registry
 from ..pool.worker import Health, Task, Worker
 from ..text import is_id, segment
 from .client import ControlClient, Unreachable
-from .errands import Errands
+from .operations import Operation, Operations
 
 _PATIENCE = 5.0  # seconds for a worker's answer; job reads do not queue behind generations
 _AT_ONCE = 64  # workers asked side by side
@@ -40,24 +40,14 @@ def unknown_asset(asset_id: str, kind: AssetKind) -> NotFound:
 
 
 @define(eq=False)
-class _Search:
-    """The one search for an id, which all who want it share."""
-
-    over: trio.Event = field(factory=trio.Event)
-    # Whether each worker knows it, None if it did not say; None altogether: it was broken off.
-    said: Mapping[Worker, bool | None] | None = None
-
-
-@define(eq=False)
 class JobControl:
     """Asks workers for what they hold, and keeps the asset map up to date with it."""
 
     registry: Registry
     assets: AssetMap
     client: ControlClient
-    errands: Errands
+    operations: Operations
     _unknown: dict[tuple[AssetKind, str], float] = field(init=False, factory=dict)
-    _searches: dict[tuple[AssetKind, str], _Search] = field(init=False, factory=dict)
     _arrivals: int = field(init=False, default=0)  # workers that joined or returned
 
     def __attrs_post_init__(self) -> None:
@@ -73,18 +63,13 @@ class JobControl:
         some did not answer.
         """
         key = (kind, asset_id)
-        while True:
-            known = self.assets.owner(asset_id, kind)
-            if known is not None:
-                return known.worker
-            if self._unknown.get(key, -1.0) > trio.current_time() or not is_id(asset_id):
-                raise unknown_asset(asset_id, kind)
-            search = self._searches.get(key)
-            if search is None:
-                return await self._search(asset_id, kind)
-            await search.over.wait()
-            if search.said is not None:
-                return _conclude(search.said, asset_id, kind)
+        known = self.assets.owner(asset_id, kind)
+        if known is not None:
+            return known.worker
+        if self._unknown.get(key, -1.0) > trio.current_time() or not is_id(asset_id):
+            raise unknown_asset(asset_id, kind)
+        search = partial(self._search, asset_id, kind)
+        return await self.operations.start(search, identity=key, begun=False).result()
 
     async def page(self, kind: AssetKind, page: Page) -> dict[str, Any]:
         """One page of all workers' jobs, as OpenAI's list. Raises NotFound for a bad cursor."""
@@ -132,23 +117,18 @@ class JobControl:
                 fresh += 1
         return fresh
 
-    async def _search(self, asset_id: str, kind: AssetKind) -> Worker:
-        key = (kind, asset_id)
-        search = self._searches[key] = _Search()
+    async def _search(self, asset_id: str, kind: AssetKind, _: Operation[Worker]) -> Worker:
+        """One search serves all who want the id."""
         arrivals = self._arrivals
-        try:
-            knows = partial(self._knows, asset_id=asset_id, kind=kind)
-            said = search.said = await self._ask_all(self.registry, knows, enough=True)
-        finally:
-            del self._searches[key]
-            search.over.set()
+        knows = partial(self._knows, asset_id=asset_id, kind=kind)
+        said = await self._ask_all(self.registry, knows, enough=True)
         owner = next(filter(said.get, said), None)
         if owner is not None:
             self.assets.learn(asset_id, owner, kind)
         elif None not in said.values() and arrivals == self._arrivals:
             if len(self._unknown) >= _MOST_NEGATIVE:
                 self._unknown.clear()
-            self._unknown[key] = trio.current_time() + _NEGATIVE
+            self._unknown[kind, asset_id] = trio.current_time() + _NEGATIVE
         return _conclude(said, asset_id, kind)
 
     async def _ask_all(
@@ -237,7 +217,7 @@ class JobControl:
                 self._unknown.clear()  # it may know what nobody knew
                 self._arrivals += 1
             case events.WorkerRemoved() | events.Reincarnated():
-                self.errands.start(lambda _: self._sweep())
+                self.operations.start(lambda _: self._sweep())
 
 
 class _CursorLost(Exception):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
-import trio
 from attrs import define, field
 
 from ..pool.lifecycle import MemoryEvent, reachable
@@ -16,9 +15,8 @@ from .agent import Agents
 from .calls import Row, answer
 from .claim import Claim
 from .client import Call
-from .errands import Begin
+from .operations import Operation, Work
 from .slumber import Slumber, said
-from .turns import Turn
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 
@@ -38,78 +36,74 @@ class MemoryControl:
     def __attrs_post_init__(self) -> None:
         self.slumber = self.agents.slumber
 
-    async def sleep(
-        self, chosen: list[Worker], call: Call, begin: Begin = trio.lowlevel.checkpoint
-    ) -> Answer:
+    async def sleep(self, chosen: list[Worker], call: Call) -> Answer:
         """Put the chosen workers to sleep; status and body of the answer.
 
-        `begin` is awaited when their turn has come. Raises PoolUnavailable if there is nobody to
-        call, StateUnavailable.
+        It goes on if the caller is cancelled, unless its turn has not come. Raises PoolUnavailable
+        if there is nobody to call, StateUnavailable.
         """
-        async with self._alone_with(chosen, begin) as (turn, present):
-            late = [w for w in present if not self.slumber.sleeps(w)]
-            sleeping = [w for w in present if w not in late and not w.is_dead]
-            eligible = [w for w in late if reachable(w)]
-            targets = Targets(eligible, [w for w in late if w not in eligible])
-            if not eligible and not sleeping:
-                raise no_workers()
-            intents = dict.fromkeys(late, Memory.FALLING_ASLEEP)
-            rows = await self._bring(turn, eligible, intents, MemoryEvent.SLEEP, call)
-            if eligible:
-                return _answer(rows, targets, aim=True)
-            message = "All workers are already sleeping"
-            return 200, {
-                "message": message,
-                "sleeping_workers": len(sleeping),
-                **_left_out(targets),
-            }
+        return await self._do(partial(self._sleep, chosen, call), chosen)
 
-    async def wake(
-        self, chosen: list[Worker], call: Call, begin: Begin = trio.lowlevel.checkpoint
-    ) -> Answer:
-        """Wake the chosen workers; status and body of the answer, which comes when they are awake.
-        Those that still miss a weight change are among the `deferred`.
+    async def wake(self, chosen: list[Worker], call: Call) -> Answer:
+        """Wake the chosen workers, like `sleep`; the answer comes when they are awake. Those that
+        still miss a weight change are among the `deferred`."""
+        return await self._do(partial(self._wake, chosen, call), chosen)
 
-        `begin` is awaited when their turn has come. Raises PoolUnavailable if there is nobody to
-        call, StateUnavailable.
-        """
-        async with self._alone_with(chosen, begin) as (turn, present):
-            targets = Targets.of(w for w in present if w.is_sleeping)
-            eligible, deferred = targets.eligible, targets.deferred
-            awake = [w for w in present if not w.is_sleeping and not w.is_dead]
-            # A launched worker that died asleep is started again, now that it may wake.
-            launched = any(worker.origin is Origin.LAUNCHED for worker in deferred)
-            if not eligible and not awake and not launched:
-                raise no_workers()
-            # Until it has an outcome it counts as a sleep: the GPU is not the worker's yet.
-            intents = {
-                worker: Memory.FALLING_ASLEEP
-                if worker in eligible and worker.memory is not Memory.WAKING
-                else Memory.WAKING
-                for worker in (*deferred, *eligible)
-            }
-            rows = await self._bring(turn, eligible, intents, MemoryEvent.WAKE, call)
-            up = [w for w in present if not w.is_sleeping and not w.is_dead and not w.removed]
-            behind = [worker for worker in up if worker.weights is not Weights.CURRENT]
-            targets = Targets(eligible, [*deferred, *behind])
-            if eligible or not awake:
-                return _answer(rows, targets, aim=False)
-            message = "All workers are already active"
-            return 200, {"message": message, "active_workers": len(awake), **_left_out(targets)}
-
-    @asynccontextmanager
-    async def _alone_with(
-        self, chosen: list[Worker], begin: Begin
-    ) -> AsyncIterator[tuple[Turn, list[Worker]]]:
-        """Wait for the turn of the workers; gives it, and those that are still there."""
+    async def _do(self, work: Work[Answer], chosen: list[Worker]) -> Answer:
         self.slumber.store.check()
-        async with self.agents.turns.take(chosen) as turn:
-            await begin()
-            yield turn, [worker for worker in chosen if not worker.removed]
+        return await self.agents.operations.start(work, chosen, begun=False).result()
+
+    async def _sleep(
+        self, chosen: list[Worker], call: Call, operation: Operation[Answer]
+    ) -> Answer:
+        await operation.begin()
+        present = [worker for worker in chosen if not worker.removed]
+        late = [w for w in present if not self.slumber.sleeps(w)]
+        sleeping = [w for w in present if w not in late and not w.is_dead]
+        eligible = [w for w in late if reachable(w)]
+        targets = Targets(eligible, [w for w in late if w not in eligible])
+        if not eligible and not sleeping:
+            raise no_workers()
+        intents = dict.fromkeys(late, Memory.FALLING_ASLEEP)
+        rows = await self._bring(operation, eligible, intents, MemoryEvent.SLEEP, call)
+        if eligible:
+            return _answer(rows, targets, aim=True)
+        message = "All workers are already sleeping"
+        return 200, {
+            "message": message,
+            "sleeping_workers": len(sleeping),
+            **_left_out(targets),
+        }
+
+    async def _wake(self, chosen: list[Worker], call: Call, operation: Operation[Answer]) -> Answer:
+        await operation.begin()
+        present = [worker for worker in chosen if not worker.removed]
+        targets = Targets.of(w for w in present if w.is_sleeping)
+        eligible, deferred = targets.eligible, targets.deferred
+        awake = [w for w in present if not w.is_sleeping and not w.is_dead]
+        # A launched worker that died asleep is started again, now that it may wake.
+        launched = any(worker.origin is Origin.LAUNCHED for worker in deferred)
+        if not eligible and not awake and not launched:
+            raise no_workers()
+        # Until it has an outcome it counts as a sleep: the GPU is not the worker's yet.
+        intents = {
+            worker: Memory.FALLING_ASLEEP
+            if worker in eligible and worker.memory is not Memory.WAKING
+            else Memory.WAKING
+            for worker in (*deferred, *eligible)
+        }
+        rows = await self._bring(operation, eligible, intents, MemoryEvent.WAKE, call)
+        up = [w for w in present if not w.is_sleeping and not w.is_dead and not w.removed]
+        behind = [worker for worker in up if worker.weights is not Weights.CURRENT]
+        targets = Targets(eligible, [*deferred, *behind])
+        if eligible or not awake:
+            return _answer(rows, targets, aim=False)
+        message = "All workers are already active"
+        return 200, {"message": message, "active_workers": len(awake), **_left_out(targets)}
 
     async def _bring(
         self,
-        turn: Turn,
+        operation: Operation[Answer],
         eligible: Sequence[Worker],
         intents: Mapping[Worker, Memory],
         event: MemoryEvent,
@@ -117,20 +111,19 @@ class MemoryControl:
     ) -> list[Row]:
         """Have the eligible ones brought there by their agents, and the others of the intents once
         they can be called; the rows of those that are not removed."""
-        before = {worker: worker.memory for worker in eligible}
+        operations, before = self.agents.operations, {w: w.memory for w in eligible}
         await self._intend(intents)
 
         async def record(claim: Claim) -> None:
             await self.slumber.heard(claim, before[claim.worker])
             self.agents.drop([claim])
-            turn.release(claim.worker)  # it does not wait for the others
+            operations.release(operation, claim.worker)  # it does not wait for the others
 
         claims = [Claim(worker, record, self.agents.drain_timeout, call) for worker in eligible]
         if event is MemoryEvent.WAKE:
             for claim in claims:
                 claim.idle.set()
-        for worker in turn.workers.difference(eligible):
-            turn.release(worker)
+        operations.release(operation, *operation.workers.difference(eligible))
         with self.agents.having(claims):
             self.slumber.begin(intents, event)
             for claim in claims:

@@ -25,9 +25,8 @@ from ..text import from_json
 from .agent import Agents
 from .calls import Row, answer, broadcast
 from .client import Call
-from .errands import Errand, Errands
+from .operations import Operation, Operations
 from .transaction import Transaction
-from .turns import Turn, Turns
 
 logger = logging.getLogger("router.control")
 
@@ -105,16 +104,6 @@ class Order:
         return self.call.path, self.who, hashlib.sha256(body).digest()
 
 
-@frozen
-class _Work:
-    """A change that waits for its turn or is under way."""
-
-    identity: object
-    model: str
-    turn: Turn
-    errand: Errand[Answer]
-
-
 @define(eq=False)
 class WeightControl:
     """Changes weights, one change at a time for each model, in order of arrival.
@@ -122,19 +111,16 @@ class WeightControl:
     `call_timeout`: seconds for the answer to a change that had to wait.
     """
 
-    registry: Registry
     agents: Agents
     ledgers: Ledgers
-    turns: Turns
     store: Store
-    errands: Errands
     call_timeout: float = 1800.0
-    _works: list[_Work] = field(init=False, factory=list)
-    # Models whose pending changes are being made.
-    _catching_up: dict[str, Errand[None]] = field(init=False, factory=dict)
+    registry: Registry = field(init=False)
+    operations: Operations = field(init=False)
     _probed: float = field(init=False, factory=lambda: trio.current_time() + _FIRST_PROBES)
 
     def __attrs_post_init__(self) -> None:
+        self.registry, self.operations = self.agents.registry, self.agents.operations
         self.agents.catch_up = self.catch_up
 
     async def change(self, order: Order) -> Answer:
@@ -146,18 +132,10 @@ class WeightControl:
         """
         self.store.check()
         model = self.one_model(order.choose())
-        identity = order.identity
-        work = self._twin(model, identity)
-        if work is None:
-            turn = self.queue(model)
-            errand = self.errands.start(partial(self._do, order, model, turn), begun=False)
-            work = _Work(identity, model, turn, errand)
-            self._works.append(work)
-        return await work.errand.result()
-
-    def queue(self, model: str) -> Turn:
-        """Stand in line for the ledger of a model and all of its workers."""
-        return self.turns.queue(self.ledgers.workers_of(model), model)
+        work = partial(self._change, order, model)
+        workers = self.ledgers.workers_of(model)
+        operation = self.operations.start(work, workers, model, order.identity, begun=False)
+        return await operation.result()
 
     def one_model(self, chosen: list[Worker]) -> str:
         """The model that the chosen workers serve. Raises BadRequest if they serve several,
@@ -176,16 +154,16 @@ class WeightControl:
             raise no_workers()
         return names[0]
 
-    def members(self, turn: Turn, chosen: list[Worker], path: str = "") -> Targets:
+    def members(self, operation: Operation[Any], chosen: list[Worker], path: str = "") -> Targets:
         """Who of the chosen gets a change whose turn has come. One that joined later is taken in,
         unless something else waits for it."""
         targets = Targets.of((w for w in chosen if not w.removed), awake=True)
         eligible = [
             worker
             for worker in targets.eligible
-            if self.ledgers.model_of(worker) == turn.model
+            if self.ledgers.model_of(worker) == operation.model
             and self.ledgers.can_take(worker, path)
-            and self.turns.extend(turn, worker)
+            and self.operations.extend(operation, worker)
         ]
         left = [w for w in targets.eligible if w not in eligible]
         return Targets(eligible, [*targets.deferred, *left])
@@ -209,29 +187,25 @@ class WeightControl:
         model = self.ledgers.model_of(worker)
         if model is None:
             return
-        errand = self._catching_up.get(model)
-        if errand is None:
-            errand = self.errands.start(lambda _: self._catch_up(model))
-            self._catching_up[model] = errand
-        await errand.result()
+        work = self.operations.start(lambda _: self._catch_up(model), identity=("pending", model))
+        await work.result()
 
     async def _catch_up(self, model: str) -> None:
         ledger = self.ledgers.ledger(model)
         try:
             left = max(0.0, self._probed - trio.current_time())
             await self.agents.until(lambda: not any(map(_unprobed, self.registry)), left)
-            async with self.turns.having(self.queue(model)) as turn:
-                while ledger.pending and await self._make_pending(ledger.pending[0], turn):
+            workers = self.ledgers.workers_of(model)
+            async with self.operations.take(workers, model) as operation:
+                while ledger.pending and await self._make_pending(ledger.pending[0], operation):
                     pass
         except StateUnavailable as error:
             logger.warning("a pending change of model %s waits: %s", model, error)
-        finally:
-            del self._catching_up[model]
 
-    async def _make_pending(self, change: Change, turn: Turn) -> bool:
+    async def _make_pending(self, change: Change, operation: Operation[Any]) -> bool:
         """Make a change that has waited for its workers; whether that is over."""
         ledger = self.ledgers.ledger(change.model)
-        targets = self.members(turn, self.ledgers.workers_of(change.model))
+        targets = self.members(operation, self.ledgers.workers_of(change.model))
         ready = [
             worker
             for worker in targets.eligible
@@ -242,9 +216,9 @@ class WeightControl:
             return False
         if able:
             body = (change.body or "").encode()
-            # Of a change that waits behind it `turn` is needed until the end: it keeps the workers.
             call = Call.of_json(change.path, self.call_timeout, body)
-            await self._carry_out(change, call, able, None)
+            # What waits behind it needs the workers too.
+            await self._carry_out(change, call, able, operation, keeps=True)
         else:
             change.error = "its workers had a LoRA since their start"
             self.ledgers.close(change)
@@ -265,36 +239,21 @@ class WeightControl:
         body["consistent"] = body["success"] and agree
         return status, body
 
-    def _twin(self, model: str, identity: object) -> _Work | None:
-        """The same change, if it waits or runs and nothing has come after it."""
-        for work in self._works:
-            same = work.identity == identity and work.model == model
-            if same and not work.errand.called_off and self.turns.is_last(work.turn):
-                return work
-        return None
-
-    async def _do(self, order: Order, model: str, turn: Turn, errand: Errand[Answer]) -> Answer:
-        try:
-            async with self.turns.having(turn):
-                await errand.begin()
-                return await self._change(order, model, turn)
-        finally:
-            self._works = [work for work in self._works if work.turn is not turn]
-
-    async def _change(self, order: Order, model: str, turn: Turn) -> Answer:
+    async def _change(self, order: Order, model: str, operation: Operation[Answer]) -> Answer:
+        await operation.begin()
         chosen = order.choose()
         if self.one_model(chosen) != model:
             raise no_workers()  # those that were meant are gone
         path, body = order.call.path, order.call.body
         ledger = self.ledgers.ledger(model)
-        while ledger.pending and await self._make_pending(ledger.pending[0], turn):
+        while ledger.pending and await self._make_pending(ledger.pending[0], operation):
             pass  # they came before
-        targets = self.members(turn, chosen, path)
+        targets = self.members(operation, chosen, path)
         # Who is awake and yet deferred is about to be brought up.
         sleepers = [
             w
             for w in targets.deferred
-            if reachable(w) and (w.memory is not Memory.AWAKE or w in turn.workers)
+            if reachable(w) and (w.memory is not Memory.AWAKE or w in operation.workers)
         ]
         self.check_loras(path, model, [*targets.eligible, *sleepers])
         content = order.content or {}
@@ -309,7 +268,7 @@ class WeightControl:
                 raise no_workers()
             return await self._defer(change, targets, sleepers)
         self._warn_of_repetition(change)
-        rows = await self._carry_out(change, order.call, list(targets.eligible), turn)
+        rows = await self._carry_out(change, order.call, list(targets.eligible), operation)
         await self.store.commit()
         status, said = answer(rows, targets)
         said["weight_version"] = self.ledgers.ledger(model).version
@@ -333,9 +292,15 @@ class WeightControl:
         }
 
     async def _carry_out(
-        self, change: Change, call: Call, workers: list[Worker], turn: Turn | None
+        self,
+        change: Change,
+        call: Call,
+        workers: list[Worker],
+        operation: Operation[Any],
+        *,
+        keeps: bool = False,
     ) -> list[Row]:
-        transaction = Transaction(change, turn, self.agents, self.ledgers, self.store)
+        transaction = Transaction(change, operation, self.agents, self.ledgers, self.store, keeps)
         rows = await transaction.run(call, workers)
         what = change.name
         if change.version is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from attrs import define, evolve, field, frozen
 
@@ -20,21 +21,22 @@ from .agent import Agents
 from .calls import Pipe, Row, fill
 from .claim import Claim
 from .client import Call
-from .turns import Turn
+from .operations import Operation
 
 
 @define(eq=False)
 class Fenced(ABC):
     """The workers of a change, from its intent until each of them is let go.
 
-    `turn`: what they are released from one by one; None: it needs them until its own end.
+    `operation`: what they are released from one by one. `keeps`: not before its own end.
     """
 
     change: Change
-    turn: Turn | None
+    operation: Operation[Any]
     agents: Agents
     ledgers: Ledgers
     store: Store
+    keeps: bool = False
     claims: dict[Worker, Claim] = field(init=False, factory=dict)
 
     @asynccontextmanager
@@ -56,9 +58,7 @@ class Fenced(ABC):
         except StateUnavailable:
             self.ledgers.withdraw(self.change)
             raise
-        if self.turn is not None:
-            for worker in self.turn.workers.difference(workers):
-                self.turn.release(worker)
+        self._release(*self.operation.workers.difference(workers))
         for worker, claim in self.claims.items():
             if claim.left is None:
                 self.ledgers.fence(worker, reason)
@@ -87,8 +87,11 @@ class Fenced(ABC):
     def let_go(self, worker: Worker) -> None:
         """The change is done with the worker."""
         self.agents.drop([self.claims[worker]])
-        if self.turn is not None:
-            self.turn.release(worker)
+        self._release(worker)
+
+    def _release(self, *workers: Worker) -> None:
+        if not self.keeps:
+            self.agents.operations.release(self.operation, *workers)
 
 
 @frozen

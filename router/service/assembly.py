@@ -13,17 +13,16 @@ from attrs import frozen
 
 from ..control.agent import Agents
 from ..control.client import ControlClient
-from ..control.errands import Errands
 from ..control.follow import Follower
 from ..control.held import Transactions
 from ..control.jobs import JobControl
 from ..control.keeper import Keeper
 from ..control.memory import MemoryControl
 from ..control.names import Names
+from ..control.operations import Operations
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.slumber import Slumber
-from ..control.turns import Turns
 from ..control.watch import Watchman
 from ..control.witness import Witness, trusts_absence
 from ..dispatch import Dispatcher, QueueLimits
@@ -93,17 +92,17 @@ def assemble(
         trusted=trusts_absence(store.absence, settings.trust_downtime),
     )
     dispatcher = _dispatcher(settings, registry)
-    errands, turns = Errands(), Turns()
+    operations = Operations()
     shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
     fleet = make_fleet(settings, shared, planners, lambda worker: agents.retire(worker))
     assets = AssetMap(settings.max_assets)
     witness = Witness(assets, client, [partial(prove, fleet)])
-    jobs = JobControl(registry, assets, client, errands)
+    jobs = JobControl(registry, assets, client, operations)
     drain, call = settings.drain_timeout, settings.refit_timeout
     slumber = Slumber(registry, store, call)
     replayer = Replayer(client, ledgers, store, call, restart=partial(restart, fleet))
-    agents = Agents(registry, dispatcher, client, turns, errands, slumber, replayer, drain)
-    weights = WeightControl(*(registry, agents, ledgers, turns, store, errands), call_timeout=call)
+    agents = Agents(registry, dispatcher, client, operations, slumber, replayer, drain)
+    weights = WeightControl(agents, ledgers, store, call)
     parts = Parts(
         store=store,
         registry=registry,
@@ -126,7 +125,6 @@ def assemble(
         transactions=Transactions(weights),
         agents=agents,
         memory=MemoryControl(agents),
-        errands=errands,
         launcher=fleet,
         limits=CallLimits(refit=call, idle=settings.idle_timeout),
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable
 from typing import Any
 
 from quart import Blueprint, g, request
 
 from ..control.calls import Pipe, filling
 from ..control.client import Call
-from ..control.errands import Begin
 from ..control.refit import Order, check_beginning, check_body
 from ..errors import BadRequest
 from ..pool.match import select
@@ -59,13 +58,13 @@ async def ask_weights() -> Answer:
 async def sleep() -> Answer:
     """Every eligible worker gives its GPU memory back."""
     call = _call(await upload().whole())
-    return await _do(lambda begin: parts().memory.sleep(_chosen(), call, begin), begun=False)
+    return _wire(await parts().memory.sleep(_chosen(), call))
 
 
 async def wake() -> Answer:
     """Every sleeping worker takes its GPU memory again."""
     call = _call(await upload().whole())
-    return await _do(lambda begin: parts().memory.wake(_chosen(), call, begin), begun=False)
+    return _wire(await parts().memory.wake(_chosen(), call))
 
 
 for _name in _CHANGES:
@@ -109,8 +108,7 @@ async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
             "?txn= names the workers: ?model= and ?workers= cannot be given with it",
             code="invalid_field",
         )
-    transactions = parts().transactions
-    return await _do(lambda _: transactions.call(txn, order))
+    return _wire(await parts().transactions.call(txn, order))
 
 
 def _call(body: bytes | AsyncIterable[bytes]) -> Call:
@@ -120,13 +118,6 @@ def _call(body: bytes | AsyncIterable[bytes]) -> Call:
         headers.append(("content-length", str(request.content_length)))
     limits = parts().limits
     return Call(_path(), limits.refit, body, headers, limits.idle, request.method)
-
-
-async def _do(
-    work: Callable[[Begin], Awaitable[tuple[int, dict[str, Any]]]], *, begun: bool = True
-) -> Answer:
-    """Do it to its end, though the client may leave once it has begun."""
-    return _wire(await parts().errands.do(work, begun=begun))
 
 
 def _wire(answer: tuple[int, dict[str, Any]]) -> Answer:

@@ -9,7 +9,6 @@ from quart import current_app
 
 from ..control.agent import Agents
 from ..control.client import ControlClient
-from ..control.errands import Errands
 from ..control.held import Transactions
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
@@ -68,7 +67,6 @@ class Parts:
     transactions: Transactions
     agents: Agents
     memory: MemoryControl
-    errands: Errands
     launcher: LaunchedWorkers
     limits: CallLimits
 

@@ -105,8 +105,8 @@ async def commit() -> Answer:
     """Issue one version for all that was done since the beginning, and let the workers go."""
     content = await body.json_object()
     body.only(content, ("txn", "label"))
-    txn, label, transactions = _txn(content), _text(content, "label"), parts().transactions
-    status, said = await parts().errands.do(lambda _: transactions.commit(txn, label))
+    txn, label = _txn(content), _text(content, "label")
+    status, said = await parts().transactions.commit(txn, label)
     return said, status
 
 
@@ -115,8 +115,8 @@ async def abort() -> Answer:
     """Give the change up; the workers that were touched are brought back."""
     content = await body.json_object()
     body.only(content, ("txn", "touched"))
-    txn, touched, transactions = _txn(content), _list(content, "touched"), parts().transactions
-    status, said = await parts().errands.do(lambda _: transactions.abort(txn, touched))
+    txn, touched = _txn(content), _list(content, "touched")
+    status, said = await parts().transactions.abort(txn, touched)
     return said, status
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.control.client import Answer
-from router.control.errands import Errands
 from router.control.jobs import JobControl
+from router.control.operations import Operations
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.catalog import Page
 from router.pool.registry import Registry
@@ -41,7 +41,7 @@ class Pool:
             worker = self.registry.add(f"http://w{i}:1", Origin.STATIC)
             self.workers.append(worker)
             self.held[worker.url] = []
-        self.jobs = JobControl(self.registry, self.assets, self, Errands())  # type: ignore[arg-type]
+        self.jobs = JobControl(self.registry, self.assets, self, Operations())  # type: ignore[arg-type]
 
     def make(self, index: int, through_the_router: bool) -> None:
         # Ids that sort otherwise than they were made.

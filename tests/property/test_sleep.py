@@ -136,7 +136,7 @@ def test_whatever_happens(ops: list[tuple[str, Any]]) -> None:
         await trio.sleep(5000)
         for worker in workers:
             assert worker.memory in (Memory.AWAKE, Memory.ASLEEP)
-            assert not nap.turns.busy(worker)
+            assert not nap.operations.busy(worker)
             assert all(
                 idle or path.startswith("/resume")
                 for idle, (_, path) in zip(

@@ -13,11 +13,10 @@ from attrs import Factory, define
 
 from router.control.agent import Agents
 from router.control.client import Answer, Call, ControlClient, Unreachable
-from router.control.errands import Errands
 from router.control.memory import MemoryControl
+from router.control.operations import Operations
 from router.control.replay import Replayer
 from router.control.slumber import SleepRecord, Slumber
-from router.control.turns import Turns
 from router.dispatch import Dispatcher
 from router.errors import RouterError, StateUnavailable
 from router.pool import policies
@@ -133,9 +132,8 @@ class Nap:
     disk: Disk
     registry: Registry
     dispatcher: Dispatcher
-    turns: Turns
     memory: MemoryControl
-    errands: Errands
+    operations: Operations
     engines: dict[str, Engine]
     outcomes: dict[str, Outcome] = Factory(dict)
     ended: dict[str, float] = Factory(dict)
@@ -181,9 +179,7 @@ class Nap:
         call = Call(path, 1800.0, BODY)
         work = self.memory.sleep if path == RELEASE else self.memory.wake
         try:
-            self.outcomes[name] = await self.errands.do(
-                lambda begin: work(list(workers), call, begin), begun=False
-            )
+            self.outcomes[name] = await work(list(workers), call)
         except RouterError as error:
             self.outcomes[name] = error
         self.ended[name] = round(trio.current_time(), 1)
@@ -244,7 +240,7 @@ def play(
         disk.launched = launched
         registry = Registry()
         dispatcher = Dispatcher(registry, policies.make("least-request", Speeds()))
-        turns, errands = Turns(), Errands()
+        operations = Operations()
         engines: dict[str, Engine] = _Engines(disk)
 
         under_way: Counter[tuple[str, str]] = Counter()
@@ -265,19 +261,19 @@ def play(
         slumber = Slumber(registry, cast(Store, disk))
         replays = cast(Replayer, NoReplays())
         client = cast(ControlClient, Client())
-        agents = Agents(registry, dispatcher, client, turns, errands, slumber, replays)
+        agents = Agents(registry, dispatcher, client, operations, slumber, replays)
         memory = MemoryControl(agents)
         with trio.fail_after(100_000):
             async with trio.open_nursery() as nursery:
-                nap = Nap(nursery, disk, registry, dispatcher, turns, memory, errands, engines)
+                nap = Nap(nursery, disk, registry, dispatcher, memory, operations, engines)
                 for name, state in (static or {}).items():
                     worker = nap.add(name, healthy=False, origin=Origin.STATIC)
                     worker.memory = state
                 slumber.restore()
                 for worker in registry if well else ():
                     nap.recover(worker)
-                await nursery.start(errands.run)
-                agents.begin()
+                await nursery.start(operations.run)
+                await nursery.start(agents.run)
                 await body(nap)
                 nursery.cancel_scope.cancel()
 

@@ -12,9 +12,9 @@ import trio
 import trio.testing
 
 from router.control.client import Answer, Unreachable
-from router.control.errands import Errands
 from router.control.follow import Follower
 from router.control.jobs import JobControl
+from router.control.operations import Operations
 from router.dispatch import Dispatcher
 from router.pool import policies
 from router.pool.assets import AssetMap
@@ -49,7 +49,7 @@ def test_the_jobs_of_a_frozen_worker_hold_up_no_look_at_others() -> None:
         frozen = registry.add(FROZEN, Origin.REGISTERED)
         sound = registry.add(SOUND, Origin.REGISTERED)
         anything: Any = client
-        jobs = JobControl(registry, AssetMap(), anything, Errands())
+        jobs = JobControl(registry, AssetMap(), anything, Operations())
         follower = Follower(registry, dispatcher, jobs, random.Random(1))
         async with trio.open_nursery() as nursery:
             await nursery.start(follower.run)
@@ -71,7 +71,7 @@ def test_nothing_is_kept_of_a_worker_that_was_removed_with_its_jobs() -> None:
         speeds = Speeds(trio.current_time)
         dispatcher = Dispatcher(registry, policies.make("least-request", speeds))
         anything: Any = client
-        jobs = JobControl(registry, AssetMap(), anything, Errands())
+        jobs = JobControl(registry, AssetMap(), anything, Operations())
         follower = Follower(registry, dispatcher, jobs, random.Random(1))
         async with trio.open_nursery() as nursery:
             await nursery.start(follower.run)
@@ -94,7 +94,7 @@ def test_a_ghost_that_a_stop_leaves_behind_is_not_followed() -> None:
         dispatcher = Dispatcher(registry, policies.make("least-request", Speeds()))
         worker = registry.add(SOUND, Origin.REGISTERED)
         anything: Any = Client()
-        jobs = JobControl(registry, AssetMap(), anything, Errands())
+        jobs = JobControl(registry, AssetMap(), anything, Operations())
         follower = Follower(registry, dispatcher, jobs, random.Random(1))
         async with trio.open_nursery() as nursery:
             await nursery.start(follower.run)

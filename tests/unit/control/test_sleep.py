@@ -371,7 +371,7 @@ def test_one_that_is_removed_holds_nobody_up() -> None:
 def test_sleeps_wakes_and_changes_take_turns() -> None:
     async def body(nap: Nap) -> None:
         a, b = nap.add("a"), nap.add("b")
-        async with nap.turns.take([b]):  # a change, say
+        async with nap.operations.take([b]):  # a change, say
             nap.nursery.start_soon(nap.sleep, "sleep", a, b)
             await trio.sleep(50)
             assert nap.engine(a).asked == []
@@ -397,7 +397,7 @@ def test_the_client_leaves(begun: bool) -> None:
                 await settle()
                 client.cancel_scope.cancel()
             else:
-                async with nap.turns.take([worker]):
+                async with nap.operations.take([worker]):
                     client.start_soon(nap.sleep, "sleep", worker)
                     await settle()
                     client.cancel_scope.cancel()
@@ -406,7 +406,7 @@ def test_the_client_leaves(begun: bool) -> None:
         await settle()
         assert nap.outcomes == {}
         assert worker.memory is (ASLEEP if begun else AWAKE)
-        assert not nap.turns.busy(worker)
+        assert not nap.operations.busy(worker)
 
     play(body)
 
@@ -417,7 +417,7 @@ def test_the_client_leaves_in_the_moment_of_its_turn() -> None:
         for i in range(30):
             worker = nap.add(f"w{i}")
             async with trio.open_nursery() as client:
-                async with nap.turns.take([worker]):
+                async with nap.operations.take([worker]):
                     client.start_soon(nap.sleep, "sleep", worker)
                     await settle()
                 client.cancel_scope.cancel()
@@ -452,7 +452,7 @@ def test_a_disk_that_fails() -> None:
         worker = nap.add("a")
         for name in ("sleep", "wake"):
             nap.disk.failing = "disk full"
-            async with nap.turns.take([worker]):  # it is not even waited for
+            async with nap.operations.take([worker]):  # it is not even waited for
                 await getattr(nap, name)("early", worker)
             assert nap.refused("early") == "state_unavailable"
             nap.disk.failing = None
@@ -504,7 +504,7 @@ def test_a_stop_of_the_router_leaves_nothing_behind() -> None:
         await settle()
 
     play(body)  # ends in the middle of it
-    assert not any(map(seen[0].turns.busy, seen[0].registry))
+    assert not any(map(seen[0].operations.busy, seen[0].registry))
     assert set(seen[0].disk.durable.values()) == {FALLING}
 
 
@@ -518,7 +518,7 @@ def test_broken_off_half_way_it_goes_on_by_itself() -> None:
             with trio.move_on_after(i * 0.0005):
                 await nap.memory.sleep([worker], Call(RELEASE, 1800.0, b"{}"))
             await settle()
-            assert not nap.turns.busy(worker)
+            assert not nap.operations.busy(worker)
             assert worker.memory in (AWAKE, ASLEEP)
             assert nap.engine(worker).asleep is (worker.memory is ASLEEP)
             assert (nap.disk.records.get(worker.url) is ASLEEP) is (worker.memory is ASLEEP)

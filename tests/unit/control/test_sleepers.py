@@ -282,7 +282,7 @@ def test_removed_while_it_is_followed() -> None:
         asked = len(nap.engine(worker).asked)
         await trio.sleep(500)
         assert len(nap.engine(worker).asked) == asked
-        assert not nap.turns.busy(worker)
+        assert not nap.operations.busy(worker)
         assert nap.disk.records == {}
 
     play(body)

@@ -1,0 +1,180 @@
+"""What clients ask for: done in order of arrival, and to its end though the client has left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import trio
+from attrs import define, field
+from trio.lowlevel import ParkingLot
+
+from ..errors import RouterError
+from ..pool.worker import Worker
+
+logger = logging.getLogger("router.control")
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class Operation(Generic[T]):
+    """Work that is under way or waits for its turn, and the wait for its result.
+
+    It takes its `workers`, and with `model` the ledger of that model. Once it has begun it goes on
+    though nobody waits for it any more; before, it ends with the last of those that wait.
+    """
+
+    workers: set[Worker]
+    model: str | None = None
+    identity: object = None  # equal for work that is the same, which one operation does for all
+    begun: bool = False
+    scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+    _waiting: int = field(init=False, default=0)
+    _over: trio.Event = field(init=False, factory=trio.Event)
+    _value: T | None = field(init=False, default=None)
+    _error: RouterError | None = field(init=False, default=None)
+
+    async def begin(self) -> None:
+        """From now on nothing may break it off."""
+        # Its client may have left in the moment in which its turn came.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.begun = True
+
+    def tell(self, value: T | None, error: RouterError | None = None) -> None:
+        """This comes of it, though it may go on."""
+        self._value, self._error = value, error
+        self._over.set()
+        if error is not None and not self._waiting:
+            logger.warning("what nobody waits for has failed: %s", error)
+
+    async def result(self) -> T:
+        """Wait for what comes of it. Raises the RouterError that it raised."""
+        self._waiting += 1
+        try:
+            await self._over.wait()
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self.begun:
+                self.scope.cancel()
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+    def collides(self, other: Operation[Any]) -> bool:
+        """Whether not both can be under way at once."""
+        same_model = self.model is not None and self.model == other.model
+        return same_model or not self.workers.isdisjoint(other.workers)
+
+
+Work: TypeAlias = Callable[[Operation[Any]], Awaitable[T]]
+
+
+@define(eq=False)
+class Operations:
+    """Lets one at a time work on a worker; who came first goes first.
+
+    What takes several workers begins once none of them is taken by an earlier one. Operations run
+    in a nursery of their own: they must not be broken off half-way.
+    """
+
+    _line: list[Operation[Any]] = field(init=False, factory=list)  # in order of arrival
+    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until one is in the way of less
+    _nursery: trio.Nursery | None = field(init=False, default=None)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the operations; never returns."""
+        async with trio.open_nursery() as self._nursery:
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # at a stop it takes no more
+
+    def start(
+        self,
+        work: Work[T],
+        workers: Iterable[Worker] = (),
+        model: str | None = None,
+        identity: object = None,
+        *,
+        begun: bool = True,
+    ) -> Operation[T]:
+        """Have the work done when its turn comes, unless the router stops. Any other error of it
+        than a RouterError is fatal.
+
+        With an `identity`, the same work is joined instead, where it waits or is under way and
+        nothing has come after it. `begun`: it does not end with those that wait for it; else it
+        says itself from when on (`Operation.begin`).
+        """
+        same = None if identity is None else self._find(model, identity)
+        if same is not None:
+            return same
+        operation: Operation[T] = Operation(set(workers), model, identity, begun)
+        if self._nursery is not None:
+            self._line.append(operation)
+            self._nursery.start_soon(self._do, operation, work)
+        return operation
+
+    @asynccontextmanager
+    async def take(
+        self, workers: Iterable[Worker], model: str | None = None
+    ) -> AsyncIterator[Operation[None]]:
+        """Wait for these workers, and with `model` for its ledger, and have them for the length of
+        the block, or until they are released one by one."""
+        operation: Operation[None] = Operation(set(workers), model)
+        self._line.append(operation)
+        async with self._turn_of(operation):
+            yield operation
+
+    def release(self, operation: Operation[Any], *workers: Worker) -> None:
+        """Let others have these workers already."""
+        operation.workers.difference_update(workers)
+        self._moved.unpark_all()
+
+    def extend(self, operation: Operation[Any], worker: Worker) -> bool:
+        """Take one more worker into an operation that has begun, if nothing has it or waits for
+        it."""
+        if worker not in operation.workers:
+            if self.busy(worker):
+                return False
+            operation.workers.add(worker)
+        return True
+
+    def busy(self, worker: Worker) -> bool:
+        """Whether something has the worker, or waits for it."""
+        return any(worker in operation.workers for operation in self._line)
+
+    def _find(self, model: str | None, identity: object) -> Operation[Any] | None:
+        for at, operation in enumerate(self._line):
+            if (operation.model, operation.identity) == (model, identity):
+                later = self._line[at + 1 :]
+                if not operation.scope.cancel_called and not any(map(operation.collides, later)):
+                    return operation
+        return None
+
+    async def _do(self, operation: Operation[T], work: Work[T]) -> None:
+        with operation.scope:
+            try:
+                async with self._turn_of(operation):
+                    value = await work(operation)
+            except RouterError as error:
+                operation.tell(None, error)
+            else:
+                operation.tell(value)
+
+    @asynccontextmanager
+    async def _turn_of(self, operation: Operation[Any]) -> AsyncIterator[None]:
+        try:
+            while self._is_blocked(operation):
+                await self._moved.park()
+            yield
+        finally:
+            self._line.remove(operation)
+            self.release(operation, *operation.workers)
+
+    def _is_blocked(self, operation: Operation[Any]) -> bool:
+        earlier = self._line[: self._line.index(operation)]
+        return any(map(operation.collides, earlier))
