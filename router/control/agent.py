@@ -152,7 +152,8 @@ class Agents:
         """Wait until this is true of the workers; whether it is, after so many seconds at most."""
         with trio.move_on_after(within):
             while not is_true():
-                await self._moved.park()
+                with trio.move_on_after(_LOOK_AGAIN):
+                    await self._moved.park()
         return is_true()
 
     def known(self, worker: Worker) -> Known:
@@ -259,6 +260,7 @@ class Agents:
                             claim = self.slumber.wish(worker)
                             await self._call(claim)
         agent.begun = None
+        self._moved.unpark_all()
         if attempt.error is not None and action is Action.REPLAY:
             self.replayer.delayed(worker, f"its replay failed: {words(attempt.error)}")
         if claim is None or (known.claim is not None and agent.claim is not claim):

@@ -239,9 +239,8 @@ class Transactions:
         control = self.weights
         held = Held(change, operation, control.agents, control.ledgers, control.store)
         try:
-            chosen = choose()
-            targets = control.members(operation, chosen)
-            if control.one_model(chosen) != change.model or not targets.eligible:
+            targets = await control.targets(choose, operation, last=True)
+            if not targets.eligible:
                 raise no_workers()
             held.deferred = targets.deferred
             async with held.fenced(targets.eligible, "a transaction was begun"):

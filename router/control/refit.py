@@ -17,7 +17,7 @@ from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
 from ..pool.lifecycle import reachable
 from ..pool.match import Targets, model_of, no_workers
 from ..pool.registry import Registry
-from ..pool.weights import Change, Ledgers, label_of
+from ..pool.weights import Change, Ledger, Ledgers, label_of
 from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
 from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
@@ -197,20 +197,57 @@ class WeightControl:
             await self.agents.until(lambda: not any(map(_unprobed, self.registry)), left)
             workers = self.ledgers.workers_of(model)
             async with self.operations.take(workers, model) as operation:
-                while ledger.pending and await self._make_pending(ledger.pending[0], operation):
-                    pass
+                await self._make_what_came_before(ledger, operation)
         except StateUnavailable as error:
             logger.warning("a pending change of model %s waits: %s", model, error)
 
+    async def targets(
+        self, choose: Choose, operation: Operation[Any], path: str = "", *, last: bool = False
+    ) -> Targets:
+        """Who gets a change whose turn has come, once those that came before it are made: as far
+        as that can be done now, or with `last` all of them.
+
+        Raises BadRequest, PoolUnavailable.
+        """
+        chosen = choose()
+        if self.one_model(chosen) != operation.model:
+            raise no_workers()  # those that were meant are gone
+        ledger = self.ledgers.ledger(operation.model)
+        await self._make_what_came_before(ledger, operation)
+        targets = self.members(operation, chosen, path)
+        deadline = trio.current_time() + self.agents.drain_timeout
+        while last and ledger.pending and targets.eligible:
+            settled = partial(self._is_settled, ledger.pending[0], operation)
+            await self.agents.until(settled, deadline - trio.current_time())
+            if not self._ready(ledger.pending[0], operation):
+                raise PoolUnavailable(
+                    f"{ledger.pending[0].name} came before, and waits for a worker that can be "
+                    "given it",
+                    code="change_pending",
+                )
+            await self._make_what_came_before(ledger, operation)
+            targets = self.members(operation, chosen, path)
+        return targets
+
+    def _is_settled(self, change: Change, operation: Operation[Any]) -> bool:
+        """Whether a worker can be given a pending change, or none will be before somebody acts."""
+        workers = [w for w in operation.workers if reachable(w) and not w.is_sleeping]
+        hope = any(w.suspicion is not None or self.ledgers.needs_replay(w) for w in workers)
+        return bool(self._ready(change, operation)) or not hope
+
+    def _ready(self, change: Change, operation: Operation[Any]) -> list[Worker]:
+        """The workers that can be given a pending change now."""
+        targets = self.members(operation, self.ledgers.workers_of(change.model))
+        certain = [worker for worker in targets.eligible if worker.suspicion is None]
+        return [worker for worker in certain if self.ledgers.may_begin(change, worker)]
+
+    async def _make_what_came_before(self, ledger: Ledger, operation: Operation[Any]) -> None:
+        while ledger.pending and await self._make_pending(ledger.pending[0], operation):
+            pass
+
     async def _make_pending(self, change: Change, operation: Operation[Any]) -> bool:
         """Make a change that has waited for its workers; whether that is over."""
-        ledger = self.ledgers.ledger(change.model)
-        targets = self.members(operation, self.ledgers.workers_of(change.model))
-        ready = [
-            worker
-            for worker in targets.eligible
-            if worker.suspicion is None and self.ledgers.may_begin(change, worker)
-        ]
+        ledger, ready = self.ledgers.ledger(change.model), self._ready(change, operation)
         able = [w for w in ready if change.path != DISK or not self.ledgers.had_lora([w])]
         if not ready:
             return False
@@ -241,14 +278,13 @@ class WeightControl:
 
     async def _change(self, order: Order, model: str, operation: Operation[Answer]) -> Answer:
         await operation.begin()
-        chosen = order.choose()
-        if self.one_model(chosen) != model:
-            raise no_workers()  # those that were meant are gone
         path, body = order.call.path, order.call.body
+        content = order.content or {}
+        # Not as it came: JSON may come as UTF-16, or with a byte order mark.
+        text = json.dumps(content) if path != TENSOR and isinstance(body, bytes) else None
         ledger = self.ledgers.ledger(model)
-        while ledger.pending and await self._make_pending(ledger.pending[0], operation):
-            pass  # they came before
-        targets = self.members(operation, chosen, path)
+        # What cannot be repeated cannot wait on the disk behind them.
+        targets = await self.targets(order.choose, operation, path, last=text is None)
         # Who is awake and yet deferred is about to be brought up.
         sleepers = [
             w
@@ -256,9 +292,6 @@ class WeightControl:
             if reachable(w) and (w.memory is not Memory.AWAKE or w in operation.workers)
         ]
         self.check_loras(path, model, [*targets.eligible, *sleepers])
-        content = order.content or {}
-        # Not as it came: JSON may come as UTF-16, or with a byte order mark.
-        text = json.dumps(content) if path != TENSOR and isinstance(body, bytes) else None
         change = self.ledgers.make(uuid4().hex, model, path, text, label_of(path, content))
         if ledger.pending and change.body is not None:
             later = [*targets.eligible, *sleepers]

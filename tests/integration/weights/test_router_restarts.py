@@ -197,6 +197,41 @@ def test_a_change_that_was_under_way_is_made(run_world: RunWorld, when: str) -> 
     run_world(test)
 
 
+@pytest.mark.parametrize("what", ["tensors", "a transaction"])
+def test_what_cannot_wait_comes_after_a_change_that_was_under_way(
+    run_world: RunWorld, what: str
+) -> None:
+    """Which waits itself until the worker has been brought up to what came before that."""
+
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member) -> None:
+            await refitted(pool, "v1")
+            a.sim.faults.add("delay", path=DISK, by=0.5, count=3)
+            part = {"model_path": "v2", "target_modules": ["transformer"]}
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: pool.http.post(DISK, json=part))
+                await until(lambda: len(paths(a)) == 2)
+                nursery.cancel_scope.cancel()
+
+        async def after(pool: Deployment, a: Member) -> None:
+            assert len((await ledger(pool))["pending"]) == 1
+            txn = {}
+            if what == "a transaction":
+                txn = {"txn": (await pool.http.post("/weights/begin", json={})).json()["txn"]}
+            answer = await pool.http.post(TENSOR, json=TENSORS, params=txn)
+            assert answer.status_code == 200, answer.text
+            if txn:
+                assert (await pool.http.post("/weights/commit", json=txn)).is_success
+            assert paths(a)[2:] == [DISK, DISK, TENSOR]
+            assert current(a)
+            assert (await ledger(pool))["pending"] == []
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test, 1)
+
+
 def test_a_bad_change_that_was_under_way_is_void(run_world: RunWorld) -> None:
     async def test(world: World) -> None:
         async def before(pool: Deployment, a: Member, b: Member) -> None:
