@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import trio
 from attrs import define, field
 
-from ..pool.worker import Admin, Health, Worker
+from ..pool.lifecycle import why_unreachable
+from ..pool.worker import Worker
 from .calls import Pipe, Row
 from .client import Call
 from .plan import Stage
@@ -46,14 +47,10 @@ class Claim:
     @property
     def left(self) -> str | None:
         """Why it cannot be met any more; None if it can."""
-        worker = self.worker
-        if worker.removed:
-            return "it was removed"
-        if self.incarnation not in (None, worker.incarnation):
+        replaced = self.incarnation not in (None, self.worker.incarnation)
+        if replaced and not self.worker.removed:
             return "another process took its place"
-        if worker.health is not Health.HEALTHY:
-            return f"it became {worker.health}"
-        return "it was quarantined" if worker.admin is Admin.QUARANTINED else None
+        return why_unreachable(self.worker)
 
     def fail(self, why: str | None = None, code: str | None = None, status: int = 502) -> None:
         """There is no answer, and none is waited for any more."""

@@ -28,22 +28,13 @@ class Gate:
     async def turn(self) -> AsyncIterator[None]:
         """Wait for one's turn, and have it for the length of the block."""
         await self._tokens.acquire()
-        held = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._count)
+            yield
+            nursery.cancel_scope.cancel()
 
-        def give_back() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._tokens.release()
-
-        async def expire() -> None:
-            await trio.sleep(self.patience)
-            give_back()
-
+    async def _count(self) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(expire)
-                yield
-                nursery.cancel_scope.cancel()
+            await trio.sleep(self.patience)
         finally:
-            give_back()
+            self._tokens.release()

@@ -6,11 +6,11 @@ The agents of the workers drain and call them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from ..errors import RouterError, StateUnavailable
 from ..pool.weights import Change, Ledgers, Meaning, meaning
@@ -94,12 +94,6 @@ class Fenced(ABC):
             self.agents.operations.release(self.operation, *workers)
 
 
-@frozen
-class _Refusal:
-    said: object  # equal for the same refusal
-    reason: str
-
-
 @define(eq=False)
 class Transaction(Fenced):
     """A change of one call, which each worker gets as soon as it is idle; all at once where its
@@ -107,9 +101,10 @@ class Transaction(Fenced):
 
     # What was done could not be made durable.
     undurable: StateUnavailable | None = field(init=False, default=None)
-    # Workers that refused in words that mean nothing until all have answered.
-    _refusals: dict[Worker, _Refusal] = field(init=False, factory=dict)
-    _reported: set[Worker] = field(init=False, factory=set)
+    # Why workers refused, in words that mean nothing until all have answered.
+    _refusals: dict[Worker, str] = field(init=False, factory=dict)
+    # What was answered: the same for refusals that say the same, None for anything else.
+    _said: set[object] = field(init=False, factory=set)
 
     async def run(self, call: Call, workers: Sequence[Worker]) -> list[Row]:
         """Make it; the rows of the workers in their order.
@@ -128,7 +123,6 @@ class Transaction(Fenced):
                 failure = await self.send(ready, call)
             for claim in claims:
                 await claim.over.wait()
-            self._conclude()
         rows = [claim.row for claim in claims if claim.row is not None]
         if any(row.sent for row in rows) or self.change.version is not None:
             self.ledgers.close(self.change)
@@ -142,13 +136,16 @@ class Transaction(Fenced):
         """Tell the ledger what came of it, and let the worker go."""
         worker, change, row = claim.worker, self.change, claim.row
         assert row is not None
-        self._reported.add(worker)
         reason = words(row.body)
-        match meaning(change.path, row.status, row.body, sent=row.sent):
+        what = meaning(change.path, row.status, row.body, sent=row.sent)
+        if row.answered:
+            refused = what is Meaning.REFUSED
+            self._said.add(alike(row.status, row.body) if refused else None)
+        match what:
             case Meaning.APPLIED:
                 assert claim.called is not None
                 self.ledgers.applied(change, worker, claim.called)
-                self._judge_refusers(self.ledgers.unknown)  # it stands: what they have is not known
+                self._judge_refusals()
                 # Its outcome is durable before it serves again.
                 try:
                     await self.store.commit()
@@ -159,37 +156,24 @@ class Transaction(Fenced):
                 self.ledgers.unchanged(change, worker, reason)
             case Meaning.REFUSED:
                 change.error = reason
-                self._refusals[worker] = _Refusal(alike(row.status, row.body), reason)
-                if change.version is not None:
-                    self.ledgers.unknown(change, worker, reason)
+                self._refusals[worker] = reason
             case Meaning.UNKNOWN:
                 self.ledgers.unknown(change, worker, reason)
-        if worker not in self._refusals or change.version is not None:
+        if worker not in self._refusals:
             self.let_go(worker)
-        self._let_refusers_go()
+        self._judge_refusals()
 
-    def _answers(self) -> set[object]:
-        """What those said that have answered: a refusal, or anything else (None)."""
-        answered = [w for w, claim in self.claims.items() if claim.row and claim.row.answered]
-        return {self._refusals[w].said if w in self._refusals else None for w in answered}
-
-    def _judge_refusers(self, report: Callable[[Change, Worker, str], None]) -> None:
-        """Report on those that refused, and let them go."""
-        for worker, refusal in self._refusals.items():
-            report(self.change, worker, refusal.reason)
+    def _judge_refusals(self) -> None:
+        """A refusal has changed nothing if all that were called give the same. Those serve on once
+        that is so: a worker that is still busy holds nobody else. It is not known what the others
+        have."""
+        unknown = self.change.version is not None or len(self._said) > 1
+        claims = self.claims.values()
+        if not unknown and any(c.called is not None and c.row is None for c in claims):
+            return  # one that was called may say something else
+        report = self.ledgers.unknown if unknown else self.ledgers.unchanged
+        for worker, reason in self._refusals.items():
+            report(self.change, worker, reason)
             self.let_go(worker)
-
-    def _let_refusers_go(self) -> None:
-        """Those that refused serve on once all that were called have given the same refusal: one
-        that is still busy holds nobody else."""
-        if not self._refusals or self.change.version is not None:
-            return
-        called = [worker for worker, claim in self.claims.items() if claim.called is not None]
-        answers = self._answers()
-        if self._reported.issuperset(called) and len(answers) == 1 and None not in answers:
-            self._judge_refusers(self.ledgers.unchanged)
-
-    def _conclude(self) -> None:
-        """All have been called: those whose refusals differ are of unknown weights."""
-        if self.change.version is None and len(self._answers()) > 1:
-            self._judge_refusers(self.ledgers.unknown)
+        if unknown:
+            self._refusals.clear()

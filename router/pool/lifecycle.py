@@ -182,11 +182,16 @@ _ON_TRIAL = ["on_trial"]
 
 def reachable(worker: Worker) -> bool:
     """Whether calls may be sent to it, whatever its weights are and whether they are in memory."""
-    return (
-        worker.health is Health.HEALTHY
-        and worker.admin is not Admin.QUARANTINED
-        and not worker.removed
-    )
+    return why_unreachable(worker) is None
+
+
+def why_unreachable(worker: Worker) -> str | None:
+    """Why no calls may be sent to it, for people; None if they may."""
+    if worker.removed:
+        return "it was removed"
+    if worker.health is not Health.HEALTHY:
+        return f"it became {worker.health}"
+    return "it was quarantined" if worker.admin is Admin.QUARANTINED else None
 
 
 class Lack(StrEnum):
