@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import trio
 from attrs import define, field, frozen
@@ -16,6 +16,9 @@ from ..pool.weights.answers import succeeded
 from ..pool.worker import Worker
 from ..text import words
 from .client import Call, ControlClient, Unreachable
+
+Outcome: TypeAlias = tuple[int, dict[str, Any]]
+"""Status and body of an answer to a client."""
 
 _WINDOW = 4  # pieces that a slower taker may lag behind
 
@@ -171,7 +174,7 @@ async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call
     return [rows[worker] for worker in targets]
 
 
-def answer(rows: list[Row], targets: Targets) -> tuple[int, dict[str, Any]]:
+def answer(rows: list[Row], targets: Targets) -> Outcome:
     """Status and body of an answer: partial success never looks like success."""
     success = all(row.success for row in rows)
     body = {

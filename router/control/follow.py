@@ -40,7 +40,7 @@ _OF_LEFT, _OF_LATE, _OF_UNKNOWN = 0.25, 0.5, 0.05
 _PATIENCE = 5.0  # seconds for an answer to a look
 _AT_ONCE = 4  # looks at the jobs of one worker side by side
 _BARRIER = 1800.0  # seconds that a ghost's barrier may take
-_AGAIN = 1.0  # seconds until a barrier that broke is tried again
+_AGAIN = 5.0  # seconds at most until a barrier that broke is tried again
 
 
 @define(eq=False)
@@ -138,11 +138,12 @@ class Follower:
 
     async def _ghost(self, hold: Hold) -> None:
         """Free the slot once the worker has done what it was doing."""
+        backoff = Backoff(most=_AGAIN)
         with trio.move_on_after(_BARRIER):
             while _occupies(hold, HoldKind.GHOST):
                 if await self._barrier(hold):
                     break
-                await trio.sleep(_AGAIN)
+                await backoff.pause()
         self.registry.drop(hold)
 
     async def _barrier(self, hold: Hold) -> bool:

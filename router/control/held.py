@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import uuid4
 
 import trio
@@ -21,15 +21,13 @@ from ..pool.weights import Change, Meaning, meaning
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
-from .calls import Row, answer
+from .calls import Outcome, Row, answer
 from .claim import Claim
 from .operations import Operation, Work
 from .refit import Choose, Order, WeightControl
 from .transaction import Fenced
 
 logger = logging.getLogger("router.control")
-
-Answer: TypeAlias = tuple[int, dict[str, Any]]
 
 
 class UnknownTransaction(NotFound):
@@ -114,7 +112,7 @@ class Transactions:
     weights: WeightControl
     _open: dict[str, Held] = field(init=False, factory=dict)
 
-    async def begin(self, choose: Choose, label: str | None, within: float) -> Answer:
+    async def begin(self, choose: Choose, label: str | None, within: float) -> Outcome:
         """Fence and drain the workers, and hold them for `within` seconds at most."""
         control = self.weights
         control.store.check()
@@ -130,12 +128,12 @@ class Transactions:
                 self._open[change.change_id].release(touched=())
             raise
 
-    async def call(self, txn: str, order: Order) -> Answer:
+    async def call(self, txn: str, order: Order) -> Outcome:
         """Make one call of the transaction on all of its workers. It goes on if the caller is
         cancelled, like `commit` and `abort`."""
         return await self._finish(lambda _: self._call(txn, order))
 
-    async def _call(self, txn: str, order: Order) -> Answer:
+    async def _call(self, txn: str, order: Order) -> Outcome:
         held = self._find(txn)
         async with held.lock:
             self._find(txn)
@@ -174,7 +172,7 @@ class Transactions:
         said["weight_version"] = control.ledgers.ledger(change.model).version
         return status, said
 
-    async def commit(self, txn: str, label: str | None) -> Answer:
+    async def commit(self, txn: str, label: str | None) -> Outcome:
         """Issue one version for all of it, and let the workers go.
 
         Raises UnknownTransaction; NothingApplied if no worker has all of it, and then it is as
@@ -182,7 +180,7 @@ class Transactions:
         """
         return await self._finish(lambda _: self._commit(txn, label))
 
-    async def _commit(self, txn: str, label: str | None) -> Answer:
+    async def _commit(self, txn: str, label: str | None) -> Outcome:
         held = self._find(txn)
         async with held.lock:
             self._find(txn)
@@ -210,11 +208,11 @@ class Transactions:
                 "success": not bad,
             }
 
-    async def abort(self, txn: str, touched: Sequence[str] | None) -> Answer:
+    async def abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:
         """Give it up. The workers that were `touched` (ids; None: all) are of unknown weights."""
         return await self._finish(lambda _: self._abort(txn, touched))
 
-    async def _abort(self, txn: str, touched: Sequence[str] | None) -> Answer:
+    async def _abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:
         held = self._find(txn)
         workers: list[Worker] | None = None
         if touched is not None:
@@ -228,12 +226,12 @@ class Transactions:
         lost = list(held.claims) if workers is None else workers
         return 200, {"txn": txn, "unknown": [worker.worker_id for worker in lost]}
 
-    async def _finish(self, work: Work[Answer]) -> Answer:
+    async def _finish(self, work: Work[Outcome]) -> Outcome:
         return await self.weights.operations.start(work).result()
 
     async def _hold(
-        self, change: Change, choose: Choose, within: float, operation: Operation[Answer]
-    ) -> Answer:
+        self, change: Change, choose: Choose, within: float, operation: Operation[Outcome]
+    ) -> Outcome:
         """Tell whoever began it once its workers are idle, and hold them until it is over. Until
         then it ends with its client."""
         control = self.weights

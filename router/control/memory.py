@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from attrs import define, field
 
@@ -12,13 +12,11 @@ from ..pool.lifecycle import MemoryEvent, reachable
 from ..pool.match import Targets, no_workers
 from ..pool.worker import Memory, Origin, Weights, Worker
 from .agent import Agents
-from .calls import Row, answer
+from .calls import Outcome, Row, answer
 from .claim import Claim
 from .client import Call
 from .operations import Operation, Work
 from .slumber import Slumber, said
-
-Answer: TypeAlias = tuple[int, dict[str, Any]]
 
 
 @define(eq=False)
@@ -36,7 +34,7 @@ class MemoryControl:
     def __attrs_post_init__(self) -> None:
         self.slumber = self.agents.slumber
 
-    async def sleep(self, chosen: list[Worker], call: Call) -> Answer:
+    async def sleep(self, chosen: list[Worker], call: Call) -> Outcome:
         """Put the chosen workers to sleep; status and body of the answer.
 
         It goes on if the caller is cancelled, unless its turn has not come. Raises PoolUnavailable
@@ -44,18 +42,18 @@ class MemoryControl:
         """
         return await self._do(partial(self._sleep, chosen, call), chosen)
 
-    async def wake(self, chosen: list[Worker], call: Call) -> Answer:
+    async def wake(self, chosen: list[Worker], call: Call) -> Outcome:
         """Wake the chosen workers, like `sleep`; the answer comes when they are awake. Those that
         still miss a weight change are among the `deferred`."""
         return await self._do(partial(self._wake, chosen, call), chosen)
 
-    async def _do(self, work: Work[Answer], chosen: list[Worker]) -> Answer:
+    async def _do(self, work: Work[Outcome], chosen: list[Worker]) -> Outcome:
         self.slumber.store.check()
         return await self.agents.operations.start(work, chosen, begun=False).result()
 
     async def _sleep(
-        self, chosen: list[Worker], call: Call, operation: Operation[Answer]
-    ) -> Answer:
+        self, chosen: list[Worker], call: Call, operation: Operation[Outcome]
+    ) -> Outcome:
         await operation.begin()
         present = [worker for worker in chosen if not worker.removed]
         late = [w for w in present if not self.slumber.sleeps(w)]
@@ -75,7 +73,9 @@ class MemoryControl:
             **_left_out(targets),
         }
 
-    async def _wake(self, chosen: list[Worker], call: Call, operation: Operation[Answer]) -> Answer:
+    async def _wake(
+        self, chosen: list[Worker], call: Call, operation: Operation[Outcome]
+    ) -> Outcome:
         await operation.begin()
         present = [worker for worker in chosen if not worker.removed]
         targets = Targets.of(w for w in present if w.is_sleeping)
@@ -103,7 +103,7 @@ class MemoryControl:
 
     async def _bring(
         self,
-        operation: Operation[Answer],
+        operation: Operation[Outcome],
         eligible: Sequence[Worker],
         intents: Mapping[Worker, Memory],
         event: MemoryEvent,
@@ -144,7 +144,7 @@ class MemoryControl:
             raise
 
 
-def _answer(rows: list[Row], targets: Targets, *, aim: bool) -> Answer:
+def _answer(rows: list[Row], targets: Targets, *, aim: bool) -> Outcome:
     """Status and body; a worker that says that it is not what it should be has not succeeded."""
     if not rows and targets.eligible:
         raise no_workers()  # all were removed

@@ -18,12 +18,12 @@ from ..pool.lifecycle import reachable
 from ..pool.match import Targets, model_of, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
-from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
+from ..pool.weights.recipe import DISK, TENSOR
 from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
 from ..text import from_json
 from .agent import Agents
-from .calls import Row, answer, broadcast
+from .calls import Outcome, Row, answer, broadcast
 from .client import Call
 from .operations import Operation, Operations
 from .transaction import Transaction
@@ -33,54 +33,13 @@ logger = logging.getLogger("router.control")
 # After a start, seconds that pending changes wait for the first probes of all workers.
 _FIRST_PROBES = 10.0
 
-Answer: TypeAlias = tuple[int, dict[str, Any]]
 Choose: TypeAlias = Callable[[], list[Worker]]
-
-# What a change must name; a body without it is refused before any worker is touched.
-REQUIRED = {
-    DISK: "model_path",
-    TENSOR: "serialized_named_tensors",
-    SET_LORA: "lora_nickname",
-}
-
-# Fields that hold text, a list of texts, or either; null counts as absent.
-_TEXT, _TEXTS = "a text", "a list of texts"
-TYPES: dict[str, dict[str, tuple[str, ...]]] = {
-    DISK: {"model_path": (_TEXT,), "target_modules": (_TEXTS,)},
-    SET_LORA: {name: (_TEXT, _TEXTS) for name in ("lora_nickname", "lora_path", "target")},
-}
 
 
 class LoraActive(Conflict):
     """Some of the workers had a LoRA since their start: an update would miss wrapped layers."""
 
     default_code = "lora_active"
-
-
-def check_body(path: str, content: Any) -> None:
-    """Refuse a change that no worker can apply. Raises BadRequest."""
-    if not isinstance(content, dict):
-        raise BadRequest("Request body must be a JSON object", code="invalid_json")
-    needed = REQUIRED.get(path)
-    if needed is not None and not content.get(needed):
-        raise BadRequest(f"The field {needed!r} is required", code="missing_field")
-    for name, types in TYPES.get(path, {}).items():
-        if not any(_is(content.get(name), each) for each in types):
-            raise BadRequest(f"{name} must be {' or '.join(types)}", code="invalid_field")
-
-
-def _is(value: Any, what: str) -> bool:
-    if what == _TEXTS:
-        return value is None or (
-            isinstance(value, list) and all(_is(item, _TEXT) for item in value)
-        )
-    return value is None or isinstance(value, str)
-
-
-def check_beginning(held: bytes) -> None:
-    """Refuse what cannot be a JSON object, by its beginning. Raises BadRequest."""
-    if not held.lstrip().startswith(b"{"):
-        raise BadRequest("Request body must be a JSON object", code="invalid_json")
 
 
 @frozen
@@ -123,7 +82,7 @@ class WeightControl:
         self.registry, self.operations = self.agents.registry, self.agents.operations
         self.agents.catch_up = self.catch_up
 
-    async def change(self, order: Order) -> Answer:
+    async def change(self, order: Order) -> Outcome:
         """Make the change; status and body of the answer. One that waits or runs already and asks
         for the same is joined.
 
@@ -262,7 +221,7 @@ class WeightControl:
         await self.store.commit()
         return change not in ledger.pending
 
-    async def ask(self, chosen: list[Worker], call: Call) -> Answer:
+    async def ask(self, chosen: list[Worker], call: Call) -> Outcome:
         """Ask every healthy worker; the answer also says whether those of each model agree."""
         targets = Targets.of(chosen)
         if not targets.eligible:
@@ -276,7 +235,7 @@ class WeightControl:
         body["consistent"] = body["success"] and agree
         return status, body
 
-    async def _change(self, order: Order, model: str, operation: Operation[Answer]) -> Answer:
+    async def _change(self, order: Order, model: str, operation: Operation[Outcome]) -> Outcome:
         await operation.begin()
         path, body = order.call.path, order.call.body
         content = order.content or {}
@@ -307,7 +266,7 @@ class WeightControl:
         said["weight_version"] = self.ledgers.ledger(model).version
         return status, said
 
-    async def _defer(self, change: Change, targets: Targets, sleepers: list[Worker]) -> Answer:
+    async def _defer(self, change: Change, targets: Targets, sleepers: list[Worker]) -> Outcome:
         if change.body is None:
             raise PoolUnavailable(
                 "All workers are asleep, and tensors cannot be kept for them: wake them first",

@@ -10,9 +10,10 @@ from quart import Blueprint, g, request
 
 from ..control.calls import Pipe, filling
 from ..control.client import Call
-from ..control.refit import Order, check_beginning, check_body
+from ..control.refit import Order
 from ..errors import BadRequest
 from ..pool.match import select
+from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
 from ..pool.worker import Worker
 from .parts import parts
 from .uploads import HELD, upload
@@ -30,6 +31,20 @@ _CHANGES = (
 # Headers of the client that workers get too.
 _PASSED = ("content-type", "traceparent", "tracestate")
 
+# What a change must name; a body without it is refused before any worker is touched.
+_REQUIRED = {
+    DISK: "model_path",
+    TENSOR: "serialized_named_tensors",
+    SET_LORA: "lora_nickname",
+}
+
+# Fields that hold text, a list of texts, or either; null counts as absent.
+_TEXT, _TEXTS = "a text", "a list of texts"
+_TYPES: dict[str, dict[str, tuple[str, ...]]] = {
+    DISK: {"model_path": (_TEXT,), "target_modules": (_TEXTS,)},
+    SET_LORA: {name: (_TEXT, _TEXTS) for name in ("lora_nickname", "lora_path", "target")},
+}
+
 
 async def change_weights() -> Answer:
     """A change on every eligible worker of the chosen model."""
@@ -43,7 +58,7 @@ async def change_weights_from_tensor() -> Answer:
     held = await body.begin(HELD)
     if body.over:
         return await _change(held)
-    check_beginning(held)
+    _check_beginning(held)
     rest = Pipe(held)
     async with filling(rest, body):
         return await _make(_call(rest), None)
@@ -90,7 +105,7 @@ def _path() -> str:
 
 async def _change(body: bytes) -> Answer:
     content = _json(body)
-    check_body(_path(), content)
+    _check_body(_path(), content)
     return await _make(_call(body), content)
 
 
@@ -130,3 +145,29 @@ def _json(body: bytes) -> Any:
         return json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"Invalid JSON body: {error}", code="invalid_json") from None
+
+
+def _check_body(path: str, content: Any) -> None:
+    """Refuse a change that no worker can apply. Raises BadRequest."""
+    if not isinstance(content, dict):
+        raise BadRequest("Request body must be a JSON object", code="invalid_json")
+    needed = _REQUIRED.get(path)
+    if needed is not None and not content.get(needed):
+        raise BadRequest(f"The field {needed!r} is required", code="missing_field")
+    for name, types in _TYPES.get(path, {}).items():
+        if not any(_is(content.get(name), each) for each in types):
+            raise BadRequest(f"{name} must be {' or '.join(types)}", code="invalid_field")
+
+
+def _is(value: Any, what: str) -> bool:
+    if what == _TEXTS:
+        return value is None or (
+            isinstance(value, list) and all(_is(item, _TEXT) for item in value)
+        )
+    return value is None or isinstance(value, str)
+
+
+def _check_beginning(held: bytes) -> None:
+    """Refuse what cannot be a JSON object, by its beginning. Raises BadRequest."""
+    if not held.lstrip().startswith(b"{"):
+        raise BadRequest("Request body must be a JSON object", code="invalid_json")
