@@ -20,7 +20,7 @@ from ..store.showing import lasting
 from ..store.store import Store
 from ..text import is_id
 from .asset_log import StoredAssets
-from .witness import trusts_absence
+from .identity import trusts_absence
 
 _SPEEDS_EVERY = 15.0  # seconds
 

@@ -25,8 +25,7 @@ from ..text import words
 from .client import ControlClient
 from .gate import Gate
 from .health import Finding, NotRead, probe, read_capabilities
-from .presence import Evidence, challenge, open_idle, wait_closed
-from .witness import Verdict, Witness
+from .identity import Evidence, ProcessIdentity, Verdict, challenge, open_idle, wait_closed
 
 logger = logging.getLogger("router.control")
 
@@ -40,7 +39,7 @@ _JITTER = 0.1
 # between may accept it and hang up, again and again (seconds).
 _BRIEF = 1.0
 _UNSEEN = "it no longer knows what it made"
-_MOST_SILENT = 3  # times that a witness may give no answer, before the worker counts as another
+_MOST_SILENT = 3  # times without an answer about its identity, before a worker counts as another
 
 
 @define(eq=False)
@@ -74,7 +73,7 @@ class Watchman:
 
     registry: Registry
     client: ControlClient
-    witness: Witness
+    identity: ProcessIdentity
     interval: float = 10.0
     rng: random.Random = field(factory=random.Random)
     addresses: Addresses = field(factory=Addresses)
@@ -198,7 +197,7 @@ class Watchman:
     def _recall(self, watch: _Watch) -> None:
         """Note what the process has made, before another one may make something."""
         if watch.recalled is None:
-            watch.recalled = self.witness.recall(watch.worker)
+            watch.recalled = self.identity.recall(watch.worker)
 
     async def _pause(self, watch: _Watch) -> None:
         worker = watch.worker
@@ -351,7 +350,7 @@ class Watchman:
         has meant then."""
         evidence = watch.evidence
         lasted, counted = evidence.take(), evidence.counts
-        verdict = await self.witness.judge(watch.worker, watch.recalled or ())
+        verdict = await self.identity.judge(watch.worker, watch.recalled or ())
         watch.silent = watch.silent + 1 if verdict is Verdict.SILENT else 0
         if watch.silent >= _MOST_SILENT:
             watch.silent, verdict = 0, Verdict.UNKNOWN

@@ -15,6 +15,7 @@ from ..control.agent import Agents
 from ..control.client import ControlClient
 from ..control.follow import Follower
 from ..control.held import Transactions
+from ..control.identity import ProcessIdentity, trusts_absence
 from ..control.jobs import JobControl
 from ..control.keeper import Keeper
 from ..control.memory import MemoryControl
@@ -24,7 +25,6 @@ from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.slumber import Slumber
 from ..control.watch import Watchman
-from ..control.witness import Witness, trusts_absence
 from ..dispatch import Dispatcher, QueueLimits
 from ..front.asgi import App
 from ..launch.base import Planner
@@ -96,7 +96,7 @@ def assemble(
     shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
     fleet = make_fleet(settings, shared, planners, lambda worker: agents.retire(worker))
     assets = AssetMap(settings.max_assets)
-    witness = Witness(assets, client, [partial(prove, fleet)])
+    identity = ProcessIdentity(assets, client, [partial(prove, fleet)])
     jobs = JobControl(registry, assets, client, operations)
     drain, call = settings.drain_timeout, settings.refit_timeout
     slumber = Slumber(registry, store, call)
@@ -108,7 +108,7 @@ def assemble(
         registry=registry,
         dispatcher=dispatcher,
         watchman=Watchman(
-            *(registry, client, witness, settings.health_check_interval),
+            *(registry, client, identity, settings.health_check_interval),
             addresses=client.addresses,
             trust=client.trust,
             instance=client.instance.id,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from ..control.witness import Verdict
+from ..control.identity import Verdict
 from ..errors import Conflict, StartError, describe
 from ..launch import adoption
 from ..launch.base import Backend, Planner

@@ -20,7 +20,7 @@ import trio.testing
 
 from router import service
 from router.backoff import Backoff
-from router.control import client, follow, health, jobs, presence, watch, witness
+from router.control import client, follow, health, identity, jobs, watch
 from router.net import addresses, lookup
 from router.relay import websocket, worker_socket
 from router.server import ServerLimits, connection, open_listeners
@@ -100,10 +100,9 @@ def _quick(batch: Batch, ports: Sequence[int]) -> Iterator[None]:
         patch(watch, PATIENCE_WHILE_BUSY=0.4)
         patch(client, _READING=0.4)
         patch(Backoff, next=lambda _: 0.1)
-        patch(presence, CONNECT_TIMEOUT=0.4, _CHALLENGED=0.1)
+        patch(identity, CONNECT_TIMEOUT=0.4, _CHALLENGED=0.1, _PATIENCE=0.3)
         patch(models, _PATIENCE=0.3)
         patch(weights, _HELD=0.4, _LONGEST=2.0)
-        patch(witness, _PATIENCE=0.3)
         patch(addresses, _first=only_ours)
         patch(lookup, ask_system=nobody)
         handler = _Tracebacks(batch)

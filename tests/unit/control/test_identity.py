@@ -10,9 +10,8 @@ import trio
 
 from router.control import watch as watch_module
 from router.control.client import Answer, Unreachable
-from router.control.presence import Evidence
+from router.control.identity import Evidence, ProcessIdentity, Verdict
 from router.control.watch import Watchman
-from router.control.witness import Verdict, Witness
 from router.pool import events
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.lifecycle import reasons, routable
@@ -258,7 +257,7 @@ def test_an_end_during_a_probe_is_not_lost(play: Play) -> None:
 
 
 def test_a_death_right_after_the_proof_is_not_absolved(play: Play) -> None:
-    """The witness has answered for a process that has died since."""
+    """The proof was of a process that has died since."""
 
     async def body(scene: Scene) -> None:
         worker = await refitted(scene)
@@ -358,7 +357,7 @@ def test_provers_are_asked_before_anybody_else(play: Play) -> None:
             assert asked is worker
             return verdicts.pop(0)
 
-        scene.watchman.witness.provers.append(prove)
+        scene.watchman.identity.provers.append(prove)
         scene.process.die()
         await settle()
         assert worker.incarnation == 1
@@ -457,7 +456,7 @@ def test_without_a_witness_regular_ends_cost_three_replays(play: Play) -> None:
 
 
 def test_a_process_that_dies_again_and_again_is_not_taken_for_a_proxy(play: Play) -> None:
-    """It has no witness, and dies as regularly as a clock; but it takes a while to come back."""
+    """It proves nothing, and dies as regularly as a clock; but it takes a while to come back."""
 
     async def body(scene: Scene) -> None:
         worker = await refitted(scene)
@@ -573,7 +572,7 @@ def test_a_suspect_from_before_the_watch_began(monkeypatch: pytest.MonkeyPatch) 
         process.knows.add("v")
         for worker in workers:
             registry.suspect(worker, ROUTER_RESTARTED)
-        watchman = Watchman(registry, client, Witness(assets, client))
+        watchman = Watchman(registry, client, ProcessIdentity(assets, client))
         async with trio.open_nursery() as nursery:
             await nursery.start(watchman.run)
             await settle()
@@ -587,7 +586,7 @@ def test_a_suspect_from_before_the_watch_began(monkeypatch: pytest.MonkeyPatch) 
 def test_a_restart_out_of_reach_is_found_once_it_is_reached_again(
     play: Play, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:
-    """No end of file came: the machine was off, or the network. Nor is there a witness."""
+    """No end of file came: the machine was off, or the network. Nor is there any proof."""
 
     async def body(scene: Scene) -> None:
         async def challenge(stream: object) -> None:

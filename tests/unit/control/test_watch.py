@@ -11,8 +11,8 @@ import trio
 
 from router.control import watch as watch_module
 from router.control.client import Answer, Unreachable
+from router.control.identity import ProcessIdentity
 from router.control.watch import Watchman
-from router.control.witness import Witness
 from router.pool import events
 from router.pool.assets import AssetMap
 from router.pool.lifecycle import AdminEvent, Probe
@@ -68,8 +68,8 @@ def test_workers_that_are_there_already_are_watched(monkeypatch: pytest.MonkeyPa
         process, registry = Process(), Registry()
         monkeypatch.setattr(watch_module, "open_idle", process.open_idle)
         worker = registry.add(URL, Origin.STATIC)
-        witness = Witness(AssetMap(), process)  # type: ignore[arg-type]
-        watchman = Watchman(registry, process, witness)  # type: ignore[arg-type]
+        identity = ProcessIdentity(AssetMap(), process)  # type: ignore[arg-type]
+        watchman = Watchman(registry, process, identity)  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             await nursery.start(watchman.run)
             await settle()

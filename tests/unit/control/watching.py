@@ -14,8 +14,8 @@ from attrs import Factory, define
 
 from router.control import watch as watch_module
 from router.control.client import Answer, Unreachable
+from router.control.identity import ProcessIdentity
 from router.control.watch import Watchman
-from router.control.witness import Witness
 from router.net.addresses import Addresses
 from router.net.trust import Trust
 from router.pool import events
@@ -160,8 +160,8 @@ def run_scene(
         monkeypatch.setattr(watch_module, "open_idle", process.open_idle)
         told: list[events.Event] = []
         registry.subscribe(told.append)
-        witness = Witness(assets, client)
-        watchman = Watchman(registry, client, witness, interval, random.Random(1))
+        identity = ProcessIdentity(assets, client)
+        watchman = Watchman(registry, client, identity, interval, random.Random(1))
         async with trio.open_nursery() as nursery:
             await nursery.start(watchman.run)
             await body(Scene(process, registry, watchman, told, assets))

@@ -10,7 +10,7 @@ import trio
 from attrs import Factory, define
 
 from router.control.client import Answer, Unreachable
-from router.control.witness import Prover, Verdict, Witness, trusts_absence
+from router.control.identity import ProcessIdentity, Prover, Verdict, trusts_absence
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.registry import Registry
 from router.pool.worker import Origin, Worker
@@ -59,10 +59,10 @@ class Court:
 
     def judge(self, meanwhile: Callable[[], None] = lambda: None) -> Verdict:
         client: Any = self.client
-        witness = Witness(self.assets, client, self.provers)
-        recalled = witness.recall(self.worker())
+        identity = ProcessIdentity(self.assets, client, self.provers)
+        recalled = identity.recall(self.worker())
         meanwhile()
-        return trio.run(witness.judge, self.worker(), recalled)
+        return trio.run(identity.judge, self.worker(), recalled)
 
 
 @pytest.fixture

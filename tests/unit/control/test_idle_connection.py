@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from router.control.presence import Evidence, challenge, open_idle, wait_closed
+from router.control.identity import Evidence, challenge, open_idle, wait_closed
 from router.net.addresses import Addresses
 from router.net.trust import Trust
 

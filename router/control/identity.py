@@ -1,15 +1,20 @@
-"""One idle connection per worker, as evidence that its process is still the same.
+"""Is it still the same process? What tells one process of a worker from the next.
 
-Nothing is ever written to it. A worker keeps such a connection open; when its process dies the
-end of file arrives within milliseconds.
+No endpoint of a worker says. One idle connection to each worker, on which nothing is ever written,
+is evidence: a worker keeps such a connection open; when its process dies the end of file arrives
+within milliseconds. Then whoever knows more (the launcher, by pid and start time) is asked first,
+and after that the worker itself, for jobs and images that it made: these are in the memory of its
+process and nowhere else, so one that it still knows is proof.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from enum import StrEnum
+from typing import Any, TypeAlias
 
 import trio
 from attrs import define, field
@@ -17,6 +22,17 @@ from attrs import define, field
 from ..net.addresses import Addresses, Origin
 from ..net.lookup import Unresolved
 from ..net.trust import Trust
+from ..pool.assets import AssetKind, AssetMap, Made
+from ..pool.worker import Worker
+from ..text import segment
+from .client import ControlClient, Unreachable
+
+_MOST_ASKED = 3
+_PATIENCE = 5.0  # seconds for an answer; reads of jobs and images queue behind nothing
+
+# What a worker says of an image that is in its table, though there is no file to give: none was
+# kept, it is not written yet, or it is stored elsewhere.
+_KNOWS_IMAGE = ("Image was not persisted", "Image is still being", "Image has been uploaded")
 
 CONNECT_TIMEOUT = 5.0  # seconds
 # A machine that loses its power sends no end of file, and one behind a broken network cannot. So
@@ -31,6 +47,93 @@ _MOST_VAIN = 3
 # connection lasted, and seconds.
 _ALIKE, _ALIKE_AT_LEAST = 0.1, 0.5
 _MUCH_LONGER, _MUCH_LONGER_AT_LEAST = 2.0, 1.0
+
+
+class Verdict(StrEnum):
+    """What is known of the process behind a URL, against the one that was there before."""
+
+    SAME = "same"
+    OTHER = "other"
+    UNKNOWN = "unknown"  # nothing tells
+    SILENT = "silent"  # there was no answer: ask again
+
+
+Prover: TypeAlias = Callable[[Worker], Awaitable[Verdict]]
+"""Says whether the process is the one of the worker's present incarnation; must not raise."""
+
+
+def trusts_absence(absence: float | None, trust_downtime: float) -> bool:
+    """Whether restored workers are taken to be the same without proof (`--trust-downtime`).
+
+    `absence`: seconds for which no router ran; None if that is not known, and then they are not.
+    """
+    return absence is not None and 0 <= absence < trust_downtime
+
+
+@define(eq=False)
+class ProcessIdentity:
+    """Finds out whether a worker's process is still the one that was known."""
+
+    assets: AssetMap
+    client: ControlClient
+    provers: list[Prover] = field(factory=list)  # asked in this order, before the worker itself
+
+    def recall(self, worker: Worker) -> tuple[Made, ...]:
+        """What the known process has made, as far as it can testify.
+
+        To be called in the moment of the suspicion: what is made later may be of another process.
+        """
+        return self.assets.latest(worker)
+
+    async def judge(self, worker: Worker, recalled: Iterable[Made]) -> Verdict:
+        """Whether the process is the one that made these."""
+        silent = False
+        for prove in self.provers:
+            verdict = await prove(worker)
+            if verdict is Verdict.SAME or verdict is Verdict.OTHER:
+                return verdict
+            silent = silent or verdict is Verdict.SILENT
+        verdict = await self._ask(worker, recalled)
+        return Verdict.SILENT if silent and verdict is Verdict.UNKNOWN else verdict
+
+    async def _ask(self, worker: Worker, recalled: Iterable[Made]) -> Verdict:
+        asked = denied = 0
+        for made in recalled:
+            if asked == _MOST_ASKED:
+                break
+            if not self.assets.has(made):
+                continue  # deleted since
+            asked += 1
+            try:
+                knows = await self._knows(worker, made)
+            except Unreachable:
+                return Verdict.SILENT
+            if knows:
+                return Verdict.SAME
+            denied += knows is False
+        return Verdict.OTHER if asked and denied == asked else Verdict.UNKNOWN
+
+    async def _knows(self, worker: Worker, made: Made) -> bool | None:
+        """Whether the worker knows what it made; None if its answer does not tell. Raises
+        Unreachable."""
+        path = f"/v1/{made.owner.kind}/{segment(made.asset_id)}"
+        if made.owner.kind is AssetKind.IMAGE:
+            path += "/content"
+            # Megabytes would follow.
+            status = await self.client.status(worker.url, path, within=_PATIENCE)
+            if status in (200, 206):
+                return True
+        answer = await self.client.get(worker.url, path, within=_PATIENCE)
+        content: Any = answer.json()
+        said = content if isinstance(content, dict) else {}
+        if made.owner.kind is AssetKind.IMAGE:
+            detail = said.get("detail")
+            if answer.status in (400, 404) and str(detail).startswith(_KNOWS_IMAGE):
+                return True
+        elif answer.status == 200:
+            # Something in between may answer anything with 200.
+            return True if said.get("id") == made.asset_id else None
+        return False if answer.status == 404 else None
 
 
 @define
