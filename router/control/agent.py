@@ -32,7 +32,7 @@ from .gate import Gate
 from .operations import Operations
 from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
-from .slumber import RELEASE, RESUME, Slumber
+from .worker_memory import RELEASE, RESUME, WorkerMemory
 
 # Seconds until an agent looks again though nobody has told it anything.
 _LOOK_AGAIN = 5.0
@@ -65,7 +65,7 @@ class Agents:
     dispatcher: Dispatcher
     client: ControlClient
     operations: Operations
-    slumber: Slumber
+    worker_memory: WorkerMemory
     replayer: Replayer
     drain_timeout: float = 1800.0
     # Makes the pending changes of a worker's model; set by whoever makes changes.
@@ -132,7 +132,7 @@ class Agents:
         Raises RemovalCalledOff, StateUnavailable.
         """
         self.registry.retire(worker, reason)
-        await self.slumber.store.commit()
+        await self.worker_memory.store.commit()
         await self.until(lambda: worker.removed or worker.leaving is None)
         if not worker.removed:
             raise RemovalCalledOff(f"Worker {worker.url} was enabled again; it stays in the pool")
@@ -168,7 +168,7 @@ class Agents:
             certain=worker.suspicion is None and worker.capabilities is not None,
             idle=worker.is_idle,
             memory=worker.memory,
-            doubted=self.slumber.doubts(worker),
+            doubted=self.worker_memory.doubts(worker),
             lacking=lacking,
             awaiting=awaiting,
             leaving=worker.leaving is not None and not worker.removed,
@@ -185,7 +185,7 @@ class Agents:
             calls = (RELEASE, RESUME)
             moving = any(self.client.is_calling(worker.url, path) for path in calls)
             if moving and worker.memory is Memory.AWAKE:  # it was removed in the middle of it
-                self.slumber.make_sure(worker)
+                self.worker_memory.wake_again(worker)
         if worker.weights is Weights.CURRENT or worker.removed:
             self.replayer.restarted.discard(worker)
         self.look([worker])
@@ -257,7 +257,7 @@ class Agents:
                 case _:  # the facet says what is wanted of its memory
                     async with self.operations.take([worker]):
                         if next_action(self.known(worker)) is action:
-                            claim = self.slumber.wish(worker)
+                            claim = self.worker_memory.own_claim(worker)
                             await self._call(claim)
         agent.begun = None
         self._moved.unpark_all()

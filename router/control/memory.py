@@ -16,7 +16,7 @@ from .calls import Outcome, Row, answer
 from .claim import Claim
 from .client import Call
 from .operations import Operation, Work
-from .slumber import Slumber, said
+from .worker_memory import WorkerMemory, said
 
 
 @define(eq=False)
@@ -29,10 +29,10 @@ class MemoryControl:
     """
 
     agents: Agents
-    slumber: Slumber = field(init=False)
+    worker_memory: WorkerMemory = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.slumber = self.agents.slumber
+        self.worker_memory = self.agents.worker_memory
 
     async def sleep(self, chosen: list[Worker], call: Call) -> Outcome:
         """Put the chosen workers to sleep; status and body of the answer.
@@ -48,7 +48,7 @@ class MemoryControl:
         return await self._do(partial(self._wake, chosen, call), chosen)
 
     async def _do(self, work: Work[Outcome], chosen: list[Worker]) -> Outcome:
-        self.slumber.store.check()
+        self.worker_memory.store.check()
         return await self.agents.operations.start(work, chosen, begun=False).result()
 
     async def _sleep(
@@ -56,7 +56,7 @@ class MemoryControl:
     ) -> Outcome:
         await operation.begin()
         present = [worker for worker in chosen if not worker.removed]
-        late = [w for w in present if not self.slumber.sleeps(w)]
+        late = [w for w in present if not self.worker_memory.sleeps(w)]
         sleeping = [w for w in present if w not in late and not w.is_dead]
         eligible = [w for w in late if reachable(w)]
         targets = Targets(eligible, [w for w in late if w not in eligible])
@@ -115,7 +115,7 @@ class MemoryControl:
         await self._intend(intents)
 
         async def record(claim: Claim) -> None:
-            await self.slumber.heard(claim, before[claim.worker])
+            await self.worker_memory.record(claim, before[claim.worker])
             self.agents.drop([claim])
             operations.release(operation, claim.worker)  # it does not wait for the others
 
@@ -125,22 +125,22 @@ class MemoryControl:
                 claim.idle.set()
         operations.release(operation, *operation.workers.difference(eligible))
         with self.agents.having(claims):
-            self.slumber.begin(intents, event)
+            self.worker_memory.begin(intents, event)
             for claim in claims:
                 await claim.over.wait()
-        await self.slumber.store.commit()
+        await self.worker_memory.store.commit()
         rows = [claim.row for claim in claims if claim.row is not None]
         return [row for row in rows if row.sent or not row.worker.removed]
 
     async def _intend(self, intents: Mapping[Worker, Memory]) -> None:
         """Make durable what is about to be done. If that fails, nothing is intended."""
         for worker, memory in intents.items():
-            self.slumber.note(worker, memory)
+            self.worker_memory.note(worker, memory)
         try:
-            await self.slumber.store.commit()
+            await self.worker_memory.store.commit()
         except BaseException:
             for worker in intents:
-                self.slumber.note(worker)
+                self.worker_memory.note(worker)
             raise
 
 

@@ -23,8 +23,8 @@ from ..control.names import Names
 from ..control.operations import Operations
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
-from ..control.slumber import Slumber
 from ..control.watch import Watchman
+from ..control.worker_memory import WorkerMemory
 from ..dispatch import Dispatcher, QueueLimits
 from ..front.asgi import App
 from ..launch.base import Planner
@@ -99,9 +99,9 @@ def assemble(
     identity = ProcessIdentity(assets, client, [partial(prove, fleet)])
     jobs = JobControl(registry, assets, client, operations)
     drain, call = settings.drain_timeout, settings.refit_timeout
-    slumber = Slumber(registry, store, call)
+    worker_memory = WorkerMemory(registry, store, call)
     replayer = Replayer(client, ledgers, store, call, restart=partial(restart, fleet))
-    agents = Agents(registry, dispatcher, client, operations, slumber, replayer, drain)
+    agents = Agents(registry, dispatcher, client, operations, worker_memory, replayer, drain)
     weights = WeightControl(agents, ledgers, store, call)
     parts = Parts(
         store=store,

@@ -150,7 +150,7 @@ async def _serve(
         built = assemble(settings, store, client, *launching)
         parts, fleet, keeper = built.parts, built.fleet, built.keeper
         keeper.restore(parts.names.restore(static_workers(settings)))
-        parts.memory.slumber.restore()
+        parts.memory.worker_memory.restore()
         async with trio.open_nursery() as nursery:
             await nursery.start(client.addresses.lookups.run)
             nursery.start_soon(built.upstream.run)

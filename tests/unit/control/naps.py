@@ -16,7 +16,7 @@ from router.control.client import Answer, Call, ControlClient, Unreachable
 from router.control.memory import MemoryControl
 from router.control.operations import Operations
 from router.control.replay import Replayer
-from router.control.slumber import SleepRecord, Slumber
+from router.control.worker_memory import SleepRecord, WorkerMemory
 from router.dispatch import Dispatcher
 from router.errors import RouterError, StateUnavailable
 from router.pool import policies
@@ -258,10 +258,10 @@ def play(
                 finally:
                     under_way[url, call.path] -= 1
 
-        slumber = Slumber(registry, cast(Store, disk))
+        worker_memory = WorkerMemory(registry, cast(Store, disk))
         replays = cast(Replayer, NoReplays())
         client = cast(ControlClient, Client())
-        agents = Agents(registry, dispatcher, client, operations, slumber, replays)
+        agents = Agents(registry, dispatcher, client, operations, worker_memory, replays)
         memory = MemoryControl(agents)
         with trio.fail_after(100_000):
             async with trio.open_nursery() as nursery:
@@ -269,7 +269,7 @@ def play(
                 for name, state in (static or {}).items():
                     worker = nap.add(name, healthy=False, origin=Origin.STATIC)
                     worker.memory = state
-                slumber.restore()
+                worker_memory.restore()
                 for worker in registry if well else ():
                     nap.recover(worker)
                 await nursery.start(operations.run)

@@ -47,7 +47,7 @@ class SleepRecord:
 
 
 @define(eq=False)
-class Slumber:
+class WorkerMemory:
     """Drives the facet `memory`, and keeps on the disk what must be known of it.
 
     `call_timeout`: seconds for the answer to a call of the router's own.
@@ -106,20 +106,20 @@ class Slumber:
             if not worker.removed:
                 self.registry.remember(worker, event, "by request")
 
-    def make_sure(self, worker: Worker) -> None:
+    def wake_again(self, worker: Worker) -> None:
         """Wake a worker that was registered again while it is still being put to sleep or woken."""
         for event in (MemoryEvent.SLEEP, MemoryEvent.WAKE):
             self.registry.remember(worker, event, "it fell asleep or woke up when it left the pool")
         self.note(worker)
 
-    def wish(self, worker: Worker) -> Claim:
+    def own_claim(self, worker: Worker) -> Claim:
         """What the facet of a worker wants though no request is under way."""
         waking = worker.memory is Memory.WAKING
         before = Memory.WAKING if waking else Memory.FALLING_ASLEEP
         call = Call.of_json(RESUME if waking else RELEASE, self.call_timeout, b"{}")
-        return Claim(worker, partial(self.heard, before=before), math.inf, call)
+        return Claim(worker, partial(self.record, before=before), math.inf, call)
 
-    async def heard(self, claim: Claim, before: Memory) -> None:
+    async def record(self, claim: Claim, before: Memory) -> None:
         """What came of a call. Where it failed the worker is again what it was `before`, or else
         what it says."""
         worker, row = claim.worker, claim.row
