@@ -17,10 +17,10 @@ from ..control.follow import Follower
 from ..control.held import Transactions
 from ..control.identity import ProcessIdentity, trusts_absence
 from ..control.jobs import JobControl
-from ..control.keeper import Keeper
 from ..control.memory import MemoryControl
 from ..control.names import Names
 from ..control.operations import Operations
+from ..control.persistence import PoolPersistence
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.watch import Watchman
@@ -62,7 +62,7 @@ class Assembly:
     fleet: Fleet
     upstream: Upstream
     follower: Follower
-    keeper: Keeper
+    persistence: PoolPersistence
     restarting: trio.Event
 
 
@@ -139,7 +139,7 @@ def assemble(
         fleet=fleet,
         upstream=upstream,
         follower=Follower(registry, dispatcher, jobs),
-        keeper=Keeper(store, registry, dispatcher, assets, settings.trust_downtime),
+        persistence=PoolPersistence(store, registry, dispatcher, assets, settings.trust_downtime),
         restarting=restarting,
     )
 

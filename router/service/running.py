@@ -148,8 +148,8 @@ async def _serve(
     )
     async with ControlClient(trust=trust_of(settings)) as client:
         built = assemble(settings, store, client, *launching)
-        parts, fleet, keeper = built.parts, built.fleet, built.keeper
-        keeper.restore(parts.names.restore(static_workers(settings)))
+        parts, fleet, persistence = built.parts, built.fleet, built.persistence
+        persistence.restore(parts.names.restore(static_workers(settings)))
         parts.memory.worker_memory.restore()
         async with trio.open_nursery() as nursery:
             await nursery.start(client.addresses.lookups.run)
@@ -160,11 +160,11 @@ async def _serve(
             await nursery.start(parts.agents.run)
             await nursery.start(built.follower.run)
             await nursery.start(fleet.run)
-            keeper.settle()
-            told = keeper.summary()
+            persistence.settle()
+            told = persistence.summary()
             if told is not None:
                 logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
-            await nursery.start(keeper.run)
+            await nursery.start(persistence.run)
             await nursery.start(parts.watchman.run)  # the others wait for what it finds
             await nursery.start(parts.names.run)
             nursery.start_soon(give_up, fleet)
@@ -181,7 +181,7 @@ async def _serve(
             if not settings.resume_weights:
                 for model in ours:  # all that had its weights have ended
                     parts.ledgers.begin_anew(model)
-            keeper.put_speeds()
+            persistence.put_speeds()
             nursery.cancel_scope.cancel()
 
 

@@ -167,22 +167,22 @@ class Spy:
     heard: dict[Worker, dict[str, str] | None] = field(factory=dict)
 
     def begin(self, registry: Registry) -> None:
-        self.record = {worker: {} for worker in registry}
+        self.heard = {worker: {} for worker in registry}
         registry.subscribe(self._hear)
 
     def _hear(self, event: events.Event) -> None:
         worker = getattr(event, "worker", None)
         if isinstance(event, events.WorkerAdded):
-            self.record[event.worker] = {}
-        elif worker is not None and self.record.get(worker) is None:
-            missed = "was removed before" if worker in self.record else "was not added yet"
+            self.heard[event.worker] = {}
+        elif worker is not None and self.heard.get(worker) is None:
+            missed = "was removed before" if worker in self.heard else "was not added yet"
             if not isinstance(event, events.FacetChanged):
                 return
             self.universe.wrong = f"{worker.url} {missed}: {event}"
         elif isinstance(event, events.WorkerRemoved):
-            self.record[event.worker] = None
+            self.heard[event.worker] = None
         elif isinstance(event, events.FacetChanged):
-            facets = self.record[event.worker]
+            facets = self.heard[event.worker]
             if facets is not None and facets.setdefault(event.facet, event.old) != event.old:
                 self.universe.wrong = f"{event} follows another value of the facet: {facets}"
             if facets is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import trio
 
 from router.control.asset_log import OwnerRecord, StoredAssets
-from router.control.keeper import Keeper
+from router.control.persistence import PoolPersistence
 from router.dispatch import Dispatcher
 from router.pool import policies
 from router.pool.assets import AssetKind, AssetMap
@@ -38,7 +38,7 @@ class Scene:
         self.store = Rows()
         self.registry = Registry()
         self.dispatcher = Dispatcher(self.registry, policies.make("least-request", Speeds()))
-        Keeper(self.store, self.registry, self.dispatcher, AssetMap(100)).restore({})
+        PoolPersistence(self.store, self.registry, self.dispatcher, AssetMap(100)).restore({})
         self.worker = self.registry.add("http://w:1", Origin.REGISTERED)
 
     def submit(self, job_id: str) -> None:

@@ -59,7 +59,7 @@ class SpeedRecord:
 
 
 @define(eq=False)
-class Keeper:
+class PoolPersistence:
     """Puts what happens in the pool into the store, in the moment in which it happens."""
 
     store: Store
