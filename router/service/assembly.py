@@ -14,11 +14,11 @@ from attrs import frozen
 from ..control.agent import Agents
 from ..control.client import ControlClient
 from ..control.follow import Follower
-from ..control.held import Transactions
 from ..control.identity import ProcessIdentity, trusts_absence
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
 from ..control.names import Names
+from ..control.open_transactions import Transactions
 from ..control.operations import Operations
 from ..control.persistence import PoolPersistence
 from ..control.refit import WeightControl

@@ -9,10 +9,10 @@ from quart import current_app
 
 from ..control.agent import Agents
 from ..control.client import ControlClient
-from ..control.held import Transactions
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
 from ..control.names import Names
+from ..control.open_transactions import Transactions
 from ..control.refit import WeightControl
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher

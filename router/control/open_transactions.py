@@ -43,7 +43,7 @@ class NothingApplied(Conflict):
 
 
 @define(eq=False)
-class Held(Fenced):
+class OpenTransaction(Fenced):
     """A transaction that is open."""
 
     deferred: Sequence[Worker] = field(init=False, default=())
@@ -77,7 +77,7 @@ class Held(Fenced):
             self.ledgers.release(worker, why)
         self.let_go(worker)
 
-    def weigh(self, rows: list[Row], path: str) -> list[Row]:
+    def applied_by(self, rows: list[Row], path: str) -> list[Row]:
         """Those rows that say that the call was applied; workers that may have applied a part of
         it are spoilt."""
         applied: list[Row] = []
@@ -110,7 +110,7 @@ class Transactions:
     """The transactions that clients hold open, at most one for each model."""
 
     weights: WeightControl
-    _open: dict[str, Held] = field(init=False, factory=dict)
+    _open: dict[str, OpenTransaction] = field(init=False, factory=dict)
 
     async def begin(self, choose: Choose, label: str | None, within: float) -> Outcome:
         """Fence and drain the workers, and hold them for `within` seconds at most."""
@@ -134,14 +134,14 @@ class Transactions:
         return await self._finish(lambda _: self._call(txn, order))
 
     async def _call(self, txn: str, order: Order) -> Outcome:
-        held = self._find(txn)
-        async with held.lock:
+        opened = self._find(txn)
+        async with opened.lock:
             self._find(txn)
-            control, change, path = self.weights, held.change, order.call.path
-            for worker in held.present:
+            control, change, path = self.weights, opened.change, order.call.path
+            for worker in opened.present:
                 if worker.suspicion is not None:
-                    held.part(worker, "it may be another process")
-            workers = held.present
+                    opened.part(worker, "it may be another process")
+            workers = opened.present
             if not workers:
                 raise no_workers()
             control.check_loras(path, change.model, workers)
@@ -152,21 +152,21 @@ class Transactions:
                 for worker in workers:
                     control.ledgers.forewarn_of_lora(worker)
             await control.store.commit()
-            claims = [held.claims[worker] for worker in workers if worker not in held.left]
-            failure = await held.send(claims, order.call)
+            claims = [opened.claims[worker] for worker in workers if worker not in opened.left]
+            failure = await opened.send(claims, order.call)
             rows = [claim.row for claim in claims if claim.row is not None]
             for claim in claims:
                 claim.send(None)
             control.agents.look(workers)
             if failure is not None:
                 raise failure
-            applied = held.weigh(rows, path)
+            applied = opened.applied_by(rows, path)
             if applied:
                 opaque = path == TENSOR or step is None
                 change.opaque = change.opaque or opaque
                 if step is not None and not opaque:
                     change.steps.append(step)
-                held.spoilt.update(row.worker for row in rows if row not in applied)
+                opened.spoilt.update(row.worker for row in rows if row not in applied)
         status, said = answer(rows, Targets(workers, ()))
         said["txn"] = txn
         said["weight_version"] = control.ledgers.ledger(change.model).version
@@ -181,30 +181,30 @@ class Transactions:
         return await self._finish(lambda _: self._commit(txn, label))
 
     async def _commit(self, txn: str, label: str | None) -> Outcome:
-        held = self._find(txn)
-        async with held.lock:
+        opened = self._find(txn)
+        async with opened.lock:
             self._find(txn)
-            control, change = self.weights, held.change
+            control, change = self.weights, opened.change
             control.store.check()  # it stays open, and may be committed once the disk is well
-            good = [worker for worker in held.present if worker not in held.spoilt]
+            good = [worker for worker in opened.present if worker not in opened.spoilt]
             if not good:
-                held.release(touched=None)
+                opened.release(touched=None)
                 raise NothingApplied("No worker has all of the transaction; it is aborted")
             version = control.ledgers.commit(change, label)
             for worker in good:
                 control.ledgers.applied(change, worker, worker.incarnation)
-            bad = [worker for worker in held.claims if worker not in good]
+            bad = [worker for worker in opened.claims if worker not in good]
             try:
                 await control.store.commit()
             finally:
-                held.release(touched=bad)
+                opened.release(touched=bad)
             return 200 if not bad else 502, {
                 "txn": txn,
                 "weight_version": version,
                 "label": change.label,
                 "workers": [worker.worker_id for worker in good],
                 "behind": [worker.worker_id for worker in bad],
-                "deferred": Targets(good, held.deferred).deferred_rows(),
+                "deferred": Targets(good, opened.deferred).deferred_rows(),
                 "success": not bad,
             }
 
@@ -213,17 +213,17 @@ class Transactions:
         return await self._finish(lambda _: self._abort(txn, touched))
 
     async def _abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:
-        held = self._find(txn)
+        opened = self._find(txn)
         workers: list[Worker] | None = None
         if touched is not None:
             workers = [self.weights.registry.get(name) for name in touched]
-            if some := [w.worker_id for w in workers if w not in held.claims]:
+            if some := [w.worker_id for w in workers if w not in opened.claims]:
                 raise BadRequest(
                     f"Not part of the transaction: {', '.join(some)}", code="invalid_field"
                 )
-        held.release(touched=workers)
+        opened.release(touched=workers)
         await self.weights.store.commit()
-        lost = list(held.claims) if workers is None else workers
+        lost = list(opened.claims) if workers is None else workers
         return 200, {"txn": txn, "unknown": [worker.worker_id for worker in lost]}
 
     async def _finish(self, work: Work[Outcome]) -> Outcome:
@@ -235,54 +235,54 @@ class Transactions:
         """Tell whoever began it once its workers are idle, and hold them until it is over. Until
         then it ends with its client."""
         control = self.weights
-        held = Held(change, operation, control.agents, control.ledgers, control.store)
+        opened = OpenTransaction(change, operation, control.agents, control.ledgers, control.store)
         try:
             targets = await control.targets(choose, operation, last=True)
             if not targets.eligible:
                 raise no_workers()
-            held.deferred = targets.deferred
-            async with held.fenced(targets.eligible, "a transaction was begun"):
-                for claim in held.claims.values():
+            opened.deferred = targets.deferred
+            async with opened.fenced(targets.eligible, "a transaction was begun"):
+                for claim in opened.claims.values():
                     await claim.idle.wait()
-                if not held.present:
-                    raise _nobody_held(held)
+                if not opened.present:
+                    raise _nobody_left(opened)
                 await operation.begin()
-                held.begun, self._open[change.change_id] = True, held
-                said = 200, self._begun(held, within)
+                opened.begun, self._open[change.change_id] = True, opened
+                said = 200, self._begun(opened, within)
                 operation.tell(said)
                 with trio.move_on_after(within):
-                    await held.over.wait()
-                if not held.over.is_set():
+                    await opened.over.wait()
+                if not opened.over.is_set():
                     logger.warning("transaction %s was not committed in time", change.change_id)
-                    async with held.lock:
-                        held.release(touched=None, why="it was not committed in time")
+                    async with opened.lock:
+                        opened.release(touched=None, why="it was not committed in time")
         finally:
             self._open.pop(change.change_id, None)
-            if not held.begun and held.claims:
-                held.release(touched=())
+            if not opened.begun and opened.claims:
+                opened.release(touched=())
         return said
 
-    def _begun(self, held: Held, within: float) -> dict[str, Any]:
-        change = held.change
+    def _begun(self, opened: OpenTransaction, within: float) -> dict[str, Any]:
+        change = opened.change
         return {
             "txn": change.change_id,
             "model": change.model,
-            "workers": [worker.worker_id for worker in held.present],
-            "deferred": Targets(held.present, held.deferred).deferred_rows(),
+            "workers": [worker.worker_id for worker in opened.present],
+            "deferred": Targets(opened.present, opened.deferred).deferred_rows(),
             "weight_version": self.weights.ledgers.ledger(change.model).version,
             "timeout": within,
         }
 
-    def _find(self, txn: str) -> Held:
-        held = self._open.get(txn)
-        if held is None or held.over.is_set():
+    def _find(self, txn: str) -> OpenTransaction:
+        opened = self._open.get(txn)
+        if opened is None or opened.over.is_set():
             raise UnknownTransaction(f"No transaction {txn!r} is open")
-        return held
+        return opened
 
 
-def _nobody_held(held: Held) -> PoolUnavailable:
+def _nobody_left(opened: OpenTransaction) -> PoolUnavailable:
     """All have left before they were idle, or were busy for too long."""
-    left = {worker.worker_id: why for worker, why in held.left.items()}
+    left = {worker.worker_id: why for worker, why in opened.left.items()}
     said = "; ".join(f"{name}: {why}" for name, why in left.items())
     return PoolUnavailable(
         f"No worker could be held for the transaction: {said}",
