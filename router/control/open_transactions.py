@@ -23,9 +23,9 @@ from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
 from .calls import Outcome, Row, answer
 from .claim import Claim
+from .fenced_change import FencedChange
 from .operations import Operation, Work
 from .refit import Choose, Order, WeightControl
-from .transaction import Fenced
 
 logger = logging.getLogger("router.control")
 
@@ -43,7 +43,7 @@ class NothingApplied(Conflict):
 
 
 @define(eq=False)
-class OpenTransaction(Fenced):
+class OpenTransaction(FencedChange):
     """A transaction that is open."""
 
     deferred: Sequence[Worker] = field(init=False, default=())

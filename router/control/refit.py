@@ -25,8 +25,8 @@ from ..text import from_json
 from .agent import Agents
 from .calls import Outcome, Row, answer, broadcast
 from .client import Call
+from .fenced_change import OneCallChange
 from .operations import Operation, Operations
-from .transaction import Transaction
 
 logger = logging.getLogger("router.control")
 
@@ -292,7 +292,7 @@ class WeightControl:
         *,
         keeps: bool = False,
     ) -> list[Row]:
-        transaction = Transaction(change, operation, self.agents, self.ledgers, self.store, keeps)
+        transaction = OneCallChange(change, operation, self.agents, self.ledgers, self.store, keeps)
         rows = await transaction.run(call, workers)
         what = change.name
         if change.version is None:

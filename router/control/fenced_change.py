@@ -25,7 +25,7 @@ from .operations import Operation
 
 
 @define(eq=False)
-class Fenced(ABC):
+class FencedChange(ABC):
     """The workers of a change, from its intent until each of them is let go.
 
     `operation`: what they are released from one by one. `keeps`: not before its own end.
@@ -95,7 +95,7 @@ class Fenced(ABC):
 
 
 @define(eq=False)
-class Transaction(Fenced):
+class OneCallChange(FencedChange):
     """A change of one call, which each worker gets as soon as it is idle; all at once where its
     body is streamed."""
 
