@@ -28,7 +28,7 @@ from ..text import words
 from .calls import send
 from .claim import Claim
 from .client import ControlClient
-from .gate import Gate
+from .limiter import SoftLimiter
 from .operations import Operations
 from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
@@ -70,7 +70,7 @@ class Agents:
     drain_timeout: float = 1800.0
     # Makes the pending changes of a worker's model; set by whoever makes changes.
     catch_up: Callable[[Worker], Awaitable[None]] = field(init=False)
-    _gate: Gate = field(init=False, factory=lambda: Gate(_AT_ONCE, _COUNTED))
+    _replays: SoftLimiter = field(init=False, factory=lambda: SoftLimiter(_AT_ONCE, _COUNTED))
     _nursery: trio.Nursery = field(init=False)
     _agents: dict[Worker, _Agent] = field(init=False, factory=dict)
     _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until something about a worker has
@@ -246,7 +246,7 @@ class Agents:
                 case Action.CATCH_UP:
                     await self.catch_up(worker)
                 case Action.REPLAY:
-                    async with self._gate.turn():
+                    async with self._replays.slot():
                         if next_action(self.known(worker)) is action:
                             await self.replayer.replay(worker)
                 case Action.LEAVE:

@@ -23,9 +23,9 @@ from ..pool.registry import Registry
 from ..pool.worker import Health, Origin, Worker
 from ..text import words
 from .client import ControlClient
-from .gate import Gate
 from .health import Finding, NotRead, probe, read_capabilities
 from .identity import Evidence, ProcessIdentity, Verdict, challenge, open_idle, wait_closed
+from .limiter import SoftLimiter
 
 logger = logging.getLogger("router.control")
 
@@ -85,7 +85,7 @@ class Watchman:
     _refusals: WeakKeyDictionary[Worker, BadWorkerURL | SamePeer] = field(
         init=False, factory=WeakKeyDictionary
     )
-    _first_looks: Gate = field(init=False, factory=Gate)
+    _first_looks: SoftLimiter = field(init=False, factory=SoftLimiter)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch the workers there are, and those that join; never returns."""
@@ -175,7 +175,7 @@ class Watchman:
                     while True:
                         watch.begun += 1
                         if watch.begun == 1:  # all there are begin with the router
-                            async with self._first_looks.turn():
+                            async with self._first_looks.slot():
                                 await self._look(watch, nursery)
                         else:
                             await self._look(watch, nursery)

@@ -10,7 +10,7 @@ from attrs import define, field
 
 
 @define(eq=False)
-class Gate:
+class SoftLimiter:
     """Lets `most` through side by side, so that a thousand calls do not all come too late.
 
     Whoever takes longer than `patience` seconds is not counted any more: workers that hang hold
@@ -25,7 +25,7 @@ class Gate:
         self._tokens = trio.Semaphore(self.most)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """Wait for one's turn, and have it for the length of the block."""
         await self._tokens.acquire()
         async with trio.open_nursery() as nursery:

@@ -1,20 +1,20 @@
-"""The gate: so many side by side, and those that hang are not counted for long."""
+"""The limiter: so many side by side, and those that hang are not counted for long."""
 
 from __future__ import annotations
 
 import trio
 import trio.testing
 
-from router.control.gate import Gate
+from router.control.limiter import SoftLimiter
 
 
 def test_no_more_than_so_many_side_by_side() -> None:
     async def main() -> None:
-        gate, inside, most = Gate(3, 10.0), 0, 0
+        limiter, inside, most = SoftLimiter(3, 10.0), 0, 0
 
         async def one() -> None:
             nonlocal inside, most
-            async with gate.turn():
+            async with limiter.slot():
                 inside += 1
                 most = max(most, inside)
                 await trio.sleep(1)
@@ -37,24 +37,24 @@ def test_no_more_than_so_many_side_by_side() -> None:
 
 def test_those_that_hang_hold_up_nobody_for_long() -> None:
     async def main() -> None:
-        gate = Gate(2, 1.0)
+        limiter = SoftLimiter(2, 1.0)
         begun = trio.current_time()
 
         async def hang() -> None:
-            async with gate.turn():
+            async with limiter.slot():
                 await trio.sleep_forever()
 
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(hang)
             await trio.testing.wait_all_tasks_blocked()
-            async with gate.turn():
+            async with limiter.slot():
                 assert trio.current_time() - begun == 2
             nursery.cancel_scope.cancel()
         for _ in range(2):  # nobody who was cancelled has kept a turn, or given it back twice
-            async with gate.turn(), gate.turn():
+            async with limiter.slot(), limiter.slot():
                 with trio.move_on_after(0.5) as scope:
-                    async with gate.turn():
+                    async with limiter.slot():
                         raise AssertionError
                 assert scope.cancelled_caught
 
