@@ -139,20 +139,26 @@ def doubted(worker: Worker) -> bool:
     return worker.suspicion is not None and worker.weight_version > 0 and not worker.trusted
 
 
+# For each assignment this is asked several times, and Python 3.11 takes long to find a member of
+# an enumeration.
+_HEALTHY, _ENABLED = Health.HEALTHY, Admin.ENABLED
+_AWAKE, _CURRENT = Memory.AWAKE, Weights.CURRENT
+
+
 def reasons(worker: Worker) -> list[str]:
     """Why the worker is not routable, as stable words; empty if it is."""
     found: list[str] = []
     if worker.removed:
         found.append("removed")
-    if worker.health is not Health.HEALTHY:
+    if worker.health is not _HEALTHY:
         found.append("not_probed_yet" if worker.health is Health.UNKNOWN else worker.health.value)
         if worker.unauthorized:
             found.append("unauthorized")
-    if worker.admin is not Admin.ENABLED:
+    if worker.admin is not _ENABLED:
         found.append(worker.admin.value)
-    if worker.memory is not Memory.AWAKE:
+    if worker.memory is not _AWAKE:
         found.append(worker.memory.value)
-    if worker.weights is not Weights.CURRENT:
+    if worker.weights is not _CURRENT:
         found.append(f"weights_{worker.weights.value}")
     if doubted(worker):
         found.append("suspect")

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator
 from attrs import define, field
 
 from .lifecycle import able, hopeful
-from .match import Facts, Need, Wants
+from .match import NEED_SLOT, Facts, Wants
 from .worker import Worker
 
 # A line forgets those that left it before their turn when they are so many, and the most of it.
@@ -35,7 +35,7 @@ class Waiting:
     @property
     def eager(self) -> bool:
         """Whether it needs no free slot."""
-        return self.facts.need in (Need.JOB, Need.CALL, Need.NOTHING)
+        return self.facts.need not in NEED_SLOT
 
     @property
     def has_hope(self) -> bool:

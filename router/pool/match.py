@@ -33,7 +33,8 @@ class Need(StrEnum):
     NOTHING = "nothing"  # anything else
 
 
-_BY_MODEL = (Need.SLOT, Need.SESSION, Need.JOB)
+NEED_SLOT = (Need.SLOT, Need.SESSION)  # one that is free
+_BY_MODEL = (*NEED_SLOT, Need.JOB)
 
 
 class Wants(NamedTuple):

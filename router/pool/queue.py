@@ -18,7 +18,7 @@ from ..errors import RouterError
 from . import events
 from .lifecycle import able, hopeful
 from .lines import Line, Shares, Waiting
-from .match import AmbiguousModel, Candidates, Facts, Need, Wants, refusal
+from .match import NEED_SLOT, AmbiguousModel, Candidates, Facts, Need, Wants, refusal
 from .policies import Policy
 from .worker import Worker
 
@@ -76,7 +76,7 @@ class Queue:
         The short way for what `add` would grant: nobody waits where a worker is usable, so there
         is nobody to overtake.
         """
-        if facts.need is not Need.SLOT and facts.need is not Need.SESSION:
+        if facts.need not in NEED_SLOT:
             return None
         line = self._line(facts.wants)
         free = line.serving.free

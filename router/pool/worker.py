@@ -227,7 +227,7 @@ class Worker:
         """Exchanges, jobs and ghosts, per slot."""
         count = len(self.leases)
         for hold in self.holds:
-            count += hold.kind is HoldKind.JOB or hold.kind is HoldKind.GHOST
+            count += hold.kind in _WITHOUT_LEASE
         return count / self.max_concurrency if count else 0.0
 
     @property
@@ -269,6 +269,9 @@ class HoldKind(StrEnum):
     JOB = "job"
     SESSION = "session"
     GHOST = "ghost"
+
+
+_WITHOUT_LEASE = (HoldKind.JOB, HoldKind.GHOST)
 
 
 @define(eq=False)
