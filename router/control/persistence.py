@@ -13,9 +13,8 @@ from ..dispatch import Dispatcher
 from ..pool import events
 from ..pool.assets import AssetMap
 from ..pool.cost import ALL
-from ..pool.known import WorkerRecord
 from ..pool.registry import Registry
-from ..pool.worker import ROUTER_RESTARTED, Hold, HoldKind, Origin, Worker
+from ..pool.worker import ROUTER_RESTARTED, Hold, HoldKind, Origin, Worker, WorkerRecord
 from ..store.showing import lasting
 from ..store.store import Store
 from ..text import is_id

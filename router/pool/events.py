@@ -9,8 +9,7 @@ from attrs import frozen
 
 from .. import bus
 from ..errors import RouterError
-from .known import WorkerRecord
-from .worker import Hold, Lease, Worker
+from .worker import Hold, Lease, Worker, WorkerRecord
 
 if TYPE_CHECKING:
     from .match import Facts

@@ -196,22 +196,19 @@ def _parse_ipv4(host: str) -> IPv4Address | None:
     parts = host.split(".")
     if len(parts) > 4 or not all(_IPV4_PART.match(part) for part in parts):
         return None
-    values: list[int] = []
-    for part in parts:
-        try:
-            if part.startswith("0x"):
-                values.append(int(part[2:] or "0", 16))
-            else:
-                values.append(int(part, 8 if len(part) > 1 and part[0] == "0" else 10))
-        except ValueError:  # an 8 or 9 in an octal number
-            return None
-    *leading, last = values
-    if any(value > 255 for value in leading) or last >= 256 ** (5 - len(values)):
+    try:
+        *leading, last = map(_ipv4_number, parts)
+    except ValueError:  # an 8 or 9 in an octal number
         return None
-    number = last
-    for index, value in enumerate(leading):
-        number += value << (24 - 8 * index)
-    return IPv4Address(number)
+    if any(value > 255 for value in leading) or last >= 256 ** (4 - len(leading)):
+        return None
+    return IPv4Address(bytes(leading) + last.to_bytes(4 - len(leading), "big"))
+
+
+def _ipv4_number(part: str) -> int:
+    if part.startswith("0x"):
+        return int(part[2:] or "0", 16)
+    return int(part, 8 if part[0] == "0" else 10)
 
 
 def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:

@@ -9,9 +9,19 @@ from ..bus import Bus, Observer
 from ..errors import BadRequest, NotFound
 from . import events, ids
 from .ejection import Ejection, EjectionLimits
-from .known import WorkerRecord
 from .lifecycle import ADMIN, MEMORY, AdminEvent, MemoryEvent, Probe, hopeful, judge, step
-from .worker import Admin, Capabilities, Health, Hold, HoldKind, Lease, Origin, Weights, Worker
+from .worker import (
+    Admin,
+    Capabilities,
+    Health,
+    Hold,
+    HoldKind,
+    Lease,
+    Origin,
+    Weights,
+    Worker,
+    WorkerRecord,
+)
 
 
 class UnknownWorker(NotFound):

@@ -1,9 +1,10 @@
-"""The record of one worker: its facets, what it can do, and the leases held on it."""
+"""The record of one worker: its facets, what it can do, what occupies its slots, and the leases on
+it."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from attrs import define, field, frozen
 
@@ -260,6 +261,52 @@ class Worker:
     def is_sleeping(self) -> bool:
         """Not known to be awake counts as asleep."""
         return self.memory is not Memory.AWAKE
+
+
+@frozen
+class WorkerRecord:
+    """A worker, as it was known last. Not its health: that is found out anew."""
+
+    table: ClassVar[str] = "workers"
+
+    url: str
+    number: int  # in order of registration
+    origin: Origin
+    registered: bool = False
+    admin: Admin = Admin.ENABLED
+    # Awake or asleep: what is not known to be awake counts as asleep.
+    memory: Memory = Memory.AWAKE
+    incarnation: int = 1
+    # None: no process was probed well yet.
+    capabilities: Capabilities | None = None
+    # What an operator set, if he did; else what the flags say counts.
+    concurrency: int | None = None
+    concurrency_set: bool = False
+    aliases: tuple[str, ...] = ()
+    leaving: str | None = None  # why it is to be removed once its work has ended
+
+    @property
+    def key(self) -> str:
+        return self.url
+
+    @classmethod
+    def of(cls, worker: Worker) -> WorkerRecord:
+        """The record of a worker as it is now."""
+        concurrency_set = worker.concurrency_limit != worker.concurrency_default
+        return cls(
+            url=worker.url,
+            number=worker.number,
+            origin=worker.origin,
+            registered=worker.registered,
+            admin=worker.admin,
+            memory=Memory.AWAKE if worker.memory is Memory.AWAKE else Memory.ASLEEP,
+            incarnation=worker.incarnation,
+            capabilities=worker.capabilities,
+            concurrency=worker.concurrency_limit if concurrency_set else None,
+            concurrency_set=concurrency_set,
+            aliases=worker.aliases,
+            leaving=worker.leaving,
+        )
 
 
 class HoldKind(StrEnum):

@@ -33,8 +33,7 @@ sys.path[:0] = [str(ROOT)]
 
 from router.control.asset_log import OwnerRecord  # noqa: E402
 from router.pool.assets import AssetKind  # noqa: E402
-from router.pool.known import WorkerRecord  # noqa: E402
-from router.pool.worker import Capabilities, Origin  # noqa: E402
+from router.pool.worker import Capabilities, Origin, WorkerRecord  # noqa: E402
 from router.store import files  # noqa: E402
 from router.store import store as store_module  # noqa: E402
 from router.store.changes import Changes  # noqa: E402

@@ -14,8 +14,7 @@ from router import program
 from router.launch.base import WorkerPorts
 from router.launch.records import LaunchRecord
 from router.pool.assets import AssetKind
-from router.pool.known import WorkerRecord
-from router.pool.worker import Origin, Worker
+from router.pool.worker import Origin, Worker, WorkerRecord
 from router.settings import LauncherSettings, WorkerSettings
 from router.store import files
 from router.store import store as store_module

@@ -145,42 +145,30 @@ class Recipe:
 
     def plan(self, has: Standing, model_path: str | None) -> Plan:
         """What a worker of this standing is to be sent. `model_path`: its own."""
-        base, blocked = self._base_plan(has, model_path)
-        if blocked is not None:
-            return Plan(blocked=blocked)
-        anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
-        first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
-        return Plan((*first, *base, *self._lora_plan(has)))
-
-    def _base_plan(
-        self, has: Standing, model_path: str | None
-    ) -> tuple[tuple[Step, ...], str | None]:
         known = has.base
-        if has.doubt and known is not None and self.base_version:
+        if has.doubt and self.base_version:
             known = None  # fresh, or what it was
-        steps = self.base if known is None else ()
-        if known is not None:
-            steps = tuple(step for step in self.base if step.version > known)
+        steps = tuple(step for step in self.base if known is None or step.version > known)
         reset = known is None and not self.is_full
         if self.opaque and (known is None or known < self.opaque):
-            return (), "weights were changed in a way that cannot be repeated for it"
+            return Plan(blocked="weights were changed in a way that cannot be repeated for it")
         lacks = has.base is None or has.base < self.base_version
         if has.wrapped and lacks and (steps or reset):
-            return (), "it had a LoRA since its start, so that an update would miss some layers"
+            why = "it had a LoRA since its start, so that an update would miss some layers"
+            return Plan(blocked=why)
         if reset:
             if model_path is None:
-                return (), "its weights are not known, nor where those of its start lie"
+                why = "its weights are not known, nor where those of its start lie"
+                return Plan(blocked=why)
             steps = (load_from(model_path), *steps)
-        return steps, None
+        anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
+        first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
+        return Plan((*first, *steps, *self._lora_plan(has)))
 
     def _lora_plan(self, has: Standing) -> tuple[Step, ...]:
-        if has.doubt or has.loras is None:
-            if self.loras:
-                return self.loras if has.wrapped or has.loras is None else self.acting_loras
+        if not has.doubt and has.loras is not None and has.loras >= self.lora_version:
             return ()
-        if has.loras >= self.lora_version:
-            return ()
-        return self.loras if has.wrapped else self.acting_loras
+        return self.loras if has.wrapped or has.loras is None else self.acting_loras
 
 
 # For a worker on which a LoRA may act though none should; most have none to take out.
