@@ -264,7 +264,7 @@ class Dispatcher:
         """The job was deleted; if it was running, the worker goes on with it."""
         hold = self._jobs.pop(job_id, None)
         if hold is not None:
-            self._registry.haunt(hold)
+            self._registry.turn_into_ghost(hold)
 
     async def drain(self, worker: Worker) -> None:
         """Wait until nothing is under way at the worker (`Worker.is_drained`). Whoever wants it to

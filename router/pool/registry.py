@@ -235,7 +235,7 @@ class Registry:
         self._tell(events.Held(hold))
         return hold
 
-    def haunt(self, hold: Hold) -> None:
+    def turn_into_ghost(self, hold: Hold) -> None:
         """A job nobody asks for any more goes on: its slot stays taken by a ghost."""
         if hold in hold.worker.holds:
             hold.kind = HoldKind.GHOST

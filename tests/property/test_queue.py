@@ -365,7 +365,7 @@ class QueueMachine(RuleBasedStateMachine):
     def end(self, index: int, haunts: bool) -> None:
         hold = self.shell.holds[index % len(self.shell.holds)]
         if haunts:
-            self.registry.haunt(hold)
+            self.registry.turn_into_ghost(hold)
         else:
             self.shell.holds.remove(hold)
             self.registry.drop(hold)
