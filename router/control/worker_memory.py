@@ -104,12 +104,14 @@ class WorkerMemory:
         for worker in workers:
             self._doubted.discard(worker)
             if not worker.removed:
-                self.registry.remember(worker, event, "by request")
+                self.registry.apply_memory_event(worker, event, "by request")
 
     def wake_again(self, worker: Worker) -> None:
         """Wake a worker that was registered again while it is still being put to sleep or woken."""
         for event in (MemoryEvent.SLEEP, MemoryEvent.WAKE):
-            self.registry.remember(worker, event, "it fell asleep or woke up when it left the pool")
+            self.registry.apply_memory_event(
+                worker, event, "it fell asleep or woke up when it left the pool"
+            )
         self.note(worker)
 
     def own_claim(self, worker: Worker) -> Claim:
@@ -145,7 +147,7 @@ class WorkerMemory:
             what = "put to sleep" if aim else "woken"
             logger.warning("%s cannot be %s: %s; trying again", worker.url, what, reason)
         elif worker.memory is not Memory.ASLEEP:  # else it is what it was taken for
-            self.registry.remember(worker, event, reason)
+            self.registry.apply_memory_event(worker, event, reason)
         self.note(worker)
 
     def _restore(self, worker: Worker) -> None:
@@ -160,7 +162,7 @@ class WorkerMemory:
             elif record.memory is Memory.ASLEEP and worker.memory is not Memory.ASLEEP:
                 found.append(MemoryEvent.LOST)
             for event in found:
-                self.registry.remember(worker, event, "restored")
+                self.registry.apply_memory_event(worker, event, "restored")
         if worker.memory is Memory.ASLEEP:
             self._doubted.add(worker)
 

@@ -348,7 +348,9 @@ class Registry:
             worker.health_reason = None
             self._facet(worker, "health", Health.UNKNOWN, "cleared by an operator")
 
-    def remember(self, worker: Worker, event: MemoryEvent, reason: str | None = None) -> None:
+    def apply_memory_event(
+        self, worker: Worker, event: MemoryEvent, reason: str | None = None
+    ) -> None:
         """Apply an event of sleep or wake. Raises IllegalTransition and then changes nothing."""
         self._facet(worker, "memory", step(MEMORY, worker.memory, event), reason)
 
@@ -418,7 +420,7 @@ class Registry:
             hold.incarnation = worker.incarnation
         self._end_doubt(worker)
         self._tell(events.Reincarnated(worker, reason), *map(events.SlotFreed, gone))
-        self.remember(worker, MemoryEvent.REPLACED, reason)
+        self.apply_memory_event(worker, MemoryEvent.REPLACED, reason)
 
     def _end_doubt(self, worker: Worker) -> None:
         """There is no doubt any more which process is there."""

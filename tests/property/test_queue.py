@@ -261,7 +261,7 @@ class QueueMachine(RuleBasedStateMachine):
                 case AdminEvent():
                     self.registry.administer(worker, event)
                 case MemoryEvent():
-                    self.registry.remember(worker, event)
+                    self.registry.apply_memory_event(worker, event)
                 case Weights():
                     more = worker.weights is not event is Weights.CURRENT
                     self.registry.stand(worker, event, worker.weight_version + more)

@@ -135,7 +135,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 case AdminEvent():
                     self.registry.administer(worker, event)
                 case MemoryEvent():
-                    self.registry.remember(worker, event)
+                    self.registry.apply_memory_event(worker, event)
                 case Weights():
                     self.registry.stand(worker, event, worker.weight_version)
         except IllegalTransition:

@@ -306,9 +306,9 @@ class WeightMachine(RuleBasedStateMachine):
         if asleep and worker.memory is not Memory.AWAKE:
             self.truth(worker).asleep = True  # at once, by the router
             if worker.memory is Memory.FALLING_ASLEEP:
-                registry.remember(worker, MemoryEvent.SLEPT)
+                registry.apply_memory_event(worker, MemoryEvent.SLEPT)
             elif worker.memory is Memory.WAKING:
-                registry.remember(worker, MemoryEvent.LOST)
+                registry.apply_memory_event(worker, MemoryEvent.LOST)
 
     @rule(number=PICK, dead=st.booleans())
     def operator(self, number: int, dead: bool) -> None:
@@ -321,9 +321,9 @@ class WeightMachine(RuleBasedStateMachine):
     def sleeps(self, number: int) -> None:
         worker = self.pick(number, [w for w in self.workers() if self.free(w)])
         if worker is not None and worker.memory is Memory.AWAKE and not worker.holds:
-            self.router.registry.remember(worker, MemoryEvent.SLEEP)
+            self.router.registry.apply_memory_event(worker, MemoryEvent.SLEEP)
             self.truth(worker).asleep = True
-            self.router.registry.remember(worker, MemoryEvent.SLEPT)
+            self.router.registry.apply_memory_event(worker, MemoryEvent.SLEPT)
 
     @rule(number=PICK)
     def wakes(self, number: int) -> None:
@@ -333,9 +333,9 @@ class WeightMachine(RuleBasedStateMachine):
 
     def wake(self, worker: Worker) -> None:
         if worker.memory is Memory.ASLEEP and worker.suspicion is None:
-            self.router.registry.remember(worker, MemoryEvent.WAKE)
+            self.router.registry.apply_memory_event(worker, MemoryEvent.WAKE)
             self.truth(worker).asleep = False
-            self.router.registry.remember(worker, MemoryEvent.WOKE)
+            self.router.registry.apply_memory_event(worker, MemoryEvent.WOKE)
 
     def free(self, worker: Worker) -> bool:
         """Whether no change has it."""
@@ -560,8 +560,8 @@ class WeightMachine(RuleBasedStateMachine):
         for url in urls:
             worker = self.router.registry.add(url, Origin.REGISTERED)
             if url in sleepers:
-                self.router.registry.remember(worker, MemoryEvent.SLEEP)
-                self.router.registry.remember(worker, MemoryEvent.SLEPT)
+                self.router.registry.apply_memory_event(worker, MemoryEvent.SLEEP)
+                self.router.registry.apply_memory_event(worker, MemoryEvent.SLEPT)
             self.judge(worker, proof=same)
             self.meet(worker)
 

@@ -49,7 +49,7 @@ class Pool:
             self.registry.probed(worker, Probe.FAILED)
 
     def sleep(self, worker: Worker) -> None:
-        self.registry.remember(worker, MemoryEvent.SLEEP)
+        self.registry.apply_memory_event(worker, MemoryEvent.SLEEP)
 
     async def lease(self, facts: Facts = ANYTHING, *tried: Worker) -> Lease:
         return await self.dispatcher.lease(facts, tried=tried)
@@ -367,10 +367,10 @@ def test_what_finds_no_free_slot_waits_for_one_in_order() -> None:
         ),
         (
             lambda pool, w: [
-                pool.registry.remember(w, event)
+                pool.registry.apply_memory_event(w, event)
                 for event in (MemoryEvent.SLEEP, MemoryEvent.SLEPT, MemoryEvent.WAKE)
             ],
-            lambda pool, w: pool.registry.remember(w, MemoryEvent.WOKE),
+            lambda pool, w: pool.registry.apply_memory_event(w, MemoryEvent.WOKE),
         ),
         (
             lambda pool, w: pool.registry.probed(w, Probe.WARMING),

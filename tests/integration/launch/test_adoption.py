@@ -270,8 +270,8 @@ def test_a_restored_sleeper_without_a_process_waits_for_the_wake() -> None:
         def restore(registry: Registry) -> None:
             def put_to_sleep(event: events.Event) -> None:
                 if isinstance(event, events.WorkerAdded):
-                    registry.remember(event.worker, MemoryEvent.SLEEP)
-                    registry.remember(event.worker, MemoryEvent.SLEPT)
+                    registry.apply_memory_event(event.worker, MemoryEvent.SLEEP)
+                    registry.apply_memory_event(event.worker, MemoryEvent.SLEPT)
 
             registry.subscribe(put_to_sleep)
 
@@ -279,7 +279,7 @@ def test_a_restored_sleeper_without_a_process_waits_for_the_wake() -> None:
             await bench.until(Phase.DOWN)
             assert bench.worker().health is Health.UNHEALTHY
             assert world.starts() == 1
-            bench.registry.remember(bench.worker(), MemoryEvent.WAKE)
+            bench.registry.apply_memory_event(bench.worker(), MemoryEvent.WAKE)
             assert (await bench.serve()).memory == "waking"
 
     virtually(main)

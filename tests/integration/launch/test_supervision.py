@@ -234,9 +234,9 @@ def test_one_that_dies_asleep_starts_again_at_the_next_wake(during: Memory) -> N
     async def main(world: World) -> None:
         async with router(world) as bench:
             worker = await bench.serve()
-            bench.registry.remember(worker, MemoryEvent.SLEEP)
+            bench.registry.apply_memory_event(worker, MemoryEvent.SLEEP)
             if during is Memory.ASLEEP:
-                bench.registry.remember(worker, MemoryEvent.SLEPT)
+                bench.registry.apply_memory_event(worker, MemoryEvent.SLEPT)
             bench.die()
             await trio.sleep(10)
             await bench.until(Phase.DOWN)
@@ -244,10 +244,10 @@ def test_one_that_dies_asleep_starts_again_at_the_next_wake(during: Memory) -> N
             assert world.starts() == 1
             assert worker.memory is during
             assert not hopeful(worker)
-            bench.registry.remember(worker, MemoryEvent.WAKE)
+            bench.registry.apply_memory_event(worker, MemoryEvent.WAKE)
             await bench.serve()
             assert worker.memory is Memory.WAKING  # whoever wakes it asks the new process
-            bench.registry.remember(worker, MemoryEvent.WOKE)
+            bench.registry.apply_memory_event(worker, MemoryEvent.WOKE)
             assert routable(worker)
             assert worker.incarnation == 2
 
@@ -260,13 +260,13 @@ def test_one_that_is_put_to_sleep_before_it_has_started_again_stays_down() -> No
             worker = await bench.serve()
             bench.die()
             await bench.until(Phase.RESTARTING)
-            bench.registry.remember(worker, MemoryEvent.SLEEP)  # the GPU is another's now
+            bench.registry.apply_memory_event(worker, MemoryEvent.SLEEP)  # the GPU is another's now
             await bench.until(Phase.DOWN)
             await trio.sleep(1000)
             bench.slot().restart()  # which is not to wake it
             await trio.sleep(1000)
             assert (world.starts(), bench.slot().phase) == (1, Phase.DOWN)
-            bench.registry.remember(worker, MemoryEvent.WAKE)
+            bench.registry.apply_memory_event(worker, MemoryEvent.WAKE)
             await bench.serve()
             assert (worker.memory, worker.incarnation) == (Memory.WAKING, 2)
 

@@ -86,7 +86,7 @@ def test_an_illegal_event_changes_nothing_and_tells_nobody(facet: str) -> None:
         worker = registry.add("http://w", Origin.STATIC)
         setattr(worker, facet, state)
         registry.subscribe(told.append)
-        apply = {"admin": registry.administer, "memory": registry.remember}[facet]
+        apply = {"admin": registry.administer, "memory": registry.apply_memory_event}[facet]
         expected = legal(facet).get((state, event))
         if expected is None:
             with pytest.raises(IllegalTransition):

@@ -268,9 +268,9 @@ def test_each_worker_is_counted_once(registry: Registry) -> None:
     for worker in workers[:6]:
         registry.probed(worker, Probe.OK)
     registry.administer(workers[0], AdminEvent.QUARANTINE)
-    registry.remember(workers[0], MemoryEvent.SLEEP)  # dead and asleep: dead
+    registry.apply_memory_event(workers[0], MemoryEvent.SLEEP)  # dead and asleep: dead
     registry.probed(workers[1], Probe.BACKEND_DEAD)
-    registry.remember(workers[2], MemoryEvent.SLEEP)
+    registry.apply_memory_event(workers[2], MemoryEvent.SLEEP)
     registry.administer(workers[3], AdminEvent.DRAIN)  # neither dead nor asleep nor routable
     count = census(registry)
     assert (count.total, count.dead, count.sleeping, count.routable) == (7, 2, 1, 2)

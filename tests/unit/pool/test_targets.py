@@ -97,13 +97,13 @@ def test_an_empty_pool(query: dict[str, str]) -> None:
 
 
 def asleep(registry: Registry, worker: Worker) -> None:
-    registry.remember(worker, MemoryEvent.SLEEP)
-    registry.remember(worker, MemoryEvent.SLEPT)
+    registry.apply_memory_event(worker, MemoryEvent.SLEEP)
+    registry.apply_memory_event(worker, MemoryEvent.SLEPT)
 
 
 def waking(registry: Registry, worker: Worker) -> None:
     asleep(registry, worker)
-    registry.remember(worker, MemoryEvent.WAKE)
+    registry.apply_memory_event(worker, MemoryEvent.WAKE)
 
 
 def draining(registry: Registry, worker: Worker) -> None:
