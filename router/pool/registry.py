@@ -354,7 +354,7 @@ class Registry:
         """Apply an event of sleep or wake. Raises IllegalTransition and then changes nothing."""
         self._facet(worker, "memory", step(MEMORY, worker.memory, event), reason)
 
-    def stand(
+    def set_weights(
         self,
         worker: Worker,
         weights: Weights,
@@ -404,7 +404,7 @@ class Registry:
             return
         if worker.weight_version:
             # Before anybody is told anything: else somebody may find it routable.
-            self.stand(worker, Weights.BEHIND, 0, reason)
+            self.set_weights(worker, Weights.BEHIND, 0, reason)
         worker.incarnation += 1
         worker.capabilities = None
         worker.met = False

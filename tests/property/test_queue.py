@@ -264,7 +264,7 @@ class QueueMachine(RuleBasedStateMachine):
                     self.registry.apply_memory_event(worker, event)
                 case Weights():
                     more = worker.weights is not event is Weights.CURRENT
-                    self.registry.stand(worker, event, worker.weight_version + more)
+                    self.registry.set_weights(worker, event, worker.weight_version + more)
         except IllegalTransition:
             pass
 

@@ -137,7 +137,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 case MemoryEvent():
                     self.registry.apply_memory_event(worker, event)
                 case Weights():
-                    self.registry.stand(worker, event, worker.weight_version)
+                    self.registry.set_weights(worker, event, worker.weight_version)
         except IllegalTransition:
             after = {facet: getattr(worker, facet) for facet in _FACETS}, self.listener.events
             assert after == before

@@ -138,7 +138,7 @@ def test_only_routable_workers_are_given() -> None:
             "no_routable_worker",
         ),
         (
-            lambda pool, worker: pool.registry.stand(worker, Weights.FAILED, 0),
+            lambda pool, worker: pool.registry.set_weights(worker, Weights.FAILED, 0),
             "weights_unavailable",
         ),
     ],
@@ -302,7 +302,9 @@ def test_a_routable_worker_is_better_than_optimism() -> None:
         lambda pool, worker: pool.registry.administer(worker, AdminEvent.DRAIN),
         lambda pool, worker: pool.registry.administer(worker, AdminEvent.QUARANTINE),
         lambda pool, worker: pool.sleep(worker),
-        lambda pool, worker: pool.registry.stand(worker, Weights.BEHIND, worker.weight_version),
+        lambda pool, worker: pool.registry.set_weights(
+            worker, Weights.BEHIND, worker.weight_version
+        ),
         lambda pool, worker: pool.registry.probed(worker, Probe.BACKEND_DEAD),
     ],
 )
@@ -358,12 +360,12 @@ def test_what_finds_no_free_slot_waits_for_one_in_order() -> None:
     ("before", "after"),
     [
         (
-            lambda pool, w: pool.registry.stand(w, Weights.UPDATING, w.weight_version),
-            lambda pool, w: pool.registry.stand(w, Weights.CURRENT, w.weight_version),
+            lambda pool, w: pool.registry.set_weights(w, Weights.UPDATING, w.weight_version),
+            lambda pool, w: pool.registry.set_weights(w, Weights.CURRENT, w.weight_version),
         ),
         (
-            lambda pool, w: pool.registry.stand(w, Weights.BEHIND, w.weight_version),
-            lambda pool, w: pool.registry.stand(w, Weights.CURRENT, w.weight_version),
+            lambda pool, w: pool.registry.set_weights(w, Weights.BEHIND, w.weight_version),
+            lambda pool, w: pool.registry.set_weights(w, Weights.CURRENT, w.weight_version),
         ),
         (
             lambda pool, w: [
@@ -944,7 +946,7 @@ def test_nothing_is_given_before_all_observers_have_heard() -> None:
         worker = pool.add("a")
 
         def fence(event: events.SlotFreed) -> None:
-            pool.registry.stand(worker, Weights.UPDATING, 0)
+            pool.registry.set_weights(worker, Weights.UPDATING, 0)
 
         pool.registry.subscribe(fence, events.SlotFreed)
         async with trio.open_nursery() as nursery:
@@ -953,7 +955,7 @@ def test_nothing_is_given_before_all_observers_have_heard() -> None:
             await asking.ask("second")
             await asking.release("first")
             assert asking.got == ["first"]
-            pool.registry.stand(worker, Weights.CURRENT, 1)
+            pool.registry.set_weights(worker, Weights.CURRENT, 1)
             await settled()
             assert asking.got == ["first", "second"]
 
@@ -967,7 +969,7 @@ def test_what_a_suspect_cannot_take_waits_until_it_is_absolved() -> None:
     async def main() -> None:
         pool = Pool()
         worker = pool.add("a", slots=4)
-        pool.registry.stand(worker, Weights.CURRENT, 3)
+        pool.registry.set_weights(worker, Weights.CURRENT, 3)
         async with trio.open_nursery() as nursery:
             asking = Asking(pool, nursery)
             await asking.ask("before")
@@ -989,7 +991,7 @@ def test_what_waits_for_a_suspect_is_not_given_to_another_process() -> None:
     async def main() -> None:
         pool = Pool()
         worker = pool.add("a")
-        pool.registry.stand(worker, Weights.CURRENT, 3)
+        pool.registry.set_weights(worker, Weights.CURRENT, 3)
         async with trio.open_nursery() as nursery:
             asking = Asking(pool, nursery)
             pool.registry.suspect(worker, "its idle connection was closed")
@@ -999,8 +1001,8 @@ def test_what_waits_for_a_suspect_is_not_given_to_another_process() -> None:
             pool.registry.probed(worker, Probe.OK)
             await settled()
             assert asking.got == []
-            pool.registry.stand(worker, Weights.UPDATING, worker.weight_version)
-            pool.registry.stand(worker, Weights.CURRENT, worker.weight_version)
+            pool.registry.set_weights(worker, Weights.UPDATING, worker.weight_version)
+            pool.registry.set_weights(worker, Weights.CURRENT, worker.weight_version)
             await settled()
             assert asking.got == ["one"]
             await asking.release("one")
@@ -1013,7 +1015,7 @@ def test_others_serve_while_one_is_a_suspect() -> None:
         pool = Pool()
         a, b = pool.add("a"), pool.add("b")
         for worker in (a, b):
-            pool.registry.stand(worker, Weights.CURRENT, 3)
+            pool.registry.set_weights(worker, Weights.CURRENT, 3)
         pool.registry.suspect(a, "its idle connection was closed")
         assert {await pool.chosen() for _ in range(4)} == {b}
         pool.registry.absolve(a)
@@ -1029,7 +1031,7 @@ def test_optimism_does_not_try_a_suspect_once_weights_were_changed() -> None:
         pool.fail(restored, 1)
         pool.registry.suspect(restored, "the router was restarted")
         assert await pool.chosen() is restored
-        pool.registry.stand(restored, Weights.CURRENT, 3)
+        pool.registry.set_weights(restored, Weights.CURRENT, 3)
         await pool.refusal()
 
     run(main)

@@ -107,7 +107,7 @@ def test_the_one_on_trial_serves_once_there_is_no_hope_for_another(facts: Facts)
         pool = Pool()
         broken, other = pool.add("a", tasks=("T2I", "T2V")), pool.add("b", tasks=("T2I", "T2V"))
         await eject(pool, broken)
-        pool.registry.stand(other, Weights.UPDATING, other.weight_version)
+        pool.registry.set_weights(other, Weights.UPDATING, other.weight_version)
         async with trio.open_nursery() as nursery:
             asking = Asking(pool, nursery)
             await asking.ask("asks", facts)

@@ -149,7 +149,7 @@ def test_after_a_restart_of_the_router_only_what_matters_is_loud(
     registry = Registry()
     registry.subscribe(logs.log_event)
     fresh, changed = (registry.add(f"http://w:{n}", Origin.STATIC) for n in (1, 2))
-    registry.stand(changed, Weights.CURRENT, 1)
+    registry.set_weights(changed, Weights.CURRENT, 1)
     caplog.clear()
     for worker in (fresh, changed):
         registry.suspect(worker, ROUTER_RESTARTED)

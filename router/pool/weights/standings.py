@@ -120,7 +120,9 @@ class Standings:
         else:
             facet = Weights.BEHIND if known.failure is None else Weights.FAILED
         stuck = blocked is not None and not known.fenced
-        self._registry.stand(worker, facet, known.version, reason or why, why=why, stuck=stuck)
+        self._registry.set_weights(
+            worker, facet, known.version, reason or why, why=why, stuck=stuck
+        )
 
     def _is_current(self, worker: Worker, ledger: Ledger | None) -> bool:
         """Whether what it generates now is of its ledger's weights."""

@@ -35,7 +35,7 @@ CLOSED = "its idle connection was closed"
 async def refitted(scene: Scene) -> Worker:
     """A healthy worker whose weights were changed, and that is watched since some time."""
     worker = await scene.healthy()
-    scene.registry.stand(worker, Weights.CURRENT, 3)
+    scene.registry.set_weights(worker, Weights.CURRENT, 3)
     await trio.sleep(3)
     return worker
 
@@ -308,9 +308,9 @@ def test_it_restarts_once_more_when_it_was_brought_up_to_date(play: Play) -> Non
             scene.process.restart()
             await settle()
             assert worker.incarnation == incarnation
-            scene.registry.stand(worker, Weights.UPDATING, worker.weight_version)
-            scene.registry.stand(worker, Weights.CURRENT, worker.weight_version)
-            scene.registry.stand(worker, Weights.CURRENT, 3)
+            scene.registry.set_weights(worker, Weights.UPDATING, worker.weight_version)
+            scene.registry.set_weights(worker, Weights.CURRENT, worker.weight_version)
+            scene.registry.set_weights(worker, Weights.CURRENT, 3)
             assert routable(worker)
 
     play(body)
@@ -321,7 +321,7 @@ def test_a_restored_worker_is_judged_by_its_first_probe(play: Play) -> None:
         scene.process.health(REFUSED)
         worker = scene.add()
         scene.make(worker, "v")
-        scene.registry.stand(worker, Weights.CURRENT, 3)
+        scene.registry.set_weights(worker, Weights.CURRENT, 3)
         scene.registry.suspect(worker, ROUTER_RESTARTED)
         await settle()
         assert worker.suspicion == ROUTER_RESTARTED
@@ -336,7 +336,7 @@ def test_a_restored_worker_is_judged_by_its_first_probe(play: Play) -> None:
 def test_a_restored_worker_without_a_witness_counts_as_another(play: Play) -> None:
     async def body(scene: Scene) -> None:
         worker = scene.add()
-        scene.registry.stand(worker, Weights.CURRENT, 3)
+        scene.registry.set_weights(worker, Weights.CURRENT, 3)
         scene.registry.suspect(worker, ROUTER_RESTARTED)
         await settle()
         assert (worker.suspicion, worker.incarnation) == (None, 2)
@@ -417,7 +417,7 @@ def test_behind_a_proxy_a_failed_probe_makes_a_suspect(play: Play) -> None:
         worker = await refitted(scene)
         await closed_every(scene, 60, 5)
         before = worker.incarnation
-        scene.registry.stand(worker, Weights.CURRENT, 3)
+        scene.registry.set_weights(worker, Weights.CURRENT, 3)
         scene.process.health(Answer(500, b""))
         scene.watchman.nudge(worker)
         await settle()
@@ -448,7 +448,7 @@ def test_without_a_witness_regular_ends_cost_three_replays(play: Play) -> None:
     async def body(scene: Scene) -> None:
         worker = await refitted(scene)
         for _ in range(10):
-            scene.registry.stand(worker, Weights.CURRENT, 3)  # replayed
+            scene.registry.set_weights(worker, Weights.CURRENT, 3)  # replayed
             await closed_every(scene, 60, 1)
         assert worker.incarnation == 4
 

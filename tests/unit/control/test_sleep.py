@@ -137,7 +137,7 @@ def test_the_answer_names_those_that_miss_a_change() -> None:
     async def body(nap: Nap) -> None:
         a, b = nap.add("a"), nap.add("b")
         await nap.sleep("sleep", a, b)
-        nap.registry.stand(b, Weights.BEHIND, b.weight_version)
+        nap.registry.set_weights(b, Weights.BEHIND, b.weight_version)
         await nap.wake("wake", a, b)
         body = nap.body("wake")
         assert len(body["results"]) == 2
@@ -154,8 +154,8 @@ def test_the_answer_names_those_that_miss_a_change() -> None:
 def test_weights_and_administration_do_not_keep_a_worker_from_sleep() -> None:
     async def body(nap: Nap) -> None:
         behind, failed, draining = nap.add("a"), nap.add("b"), nap.add("c")
-        nap.registry.stand(failed, Weights.FAILED, 0)
-        nap.registry.stand(behind, Weights.BEHIND, behind.weight_version)
+        nap.registry.set_weights(failed, Weights.FAILED, 0)
+        nap.registry.set_weights(behind, Weights.BEHIND, behind.weight_version)
         nap.registry.administer(draining, AdminEvent.DRAIN)
         await nap.sleep("sleep", behind, failed, draining)
         assert len(nap.body("sleep")["results"]) == 3

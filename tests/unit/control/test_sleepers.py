@@ -223,7 +223,7 @@ def test_a_wake_that_names_it_is_kept_too(away: object, replaced: bool) -> None:
             nap.replace(b)
         assert b.memory is WAKING
         nap.engine(b).script.extend([answer(500), answer(200, success=True, sleeping=True)])
-        nap.registry.stand(b, Weights.BEHIND, b.weight_version)
+        nap.registry.set_weights(b, Weights.BEHIND, b.weight_version)
         back(nap, b)
         await trio.sleep(4)
         assert nap.engine(b).paths == ["release", "resume", "resume", "resume"]

@@ -12,12 +12,12 @@ from tests.unit.pool.test_queue import IMAGE, Pool
 
 def fence(pool: Pool, *workers: Worker) -> None:
     for worker in workers:
-        pool.registry.stand(worker, Weights.UPDATING, worker.weight_version)
+        pool.registry.set_weights(worker, Weights.UPDATING, worker.weight_version)
 
 
 def refit(pool: Pool, worker: Worker, version: int) -> None:
     worker.weight_version = version
-    pool.registry.stand(worker, Weights.CURRENT, worker.weight_version)
+    pool.registry.set_weights(worker, Weights.CURRENT, worker.weight_version)
 
 
 def at_least(version: int, need: Need = Need.SLOT) -> Facts:
@@ -74,7 +74,7 @@ def test_without_hope_it_is_refused(need: Need) -> None:
     fence(pool, a)
     pool.ask(at_least(1, need))
     assert len(pool.refused) == 1
-    pool.registry.stand(a, Weights.CURRENT, a.weight_version)  # that would have been it
+    pool.registry.set_weights(a, Weights.CURRENT, a.weight_version)  # that would have been it
     assert len(pool.refused) == 2
     assert not pool.grants
     told = refusal([a, b], [a, b], at_least(1, need))

@@ -15,7 +15,7 @@ CLOSED = "its idle connection was closed"
 def healthy(registry: Registry, *, version: int = 0) -> Worker:
     worker = registry.add("http://a:1", Origin.REGISTERED)
     registry.probed(worker, Probe.OK)
-    registry.stand(worker, Weights.CURRENT, version)
+    registry.set_weights(worker, Weights.CURRENT, version)
     return worker
 
 
@@ -42,10 +42,10 @@ def test_before_any_change_it_is_not(registry: Registry) -> None:
 def test_a_change_that_comes_while_it_is_one_gates_it(registry: Registry) -> None:
     """The answer to a weight call may come after the end of the connection."""
     worker = healthy(registry)
-    registry.stand(worker, Weights.UPDATING, worker.weight_version)
+    registry.set_weights(worker, Weights.UPDATING, worker.weight_version)
     registry.suspect(worker, CLOSED)
-    registry.stand(worker, Weights.CURRENT, 1)
-    registry.stand(worker, Weights.CURRENT, worker.weight_version)
+    registry.set_weights(worker, Weights.CURRENT, 1)
+    registry.set_weights(worker, Weights.CURRENT, worker.weight_version)
     assert reasons(worker) == ["suspect"]
 
 

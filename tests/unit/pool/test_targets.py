@@ -124,7 +124,7 @@ def warming(registry: Registry, worker: Worker) -> None:
 
 
 def behind(registry: Registry, worker: Worker) -> None:
-    registry.stand(worker, Weights.BEHIND, worker.weight_version)
+    registry.set_weights(worker, Weights.BEHIND, worker.weight_version)
 
 
 def nothing(registry: Registry, worker: Worker) -> None:
