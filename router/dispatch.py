@@ -319,7 +319,7 @@ class Dispatcher:
                 self.speeds.forget(worker.url)
         if worker.trial is not None or worker.paused:
             self._look.set()
-        self._undecided.append(partial(self.queue.told, event))
+        self._undecided.append(partial(self.queue.on_event, event))
 
     def _decide(self) -> None:
         """Let the queue decide on what has changed. A change that comes of a decision waits until

@@ -94,7 +94,7 @@ class Queue:
         if not waiting.over:
             self._leave(waiting)
 
-    def told(self, event: events.Event) -> None:
+    def on_event(self, event: events.Event) -> None:
         """Something has happened in the registry."""
         match event:
             case events.OfHold(hold):

@@ -241,7 +241,7 @@ class Pool:
         self.rng = random.Random(1)
         chosen = policies.make(policy, speeds, self.rng)
         self.queue = Queue(chosen, chosen, lambda: self.registry, self.take, lambda *_: None)
-        self.registry.subscribe(self.queue.told)
+        self.registry.subscribe(self.queue.on_event)
         for number in range(WORKERS):
             ready(self.registry, number)
 

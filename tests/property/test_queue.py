@@ -100,7 +100,7 @@ class Shell:
             self.overtaken.clear()
         if isinstance(event, events.SlotFreed):
             self.registry.ejection.ended(event.hold, self.now)
-        self.decide(lambda: self.queue.told(event))
+        self.decide(lambda: self.queue.on_event(event))
 
     def decide(self, change: Callable[[], None]) -> None:
         self._due.append(change)

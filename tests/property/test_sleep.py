@@ -47,7 +47,7 @@ class Watch:
     leases: list[Lease] = Factory(list)
     calls: int = 0
 
-    def told(self, event: events.Event) -> None:
+    def on_event(self, event: events.Event) -> None:
         match event:
             case events.FacetChanged(worker, facet="memory", new=Memory.AWAKE):
                 assert worker not in self.given_away, "nobody woke it"
@@ -107,7 +107,7 @@ def test_whatever_happens(ops: list[tuple[str, Any]]) -> None:
         for worker in workers:
             nap.engine(worker).takes = 0.3
         watch = Watch(nap, workers)
-        nap.registry.subscribe(watch.told)
+        nap.registry.subscribe(watch.on_event)
         async with trio.open_nursery() as clients:
             for op, what in ops:
                 match op:

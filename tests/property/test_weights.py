@@ -149,7 +149,7 @@ class Router:
         self.replays: dict[Worker, Replay] = {}
         self._due: deque[Callable[[], None]] = deque()
         self._busy = False
-        self.registry.subscribe(lambda event: self.decide(lambda: self.queue.told(event)))
+        self.registry.subscribe(lambda event: self.decide(lambda: self.queue.on_event(event)))
         self.registry.subscribe(self.observe)
 
     def decide(self, change: Callable[[], None]) -> None:

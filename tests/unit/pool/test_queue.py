@@ -30,7 +30,7 @@ class Pool:
         self.refused: list[tuple[Waiting, bool]] = []
         policy = make("least-request", Speeds(), random.Random(1))
         self.queue = Queue(policy, policy, lambda: self.registry, self.take, self.refuse, most_jobs)
-        self.registry.subscribe(self.queue.told)
+        self.registry.subscribe(self.queue.on_event)
 
     def refuse(self, waiting: Waiting, full: bool) -> None:
         self.refused.append((waiting, full))
