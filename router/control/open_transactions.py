@@ -150,7 +150,7 @@ class Transactions:
                 step = step_of(path, json.dumps(order.content), order.content)
             if path not in (DISK, TENSOR):
                 for worker in workers:
-                    control.ledgers.forewarn_of_lora(worker)
+                    control.ledgers.expect_lora(worker)
             await control.store.commit()
             claims = [opened.claims[worker] for worker in workers if worker not in opened.left]
             failure = await opened.send(claims, order.call)

@@ -76,7 +76,7 @@ class Replayer:
 
     async def _send(self, worker: Worker, step: Step, incarnation: int) -> bool:
         """Send one call of a plan; whether the next one may follow."""
-        before = self.ledgers.standing(worker)
+        before = self.ledgers.weight_state(worker)
         if not step.optional:
             self.ledgers.sending(worker, lora=step.is_lora)
             await self._save()

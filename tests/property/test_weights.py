@@ -525,7 +525,7 @@ class WeightMachine(RuleBasedStateMachine):
     def replay(self, worker: Worker, outcome: str = "good") -> None:
         ledgers, replay = self.router.ledgers, self.router.replays[worker]
         step, truth = replay.steps[0], self.truth(worker)
-        before = ledgers.standing(worker)
+        before = ledgers.weight_state(worker)
         if not step.optional:
             ledgers.sending(worker, lora=step.is_lora)
         if outcome == "good" and not truth.apply(step.path, json.loads(step.body)):
@@ -605,7 +605,9 @@ class WeightMachine(RuleBasedStateMachine):
                 self.replay(worker)
         for worker in self.workers():
             if worker.stuck:  # only where nothing but a new process helps
-                assert self.truth(worker).wrapped or self.router.ledgers.standing(worker).wrapped
+                assert (
+                    self.truth(worker).wrapped or self.router.ledgers.weight_state(worker).wrapped
+                )
                 assert not hopeful(worker)
                 self.process_restarts(self.workers().index(worker))
                 self.judge(worker)

@@ -142,7 +142,7 @@ class Ledger:
 
 @frozen
 class WeightRecord:
-    """What one worker has of its model's ledger; see `Standing`."""
+    """What one worker has of its model's ledger; see `WeightState`."""
 
     table: ClassVar[str] = "weights"
 

@@ -14,15 +14,15 @@ from ..match import model_of
 from ..registry import Registry
 from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .ledger import Change, Keep, Ledger, WeightRecord
-from .recipe import FRESH, Plan, Recipe, Standing
-from .standing import WorkerWeights, after, at_version, lost_by, without
-from .standings import Standings
+from .recipe import FRESH, Plan, Recipe, WeightState
+from .state import WorkerWeights, after, at_version, lost_by, without
+from .view import LedgerView
 
 _MOST_LEFT = 10_000  # workers that left, whose weights are known should they come again
 
 
-class Ledgers(Standings):
-    """The ledgers by model, and the standing of every worker.
+class Ledgers(LedgerView):
+    """The ledgers by model, and the state of every worker.
 
     `gating=False` (`--trust-external-weights`): every worker counts as current.
     """
@@ -75,7 +75,7 @@ class Ledgers(Standings):
         assert change.before is not None
         if not worker.removed and worker.incarnation == incarnation:
             was_current = self._plan(worker, change.before) == Plan()
-            self._put(worker, after(self.standing(worker), change, was_current))
+            self._put(worker, after(self.weight_state(worker), change, was_current))
 
     def release(self, worker: Worker, reason: str | None = None) -> None:
         """The change is done with the worker, whatever came of it."""
@@ -83,7 +83,7 @@ class Ledgers(Standings):
         if known is None:
             return
         known.fenced = False
-        self._put(worker, known.standing)
+        self._put(worker, known.state)
         change, known.change = known.change, None
         # After a crash this worker is not in doubt.
         if change is not None and not change.over and change.version is None:
@@ -100,7 +100,7 @@ class Ledgers(Standings):
         """Nobody knows what the worker has now."""
         change.error = reason
         if not worker.removed:
-            self._put(worker, lost_by(self.standing(worker), change))
+            self._put(worker, lost_by(self.weight_state(worker), change))
         self.release(worker, reason)
 
     def close(self, change: Change) -> None:
@@ -139,24 +139,24 @@ class Ledgers(Standings):
     def sending(self, worker: Worker, *, lora: bool) -> None:
         """A call of a replay is about to be sent: until it is answered well nobody knows what
         the worker has."""
-        self._put(worker, without(self.standing(worker), base=not lora, loras=lora))
+        self._put(worker, without(self.weight_state(worker), base=not lora, loras=lora))
 
-    def returned(self, worker: Worker, standing: Standing) -> None:
+    def returned(self, worker: Worker, state: WeightState) -> None:
         """It refused, and is what it was before."""
-        self._put(worker, standing)
+        self._put(worker, state)
 
     def base_replayed(self, worker: Worker, recipe: Recipe) -> None:
         """Of a replay all calls but those of LoRAs were answered well."""
-        standing = self.standing(worker)
-        if not standing.doubt:
-            self._put(worker, evolve(standing, base=recipe.base_version))
+        state = self.weight_state(worker)
+        if not state.doubt:
+            self._put(worker, evolve(state, base=recipe.base_version))
 
     def replayed(self, worker: Worker, recipe: Recipe, *, lora: bool, reason: str) -> None:
         """All calls of a plan for this recipe were answered well. `lora`: one was of a LoRA."""
         known = self._of(worker)
         known.failure = None
-        wrapped = known.standing.wrapped or lora
-        self._put(worker, Standing(recipe.base_version, recipe.lora_version, wrapped))
+        wrapped = known.state.wrapped or lora
+        self._put(worker, WeightState(recipe.base_version, recipe.lora_version, wrapped))
         self._settle(worker, reason)
 
     def failed(self, worker: Worker, reason: str) -> None:
@@ -169,11 +169,11 @@ class Ledgers(Standings):
         self._of(worker).reason = reason
         self._settle(worker)
 
-    def forewarn_of_lora(self, worker: Worker) -> None:
+    def expect_lora(self, worker: Worker) -> None:
         """A transaction is about to call for a LoRA: should the router die before it is over,
         what the worker has of LoRAs is not known."""
         known = self._of(worker)
-        lost = without(known.standing, base=False, loras=True)
+        lost = without(known.state, base=False, loras=True)
         self._store.put(known.record(worker.url, lost))
 
     # What somebody else knows.
@@ -196,7 +196,7 @@ class Ledgers(Standings):
             ledger.last_error = None
             for url, known in self._left.items():
                 if known.model == model and not known.ended:
-                    known.standing = at_version(ledger, version, known.standing.wrapped)
+                    known.state = at_version(ledger, version, known.state.wrapped)
                     self._store.put(known.record(url))
         if label is not None and version == ledger.version:
             ledger.label = label
@@ -214,13 +214,13 @@ class Ledgers(Standings):
         alive = {
             url: known
             for url, known in [*((w.url, k) for w, k in self._known.items()), *self._left.items()]
-            if known.model in (model, None) and not known.ended and known.standing != FRESH
+            if known.model in (model, None) and not known.ended and known.state != FRESH
         }
         ledger.label = None
         self.attest(model, 0, None, None)
         # Should one come back that left the pool before, it has not those of its start.
         for url, known in alive.items():
-            known.standing = evolve(known.standing, base=None, loras=None)
+            known.state = evolve(known.state, base=None, loras=None)
             self._store.put(known.record(url))
 
     def claim(self, worker: Worker, version: int) -> None:
@@ -250,9 +250,9 @@ class Ledgers(Standings):
         self._trusts_restored = trusted
         self._ledgers = {ledger.model: ledger for ledger in ledgers}
         for record in weights:
-            standing = Standing(record.base, record.loras, record.wrapped, doubt=True)
+            state = WeightState(record.base, record.loras, record.wrapped, doubt=True)
             self._left[record.url] = WorkerWeights(
-                record.model, standing, restored=True, unproven=record.doubt
+                record.model, state, restored=True, unproven=record.doubt
             )
         for change in sorted(changes, key=lambda change: change.number):
             self._last_change = max(self._last_change, change.number)
@@ -260,7 +260,7 @@ class Ledgers(Standings):
             if not change.pending:
                 for url in change.workers:
                     known = self._left.setdefault(url, WorkerWeights(change.model, restored=True))
-                    known.standing = evolve(lost_by(known.standing, change), doubt=True)
+                    known.state = evolve(lost_by(known.state, change), doubt=True)
                     self._store.put(known.record(url))
                 seen = [other.seen_version or 0 for other in ledger.pending]
                 change.seen_version = max([ledger.issued, *seen]) + 1
@@ -285,7 +285,7 @@ class Ledgers(Standings):
                 known, model = self._of(worker), model_of(worker) or ""
                 if model != known.model:
                     known.model = model
-                    self._put(worker, known.standing)
+                    self._put(worker, known.state)
                 self._take_claim(worker)
                 self._settle(worker)
             case events.Suspected(worker, reason):
@@ -294,17 +294,17 @@ class Ledgers(Standings):
                 known = self._of(worker)
                 # The same as then; else only as since it joined.
                 if reason == ROUTER_RESTARTED and not known.unproven:
-                    self._put(worker, evolve(known.standing, doubt=False))
+                    self._put(worker, evolve(known.state, doubt=False))
                 self._take_claim(worker)
                 self._settle(worker, "it is the same process")
             case events.Reincarnated(worker, reason):
                 known = self._of(worker)
                 known.failure = known.reason = None
                 # After a restart of the router nobody may know; else it is taken for a fresh one.
-                if not (known.standing.doubt and reason.startswith(f"{ROUTER_RESTARTED};")):
-                    known.standing, known.version = FRESH, 0
-                known.unproven = known.standing.doubt
-                self._put(worker, known.standing)
+                if not (known.state.doubt and reason.startswith(f"{ROUTER_RESTARTED};")):
+                    known.state, known.version = FRESH, 0
+                known.unproven = known.state.doubt
+                self._put(worker, known.state)
                 known.former, known.model = known.model or known.former, None
                 self._settle(worker, reason)
 
@@ -316,9 +316,9 @@ class Ledgers(Standings):
             return  # it is new, or started anew
         known.model = before.model
         trusted = before.restored and self._trusts_restored
-        known.standing = evolve(before.standing, doubt=before.unproven if trusted else True)
+        known.state = evolve(before.state, doubt=before.unproven if trusted else True)
         known.unproven = before.unproven or not before.restored
-        if before.standing.base or before.standing.loras:
+        if before.state.base or before.state.loras:
             known.version = UNKNOWN_VERSION  # until it is current
         if before.restored and not trusted:
             self._registry.suspect(worker, ROUTER_RESTARTED)
@@ -330,13 +330,13 @@ class Ledgers(Standings):
         known.ended = worker.origin is Origin.LAUNCHED
         known.unproven = True  # nobody watches it meanwhile
         if known.change is not None:  # nobody hears of its outcome any more
-            known.standing = lost_by(known.standing, known.change)
+            known.state = lost_by(known.state, known.change)
         self._left[url] = known
         if known.ended:
             self._store.delete(WeightRecord, url)
         else:
             self._store.put(known.record(url))
-        forgotten = url if known.standing == FRESH else None
+        forgotten = url if known.state == FRESH else None
         if len(self._left) > _MOST_LEFT:
             forgotten = next(iter(self._left))
         if forgotten is not None:
@@ -355,7 +355,7 @@ class Ledgers(Standings):
         if version <= ledger.issued:
             known.failure = known.reason = None
             known.version = version
-            self._put(worker, at_version(ledger, version, known.standing.wrapped))
+            self._put(worker, at_version(ledger, version, known.state.wrapped))
 
     def _issue(self, change: Change) -> int:
         ledger = self.ledger(change.model)
@@ -377,7 +377,7 @@ class Ledgers(Standings):
             known = self._of(worker)
             known.failure = None
             if known.change is change:
-                self._store.put(known.record(worker.url, lost_by(known.standing, change)))
+                self._store.put(known.record(worker.url, lost_by(known.state, change)))
         self._settle_all(ledger.model)
         issued = events.VersionIssued(ledger.model, change.version, change.label)
         self._registry.bus.publish(issued)

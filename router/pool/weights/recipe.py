@@ -143,8 +143,8 @@ class Recipe:
                 found.append(step)
         return tuple(reversed(found))
 
-    def plan(self, has: Standing, model_path: str | None) -> Plan:
-        """What a worker of this standing is to be sent. `model_path`: its own."""
+    def plan(self, has: WeightState, model_path: str | None) -> Plan:
+        """What a worker of this state is to be sent. `model_path`: its own."""
         known = has.base
         if has.doubt and self.base_version:
             known = None  # fresh, or what it was
@@ -165,7 +165,7 @@ class Recipe:
         first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
         return Plan((*first, *steps, *self._lora_plan(has)))
 
-    def _lora_plan(self, has: Standing) -> tuple[Step, ...]:
+    def _lora_plan(self, has: WeightState) -> tuple[Step, ...]:
         if not has.doubt and has.loras is not None and has.loras >= self.lora_version:
             return ()
         return self.loras if has.wrapped or has.loras is None else self.acting_loras
@@ -176,7 +176,7 @@ _UNMERGE_ALL = Step(0, UNMERGE, json.dumps({"target": _ALL}), (_ALL,), optional=
 
 
 @frozen
-class Standing:
+class WeightState:
     """What is known of the weights that a worker has. A version of None: nothing.
 
     `base`: up to which version it has the changes of the weights; `loras`: those of LoRAs.
@@ -190,4 +190,4 @@ class Standing:
     doubt: bool = False
 
 
-FRESH = Standing()
+FRESH = WeightState()

@@ -15,12 +15,12 @@ from router.pool.weights.recipe import (
     SET_LORA,
     TENSOR,
     UNMERGE,
-    Standing,
     Step,
+    WeightState,
     step_of,
 )
 
-HAS_ALL = Standing(base=9, loras=9)
+HAS_ALL = WeightState(base=9, loras=9)
 
 
 def recipe(*calls: tuple[str, dict[str, Any]]) -> Recipe:
@@ -34,7 +34,7 @@ def recipe(*calls: tuple[str, dict[str, Any]]) -> Recipe:
     return made
 
 
-def numbers(made: Recipe, has: Standing = FRESH) -> list[int]:
+def numbers(made: Recipe, has: WeightState = FRESH) -> list[int]:
     """The versions of the steps that it is sent; 0: one that is of no version."""
     plan = made.plan(has, "start")
     assert plan.blocked is None
@@ -55,8 +55,8 @@ def lora(path: str, target: object = "all") -> tuple[str, dict[str, Any]]:
 def test_a_full_update_replaces_what_came_before() -> None:
     made = recipe(FULL, part("vae"), FULL, part("vae"), part("text"))
     assert numbers(made) == [3, 4, 5]
-    assert numbers(made, Standing(base=3)) == [4, 5]
-    assert numbers(made, Standing(base=4)) == [5]
+    assert numbers(made, WeightState(base=3)) == [4, 5]
+    assert numbers(made, WeightState(base=4)) == [5]
     assert numbers(made, HAS_ALL) == []
 
 
@@ -64,15 +64,15 @@ def test_of_each_module_the_last_partial_update_counts() -> None:
     assert numbers(recipe(part("vae"), part("vae"))) == [2]
     assert numbers(recipe(part("vae"), part("text", "vae"), part("text"))) == [2, 3]
     # The weights of the start are the ground of these: where they are lost they come first.
-    assert numbers(recipe(part("vae")), Standing(base=None)) == [0, 1]
-    assert numbers(recipe(FULL, part("vae")), Standing(base=None)) == [1, 2]
+    assert numbers(recipe(part("vae")), WeightState(base=None)) == [0, 1]
+    assert numbers(recipe(FULL, part("vae")), WeightState(base=None)) == [1, 2]
 
 
 def test_tensors_block_those_that_missed_them() -> None:
     made = recipe(FULL, (TENSOR, {}), part("vae"))
     assert made.plan(FRESH, "start").blocked
-    assert made.plan(Standing(base=None), "start").blocked
-    assert numbers(made, Standing(base=2)) == [3]
+    assert made.plan(WeightState(base=None), "start").blocked
+    assert numbers(made, WeightState(base=2)) == [3]
     assert numbers(made.then(step_of(DISK, "{}", {}, 4))) == [4]
 
 
@@ -87,7 +87,7 @@ def test_loras_of_each_target() -> None:
 def test_what_was_taken_out_is_not_put_in() -> None:
     made = recipe(lora(SET_LORA), lora(UNMERGE))
     assert numbers(made) == []
-    assert numbers(made, Standing(loras=1, wrapped=True)) == [1, 2]
+    assert numbers(made, WeightState(loras=1, wrapped=True)) == [1, 2]
     assert numbers(recipe(lora(SET_LORA), lora(UNMERGE), lora(MERGE))) == [1, 3]
     assert numbers(recipe(lora(UNMERGE))) == []
     # What merges nothing any more is not sent before there is something to merge.
@@ -95,30 +95,30 @@ def test_what_was_taken_out_is_not_put_in() -> None:
 
 
 def test_an_unknown_lora_is_taken_out_first() -> None:
-    [step] = Recipe().plan(Standing(loras=None, wrapped=True), "start").steps
+    [step] = Recipe().plan(WeightState(loras=None, wrapped=True), "start").steps
     assert (step.path, step.optional) == (UNMERGE, True)
-    assert numbers(recipe(lora(SET_LORA)), Standing(loras=None, wrapped=True)) == [1]
-    assert numbers(recipe(lora(SET_LORA, "t")), Standing(loras=None, wrapped=True)) == [0, 1]
+    assert numbers(recipe(lora(SET_LORA)), WeightState(loras=None, wrapped=True)) == [1]
+    assert numbers(recipe(lora(SET_LORA, "t")), WeightState(loras=None, wrapped=True)) == [0, 1]
 
 
 def test_wrapped_layers_cannot_be_updated() -> None:
-    wrapped = Standing(base=0, loras=0, wrapped=True)
+    wrapped = WeightState(base=0, loras=0, wrapped=True)
     assert recipe(FULL).plan(wrapped, "start").blocked
-    assert Recipe().plan(Standing(base=None, wrapped=True), "start").blocked
+    assert Recipe().plan(WeightState(base=None, wrapped=True), "start").blocked
     assert numbers(recipe(lora(SET_LORA)), wrapped) == [1]
 
 
 def test_in_doubt_it_may_be_fresh() -> None:
     made = recipe(FULL, lora(SET_LORA))
-    assert numbers(made, Standing(2, 2, wrapped=True, doubt=True)) == [1, 2]
-    assert numbers(recipe(lora(SET_LORA)), Standing(0, 1, wrapped=True, doubt=True)) == [1]
-    assert numbers(Recipe(), Standing(doubt=True)) == []
-    assert made.plan(Standing(0, 2, wrapped=True, doubt=True), "start").blocked
+    assert numbers(made, WeightState(2, 2, wrapped=True, doubt=True)) == [1, 2]
+    assert numbers(recipe(lora(SET_LORA)), WeightState(0, 1, wrapped=True, doubt=True)) == [1]
+    assert numbers(Recipe(), WeightState(doubt=True)) == []
+    assert made.plan(WeightState(0, 2, wrapped=True, doubt=True), "start").blocked
 
 
 def test_without_a_path_of_its_own() -> None:
-    assert Recipe().plan(Standing(base=None), None).blocked
-    assert recipe(FULL).plan(Standing(base=None), None).blocked is None
+    assert Recipe().plan(WeightState(base=None), None).blocked
+    assert recipe(FULL).plan(WeightState(base=None), None).blocked is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from attrs import define, evolve
 
 from ..worker import Worker
 from .ledger import Change, Kind, Ledger, WeightRecord
-from .recipe import FRESH, Standing
+from .recipe import FRESH, WeightState
 
 
 @define(eq=False)
@@ -14,7 +14,7 @@ class WorkerWeights:
     """What is known of one worker's weights."""
 
     model: str | None = None
-    standing: Standing = FRESH
+    state: WeightState = FRESH
     version: int = 0  # of the last ledger entry of which it had all; UNKNOWN_VERSION
     fenced: bool = False  # a change has it
     change: Change | None = None  # which one
@@ -27,35 +27,37 @@ class WorkerWeights:
     ended: bool = False  # it was launched, so its process ended when it left
     claim: int | None = None  # what its owner says that it has, until its model is known
 
-    def record(self, url: str, standing: Standing | None = None) -> WeightRecord:
-        """What outlives the router; with `standing`, as if that were its own."""
-        has = standing or self.standing
+    def record(self, url: str, state: WeightState | None = None) -> WeightRecord:
+        """What outlives the router; with `state`, as if that were its own."""
+        has = state or self.state
         return WeightRecord(url, self.model, has.base, has.loras, has.wrapped, self.unproven)
 
 
-def at_version(ledger: Ledger, version: int, wrapped: bool) -> Standing:
-    """The standing of a worker that has this version of the ledger."""
+def at_version(ledger: Ledger, version: int, wrapped: bool) -> WeightState:
+    """The state of a worker that has this version of the ledger."""
     recipe = ledger.recipe
     if version == ledger.version:
-        return Standing(recipe.base_version, recipe.lora_version, wrapped)
+        return WeightState(recipe.base_version, recipe.lora_version, wrapped)
     if version <= ledger.since and version not in (0, recipe.opaque):
-        return Standing(None, None, wrapped)
-    return Standing(min(version, recipe.base_version), min(version, recipe.lora_version), wrapped)
+        return WeightState(None, None, wrapped)
+    return WeightState(
+        min(version, recipe.base_version), min(version, recipe.lora_version), wrapped
+    )
 
 
-def without(standing: Standing, *, base: bool, loras: bool) -> Standing:
-    """What is left of a standing where a call for these parts has an unknown outcome."""
+def without(state: WeightState, *, base: bool, loras: bool) -> WeightState:
+    """What is left of a state where a call for these parts has an unknown outcome."""
     if loras:
-        standing = evolve(standing, loras=None, wrapped=True)
-    return evolve(standing, base=None) if base else standing
+        state = evolve(state, loras=None, wrapped=True)
+    return evolve(state, base=None) if base else state
 
 
-def lost_by(standing: Standing, change: Change) -> Standing:
-    """What is left of a standing when the outcome of the change is not known."""
-    return without(standing, base=change.kind is not Kind.LORA, loras=change.has_lora)
+def lost_by(state: WeightState, change: Change) -> WeightState:
+    """What is left of a state when the outcome of the change is not known."""
+    return without(state, base=change.kind is not Kind.LORA, loras=change.has_lora)
 
 
-def after(has: Standing, change: Change, was_current: bool) -> Standing:
+def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     """What a worker has after it applied the change, as far as it had what came before."""
     assert change.version is not None
     assert change.before is not None
@@ -65,20 +67,20 @@ def after(has: Standing, change: Change, was_current: bool) -> Standing:
     # With a transaction its owner says what they have now, but not where it only adds a little.
     vouched = change.kind is Kind.TRANSACTION and (new.opaque or new.is_full)
     if was_current or vouched:
-        return Standing(new.base_version, new.lora_version, wrapped)
+        return WeightState(new.base_version, new.lora_version, wrapped)
     base, loras = has.base, has.loras
     if change.is_full:
         base = change.version
         if has.doubt:
             loras = None if new.lora_version else 0
-        return Standing(base, loras, wrapped)
+        return WeightState(base, loras, wrapped)
     if has.doubt:
         return has if not lora else evolve(has, loras=None, wrapped=True)
     if lora:
         loras = change.version if loras == change.before.lora_version else None
     elif base is not None and base >= change.before.base_version:
         base = change.version
-    return Standing(base, loras, wrapped)
+    return WeightState(base, loras, wrapped)
 
 
 def why_not_current(

@@ -10,12 +10,12 @@ from ..match import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
 from .ledger import Change, Keep, Ledger
-from .recipe import DISK, SET_LORA, TENSOR, Plan, Recipe, Standing
-from .standing import WorkerWeights, why_not_current
+from .recipe import DISK, SET_LORA, TENSOR, Plan, Recipe, WeightState
+from .state import WorkerWeights, why_not_current
 
 
-class Standings:
-    """The ledgers by model, and the standing of every worker; changed by `Ledgers` alone."""
+class LedgerView:
+    """The ledgers by model, and the state of every worker; changed by `Ledgers` alone."""
 
     def __init__(self, registry: Registry, store: Keep, gating: bool) -> None:
         self.gating = gating
@@ -51,8 +51,8 @@ class Standings:
         pool = [w for w, known in self._known.items() if (known.model or known.former) == model]
         return bool(pool) and all(worker.origin is Origin.LAUNCHED for worker in pool)
 
-    def standing(self, worker: Worker) -> Standing:
-        return self._of(worker).standing
+    def weight_state(self, worker: Worker) -> WeightState:
+        return self._of(worker).state
 
     def plan(self, worker: Worker) -> Plan:
         """What the worker must be sent to be at its ledger's entry; pending changes come on top."""
@@ -77,7 +77,7 @@ class Standings:
         where it is not known which LoRA is there."""
         if path in (DISK, TENSOR, ""):
             return True
-        if path != SET_LORA and self.standing(worker).loras is None:
+        if path != SET_LORA and self.weight_state(worker).loras is None:
             return False
         plan = self.plan(worker)
         return plan.blocked is None and all(step.is_lora for step in plan.steps)
@@ -89,7 +89,7 @@ class Standings:
 
     def had_lora(self, workers: Iterable[Worker]) -> list[Worker]:
         """Those whose process had a LoRA, or may have had: updates would miss some layers."""
-        return [worker for worker in workers if self.standing(worker).wrapped]
+        return [worker for worker in workers if self.weight_state(worker).wrapped]
 
     def _settle_all(self, model: str) -> None:
         for worker, known in list(self._known.items()):
@@ -107,7 +107,7 @@ class Standings:
             known.failure = known.reason = None
             known.version = ledger.version if ledger else 0
         else:
-            if known.standing.base is None or known.standing.loras is None:
+            if known.state.base is None or known.state.loras is None:
                 known.version = UNKNOWN_VERSION
             # A pending change may set all that is missing.
             if ledger is not None and not ledger.pending:
@@ -136,14 +136,14 @@ class Standings:
 
     def _plan(self, worker: Worker, recipe: Recipe) -> Plan:
         can = worker.capabilities
-        return recipe.plan(self.standing(worker), can.model_path if can else None)
+        return recipe.plan(self.weight_state(worker), can.model_path if can else None)
 
     def _of(self, worker: Worker) -> WorkerWeights:
         return self._known.get(worker) or self._left.get(worker.url) or WorkerWeights()
 
-    def _put(self, worker: Worker, standing: Standing) -> None:
+    def _put(self, worker: Worker, state: WeightState) -> None:
         known = self._of(worker)
-        known.standing = standing
-        known.unproven = known.unproven and standing.doubt
+        known.state = state
+        known.unproven = known.unproven and state.doubt
         if worker in self._known:
             self._store.put(known.record(worker.url))
