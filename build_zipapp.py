@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
+import json
 import os
 import re
 import shutil
@@ -77,6 +78,7 @@ class Part:
     def __init__(self, info: importlib.metadata.Distribution) -> None:
         self.name: str = info.metadata["Name"]
         self.version: str = info.version
+        self.licence: str | None = info.metadata["License-Expression"]
         self.files: list[PurePosixPath] = []
         self.native_modules: set[str] = set()
         for file in info.files or ():
@@ -303,14 +305,14 @@ def archive(tree: Path) -> bytes:
     return data.getvalue()
 
 
-def replace(output: Path, content: bytes) -> None:
+def replace(output: Path, content: bytes, *, mode: int) -> None:
     """Write `output` so that nobody ever sees half of it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(name, 0o755)
+        os.chmod(name, mode)
         os.replace(name, output)
     except BaseException:
         os.unlink(name)
@@ -331,8 +333,38 @@ def step(words: str) -> Iterator[None]:
     print(f"  done in {time.monotonic() - start:.1f} s", flush=True)
 
 
-def build(output: Path, root: Path = ROOT) -> None:
-    """Build the file `output` from the checkout `root`; raises `BuildError`."""
+def bill_of_materials(parts: Sequence[Part], version: str, digest: str) -> bytes:
+    """What the file is made of, as CycloneDX 1.5 has it. The same for the same file."""
+    name = "sglang-diffusion-router"
+    made = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "application",
+                "name": name,
+                "version": version,
+                "hashes": [{"alg": "SHA-256", "content": digest}],
+            }
+        },
+        "components": [
+            {
+                "type": "library",
+                "name": part.name,
+                "version": part.version,
+                "purl": f"pkg:pypi/{part.name.lower().replace('_', '-')}@{part.version}",
+                **({"licenses": [{"expression": part.licence}]} if part.licence else {}),
+            }
+            for part in parts
+        ],
+    }
+    return (json.dumps(made, indent=2) + "\n").encode()
+
+
+def build(output: Path, root: Path = ROOT, *, sbom: Path | None = None) -> None:
+    """Build the file `output` from the checkout `root`, and its bill of materials `sbom`; raises
+    `BuildError`."""
     with tempfile.TemporaryDirectory(prefix="router-pyz-") as name:
         scratch = Path(name).resolve()
         site, tree = scratch / "site", scratch / "tree"
@@ -349,8 +381,10 @@ def build(output: Path, root: Path = ROOT) -> None:
         stripped = ", ".join(part.name for part in parts if part.native_modules)
         with step(f"Importing {len(parts)} packages without native code (had some: {stripped})"):
             check_imports(scratch / "router.pyz", parts, own_modules(tree))
-    replace(output, content)
     digest = hashlib.sha256(content).hexdigest()
+    replace(output, content, mode=0o755)
+    if sbom is not None:
+        replace(sbom, bill_of_materials(parts, version, digest), mode=0o644)
     print(f"{output}: router {version}, {len(content) / 1e6:.1f} MB, sha256 {digest}")
 
 
@@ -366,9 +400,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="where to write it (default: dist/router.pyz beside this script)",
     )
-    output: Path = parser.parse_args(argv).output
+    parser.add_argument(
+        "--sbom",
+        type=Path,
+        metavar="FILE",
+        help="write here what it is made of, too (CycloneDX, JSON)",
+    )
+    given = parser.parse_args(argv)
     try:
-        build(output)
+        build(given.output, sbom=given.sbom)
     except BuildError as error:
         print(f"build_zipapp.py: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """Everything that is checked before a change goes in: `.venv/bin/nox`, or one part: `nox -s tests`.
 
-    lint     ruff: rules and formatting (`ruff format` repairs the latter)
+    lint     ruff: rules and formatting (`nox -s fix` repairs what it can)
     types    mypy, strict
     tests    all tests but the e2e ones, on the oldest and the newest of the Pythons below that are
              installed; SMOKE on the others
@@ -9,6 +9,7 @@
 
 Only when named:
 
+    fix      repairs style: ruff's own repairs, and formatting
     lock     renews the lock files after a change of the dependencies in pyproject.toml; keeps the
              versions that still fit. `nox -s lock -- --upgrade` takes the newest ones.
     bench    the benchmarks
@@ -66,6 +67,13 @@ def lint(session: nox.Session) -> None:
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(default=False)
+def fix(session: nox.Session) -> None:
+    install(session)
+    session.run("ruff", "check", "--fix", ".")
+    session.run("ruff", "format", ".")
 
 
 @nox.session

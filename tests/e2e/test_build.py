@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import marshal
 import os
 import re
@@ -48,11 +49,14 @@ def files(router_pyz: Path) -> dict[str, bytes]:
         return {name: archived.read(name) for name in archived.namelist()}
 
 
-def test_two_builds_are_the_same_bytes(router_pyz: Path, tmp_path: Path) -> None:
+def test_two_builds_are_the_same_bytes(
+    router_pyz: Path, files: dict[str, bytes], tmp_path: Path
+) -> None:
     again = tmp_path / "elsewhere" / "again.pyz"
+    bill = tmp_path / "elsewhere" / "bill.json"
 
     done = run(
-        *(sys.executable, "-O", ROOT / "build_zipapp.py", "--output", again),
+        *(sys.executable, "-O", ROOT / "build_zipapp.py", "--output", again, "--sbom", bill),
         PYTHONHASHSEED="12345",
         TMPDIR=str(tmp_path),
         TZ="Asia/Tokyo",
@@ -64,7 +68,15 @@ def test_two_builds_are_the_same_bytes(router_pyz: Path, tmp_path: Path) -> None
     )
     digest = re.search(r"sha256 ([0-9a-f]{64})", done.stdout)
     assert digest is not None
-    assert list(again.parent.iterdir()) == [again]
+    assert sorted(again.parent.iterdir()) == [again, bill]
+    made = json.loads(bill.read_bytes())
+    assert made["metadata"]["component"]["hashes"][0]["content"] == digest[1]
+    listed = {f"{part['name']}-{part['version']}".lower() for part in made["components"]}
+    inside = {name.split(".dist-info/")[0] for name in files if ".dist-info/" in name}
+    inside = {name.replace("_", "-") for name in inside}
+    assert {name.replace("_", "-") for name in listed} == {
+        name for name in inside if not name.startswith("sglang-diffusion-router")
+    }
 
 
 def test_the_file_is_executable(router_pyz: Path) -> None:

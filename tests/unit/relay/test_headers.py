@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -214,6 +215,7 @@ def in_a_while(**delay: int) -> bytes:
         (b"1e9", b"", 1, 1),
         (b"9" * 5000, b"", 1, 1),
     ],
+    ids=itertools.count(),  # the dates differ in each process
 )
 def test_how_long_a_worker_asks_to_be_left_alone(
     asked: bytes, date: bytes, least: float, most: float
