@@ -34,9 +34,9 @@ with `{"fault": NAME, ...}` adds one. They are, with their parameters (see `faul
 
 The control port, one above the worker's, takes the same requests and is never closed by a fault.
 
-Where it differs from the real worker on purpose: images are always PNG; files are made when they
-are asked for and `file_path` names no file; every video model can do realtime video; durations
-come from a cost model (`cost.py`); there is no `/docs`.
+Where it differs from the real worker on purpose: images are always PNG; videos are at most 320
+pixels along; files are made when they are asked for and `file_path` names no file; every video
+model can do realtime video; durations come from a cost model (`cost.py`); there is no `/docs`.
 """
 
 from .config import WorkerConfig

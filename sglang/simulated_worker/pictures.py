@@ -2,25 +2,33 @@
 
 Every picture follows from its `Recipe` alone, so two workers with equal weights answer equal bytes,
 and a test can say from the bytes which weights made a picture: `expected_image` makes what a worker
-would have made, `made_by` reads what the picture says about itself.
+would have made, `made_by` reads what the picture says about itself. A person reads it off the
+picture: a landscape (`scenery.py`), whose colours the weights choose and whose shapes prompt and
+seed choose, above a caption with prompt, seed, size, steps and the first digits of the weights.
 
-The drawing is smooth "plasma": waves along x, each shifted from row to row, summed and mapped to
-colours. All per-pixel work is done on whole rows as big integers or by `bytes.translate`, which
-takes some 50 ms for 1024x1024; call it from a thread.
+A picture of 1024x1024 takes some 40 ms; call it from a thread.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import random
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
+from . import lettering
+from .scenery import Colour, Dice, Look, Scene, mix
+from .weights import digest
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MAX_PERIOD = 4096
+_WHITE = (255, 255, 255)
+_SHOWN_DIGITS = 8
+_LEAST_SIDE = 128
+"""Smaller pictures have no caption."""
+_LONGEST_PROMPT = 2000
+_MOST_FACT_LINES = 5
 
 
 @frozen
@@ -37,6 +45,10 @@ class Recipe:
     inputs: str = ""
     """Digest of the uploaded pictures; empty where there are none."""
 
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"
+
     def digest(self) -> bytes:
         text = "\0".join(
             (
@@ -44,12 +56,26 @@ class Recipe:
                 self.lora,
                 self.prompt,
                 str(self.seed),
-                f"{self.width}x{self.height}",
+                self.size,
                 str(self.steps),
                 self.inputs,
             )
         )
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+    def facts(self) -> list[str]:
+        """What a caption says below the prompt."""
+        identities = {
+            "weights": self.weights,
+            "lora": self.lora,
+            "input": self.inputs and digest(self.inputs),
+        }
+        return [
+            f"seed {self.seed}",
+            self.size,
+            f"{self.steps} steps",
+            *(f"{name} {told[:_SHOWN_DIGITS]}" for name, told in identities.items() if told),
+        ]
 
 
 def expected_image(
@@ -86,22 +112,9 @@ def made_by(png: bytes) -> dict[str, str]:
 
 def render(recipe: Recipe) -> bytes:
     """The picture as a truecolour PNG."""
-    drawing = _Drawing(recipe)
-    width, height = recipe.width, recipe.height
-    row_bytes = 3 * width
     squeeze = zlib.compressobj(1)
-    high = int.from_bytes(b"\x80" * row_bytes, "little")
-    low = int.from_bytes(b"\x7f" * row_bytes, "little")
-    above = 0
-    parts = []
-    row = bytearray(row_bytes)
-    for y in range(height):
-        row[0::3], row[1::3], row[2::3] = drawing.row(y)
-        here = int.from_bytes(row, "little")
-        # PNG filter 2 ("up"): each byte less the one above it, all bytes of the row at once
-        change = ((here | high) - (above & low)) ^ ((here ^ above ^ high) & high)
-        parts.append(squeeze.compress(b"\x02" + change.to_bytes(row_bytes, "little")))
-        above = here
+    # unfiltered: the sky is runs of one colour, and what is below repeats the row above, shifted
+    parts = [squeeze.compress(b"\0" + row) for row in _drawn(recipe).rows()]
     parts.append(squeeze.flush())
     told = {
         "Software": "simulated_worker",
@@ -110,10 +123,11 @@ def render(recipe: Recipe) -> bytes:
         "seed": str(recipe.seed),
         "steps": str(recipe.steps),
     }
+    header = struct.pack(">IIBBBBB", recipe.width, recipe.height, 8, 2, 0, 0, 0)
     return b"".join(
         (
             PNG_SIGNATURE,
-            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+            chunk(b"IHDR", header),
             *(chunk(b"tEXt", f"{k}\0{v}".encode("latin-1")) for k, v in told.items()),
             chunk(b"IDAT", b"".join(parts)),
             chunk(b"IEND", b""),
@@ -123,29 +137,12 @@ def render(recipe: Recipe) -> bytes:
 
 def raw_frame(recipe: Recipe) -> bytes:
     """The picture as bare pixels: 3 bytes each, row by row."""
-    drawing = _Drawing(recipe)
-    rows = bytearray(3 * recipe.width * recipe.height)
-    lines = [drawing.row(y) for y in range(recipe.height)]
-    rows[0::3], rows[1::3], rows[2::3] = (b"".join(side) for side in zip(*lines, strict=True))
-    return bytes(rows)
+    return b"".join(_drawn(recipe).rows())
 
 
-def render_frames(recipe: Recipe, count: int) -> list[bytes]:
-    """`count` palette PNGs of one drawing whose colours go round once: a loop without a seam."""
-    drawing = _Drawing(recipe)
-    width, height = recipe.width, recipe.height
-    squeeze = zlib.compressobj(1)
-    parts = [squeeze.compress(b"\x00" + drawing.field(y)) for y in range(height)]
-    parts.append(squeeze.flush())
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-    pixels = chunk(b"IDAT", b"".join(parts))
-    colours = b"".join(bytes(rgb) for rgb in zip(*drawing.colours, strict=True))
-    frames = []
-    for index in range(count):
-        turn = 3 * (256 * index // count)
-        palette = chunk(b"PLTE", colours[turn:] + colours[:turn])
-        frames.append(PNG_SIGNATURE + header + palette + pixels + chunk(b"IEND", b""))
-    return frames
+def _drawn(recipe: Recipe) -> Drawing:
+    """In the size that the recipe says."""
+    return Drawing(recipe, recipe.width, recipe.height)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -153,92 +150,97 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-class _Drawing:
-    """Rows of a picture; everything random about it comes from the recipe's digest."""
+class Drawing:
+    """The picture of a recipe in any size, in colours of any `kind`."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        dice = random.Random(recipe.digest())
-        self._width = recipe.width
-        scale = max(recipe.width, recipe.height, 16)
-        self._waves = [self._wave(dice, scale, top) for top in (100, 70, 50)]
-        self._glow = self._wave(dice, scale, 200)
-        self._mask = int.from_bytes(b"\x7f" * recipe.width, "little")
-        self.colours = _gradient(dice)
-
-    def _wave(self, dice: random.Random, scale: int, top: int) -> tuple[bytes, list[int]]:
-        """A wave of bytes in 0..`top` that repeats, and its shift for each row."""
-        period = max(8, min(_MAX_PERIOD, int(scale * dice.uniform(0.7, 1.6))))
-        second = dice.choice((2, 3))
-        lift, turn = dice.uniform(0.2, 0.45), dice.uniform(0, math.tau)
-        norm = top / (2 * (1 + lift))
-        one = bytes(
-            int(
-                norm
-                * (
-                    1
-                    + lift
-                    + math.sin(math.tau * x / period)
-                    + lift * math.sin(second * math.tau * x / period + turn)
-                )
-            )
-            for x in range(period)
+    def __init__(
+        self,
+        recipe: Recipe,
+        width: int,
+        height: int,
+        kind: Callable[[Colour], Colour] = lambda rgb: rgb,
+    ) -> None:
+        dice = Dice(recipe.weights, recipe.lora)
+        look = Look.of(dice, kind)
+        caption = _caption(recipe, width, height)
+        self._ground = height - sum(times for times, _ in caption)
+        self._scene = Scene(
+            look,
+            dice.between(60, 256),
+            Dice(recipe.prompt, str(recipe.seed), recipe.inputs),
+            Dice(recipe.digest().hex()),
+            width,
+            self._ground,
         )
-        sway, pace = scale * dice.uniform(0.08, 0.3), dice.uniform(0.6, 1.8) * math.tau / scale
-        lean, phase = dice.uniform(-0.9, 0.9), dice.uniform(0, math.tau)
-        shifts = [
-            int(lean * y + sway * math.sin(pace * y + phase)) % period for y in range(scale + 1)
+        self.inks = (look.near, mix(look.sun, kind(_WHITE), 160), mix(look.mist, look.sun, 120))
+        """Of the caption: its ground, the prompt, the facts."""
+        self._tables = [bytes(ink[c] for ink in self.inks) + bytes(253) for c in range(3)]
+        self._caption = caption
+
+    def planes(self, sway: int = 0) -> list[list[bytes]]:
+        """The rows of each of the three channels."""
+        pixels, stride = self._scene.columns(sway), 3 * self._ground
+        return [
+            [pixels[3 * y + channel :: stride] for y in range(self._ground)]
+            + [row for times, ink in self._caption for row in [ink.translate(table)] * times]
+            for channel, table in enumerate(self._tables)
         ]
-        return one * (self._width // period + 2), shifts
 
-    def _slice(self, wave: tuple[bytes, list[int]], y: int) -> bytes:
-        line, shifts = wave
-        start = shifts[y]
-        return line[start : start + self._width]
-
-    def field(self, y: int) -> bytes:
-        """The heights of row y, 0..220: the sum of three waves, which cannot overflow a byte."""
-        total = sum(int.from_bytes(self._slice(wave, y), "little") for wave in self._waves)
-        return total.to_bytes(self._width, "little")
-
-    def row(self, y: int) -> tuple[bytes, bytes, bytes]:
-        """Red, green and blue of row y: the colours of the heights, mixed with a soft light."""
-        heights = self.field(y)
-        glow = self._half(self._slice(self._glow, y))
-        red, green, blue = (
-            (self._half(heights.translate(table)) + glow).to_bytes(self._width, "little")
-            for table in self.colours
-        )
-        return red, green, blue
-
-    def _half(self, line: bytes) -> int:
-        return (int.from_bytes(line, "little") >> 1) & self._mask
+    def rows(self) -> Iterator[bytes]:
+        """The rows, three bytes for each pixel."""
+        for planes in zip(*self.planes(), strict=True):
+            row = bytearray(3 * len(planes[0]))
+            row[0::3], row[1::3], row[2::3] = planes
+            yield bytes(row)
 
 
-def _gradient(dice: random.Random) -> tuple[bytes, bytes, bytes]:
-    """Three tables of 256: a gradient through five colours and back to the first."""
-    hue, spread = dice.random(), dice.uniform(0.12, 0.3)
-    stops = [
-        _rgb(hue + spread * dice.uniform(-1, 1), dice.uniform(0.35, 0.8), dice.uniform(0.3, 0.8))
-        for _ in range(5)
-    ]
-    stops.append(stops[0])
-    tables: list[bytes] = []
-    for channel in range(3):
-        table = bytearray()
-        for index in range(256):
-            place, part = divmod(index * 5 / 256, 1)
-            soft = part * part * (3 - 2 * part)
-            a, b = stops[int(place)][channel], stops[int(place) + 1][channel]
-            table.append(int(a + (b - a) * soft))
-        tables.append(bytes(table))
-    return tables[0], tables[1], tables[2]
+def _caption(recipe: Recipe, width: int, height: int) -> list[tuple[int, bytes]]:
+    """The rows of the caption: how often each comes, and its points: 1 and 2 for two inks.
+
+    The prompt is as large as a fifth of the picture allows; at the smallest size it is cut to what
+    leaves half of the picture. Empty for a picture that is too small.
+    """
+    if min(width, height) < _LEAST_SIDE:
+        return []
+    scale = max(1, (min(width, height) + 160) // 320)
+    margin = 8 * scale
+    room = width - 2 * margin
+    facts = lettering.wrap(_unbroken(recipe.facts()), room // scale)[:_MOST_FACT_LINES]
+    prompt = lettering.plain(recipe.prompt[:_LONGEST_PROMPT])
+    for big in range(2 * scale, scale - 1, -1):
+        title = lettering.wrap(prompt, room // big)
+        if len(title) * _line(big) <= height // 5:
+            break
+    title = _balanced(title, prompt, room // big)
+    most = (height // 2 - 2 * margin - 2 * scale - len(facts) * _line(scale)) // _line(big)
+    if len(title) > max(1, most):
+        title = title[: max(1, most)]
+        title[-1] = title[-1][:-3] + "..."
+    rows: list[tuple[int, bytes]] = [(margin, bytes(width))]
+    for lines, size, ink in ((title, big, 1), (facts, scale, 2)):
+        for line in lines:
+            for points in lettering.rows(line, size):
+                row = bytes(margin) + points.replace(b"\1", bytes([ink]))
+                rows.append((size, row[:width].ljust(width, b"\0")))
+            rows.append((2 * size, bytes(width)))
+        rows.append((2 * scale, bytes(width)))
+    return [*rows, (margin - 4 * scale, bytes(width))]
 
 
-def _rgb(hue: float, saturation: float, lightness: float) -> tuple[int, int, int]:
-    reach = saturation * min(lightness, 1 - lightness)
+def _balanced(lines: list[str], text: str, room: int) -> list[str]:
+    """As many lines, of nearly the same length: no single word is left for the last one."""
+    for share in range(15, 7, -1):
+        narrower = lettering.wrap(text, room * share // 16)
+        if len(narrower) > len(lines):
+            break
+        lines = narrower
+    return lines
 
-    def part(offset: float) -> int:
-        k = (offset + hue * 12) % 12
-        return int(255 * (lightness - reach * max(-1.0, min(k - 3, 9 - k, 1.0))))
 
-    return part(0), part(8), part(4)
+def _line(scale: int) -> int:
+    return (lettering.HEIGHT + 2) * scale
+
+
+def _unbroken(facts: list[str]) -> str:
+    """Lines break between facts, not within one."""
+    return "  ".join(fact.replace(" ", "\xa0") for fact in facts)

@@ -55,7 +55,7 @@ def test_a_job_runs_to_its_file(run_worker: Run, tmp_path: Path) -> None:
         assert done["file_paths"] == [done["file_path"]]
         content = await client.get(f"/v1/videos/{job['id']}/content")
         assert content.headers["content-type"] == "video/mp4"
-        assert await boxes(content.content) == [b"ftyp", b"mdat", b"moov"]
+        assert await boxes(content.content) == [b"ftyp", b"moov", b"mdat"]
         part = await client.get(f"/v1/videos/{job['id']}/content", headers={"range": "bytes=4-7"})
         assert (part.status_code, part.content) == (206, b"ftyp")
         (tmp_path / "v.mp4").write_bytes(content.content)
@@ -72,7 +72,7 @@ def test_a_job_runs_to_its_file(run_worker: Run, tmp_path: Path) -> None:
             text=True,
             check=True,
         )
-        assert (told.stdout.strip(), told.stderr) == ("png,64,48,8/1,12", "")
+        assert (told.stdout.strip(), told.stderr) == ("h264,64,48,8/1,12", "")
 
 
 def test_progress_grows_and_jobs_wait_for_each_other(run_worker: Run) -> None:
