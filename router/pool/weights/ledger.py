@@ -7,22 +7,12 @@ one takes a copy. What only this process knows of them is not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 from attrs import define, field, frozen
 
 from ...text import from_json
 from .recipe import DISK, TENSOR, Recipe, Step, step_of
-
-
-class Kind(StrEnum):
-    """What a change changes, and whether it can be repeated."""
-
-    DISK = "disk"
-    LORA = "lora"
-    TENSOR = "tensor"
-    TRANSACTION = "transaction"  # `POST /weights/begin` to commit
 
 
 @define(eq=False)
@@ -64,12 +54,14 @@ class Change:
         return content if isinstance(content, dict) else {}
 
     @property
-    def kind(self) -> Kind:
-        if self.path == DISK:
-            return Kind.DISK
-        if self.path == TENSOR:
-            return Kind.TENSOR
-        return Kind.LORA if self.path else Kind.TRANSACTION
+    def is_transaction(self) -> bool:
+        """Whether it is made of several calls, from `POST /weights/begin` to commit."""
+        return not self.path
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it is one LoRA call, which leaves the weights themselves alone."""
+        return self.path not in ("", DISK, TENSOR)
 
     @property
     def name(self) -> str:
@@ -79,12 +71,12 @@ class Change:
     @property
     def has_lora(self) -> bool:
         """Whether a part of it is a LoRA call."""
-        return self.kind is Kind.LORA or any(step.is_lora for step in self.steps)
+        return self.is_lora or any(step.is_lora for step in self.steps)
 
     @property
     def is_full(self) -> bool:
         """Whether it sets all weights, whatever they were before."""
-        return self.kind is Kind.DISK and self.step(0).is_full
+        return self.path == DISK and self.step(0).is_full
 
     def step(self, version: int) -> Step:
         """The step that it is in the ledger."""
@@ -92,9 +84,9 @@ class Change:
 
     def applied_to(self, recipe: Recipe, version: int) -> Recipe:
         """The recipe after it."""
-        if self.kind is Kind.TENSOR:
+        if self.path == TENSOR:
             return recipe.then_opaque(version)
-        if self.kind is Kind.TRANSACTION:
+        if self.is_transaction:
             for step in self.steps:
                 recipe = recipe.then(Step(version, step.path, step.body, step.modules))
             return recipe.then_opaque(version) if self.opaque or not self.steps else recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, evolve
 
 from ..worker import Worker
-from .ledger import Change, Kind, Ledger, WeightRecord
+from .ledger import Change, Ledger, WeightRecord
 from .recipe import FRESH, WeightState
 
 
@@ -54,7 +54,7 @@ def without(state: WeightState, *, base: bool, loras: bool) -> WeightState:
 
 def lost_by(state: WeightState, change: Change) -> WeightState:
     """What is left of a state when the outcome of the change is not known."""
-    return without(state, base=change.kind is not Kind.LORA, loras=change.has_lora)
+    return without(state, base=not change.is_lora, loras=change.has_lora)
 
 
 def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
@@ -65,7 +65,7 @@ def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     lora = change.has_lora
     wrapped = has.wrapped or lora
     # With a transaction its owner says what they have now, but not where it only adds a little.
-    vouched = change.kind is Kind.TRANSACTION and (new.opaque or new.is_full)
+    vouched = change.is_transaction and (new.opaque or new.is_full)
     if was_current or vouched:
         return WeightState(new.base_version, new.lora_version, wrapped)
     base, loras = has.base, has.loras
