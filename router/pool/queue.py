@@ -45,15 +45,16 @@ class Queue:
     most_jobs: int = 100
     strict_model: bool = False
     waiting: int = field(init=False, default=0)
-    _candidates: Candidates = field(init=False)
+    _candidates: Candidates = field(init=False, repr=False)
     # By their members, and the oldest weights that will do.
     _lines: dict[tuple[tuple[Worker, ...], int], Line] = field(init=False, factory=dict)
     _of_wants: dict[Wants, Line] = field(init=False, factory=dict)
     _of_worker: dict[Worker, Shares] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
 
-    def __attrs_post_init__(self) -> None:
-        self._look_around()
+    @_candidates.default
+    def _look_around(self) -> Candidates:
+        return Candidates(self.workers(), strict_model=self.strict_model)
 
     def add(self, waiting: Waiting) -> None:
         """A request has come."""
@@ -137,9 +138,6 @@ class Queue:
 
     # What has changed.
 
-    def _look_around(self) -> None:
-        self._candidates = Candidates(self.workers(), strict_model=self.strict_model)
-
     def _touched(self, worker: Worker) -> None:
         """The worker's slots or its prospects have changed."""
         shares = self._of_worker.get(worker)
@@ -148,20 +146,18 @@ class Queue:
         lines = list(shares.due)
         for line in lines:
             line.note(worker)
-        for line in lines:
             self._serve_special(line)
         while worker.free_slots > 0 and (due := shares.next(worker)):
             self._grant(due.pop(), worker)
         for line in lines:
             if not line.sound.members and line.wants:  # then others may do, or nobody
                 self._serve_heads(line)
-        for line in lines:
             if not able(worker, line.key.version):
                 self._refuse_hopeless(line)
 
     def _changed(self, worker: Worker) -> None:
         """What the worker can do, or whether it is there, has changed: find anew who fits what."""
-        self._look_around()
+        self._candidates = self._look_around()
         self._of_wants.clear()
         for waiting in self._regroup():
             self._line(waiting.facts.wants).enter(waiting)
