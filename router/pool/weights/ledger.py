@@ -150,16 +150,16 @@ class WeightRecord:
         return self.url
 
 
-Kept = Ledger | WeightRecord | Change
+StoredRow = Ledger | WeightRecord | Change
 
 
-class Keep(Protocol):
+class WeightStore(Protocol):
     """Where it is kept: the store."""
 
-    def put(self, record: Kept) -> None:
-        """Keep a copy, in place of that of the same key."""
+    def put(self, record: StoredRow) -> None:
+        """WeightStore a copy, in place of that of the same key."""
         ...
 
-    def delete(self, kind: type[Kept], key: str) -> None:
+    def delete(self, kind: type[StoredRow], key: str) -> None:
         """Drop it, if it is there."""
         ...

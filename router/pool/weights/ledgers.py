@@ -13,7 +13,7 @@ from .. import events
 from ..match import model_of
 from ..registry import Registry
 from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
-from .ledger import Change, Keep, Ledger, WeightRecord
+from .ledger import Change, Ledger, WeightRecord, WeightStore
 from .recipe import FRESH, Plan, Recipe, WeightState
 from .state import WorkerWeights, after, at_version, lost_by, without
 from .view import LedgerView
@@ -27,7 +27,7 @@ class Ledgers(LedgerView):
     `gating=False` (`--trust-external-weights`): every worker counts as current.
     """
 
-    def __init__(self, registry: Registry, store: Keep, *, gating: bool = True) -> None:
+    def __init__(self, registry: Registry, store: WeightStore, *, gating: bool = True) -> None:
         super().__init__(registry, store, gating)
         self._last_change = 0  # its number
         self._trusts_restored = False
@@ -50,7 +50,7 @@ class Ledgers(LedgerView):
         """The change begins on these workers: enter its intent."""
         for worker in workers:
             self._of(worker).change = change
-        self._keep_intent(change, workers, pending=False)
+        self._store_intent(change, workers, pending=False)
 
     def withdraw(self, change: Change) -> None:
         """The change was opened, but nothing has been done: it was not to be."""
@@ -119,14 +119,14 @@ class Ledgers(LedgerView):
         """No worker was called, and nobody has said a word against it. If it was pending it still
         is; else it is void."""
         if change in self.ledger(change.model).pending:
-            self._keep_intent(change, (), pending=True)
+            self._store_intent(change, (), pending=True)
         else:
             self.close(change)
 
     def defer(self, change: Change, workers: Iterable[Worker]) -> None:
         """All workers of the change sleep: it comes before anything else when one wakes."""
         self.ledger(change.model).pending.append(change)
-        self._keep_intent(change, workers, pending=True)
+        self._store_intent(change, workers, pending=True)
         self._settle_all(change.model)
 
     def commit(self, change: Change, label: str | None) -> int:
@@ -383,6 +383,6 @@ class Ledgers(LedgerView):
         self._registry.bus.publish(issued)
         return change.version
 
-    def _keep_intent(self, change: Change, workers: Iterable[Worker], *, pending: bool) -> None:
+    def _store_intent(self, change: Change, workers: Iterable[Worker], *, pending: bool) -> None:
         change.workers, change.pending = tuple(worker.url for worker in workers), pending
         self._store.put(change)

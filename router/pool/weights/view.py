@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from ..match import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
-from .ledger import Change, Keep, Ledger
+from .ledger import Change, Ledger, WeightStore
 from .recipe import DISK, SET_LORA, TENSOR, Plan, Recipe, WeightState
 from .state import WorkerWeights, why_not_current
 
@@ -17,7 +17,7 @@ from .state import WorkerWeights, why_not_current
 class LedgerView:
     """The ledgers by model, and the state of every worker; changed by `Ledgers` alone."""
 
-    def __init__(self, registry: Registry, store: Keep, gating: bool) -> None:
+    def __init__(self, registry: Registry, store: WeightStore, gating: bool) -> None:
         self.gating = gating
         self._registry = registry
         self._store = store

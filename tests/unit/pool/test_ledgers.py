@@ -11,7 +11,7 @@ from router.pool import events
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
 from router.pool.weights import Change, Ledger, Ledgers, WeightRecord
-from router.pool.weights.ledger import Kept
+from router.pool.weights.ledger import StoredRow
 from router.pool.weights.recipe import DISK, TENSOR
 from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
 from router.store.records import unstructured
@@ -23,7 +23,7 @@ class Desk:
     """Ledgers of a registry, and what they keep."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], Kept] = {}
+        self.kept: dict[tuple[str, str], StoredRow] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -37,10 +37,10 @@ class Desk:
             [row for row in rows if isinstance(row, Change)],
         )
 
-    def put(self, record: Kept) -> None:
+    def put(self, record: StoredRow) -> None:
         self.kept[record.table, record.key] = evolve(record)
 
-    def delete(self, kind: type[Kept], key: str) -> None:
+    def delete(self, kind: type[StoredRow], key: str) -> None:
         self.kept.pop((kind.table, key), None)
 
     def join(self, name: str, origin: Origin = Origin.REGISTERED) -> Worker:
