@@ -157,7 +157,7 @@ class WeightStore(Protocol):
     """Where it is kept: the store."""
 
     def put(self, record: StoredRow) -> None:
-        """WeightStore a copy, in place of that of the same key."""
+        """Store a copy, in place of that of the same key."""
         ...
 
     def delete(self, kind: type[StoredRow], key: str) -> None:

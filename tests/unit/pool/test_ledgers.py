@@ -12,7 +12,7 @@ from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
 from router.pool.weights import Change, Ledger, Ledgers, WeightRecord
 from router.pool.weights.ledger import StoredRow
-from router.pool.weights.recipe import DISK, TENSOR
+from router.pool.weights.recipe import DISK, SET_LORA, TENSOR, UNMERGE
 from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
 from router.store.records import unstructured
 
@@ -267,3 +267,15 @@ def test_each_version_that_is_issued_is_told_once() -> None:
     desk.change(a, b)
     desk.change(a, b)
     assert told == [events.VersionIssued("m", version, None) for version in (1, 2)]
+
+
+def test_a_lora_with_an_unknown_outcome_leaves_the_weights_themselves_known() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    desk.change(worker)
+    change = desk.ledgers.make("id", "m", SET_LORA, '{"lora_nickname": "n"}', None)
+    desk.ledgers.open(change, [worker])
+    desk.ledgers.unknown(change, worker, "it timed out")
+    state = desk.ledgers.weight_state(worker)
+    assert (state.base, state.loras, state.wrapped) == (1, None, True)
+    assert [step.path for step in desk.ledgers.plan(worker).steps] == [UNMERGE]

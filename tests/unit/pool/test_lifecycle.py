@@ -15,13 +15,16 @@ from router.pool.lifecycle import (
     MEMORY,
     AdminEvent,
     IllegalTransition,
+    Lack,
     MemoryEvent,
     Probe,
     judge,
+    lack,
     reasons,
     routable,
     step,
 )
+from router.pool.match import Facts, refusal
 from router.pool.registry import Registry
 from router.pool.worker import Admin, Health, Memory, Origin, Weights, Worker
 
@@ -170,3 +173,10 @@ def test_routable_is_having_no_reason_against_it() -> None:
         )
         == 2
     )  # the one combination, once per value of `removed`
+
+
+def test_one_whose_first_probe_failed_is_neither_dead_nor_asleep() -> None:
+    new, asleep = a_worker(consecutive_failures=1), a_worker(health=HEALTHY, memory=Memory.ASLEEP)
+    assert [lack(w) for w in (new, asleep)] == [Lack.CONTACT, Lack.MEMORY]
+    assert refusal([new, asleep], [new, asleep], Facts()).code == "no_routable_worker"
+    assert refusal([asleep], [asleep], Facts()).code == "pool_asleep"

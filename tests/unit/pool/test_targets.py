@@ -127,6 +127,10 @@ def behind(registry: Registry, worker: Worker) -> None:
     registry.set_weights(worker, Weights.BEHIND, worker.weight_version)
 
 
+def removed(registry: Registry, worker: Worker) -> None:
+    registry.remove(worker)
+
+
 def nothing(registry: Registry, worker: Worker) -> None:
     pass
 
@@ -147,6 +151,7 @@ def dead_asleep(registry: Registry, worker: Worker) -> None:
         (quarantined, False, None, False),
         (unhealthy, False, None, False),
         (warming, False, None, False),
+        (removed, False, None, False),
         (dead_asleep, False, False, False),
     ],
 )
