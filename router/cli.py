@@ -281,13 +281,10 @@ def _serve_help() -> str:
 
 
 def _serve_flags(width: int) -> str:
-    from .settings import RouterSettings, entry, flag_help
+    from .settings import RouterSettings, flag_help
 
     return (
-        flag_help(RouterSettings, width)
-        + "Other:\n"
-        + entry("--config FILE", "YAML file with any of these settings; flags win over it", width)
-        + _common_flags(width)
+        flag_help(RouterSettings, width, config=True)
         + "\n"
         + _notes(
             width,
@@ -321,8 +318,6 @@ def _demo_help() -> str:
         )
         + "\n"
         + flag_help(DemoSettings, width)
-        + "Other:\n"
-        + _common_flags(width)
         + "\nExamples:\n"
         f"  {PROG} demo\n"
         f"  {PROG} demo --workers 4 --port 0\n"
@@ -369,14 +364,6 @@ def _reap_help() -> str:
         )
         + "\nExit status: 0 when none is left, 1 if some run where they cannot be reached, 2 if"
         " the directory\ncannot be used.\n"
-    )
-
-
-def _common_flags(width: int) -> str:
-    from .settings import entry
-
-    return entry("--version", "print the versions of program, Python and packages", width) + entry(
-        "-h, --help", "print this text", width
     )
 
 

@@ -1,57 +1,23 @@
 """Settings: frozen classes, made of flags and YAML, every mistake reported at once by its path.
 
-One definition per setting (`fields.setting`) gives its flag, its YAML key, its help and its row in
-the docs. `structure` and `read_yaml` serve other YAML files as well.
+One declaration per setting (`fields.setting`) gives its flag, its YAML key, its check, its help and
+its row in the docs.
 """
 
-from __future__ import annotations
-
-from .fields import FlagRow, describe, markdown_table
-from .flags import Flags, split_flags
-from .helptext import entry, flag_help
-from .keyfile import read_key, with_credentials
-from .launcher import LauncherBackend, LauncherFile, LauncherSettings, Restart
-from .launcher_file import with_launchers
-from .load import load
-from .model import (
-    GIB,
-    KIB,
-    MIB,
-    DemoSettings,
-    LogLevel,
-    QueueOrder,
-    RouterSettings,
-    RoutingAlgorithm,
-)
-from .static import WorkerSettings
-from .structure import structure
-from .yamlfile import read_yaml
-
-__all__ = [
-    "GIB",
-    "KIB",
-    "MIB",
-    "DemoSettings",
-    "FlagRow",
-    "Flags",
-    "LauncherBackend",
-    "LauncherFile",
-    "LauncherSettings",
-    "LogLevel",
-    "QueueOrder",
-    "Restart",
-    "RouterSettings",
-    "RoutingAlgorithm",
-    "WorkerSettings",
-    "describe",
-    "entry",
-    "flag_help",
-    "load",
-    "markdown_table",
-    "read_key",
-    "read_yaml",
-    "split_flags",
-    "structure",
-    "with_credentials",
-    "with_launchers",
-]
+from .fields import settings_of as settings_of
+from .files import with_credentials as with_credentials
+from .files import with_launchers as with_launchers
+from .flags import split_flags as split_flags
+from .helptext import entry as entry
+from .helptext import flag_help as flag_help
+from .helptext import markdown_table as markdown_table
+from .launcher import LauncherFile as LauncherFile
+from .launcher import LauncherSettings as LauncherSettings
+from .launcher import Restart as Restart
+from .load import load as load
+from .model import DemoSettings as DemoSettings
+from .model import LogLevel as LogLevel
+from .model import QueueOrder as QueueOrder
+from .model import RouterSettings as RouterSettings
+from .model import RoutingAlgorithm as RoutingAlgorithm
+from .model import WorkerSettings as WorkerSettings

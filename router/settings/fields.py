@@ -1,25 +1,15 @@
-"""One definition per setting: `setting()` makes the attrs field from which the flag, the YAML key,
-the help and the table in the docs all come."""
+"""One declaration per setting, from which the flag, the YAML key, the check, the help and the table
+in the docs all come: `port: Annotated[int, WholeNumber(0, 65535)] = setting(30080, "its help")`."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 import attrs
 from attrs import frozen
 
-from .kinds import Kind, Many, Switch, Unfit
-
-_KEY = "router.setting"
-
-
-@frozen
-class _Info:
-    kind: Kind
-    help: str
-    group: str
-    metavar: str
-    default_text: str
+from .kinds import Choice, Kind, Many, Switch, Text, Unfit
 
 
 @frozen
@@ -27,12 +17,11 @@ class Setting:
     """One setting as help, tables and parsers see it."""
 
     name: str
-    default: object
     kind: Kind
     help: str
     group: str
-    metavar: str
     default_text: str
+    required: bool = False
 
     @property
     def flag(self) -> str:
@@ -41,103 +30,59 @@ class Setting:
     @property
     def usage(self) -> str:
         """The flag with its value: `--port N`."""
-        many = " ..." if isinstance(self.kind, Many) else ""
-        return f"{self.flag} {self.metavar}{many}".rstrip()
+        if isinstance(self.kind, Many):
+            return f"{self.flag} {self.kind.item.metavar} ..."
+        return f"{self.flag} {self.kind.metavar}".rstrip()
 
     @property
-    def takes_value(self) -> bool:
-        return not isinstance(self.kind, Switch)
-
-    @property
-    def many(self) -> bool:
-        return isinstance(self.kind, Many)
+    def is_switch(self) -> bool:
+        return isinstance(self.kind, Switch)
 
 
-@frozen
-class FlagRow:
-    """One row of the table of flags."""
+def setting(default: object, help: str = "", *, group: str = "", default_text: str = "") -> Any:
+    """An attrs field for one setting, whose kind is in its annotation.
 
-    flag: str
-    key: str
-    default: str
-    range: str
-    help: str
-    group: str
-
-
-def setting(
-    default: object,
-    kind: Kind,
-    *,
-    help: str,
-    group: str,
-    metavar: str = "",
-    default_text: str = "",
-) -> Any:
-    """An attrs field for one setting.
-
-    `default_text` says what a default such as None means. The value is checked whichever way the
-    object is made: a wrong one raises ValueError.
+    The default is written as in a file (`"30m"`); `default_text` says what one such as None means.
+    A group goes on until a setting names the next. Without `help` there is no flag: the setting
+    stands only in the file. However the object is made, a wrong value raises ValueError.
     """
-
-    def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        try:
-            kind.parse(value)
-        except Unfit as unfit:
-            raise ValueError(f"{attribute.name}: {unfit}") from None
-
-    item = kind.item if isinstance(kind, Many) else kind
-    text = default_text or kind.show(default)
-    info = _Info(kind, help, group, metavar or item.metavar, text)
-    return attrs.field(default=default, validator=validate, metadata={_KEY: info})
+    if default is attrs.NOTHING:
+        default_text = "required"
+    elif not default_text:
+        default_text = "none" if default in (None, (), {}) else str(default)
+    metadata = {"help": help, "group": group, "default_text": default_text}
+    converter = attrs.Converter(_convert, takes_field=True)
+    return attrs.field(default=default, converter=converter, metadata=metadata)
 
 
-def kind_of(attribute: attrs.Attribute[Any]) -> Kind | None:
-    """The kind of a field made by `setting()`; None for any other field."""
-    info = attribute.metadata.get(_KEY)
-    return info.kind if isinstance(info, _Info) else None
+def _convert(value: object, field: attrs.Attribute[Any]) -> object:
+    try:
+        return _kind(field.type).parse(value)
+    except Unfit as unfit:
+        raise ValueError(f"{field.name}: {unfit}") from None
 
 
-def settings_of(cls: type[attrs.AttrsInstance]) -> tuple[Setting, ...]:
-    """The settings of `cls`, in the order in which they were defined."""
-    found = []
-    for attribute in attrs.fields(cls):
-        info = attribute.metadata.get(_KEY)
-        if isinstance(info, _Info):
-            found.append(
-                Setting(
-                    attribute.name,
-                    attribute.default,
-                    info.kind,
-                    info.help,
-                    info.group,
-                    info.metavar,
-                    info.default_text,
-                )
-            )
-    return tuple(found)
+def _kind(annotation: Any) -> Kind:
+    """The kind that an annotation names; switches, choices and texts by their type."""
+    if annotation in (bool, str):
+        return Switch() if annotation is bool else Text()
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return Choice(annotation)
+    kind: Kind = annotation.__metadata__[0]
+    return kind
 
 
-def describe(cls: type[attrs.AttrsInstance]) -> tuple[FlagRow, ...]:
-    """The table of flags of `cls`: flag, YAML key, default, range, help, group."""
-    return tuple(
-        FlagRow(
-            setting.usage,
-            setting.name,
-            setting.default_text,
-            setting.kind.range,
-            setting.help,
-            setting.group,
-        )
-        for setting in settings_of(cls)
-    )
+def fields_of(cls: Any) -> dict[str, Setting]:
+    """All settings of `cls` by name, in the order of their declarations."""
+    found: dict[str, Setting] = {}
+    group = ""
+    for field in attrs.fields(cls):
+        group = field.metadata["group"] or group
+        about = {**field.metadata, "group": group, "required": field.default is attrs.NOTHING}
+        found[field.name] = Setting(field.name, _kind(field.type), **about)
+    return found
 
 
-def markdown_table(cls: type[attrs.AttrsInstance], *, flags: bool = True, keys: bool = True) -> str:
-    """`describe(cls)` as a Markdown table; without the flags or the YAML keys if so told."""
-    titles = ["Flag"] * flags + ["YAML key"] * keys + ["Default", "Range", "Meaning"]
-    lines = [titles, ["---"] * len(titles)]
-    for row in describe(cls):
-        names = [f"`{row.flag}`"] * flags + [f"`{row.key}`"] * keys
-        lines.append([*names, row.default, row.range, row.help])
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+def settings_of(cls: type) -> list[Setting]:
+    """The settings of `cls` that have a flag and a row in the docs."""
+    return [setting for setting in fields_of(cls).values() if setting.help]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
-import attrs
 from attrs import frozen
 
 from ..errors import Problem
 from .fields import Setting, settings_of
-from .kinds import did_you_mean
+from .kinds import Many, Text, did_you_mean, noting
+
+CONFIG = Setting(
+    "config",
+    Text("the name of a file", metavar="FILE", optional=True),
+    help="YAML file with any of these settings; flags win over it",
+    group="Other",
+    default_text="none",
+)
 
 
 @frozen
@@ -18,95 +26,61 @@ class Flags:
 
     values: dict[str, object]
     config: str | None
-    problems: tuple[Problem, ...]
+    problems: list[Problem]
 
 
-def split_flags(
-    arguments: Sequence[str], cls: type[attrs.AttrsInstance], *, config: bool = False
-) -> Flags:
+def split_flags(arguments: Sequence[str], cls: type, *, config: bool = False) -> Flags:
     """Split `--flag value` and `--flag=value` for the settings of `cls`.
 
     The last of a repeated flag wins; one that takes several values gathers them all. `--no-flag`
     turns a switch off. Nothing is abbreviated. With `config` there is also `--config FILE`.
     """
-    return _Splitter(arguments, cls, config).split()
+    known = {setting.flag: setting for setting in [*settings_of(cls), *[CONFIG] * config]}
+    turned_off = {f"--no-{flag[2:]}": each for flag, each in known.items() if each.is_switch}
+    values: dict[str, object] = {}
+    gathered: dict[str, list[str]] = {}
+    problems: list[Problem] = []
+    rest = deque(arguments)
+
+    def following(most: int) -> list[str]:
+        found: list[str] = []
+        while rest and len(found) < most and not _is_flag(rest[0]):
+            found.append(rest.popleft())
+        return found
+
+    while rest:
+        token = rest.popleft()
+        flag, equals, text = token.partition("=")
+        setting = known.get(flag)
+        if not _is_flag(token):
+            problems.append(Problem(token, "unexpected argument"))
+        elif flag in turned_off and equals:
+            problems.append(Problem(flag, "takes no value"))
+        elif flag in turned_off:
+            values[turned_off[flag].name] = False
+        elif setting is None:
+            following(len(rest))  # its value, if it has one, is no mistake of its own
+            hint = did_you_mean(flag, [*known, "--help", "--version"])
+            problems.append(Problem(flag, f"unknown flag{hint}"))
+        elif setting.is_switch:
+            values[setting.name] = text if equals else True
+        elif isinstance(setting.kind, Many):
+            found = [text] if equals else following(len(rest))
+            if not found:
+                problems.append(Problem(flag, "expected at least one value"))
+            values[setting.name] = gathered.setdefault(setting.name, [])
+            gathered[setting.name] += found
+        elif equals or (found := following(1)):
+            values[setting.name] = text if equals else found[0]
+        else:
+            message = f"expected {setting.kind.expected}, but no value follows"
+            problems.append(Problem(flag, message))
+    file = None
+    with noting(problems, CONFIG.flag):
+        file = CONFIG.kind.parse(values.pop(CONFIG.name, None))
+    return Flags(values, file, problems)
 
 
 def _is_flag(token: str) -> bool:
     """A negative number is a value (though a wrong one), not a flag."""
     return token.startswith("-") and len(token) > 1 and not token[1].isdigit()
-
-
-class _Splitter:
-    def __init__(
-        self, arguments: Sequence[str], cls: type[attrs.AttrsInstance], config: bool
-    ) -> None:
-        self.rest = list(arguments)
-        self.known: dict[str, Setting] = {setting.flag: setting for setting in settings_of(cls)}
-        self.takes_config = config
-        self.values: dict[str, object] = {}
-        self.config: str | None = None
-        self.problems: list[Problem] = []
-
-    def split(self) -> Flags:
-        while self.rest:
-            token = self.rest.pop(0)
-            if not _is_flag(token):
-                self.problems.append(Problem(token, "unexpected argument"))
-                continue
-            flag, equals, text = token.partition("=")
-            self._flag(flag, text if equals else None)
-        return Flags(self.values, self.config, tuple(self.problems))
-
-    def _flag(self, flag: str, text: str | None) -> None:
-        if flag == "--config" and self.takes_config:
-            value = text if text is not None else self._next()
-            if value:
-                self.config = value
-            else:
-                self.problems.append(Problem(flag, "expected the name of a file"))
-        elif flag in self.known:
-            self._setting(self.known[flag], text)
-        elif (setting := self._negated(flag)) is not None:
-            if text is None:
-                self.values[setting.name] = False
-            else:
-                self.problems.append(Problem(flag, "takes no value"))
-        else:
-            # Its value, if it has one, is no mistake of its own.
-            self._following()
-            names = [*self.known, "--help", "--version"]
-            names += ["--config"] if self.takes_config else []
-            self.problems.append(Problem(flag, f"unknown flag{did_you_mean(flag, names)}"))
-
-    def _setting(self, setting: Setting, text: str | None) -> None:
-        if not setting.takes_value:
-            self.values[setting.name] = True if text is None else text
-        elif setting.many:
-            given = [text] if text is not None else self._following()
-            if not given:
-                self.problems.append(Problem(setting.flag, "expected at least one value"))
-            old = self.values.get(setting.name, [])
-            assert isinstance(old, list)
-            self.values[setting.name] = [*old, *given]
-        else:
-            value = text if text is not None else self._next()
-            if value is None:
-                message = f"expected {setting.kind.expected}, but no value follows"
-                self.problems.append(Problem(setting.flag, message))
-            else:
-                self.values[setting.name] = value
-
-    def _negated(self, flag: str) -> Setting | None:
-        setting = self.known.get("--" + flag.removeprefix("--no-"))
-        switch = setting is not None and not setting.takes_value
-        return setting if flag.startswith("--no-") and switch else None
-
-    def _next(self) -> str | None:
-        return None if not self.rest or _is_flag(self.rest[0]) else self.rest.pop(0)
-
-    def _following(self) -> list[str]:
-        values = []
-        while (value := self._next()) is not None:
-            values.append(value)
-        return values

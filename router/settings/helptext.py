@@ -1,27 +1,28 @@
-"""The flags of a settings class as the text of `--help`."""
+"""The settings of a class as the text of `--help`, and as a table for the docs."""
 
 from __future__ import annotations
 
 import textwrap
-
-import attrs
+from itertools import groupby
 
 from .fields import Setting, settings_of
-from .kinds import Switch
+from .flags import CONFIG
 
 _INDENT = 26
 
 
-def flag_help(cls: type[attrs.AttrsInstance], width: int) -> str:
-    """All flags of `cls` by group, with their meaning, range and default."""
-    groups: dict[str, list[Setting]] = {}
-    for setting in settings_of(cls):
-        groups.setdefault(setting.group, []).append(setting)
+def flag_help(cls: type, width: int, *, config: bool = False) -> str:
+    """All flags of a command by group, with their meaning, range and default."""
     parts = []
-    for group, members in groups.items():
+    for group, members in groupby(settings_of(cls), lambda setting: setting.group):
         parts.append(f"{group}:\n")
         parts += [entry(setting.usage, _meaning(setting), width) for setting in members]
         parts.append("\n")
+    parts.append("Other:\n")
+    if config:
+        parts.append(entry(CONFIG.usage, CONFIG.help, width))
+    parts.append(entry("--version", "print the versions of program, Python and packages", width))
+    parts.append(entry("-h, --help", "print this text", width))
     return "".join(parts)
 
 
@@ -36,7 +37,16 @@ def entry(left: str, right: str, width: int) -> str:
 
 
 def _meaning(setting: Setting) -> str:
-    if isinstance(setting.kind, Switch):
-        return setting.help
-    notes = [setting.kind.range, f"default {setting.default_text}"]
-    return f"{setting.help} ({'; '.join(filter(None, notes))})"
+    default = "" if setting.is_switch else f"default {setting.default_text}"
+    notes = "; ".join(filter(None, (setting.kind.range, default)))
+    return f"{setting.help} ({notes})" if notes else setting.help
+
+
+def markdown_table(cls: type, *, flags: bool = True, keys: bool = True) -> str:
+    """The settings of `cls` as a Markdown table; without the flags or the YAML keys if so told."""
+    titles = ["Flag"] * flags + ["YAML key"] * keys + ["Default", "Range", "Meaning"]
+    lines = [titles, ["---"] * len(titles)]
+    for each in settings_of(cls):
+        names = [f"`{each.usage}`"] * flags + [f"`{each.name}`"] * keys
+        lines.append([*names, each.default_text, each.kind.range, each.help])
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

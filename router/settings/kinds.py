@@ -8,15 +8,45 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from enum import Enum
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
 
 from attrs import field, frozen
 
+from ..errors import Problem
+
 
 class Unfit(ValueError):
-    """A value that a setting cannot take. The text is a sentence that follows the path."""
+    """A value that a setting cannot take: a sentence that follows the setting's path, or a problem
+    for each wrong part of the value, with its path within the value."""
+
+    def __init__(self, wrong: str | Iterable[Problem]) -> None:
+        self.problems = [Problem("", wrong)] if isinstance(wrong, str) else list(wrong)
+        super().__init__("; ".join(map(str, self.problems)))
+
+
+@contextmanager
+def noting(problems: list[Problem], path: str) -> Iterator[None]:
+    """Add the problems of an Unfit to `problems`, each with `path` before its own."""
+    try:
+        yield
+    except Unfit as unfit:
+        for problem in unfit.problems:
+            dot = "." if path and problem.path and not problem.path.startswith("[") else ""
+            problems.append(Problem(f"{path}{dot}{problem.path}", problem.message))
+
+
+def at(source: str, problem: Problem) -> Problem:
+    """`problem` with the file it was found in."""
+    return Problem(": ".join(filter(None, (source, problem.path))), problem.message)
+
+
+def step(key: object) -> str:
+    """The path of what is below a key: its name, or the key in brackets if it is no name."""
+    name = key if isinstance(key, str) else "null" if key is None else got(key)
+    return name if re.fullmatch(r"[\w-]+", name) else f"[{got(key)}]"
 
 
 def got(value: object) -> str:
@@ -40,257 +70,173 @@ def got(value: object) -> str:
             return type(value).__name__
 
 
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """` (did you mean X?)`, or nothing if no known word is near."""
+    import difflib  # only mistakes need it
+
+    near = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) else []
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+@frozen
 class Kind(ABC):
-    """How one setting is read, checked and shown. Values of it are frozen."""
+    """How one setting is read, checked and described."""
 
-    metavar: ClassVar[str] = ""
-
-    @property
-    @abstractmethod
-    def expected(self) -> str:
-        """What to write, as it follows the word "expected"."""
-
-    @property
-    def range(self) -> str:
-        """The allowed values, for help and tables; empty where anything goes."""
-        return ""
+    metavar = ""  # what stands for a value in help
+    expected = ""  # what to write, as it follows the word "expected"
+    range = ""  # the allowed values, for help and tables; empty where anything goes
 
     @abstractmethod
-    def parse(self, value: object) -> object:
-        """Read `value`, or raise `Unfit`."""
-
-    def show(self, value: object) -> str:
-        """`value` as a person would write it."""
-        return str(value)
+    def parse(self, value: object) -> Any:
+        """Read `value`, or raise `Unfit`. What was read before stays as it is."""
 
     def unfit(self, value: object, hint: str = "") -> Unfit:
         return Unfit(f"expected {self.expected}, got {got(value)}{hint}")
 
 
+_NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?) ?([a-z]*)", re.I | re.A)
+
+
 @frozen
-class Bounded(Kind):
-    """A number with inclusive bounds; with `none` also the `word` for no number at all."""
+class Number(Kind):
+    """A finite number with inclusive bounds, which are shown as they are written here. `none` is
+    the word for no number at all."""
 
-    minimum: float | None = None
-    maximum: float | None = None
-    none: bool = field(default=False, kw_only=True)
-    word: str = field(default="none", kw_only=True)
+    minimum: float | str | None = None
+    maximum: float | str | None = None
+    none: str = field(default="", kw_only=True)
 
-    noun: ClassVar[str]
-    examples: ClassVar[str] = ""
-
-    @abstractmethod
-    def read(self, value: object) -> int | float | None:
-        """The number that `value` stands for; None where it stands for none."""
-
-    @property
-    def expected(self) -> str:
-        bounds = f" {self._bounds('from ', 'of at least ')}" if self._bounds() else ""
-        word = f" or {self.word!r}" if self.none else ""
-        examples = f" ({self.examples})" if self.examples else ""
-        return f"{self.noun}{bounds}{word}{examples}"
+    metavar = "X"
+    noun = "a number"
+    examples = ""
+    whole = False
+    units: ClassVar[Mapping[str, float]] = {"": 1}
 
     @property
-    def range(self) -> str:
-        parts = [self._bounds("", "at least "), self.word if self.none else ""]
-        return ", or ".join(filter(None, parts))
+    def expected(self) -> str:  # type: ignore[override]
+        word = f" or {self.none!r}" if self.none else ""
+        return f"{self.noun}{self._bounds(' from ', ' of at least ')}{word}{self.examples}"
 
-    def _bounds(self, between: str = "", above: str = "") -> str:
-        if self.minimum is None:
-            return ""
-        if self.maximum is None:
-            return f"{above}{self.show(self.minimum)}"
-        return f"{between}{self.show(self.minimum)} to {self.show(self.maximum)}"
+    @property
+    def range(self) -> str:  # type: ignore[override]
+        return ", or ".join(filter(None, (self._bounds("", "at least "), self.none)))
 
-    def parse(self, value: object) -> object:
-        if self.none and (value is None or value == self.word):
+    def _bounds(self, between: str, above: str) -> str:
+        if self.maximum is not None:
+            return f"{between}{self.minimum} to {self.maximum}"
+        return "" if self.minimum is None else f"{above}{self.minimum}"
+
+    def parse(self, value: object) -> int | float | None:
+        if self.none and (value is None or value == self.none):
             return None
         number = self.read(value)
-        if number is None or not math.isfinite(number):
+        low = -math.inf if self.minimum is None else self.read(self.minimum)
+        high = math.inf if self.maximum is None else self.read(self.maximum)
+        if not (math.isfinite(number) and low <= number <= high):
             raise self.unfit(value)
-        if self.minimum is not None and number < self.minimum:
-            raise self.unfit(value)
-        if self.maximum is not None and number > self.maximum:
-            raise self.unfit(value)
-        return number
+        return int(number) if self.whole else float(number)
+
+    def read(self, value: object) -> int | float:
+        """The number that `value` stands for, in its unit; not finite if it stands for none."""
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+            return int(value)
+        if isinstance(value, str) and (found := _NUMBER.fullmatch(value)):
+            unit = self.units.get(found[2].lower(), math.nan)
+            # Dividing keeps 300ms equal to 0.3, which multiplying by 0.001 does not promise.
+            number = float(found[1]) / 1000 if unit == 0.001 else float(found[1]) * unit
+            return number if number.is_integer() or not self.whole else math.nan
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value if abs(value) < 10**18 else math.inf
+        return value if isinstance(value, float) and not self.whole else math.nan
 
 
 @frozen
-class WholeNumber(Bounded):
+class WholeNumber(Number):
     """An integer. A boolean or 3.0 is none."""
 
     metavar = "N"
     noun = "a whole number"
-
-    def read(self, value: object) -> int | None:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value if abs(value) < 10**18 else None
-        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
-            return int(value)
-        return None
-
-
-def _real(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    if isinstance(value, str) and not re.fullmatch(
-        r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", value, re.IGNORECASE
-    ):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond what a float holds
-        return None
+    whole = True
+    units: ClassVar[Mapping[str, float]] = {}
 
 
 @frozen
-class Number(Bounded):
-    """A finite number."""
-
-    metavar = "X"
-    noun = "a number"
-
-    def read(self, value: object) -> float | None:
-        return _real(value)
-
-    def show(self, value: object) -> str:
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _split_unit(value: object, units: Mapping[str, int | float]) -> tuple[str, float] | None:
-    """`("1.5", 60)` for "1.5m": the number's text and the worth of its unit."""
-    if not isinstance(value, str):
-        return None
-    found = re.fullmatch(r"(.*?[0-9.]) ?([a-z]+)", value, re.IGNORECASE | re.DOTALL)
-    unit = units.get(found[2].lower()) if found else None
-    return (found[1], unit) if found and unit is not None else None
-
-
-_TIME_UNITS: dict[str, float] = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
-
-
-@frozen
-class Duration(Bounded):
+class Duration(Number):
     """A length of time: a float of seconds. Written as seconds, or as 500ms, 30s, 5m, 1h."""
 
     metavar = "TIME"
     noun = "a time"
-    examples = "seconds, or like 500ms, 30s, 5m, 1h"
-
-    def read(self, value: object) -> float | None:
-        split = _split_unit(value, _TIME_UNITS)
-        text, unit = split or (value, 1.0)
-        number = _real(text)
-        if number is None:
-            return None
-        # Dividing keeps 300ms equal to 0.3, which multiplying by 0.001 does not promise.
-        return number / 1000 if unit == 0.001 else number * unit
-
-    def show(self, value: object) -> str:
-        if not isinstance(value, int | float):
-            return str(value)
-        for unit, worth in (("h", 3600), ("m", 60)):
-            if value >= worth and value % worth == 0:
-                return f"{value / worth:g}{unit}"
-        return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:g}s"
-
-
-# As in nginx and most tools, a bare K, M or G is a power of 1024; KB, MB, GB are powers of 1000.
-_SIZE_UNITS: dict[str, int] = {
-    "b": 1,
-    **{f"{letter}{tail}": 1024**n for n, letter in enumerate("kmg", 1) for tail in ("", "ib")},
-    **{f"{letter}b": 1000**n for n, letter in enumerate("kmg", 1)},
-}
+    examples = " (seconds, or like 500ms, 30s, 5m, 1h)"
+    units: ClassVar[Mapping[str, float]] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
 @frozen
-class Size(Bounded):
+class Size(Number):
     """A number of bytes: an int. Written as bytes, or as 64MiB, 64M (the same), 1GiB, 64MB."""
 
     metavar = "SIZE"
     noun = "a size"
-    examples = "bytes, or like 64KiB, 64MiB, 64M, 1GiB"
-
-    def read(self, value: object) -> int | None:
-        split = _split_unit(value, _SIZE_UNITS)
-        if split is None:
-            return WholeNumber().read(value)
-        number = _real(split[0])
-        size = number * split[1] if number is not None else math.nan
-        return int(size) if math.isfinite(size) and size == int(size) else None
-
-    def show(self, value: object) -> str:
-        if not isinstance(value, int | float):
-            return str(value)
-        for unit, worth in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-            if value >= worth and value % worth == 0:
-                return f"{value // worth}{unit}"
-        return f"{value}B"
+    examples = " (bytes, or like 64KiB, 64MiB, 64M, 1GiB)"
+    whole = True
+    # As in nginx, a bare K, M or G is a power of 1024; KB, MB, GB are powers of 1000.
+    units: ClassVar[Mapping[str, float]] = {
+        "b": 1,
+        **{f"{letter}{tail}": 1024**n for n, letter in enumerate("kmg", 1) for tail in ("", "ib")},
+        **{f"{letter}b": 1000**n for n, letter in enumerate("kmg", 1)},
+    }
 
 
 @frozen
 class Switch(Kind):
     """On or off: a bool. As a flag `--name` and `--no-name`."""
 
-    @property
-    def expected(self) -> str:
-        return "true or false"
+    expected = "true or false"
 
-    def parse(self, value: object) -> object:
+    def parse(self, value: object) -> bool:
         if isinstance(value, bool):
             return value
-        if isinstance(value, str) and value.lower() in ("true", "yes", "on"):
-            return True
-        if isinstance(value, str) and value.lower() in ("false", "no", "off"):
-            return False
-        raise self.unfit(value)
-
-    def show(self, value: object) -> str:
-        return "on" if value else "off"
+        word = value.lower() if isinstance(value, str) else ""
+        if word not in ("true", "yes", "on", "false", "no", "off"):
+            raise self.unfit(value)
+        return word in ("true", "yes", "on")
 
 
 @frozen
 class Choice(Kind):
     """One of the values of an enum of strings."""
 
-    metavar = "NAME"
-    options: type[Enum]
+    options: type[StrEnum]
+    metavar: str = field(default="NAME", kw_only=True)
 
     @property
-    def expected(self) -> str:
-        return self.range
-
-    @property
-    def range(self) -> str:
-        *first, last = (str(option.value) for option in self.options)
+    def range(self) -> str:  # type: ignore[override]
+        *first, last = self.options
         return f"{', '.join(first)} or {last}" if first else last
 
-    def parse(self, value: object) -> object:
-        for option in self.options:
-            if value in (option, option.value) and not isinstance(value, bool):
-                return option
-        names = [str(option.value) for option in self.options]
-        raise self.unfit(value, did_you_mean(value, names))
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        return self.range
 
-    def show(self, value: object) -> str:
-        return str(value.value) if isinstance(value, Enum) else str(value)
+    def parse(self, value: object) -> StrEnum:
+        if isinstance(value, str) and value in list(self.options):
+            return self.options(value)
+        raise self.unfit(value, did_you_mean(value, self.options))
 
 
 @frozen
 class Text(Kind):
-    """Text that is not empty; with `optional` also nothing at all (in YAML: null)."""
+    """Text of a pattern, by default any that is not blank; with `optional` also nothing at all (in
+    YAML: null)."""
 
-    metavar = "TEXT"
+    expected: str = "text"
+    pattern: str = r"(?s).*\S.*"
     optional: bool = field(default=False, kw_only=True)
+    metavar: str = field(default="TEXT", kw_only=True)
 
-    @property
-    def expected(self) -> str:
-        return "text"
-
-    def parse(self, value: object) -> object:
+    def parse(self, value: object) -> str | None:
         if value is None and self.optional:
             return None
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and re.fullmatch(self.pattern, value):
             return value
         raise self.unfit(value)
 
@@ -300,31 +246,26 @@ class Many(Kind):
     """A list of `item`; a tuple in the settings. As a flag: several values, or the flag again."""
 
     item: Kind
+    expected = "a list"
 
-    @property
-    def expected(self) -> str:
-        return "a list"
-
-    @property
-    def range(self) -> str:
-        return self.item.range
-
-    def parse(self, value: object) -> object:
+    def parse(self, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
             raise self.unfit(value)
-        return tuple(self.item.parse(item) for item in value)
+        made: list[Any] = []
+        wrong: list[Problem] = []
+        for index, item in enumerate(value):
+            with noting(wrong, f"[{index}]"):
+                made.append(self.item.parse(item))
+        if wrong:
+            raise Unfit(wrong)
+        return tuple(made)
 
-    def show(self, value: object) -> str:
-        if not isinstance(value, list | tuple):
-            return str(value)
-        return " ".join(self.item.show(item) for item in value)
 
-
-def did_you_mean(word: object, known: list[str]) -> str:
-    """` (did you mean X?)`, or nothing if no known word is near."""
-    if not isinstance(word, str):
-        return ""
-    import difflib  # only mistakes need it
-
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+Bytes = Annotated[int, Size("1B")]
+Count = Annotated[int, WholeNumber(1)]
+File = Annotated[str | None, Text(optional=True, metavar="FILE")]
+Key = Annotated[str | None, Text(optional=True, metavar="KEY")]
+OptionalTime = Annotated[float | None, Duration("1ms", none="none")]
+Port = Annotated[int, WholeNumber(0, 65535)]
+Slots = Annotated[int | None, WholeNumber(1, 10_000, none="auto")]
+Time = Annotated[float, Duration("1ms")]

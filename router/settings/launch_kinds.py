@@ -5,111 +5,96 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any
 
 from attrs import field, frozen
 
-from .kinds import Kind, Text, Unfit, did_you_mean, got
+from ..errors import Problem
+from .kinds import Kind, Unfit, did_you_mean, got, noting, step
 
 _GPU = re.compile(r"[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z][\w./-]*", re.ASCII)
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 @frozen
 class Words(Kind):
     """A command line: text that is split as a shell does, or a list. A tuple in the settings.
 
-    With `placeholders` each `{name}` in it must be one of them.
+    Each `{name}` in it must be one of the `placeholders`.
     """
 
-    metavar: ClassVar[str] = "COMMAND"
+    placeholders: tuple[str, ...]
     empty: bool = field(default=False, kw_only=True)
-    placeholders: tuple[str, ...] = field(default=(), kw_only=True)
+    expected = "text or a list of texts"
 
-    @property
-    def expected(self) -> str:
-        return "text or a list of texts"
-
-    def parse(self, value: object) -> object:
+    def parse(self, value: object) -> tuple[str, ...]:
         if isinstance(value, str):
             try:
                 words = tuple(shlex.split(value))
             except ValueError as error:  # "No closing quotation"
-                raise Unfit(f"cannot be split as a shell does: {_small(str(error))}") from None
+                raise Unfit(f"cannot be split as a shell does: {str(error).lower()}") from None
         elif isinstance(value, list | tuple):
-            words = tuple(_word(item, index) for index, item in enumerate(value))
+            words = tuple(_word(item, place) for place, item in enumerate(value, 1))
         else:
             raise self.unfit(value)
         if not words and not self.empty:
-            raise Unfit(f"expected {self.expected}, got nothing")
-        if self.placeholders:
-            self._check_placeholders(words)
+            raise self.unfit(None)
+        for name in re.findall(r"\{([a-z_]+)\}", " ".join(words)):
+            if name not in self.placeholders:
+                hint = did_you_mean(name, self.placeholders)
+                known = ", ".join(f"{{{known}}}" for known in self.placeholders)
+                raise Unfit(f"unknown placeholder {{{name}}}{hint}; known are {known}")
         return words
 
-    def _check_placeholders(self, words: tuple[str, ...]) -> None:
-        for word in words:
-            for name in _PLACEHOLDER.findall(word):
-                if name not in self.placeholders:
-                    hint = did_you_mean(name, list(self.placeholders))
-                    known = ", ".join(f"{{{known}}}" for known in self.placeholders)
-                    raise Unfit(f"unknown placeholder {{{name}}}{hint}; known are {known}")
-
-    def show(self, value: object) -> str:
-        return shlex.join(value) if isinstance(value, list | tuple) else str(value)
+    def show(self, value: Any) -> str:
+        return shlex.join(value)
 
 
-def _word(item: object, index: int) -> str:
-    if isinstance(item, str):
-        return item
-    if isinstance(item, int | float) and not isinstance(item, bool):
-        return str(item)  # `- --dp-size` and `- 2` beside it
-    raise Unfit(f"expected text at place {index + 1}, got {got(item)}")
+def _word(item: object, place: int) -> str:
+    text = str(item) if isinstance(item, float) else _text_of(item)
+    if text is None:
+        raise Unfit(f"expected text at place {place}, got {got(item)}")
+    return text
 
 
-def _small(words: str) -> str:
-    return words[:1].lower() + words[1:]
+def _text_of(value: object) -> str | None:
+    """Text, also where YAML has read a whole number: `- --dp-size` and `- 2` beside it."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 @frozen
 class Pairs(Kind):
-    """A mapping of names to texts; a dict in the settings. `refused` has names with the reason."""
+    """Environment variables: a mapping of names to texts. Those of `refused` are refused."""
 
-    metavar: ClassVar[str] = "MAP"
-    refused: tuple[tuple[str, str], ...] = ()
+    refused: tuple[str, ...]
+    reason: str
+    expected = "a mapping"
 
-    @property
-    def expected(self) -> str:
-        return "a mapping"
-
-    def parse(self, value: object) -> object:
+    def parse(self, value: object) -> dict[str, str]:
         if not isinstance(value, Mapping):
             raise self.unfit(value)
-        return {self.name(name): self.text(name, text) for name, text in value.items()}
+        made: dict[str, str] = {}
+        wrong: list[Problem] = []
+        for name, text in value.items():
+            with noting(wrong, step(name)):
+                made[name] = self._text(name, text)
+        if wrong:
+            raise Unfit(wrong)
+        return made
 
-    def name(self, name: object) -> str:
-        """The name of one pair. Raises Unfit."""
+    def _text(self, name: object, value: object) -> str:
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise Unfit("expected the name of an environment variable")
-        return name
-
-    def text(self, name: object, value: object) -> str:
-        """The text of one pair. Raises Unfit."""
-        for word, reason in self.refused:
-            if name == word:
-                raise Unfit(reason)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        if not isinstance(value, str):
+        if name in self.refused:
+            raise Unfit(self.reason)
+        text = _text_of(value)
+        if text is None:
             # What YAML made of `yes`, `1.10` or `null` is perhaps not what was written.
             raise Unfit(f"expected text, got {got(value)}; put it in quotes")
-        if "\0" in value:
+        if "\0" in text:
             raise Unfit("expected text without a NUL character")
-        return value
-
-    def show(self, value: object) -> str:
-        if isinstance(value, Mapping):
-            return " ".join(f"{name}={text}" for name, text in value.items())
-        return str(value)
+        return text
 
 
 @frozen
@@ -119,62 +104,18 @@ class GpuGroup(Kind):
     Anything that CUDA_VISIBLE_DEVICES takes: an index, `GPU-<uuid>`, `MIG-<uuid>`.
     """
 
-    metavar: ClassVar[str] = "IDS"
+    expected = "GPUs like '0,1', GPU-<uuid> or MIG-<uuid>"
 
-    @property
-    def expected(self) -> str:
-        return "GPUs like '0,1', GPU-<uuid> or MIG-<uuid>"
-
-    def parse(self, value: object) -> object:
-        items: list[object]
-        if isinstance(value, str):
-            items = [part.strip() for part in value.split(",")]
-        elif isinstance(value, list | tuple):
-            items = list(value)
-        else:
-            items = [value]
+    def parse(self, value: object) -> tuple[str, ...]:
+        items = value.split(",") if isinstance(value, str) else value
         ids = []
-        for item in items:
-            if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
-                item = str(item)
-            if not isinstance(item, str) or not _GPU.fullmatch(item):
+        for item in items if isinstance(items, list | tuple) else [items]:
+            text = (_text_of(item) or "").strip()
+            if not _GPU.fullmatch(text):
                 raise self.unfit(value)
-            ids.append(str(int(item)) if item.isdigit() else item)
+            ids.append(str(int(text)) if text.isdigit() else text)
         if not ids:
             raise self.unfit(value)
         if len(set(ids)) < len(ids):
             raise Unfit(f"names a GPU twice: {','.join(ids)}")
         return tuple(ids)
-
-    def show(self, value: object) -> str:
-        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-@frozen
-class Name(Text):
-    """A short name, fit for a file name."""
-
-    @property
-    def expected(self) -> str:
-        return "a name of letters, digits, '.', '_' and '-', at most 64 of them"
-
-    def parse(self, value: object) -> object:
-        if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-            return value
-        raise self.unfit(value)
-
-
-@frozen
-class Host(Text):
-    """An address or a host name, without port or scheme."""
-
-    metavar: ClassVar[str] = "HOST"
-
-    @property
-    def expected(self) -> str:
-        return "an address or a host name"
-
-    def parse(self, value: object) -> object:
-        if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", value):
-            return value
-        raise self.unfit(value)

@@ -1,19 +1,20 @@
 """What a launcher can be told: which workers to start, and how. docs/launching.md explains it."""
 
-from __future__ import annotations
+# Annotations hold the kinds of settings, so they must be evaluated: no `annotations` of the future.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from types import MappingProxyType
+from typing import Annotated
 
 import attrs
 from attrs import frozen
 
 from ..errors import Problem
 from .fields import setting
-from .kinds import Choice, Duration, Many, Text, WholeNumber
-from .launch_kinds import GpuGroup, Host, Name, Pairs, Words
+from .kinds import Duration, Many, Port, Slots, Text, Time, WholeNumber
+from .launch_kinds import GpuGroup, Pairs, Words
+from .sections import Section, Settings
 
 PLACEHOLDERS = (
     "model",
@@ -30,6 +31,12 @@ PLACEHOLDERS = (
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _NOT_THERE = "is set for each worker by the launcher; use worker_gpu_ids"
+
+_NAME = Text(
+    "a name of letters, digits, '.', '_' and '-', at most 64 of them",
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+)
+_HOST = Text("an address or a host name", r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
 # Flags that the launcher adds, and the setting that each follows from.
 _ADDED = {
@@ -56,136 +63,75 @@ class Restart(StrEnum):
     NEVER = "never"
 
 
-def _name_of(launcher: LauncherSettings) -> str:
+def _name_of(launcher: "LauncherSettings") -> str:
     last = launcher.model.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:64] or "launcher"
 
 
 @frozen(kw_only=True)
-class LauncherSettings:
+class LauncherSettings(Settings):
     """One launcher: some equal workers. Times in seconds."""
 
-    backend: LauncherBackend = setting(  # noqa: RUF009 - makes an attrs field
-        LauncherBackend.LOCAL,
-        Choice(LauncherBackend),
-        group="Workers",
-        help="what runs the workers: local starts processes on this machine",
+    backend: LauncherBackend = setting(
+        "local", "what runs the workers: local starts processes on this machine", group="Workers"
     )
     model: str = setting(
-        attrs.NOTHING,
-        Text(),
-        default_text="required",
-        group="Workers",
-        help="model of all workers of this launcher: a Hugging Face id or a folder",
+        attrs.NOTHING, "model of all workers of this launcher: a Hugging Face id or a folder"
     )
-    name: str = setting(
+    name: Annotated[str, _NAME] = setting(
         attrs.Factory(_name_of, takes_self=True),
-        Name(),
+        "what its workers are called, and their log files; unique among all launchers",
         default_text="the last part of model",
-        group="Workers",
-        help="what its workers are called, and their log files; unique among all launchers",
     )
-    num_workers: int = setting(
-        1,
-        WholeNumber(1, 1000),
-        group="Workers",
-        help="how many workers to start",
-    )
-    max_concurrency: int | None = setting(
-        None,
-        WholeNumber(1, 10_000, none=True, word="auto"),
-        default_text="auto",
-        group="Workers",
-        help="generations that a worker gets at a time; auto: as --worker-concurrency says, by"
+    num_workers: Annotated[int, WholeNumber(1, 1000)] = setting(1, "how many workers to start")
+    max_concurrency: Slots = setting(
+        "auto",
+        "generations that a worker gets at a time; auto: as --worker-concurrency says, by"
         " default its data-parallel size times --batching-max-size",
     )
-    command: tuple[str, ...] = setting(
-        ("sglang", "serve"),
-        Words(placeholders=PLACEHOLDERS),
-        group="Command",
-        help="program that starts one worker, with its first arguments",
+    command: Annotated[tuple[str, ...], Words(PLACEHOLDERS)] = setting(
+        "sglang serve", "program that starts one worker, with its first arguments", group="Command"
     )
-    worker_extra_args: tuple[str, ...] = setting(
+    worker_extra_args: Annotated[tuple[str, ...], Words(PLACEHOLDERS, empty=True)] = setting(
+        (), "further arguments of each worker"
+    )
+    worker_env: Annotated[Mapping[str, str], Pairs(GPU_VARIABLES, _NOT_THERE)] = setting(
+        {}, "environment variables of each worker, beside those of the router"
+    )
+    num_gpus_per_worker: Annotated[int, WholeNumber(0, 64)] = setting(
+        1, "GPUs that each worker uses; 0 hides all GPUs from it", group="GPUs"
+    )
+    worker_gpu_ids: Annotated[tuple[tuple[str, ...], ...], Many(GpuGroup())] = setting(
         (),
-        Words(empty=True, placeholders=PLACEHOLDERS),
-        default_text="none",
-        group="Command",
-        help="further arguments of each worker",
-    )
-    worker_env: Mapping[str, str] = setting(
-        MappingProxyType({}),
-        Pairs(tuple((variable, _NOT_THERE) for variable in GPU_VARIABLES)),
-        default_text="none",
-        group="Command",
-        help="environment variables of each worker, beside those of the router",
-    )
-    num_gpus_per_worker: int = setting(
-        1,
-        WholeNumber(0, 64),
-        group="GPUs",
-        help="GPUs that each worker uses; 0 hides all GPUs from it",
-    )
-    worker_gpu_ids: tuple[tuple[str, ...], ...] = setting(
-        (),
-        Many(GpuGroup()),
+        "GPUs of the first worker, of the second, and so on, like ['0,1', '2,3']",
         default_text="chosen by the router",
-        group="GPUs",
-        help="GPUs of the first worker, of the second, and so on, like ['0,1', '2,3']",
     )
-    worker_host: str = setting(
-        "127.0.0.1",
-        Host(),
-        group="Ports",
-        help="address that workers listen on; one of this machine",
+    worker_host: Annotated[str, _HOST] = setting(
+        "127.0.0.1", "address that workers listen on; one of this machine", group="Ports"
     )
-    worker_base_port: int = setting(
-        10090,
-        WholeNumber(0, 65534),
-        group="Ports",
-        help="port of the first worker; each takes two, the next ones follow; 0 picks free ones",
+    worker_base_port: Annotated[int, WholeNumber(0, 65534)] = setting(
+        10090, "port of the first worker; each takes two, the next ones follow; 0 picks free ones"
     )
-    master_port_base: int = setting(
-        30005,
-        WholeNumber(0, 65535),
-        group="Ports",
-        help="--master-port of the first worker; 0 picks free ones",
+    master_port_base: Port = setting(30005, "--master-port of the first worker; 0 picks free ones")
+    scheduler_port_base: Port = setting(
+        5555, "--scheduler-port of the first worker; 0 picks free ones"
     )
-    scheduler_port_base: int = setting(
-        5555,
-        WholeNumber(0, 65535),
-        group="Ports",
-        help="--scheduler-port of the first worker; 0 picks free ones",
+    internal_port_stride: Annotated[int, WholeNumber(1, 65535)] = setting(
+        1000, "how far apart the master ports of two workers are, and their scheduler ports"
     )
-    internal_port_stride: int = setting(
-        1000,
-        WholeNumber(1, 65535),
-        group="Ports",
-        help="how far apart the master ports of two workers are, and their scheduler ports",
-    )
-    wait_timeout: float = setting(
-        600.0,
-        Duration(0.001),
+    wait_timeout: Time = setting(
+        "10m",
+        "how long a worker may load before that is reported; it is left loading",
         group="Life",
-        help="how long a worker may load before that is reported; it is left loading",
     )
-    restart: Restart = setting(  # noqa: RUF009 - makes an attrs field
-        Restart.ON_FAILURE,
-        Choice(Restart),
-        group="Life",
-        help="when a worker that ended by itself is started again",
+    restart: Restart = setting("on-failure", "when a worker that ended by itself is started again")
+    restart_backoff: Annotated[float, Duration("1ms", "1h")] = setting(
+        "1s", "first wait before a restart; each quick death in a row doubles it"
     )
-    restart_backoff: float = setting(
-        1.0,
-        Duration(0.001, 3600),
-        group="Life",
-        help="first wait before a restart; each quick death in a row doubles it",
-    )
-    log_dir: str | None = setting(
+    log_dir: Annotated[str | None, Text(optional=True)] = setting(
         None,
-        Text(optional=True),
+        "folder of the workers' log files, one per worker",
         default_text="in the state directory",
-        group="Life",
-        help="folder of the workers' log files, one per worker",
     )
 
     @property
@@ -203,7 +149,7 @@ class LauncherSettings:
         """Requests of one shape that a copy runs together."""
         return _count(self.words, "--batching-max-size")
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[Problem]:
         """What no single field can tell; paths are field names."""
         for word in self.worker_extra_args:
             flag = word.partition("=")[0]
@@ -211,13 +157,7 @@ class LauncherSettings:
                 yield Problem(
                     "worker_extra_args", f"{flag} is added by the launcher; use {_ADDED[flag]}"
                 )
-        if self.worker_base_port and self.worker_base_port + 2 * self.num_workers > 65536:
-            yield Problem(
-                "worker_base_port",
-                f"{self.num_workers} workers take {2 * self.num_workers} ports from here,"
-                f" so expected at most {65536 - 2 * self.num_workers},"
-                f" got {self.worker_base_port}",
-            )
+        yield from too_many_ports(self.worker_base_port, self.num_workers)
         yield from self._gpu_problems()
 
     def _gpu_problems(self) -> Iterator[Problem]:
@@ -248,17 +188,31 @@ NO_LAUNCHER = Problem(
 
 
 @frozen(kw_only=True)
-class LauncherFile:
+class LauncherFile(Settings):
     """What a file for --launcher-config holds."""
 
-    launcher: LauncherSettings | None = None
-    launchers: tuple[LauncherSettings, ...] = ()
+    launcher: Annotated[LauncherSettings | None, Section(LauncherSettings, True)] = setting(None)
+    launchers: Annotated[tuple[LauncherSettings, ...], Many(Section(LauncherSettings))] = setting(
+        ()
+    )
 
-    def cross_checks(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[Problem]:
         """What no single launcher can tell."""
         if self.launcher is None and not self.launchers:
             yield NO_LAUNCHER
         yield from same_names(self.launcher, self.launchers)
+
+
+def too_many_ports(first: int, workers: int) -> Iterator[Problem]:
+    """A problem if the ports of the workers go beyond the last port there is."""
+    # A worker also takes the port after its own (worker contract, "Starting").
+    last = 65536 - 2 * workers
+    if first > last:
+        message = (
+            f"{workers} workers take {2 * workers} ports from here, so expected at most {last},"
+            f" got {first}"
+        )
+        yield Problem("worker_base_port", message)
 
 
 def same_names(

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
-
-import attrs
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from ..errors import Problem, SettingsError
 from .flags import Flags
-from .structure import at, key_name, try_structure
-from .yamlfile import read_yaml
-
-
-class Settings(attrs.AttrsInstance, Protocol):
-    """A settings class: all fields made by `setting()`, all with defaults."""
-
-    def problems(self) -> Iterator[Problem]:
-        """What no single field can tell; paths are field names."""
-        ...
-
+from .kinds import at
+from .sections import Settings
 
 S = TypeVar("S", bound=Settings)
 
@@ -38,53 +27,29 @@ def load(
     complete the settings, as from another file; the paths of their problems are left as they are.
     """
     problems = list(flags.problems)
-    values: dict[str, object] = {}
-    origin: dict[str, str] = {}
-
+    from_file: dict[str, Any] = {}
     if flags.config is not None:
+        from .yamlfile import read_yaml  # late: most starts read no file
+
         data, wrong = read_yaml(flags.config)
         problems += wrong
-        values, wrong = _fields(cls, data)
+        from_file, wrong = cls.read(data)
         problems += [at(flags.config, problem) for problem in wrong]
-        origin = dict.fromkeys(values, flags.config)
-
-    given, wrong = _fields(cls, flags.values)
+    given, wrong = cls.read(flags.values)
     problems += [_at_flag(problem) for problem in wrong]
-    values.update(given)
-    origin.update(dict.fromkeys(given, ""))
 
-    settings = cls(**values)
+    settings = cls(**(from_file | given))
     for check in (cls.problems, *checks):
         for problem in check(settings):
-            source = origin.get(_field_of(problem), "")
-            problems.append(at(source, problem) if source else _at_flag(problem))
+            name = re.split(r"[.\[]", problem.path, maxsplit=1)[0]
+            of_file = name in from_file and name not in given
+            problems.append(at(flags.config or "", problem) if of_file else _at_flag(problem))
     for step in steps:
         settings, more = step(settings)
         problems += more
     if problems:
         raise SettingsError(problems)
     return settings
-
-
-def _fields(cls: type[S], data: object) -> tuple[dict[str, object], list[Problem]]:
-    """The values of the good fields in `data`, and the problems of the others.
-
-    Since every field has a default, what is left after the bad ones are taken out is good.
-    """
-    made, problems = try_structure(data, cls)
-    if made is None and isinstance(data, dict):
-        bad = {_field_of(problem) for problem in problems}
-        data = {key: item for key, item in data.items() if str(key_name(key)) not in bad}
-        names = {attribute.name for attribute in attrs.fields(cls)}
-        data = {key: item for key, item in data.items() if key_name(key) in names}
-        made, _ = try_structure(data, cls)
-    if made is None or not isinstance(data, dict):
-        return {}, problems
-    return {str(key_name(key)): getattr(made, str(key_name(key))) for key in data}, problems
-
-
-def _field_of(problem: Problem) -> str:
-    return re.split(r"[.\[]", problem.path, maxsplit=1)[0]
 
 
 def _at_flag(problem: Problem) -> Problem:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
 
 from ..errors import Problem
-
-if TYPE_CHECKING:
-    import yaml
 
 _LEAST_VALUES = 100_000  # that aliases may always add up to
 
@@ -37,10 +35,8 @@ def read_yaml(path: str) -> tuple[object, list[Problem]]:
 
 
 def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
-    import yaml  # late: most starts read no file
-
     try:
-        loader = _loader()(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         # Before anything is constructed: unfolding merge keys takes as long as what they add up to.
         if node is not None and _unfolded(node, {}) > max(_LEAST_VALUES, len(text)):
@@ -64,8 +60,6 @@ def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
 def _unfolded(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
     """How many values a node has with each alias replaced by what it stands for; infinity for a
     node within itself. Never more than its characters where there is no alias."""
-    import yaml
-
     if node not in known:
         known[node] = math.inf  # if it is met within itself
         inner: list[yaml.Node] = []
@@ -82,39 +76,35 @@ def _place(before: str) -> str:
     return f"line {len(lines)}, column {len(lines[-1]) + 1}"
 
 
-@cache
-def _loader() -> Any:
-    import yaml
+_DATE = "tag:yaml.org,2002:timestamp"
 
-    timestamp = "tag:yaml.org,2002:timestamp"
 
-    class Loader(yaml.SafeLoader):
-        """PyYAML's safe loader, but it sees repeated keys, and knows no dates."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but it sees repeated keys, and knows no dates."""
 
-        def __init__(self, text: str) -> None:
-            self.repeated: list[str] = []
-            super().__init__(text)
+    def __init__(self, text: str) -> None:
+        self.repeated: list[str] = []
+        super().__init__(text)
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-            # Before merge keys (<<) are unfolded: what is written beside one may override it.
-            seen: dict[tuple[str, str], int] = {}
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    name = (key.tag, key.value)
-                    mark = key.start_mark
-                    if name in seen:
-                        self.repeated.append(
-                            f"line {mark.line + 1}, column {mark.column + 1}: the key"
-                            f" {key.value!r} is given twice, first in line {seen[name]}"
-                        )
-                    seen.setdefault(name, mark.line + 1)
-            return super().construct_mapping(node, deep)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        # Before merge keys (<<) are unfolded: what is written beside one may override it.
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                name, mark = (key.tag, key.value), key.start_mark
+                if name in seen:
+                    self.repeated.append(
+                        f"line {mark.line + 1}, column {mark.column + 1}: the key"
+                        f" {key.value!r} is given twice, first in line {seen[name]}"
+                    )
+                seen.setdefault(name, mark.line + 1)
+        return super().construct_mapping(node, deep)
 
-    Loader.yaml_constructors = {
-        tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag != timestamp
-    }
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != timestamp]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    return Loader
+
+_Loader.yaml_constructors = {
+    tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag != _DATE
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}

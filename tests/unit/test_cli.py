@@ -14,7 +14,7 @@ import pytest
 import router
 from router import cli
 from router.errors import Problem, SettingsError, StartError
-from router.settings import DemoSettings, RouterSettings, describe
+from router.settings import DemoSettings, RouterSettings, settings_of
 
 
 class Calls(list[Any]):
@@ -189,9 +189,9 @@ def test_help_tells_every_flag(
     text = capsys.readouterr().out
     assert text.isascii()
     assert text.startswith("Usage: sglang-d-router ")
-    for row in describe(cls):
-        assert f"  {row.flag}" in text
-        assert row.group in text
+    for setting in settings_of(cls):
+        assert f"  {setting.usage}" in text
+        assert setting.group in text
     assert "--version" in text
 
 

@@ -21,12 +21,11 @@ from router.settings import (
     RouterSettings,
     load,
     markdown_table,
-    read_yaml,
     split_flags,
-    structure,
     with_launchers,
 )
 from router.settings.launcher import PLACEHOLDERS
+from router.settings.yamlfile import read_yaml
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
@@ -60,13 +59,13 @@ def test_figures() -> None:
 
 @pytest.mark.parametrize("block", re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S))
 def test_yaml_in_the_text_can_be_loaded(block: str) -> None:
-    structure(yaml.safe_load(block), LauncherFile)
+    LauncherFile.of(yaml.safe_load(block))
 
 
 def test_eight_workers_with_a_gpu_each() -> None:
     (launcher,) = launchers(ROOT / "examples" / "local_launcher.yaml")
     block = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S)[0]
-    assert structure(yaml.safe_load(block), LauncherFile).launcher == launcher
+    assert LauncherFile.of(yaml.safe_load(block)).launcher == launcher
     assert (launcher.model, launcher.num_workers, launcher.wait_timeout) == (
         "Qwen/Qwen-Image",
         8,
@@ -116,7 +115,7 @@ def test_the_systemd_unit() -> None:
     assert Path(program).name == "python3"
     assert Path(archive).name == "router.pyz"
     flags = split_flags(arguments, RouterSettings, config=True)
-    assert flags.problems == ()
+    assert flags.problems == []
     # Independent of host name, port and home: the next router must find it.
     assert flags.values["state_dir"] == "/var/lib/" + service["StateDirectory"]
     assert service["StateDirectoryMode"] == "0700"

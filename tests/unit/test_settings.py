@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 import pytest
@@ -10,16 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.settings import (
-    GIB,
-    KIB,
-    MIB,
     DemoSettings,
+    LauncherSettings,
     LogLevel,
     RouterSettings,
     RoutingAlgorithm,
-    describe,
+    settings_of,
 )
-from router.settings.fields import settings_of
 from router.settings.kinds import (
     Choice,
     Duration,
@@ -33,6 +31,9 @@ from router.settings.kinds import (
     WholeNumber,
     got,
 )
+
+MIB = 1024**2
+GIB = 1024**3
 
 
 def refusal(kind: Kind, value: object) -> str:
@@ -146,7 +147,7 @@ def test_durations(value: object, seconds: float) -> None:
     ],
 )
 def test_what_is_no_duration(value: object) -> None:
-    assert refusal(Duration(0), value).startswith(
+    assert refusal(Duration("0s"), value).startswith(
         "expected a time of at least 0s (seconds, or like 500ms, 30s, 5m, 1h), got "
     )
 
@@ -173,7 +174,7 @@ def test_sizes(value: object, size: int) -> None:
 
 @pytest.mark.parametrize("value", ["0.3B", "1TiB", "M", "1.2.3M", "1e999M", 1.0, True, None, "-1K"])
 def test_what_is_no_size(value: object) -> None:
-    assert "expected a size of at least 1B (bytes, or like" in refusal(Size(1), value)
+    assert "expected a size of at least 1B (bytes, or like" in refusal(Size("1B"), value)
 
 
 @pytest.mark.parametrize("value", [8, "8", "+8", "008"])
@@ -190,13 +191,13 @@ def test_what_is_no_whole_number(value: object) -> None:
 
 
 def test_no_number_at_all_only_where_that_means_something() -> None:
-    assert WholeNumber(1, none=True).parse("none") is None
-    assert WholeNumber(1, none=True).parse(None) is None
-    assert refusal(WholeNumber(1, none=True), 0) == (
+    assert WholeNumber(1, none="none").parse("none") is None
+    assert WholeNumber(1, none="none").parse(None) is None
+    assert refusal(WholeNumber(1, none="none"), 0) == (
         "expected a whole number of at least 1 or 'none', got 0"
     )
     assert refusal(WholeNumber(1), "none").endswith("got 'none'")
-    auto = WholeNumber(1, none=True, word="auto")
+    auto = WholeNumber(1, none="auto")
     assert auto.parse("auto") is None
     assert auto.parse(None) is None
     assert refusal(auto, "none").endswith("of at least 1 or 'auto', got 'none'")
@@ -236,56 +237,62 @@ def test_what_was_got_is_short_and_in_words() -> None:
     ]
 
 
-@given(st.integers(0, 2**45))
-def test_a_shown_size_reads_back(size: int) -> None:
-    assert Size().parse(Size().show(size)) == size
+@pytest.mark.parametrize("cls", [RouterSettings, DemoSettings, LauncherSettings])
+def test_a_default_that_is_shown_is_the_one_that_is_meant(cls: type[Any]) -> None:
+    """Words such as "that of --timeout" stand only for what is not there."""
+    made = cls(model="m") if cls is LauncherSettings else cls()
+    for setting in settings_of(cls):
+        default = getattr(made, setting.name)
+        if default not in (None, (), {}) and setting.name not in ("model", "name"):
+            assert setting.kind.parse(setting.default_text) == default
 
 
-@given(st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000))
-def test_a_shown_duration_reads_back_nearly(seconds: float) -> None:
-    parsed = Duration().parse(Duration().show(seconds))
-    assert isinstance(parsed, float)
-    assert parsed == pytest.approx(seconds, rel=1e-4)
+def test_what_a_list_lacks_is_told_by_its_place() -> None:
+    with pytest.raises(Unfit) as caught:
+        Many(Text()).parse(["a", 3, "b", ""])
+    assert [problem.path for problem in caught.value.problems] == ["[1]", "[3]"]
 
 
 @given(st.one_of(st.text(), st.floats(), st.integers(), st.none(), st.lists(st.text())))
 def test_a_kind_reads_a_value_or_calls_it_unfit(value: object) -> None:
     kinds: list[Kind] = [
-        *(Duration(0), Size(1), WholeNumber(0, 5), Number(), Switch(), Text()),
+        *(Duration("0s"), Size("1B"), WholeNumber(0, 5), Number(), Switch(), Text()),
         *(Choice(LogLevel), Many(Text())),
     ]
     for kind in kinds:
-        message = ""
+        problems = []
         try:
             parsed = kind.parse(value)
         except Unfit as unfit:
-            message = str(unfit)
+            problems = unfit.problems
+            assert problems
         else:
             assert kind.parse(parsed) == parsed
         wanted = [kind.expected, *([kind.item.expected] if isinstance(kind, Many) else [])]
-        assert not message or message.startswith(tuple(f"expected {one}, got " for one in wanted))
+        starts = tuple(f"expected {one}, got " for one in wanted)
+        assert all(problem.message.startswith(starts) for problem in problems)
 
 
 @pytest.mark.parametrize("cls", [RouterSettings, DemoSettings])
-def test_every_field_is_a_setting_that_is_described(cls: type[attrs.AttrsInstance]) -> None:
+def test_every_field_is_a_setting_that_is_described(cls: type[Any]) -> None:
     names = [attribute.name for attribute in attrs.fields(cls)]
     # Lists of settings stand only in files: docs/operations.md, docs/launching.md.
     only_in_files = ("workers", "launcher", "launchers") if cls is RouterSettings else ()
-    assert [row.key for row in describe(cls)] == [
+    assert [setting.name for setting in settings_of(cls)] == [
         name for name in names if name not in only_in_files
     ]
     for setting in settings_of(cls):
         assert setting.help
         assert setting.group
         assert setting.default_text
-        assert setting.metavar or not setting.takes_value
-        assert setting.kind.parse(setting.default) == setting.default
+        assert setting.usage != setting.flag or setting.is_switch
+        assert setting.kind.parse(getattr(cls(), setting.name)) == getattr(cls(), setting.name)
 
 
-def test_a_described_row() -> None:
-    row = next(row for row in describe(RouterSettings) if row.key == "peek_limit")
-    assert (row.flag, row.default, row.range) == ("--peek-limit SIZE", "1MiB", "at least 1B")
-    assert KIB * 1024 == MIB
+def test_a_described_setting() -> None:
+    setting = next(each for each in settings_of(RouterSettings) if each.name == "peek_limit")
+    assert (setting.usage, setting.group) == ("--peek-limit SIZE", "Limits")
+    assert (setting.default_text, setting.kind.range) == ("1MiB", "at least 1B")
 
 
 def test_cross_field_checks() -> None:

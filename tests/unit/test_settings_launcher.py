@@ -14,26 +14,26 @@ from hypothesis import strategies as st
 
 from router.errors import SettingsError
 from router.settings import (
-    LauncherBackend,
     LauncherFile,
     LauncherSettings,
     Restart,
     RouterSettings,
-    describe,
     load,
+    settings_of,
     split_flags,
-    structure,
     with_launchers,
 )
-from router.settings.launcher import NO_LAUNCHER
+from router.settings.kinds import Unfit
+from router.settings.launcher import NO_LAUNCHER, LauncherBackend
+from router.settings.sections import Settings
 
 
 def launcher(**values: Any) -> LauncherSettings:
-    return structure({"model": "Qwen/Qwen-Image", **values}, LauncherSettings)
+    return LauncherSettings.of({"model": "Qwen/Qwen-Image", **values})
 
 
 def refusals(**values: Any) -> list[str]:
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(Unfit) as caught:
         launcher(**values)
     return [str(problem) for problem in caught.value.problems]
 
@@ -81,9 +81,9 @@ def test_defaults() -> None:
 
 def test_every_field_is_described() -> None:
     names = [attribute.name for attribute in attrs.fields(LauncherSettings)]
-    rows = describe(LauncherSettings)
-    assert [row.key for row in rows] == names
-    assert all(row.help and row.default and row.group for row in rows)
+    settings = settings_of(LauncherSettings)
+    assert [setting.name for setting in settings] == names
+    assert all(setting.help and setting.default_text and setting.group for setting in settings)
 
 
 def test_all_values() -> None:
@@ -340,10 +340,11 @@ def test_two_places_for_launchers(folder: Path) -> None:
     st.sampled_from([attribute.name for attribute in attrs.fields(LauncherSettings)]),
 )
 def test_any_data_is_taken_or_refused_in_words(data: object, key: str) -> None:
-    for wrong, cls in (
+    cases: list[tuple[dict[str, object], type[Settings]]] = [
         ({"model": "m", key: data}, LauncherSettings),
         ({"launchers": [{"model": "m", key: data}]}, LauncherFile),
         ({"launcher": data}, LauncherFile),
-    ):
-        with contextlib.suppress(SettingsError):  # and nothing else
-            structure(wrong, cls)
+    ]
+    for wrong, cls in cases:
+        with contextlib.suppress(Unfit):  # and nothing else
+            cls.of(wrong)

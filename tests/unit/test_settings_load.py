@@ -16,9 +16,9 @@ from router.settings import (
     RouterSettings,
     RoutingAlgorithm,
     load,
-    read_yaml,
     split_flags,
 )
+from router.settings.yamlfile import read_yaml
 
 
 def from_line(*arguments: str) -> RouterSettings:
@@ -80,8 +80,9 @@ def test_all_mistakes_of_a_command_line() -> None:
         " got '-5s'",
     ]
     assert problems("stray") == ["stray: unexpected argument"]
-    assert problems("--config") == ["--config: expected the name of a file"]
-    assert problems("--config=") == ["--config: expected the name of a file"]
+    missing = "--config: expected the name of a file"
+    assert problems("--config") == [f"{missing}, but no value follows"]
+    assert problems("--config=") == [f"{missing}, got ''"]
 
 
 def test_only_serve_has_a_config_file() -> None:

@@ -1,22 +1,21 @@
 """Structuring nested data strictly: every mistake, by its path, at once."""
 
-from __future__ import annotations
-
-from enum import Enum, StrEnum
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Annotated, Any
 
 import attrs
 import pytest
-from attrs import field, frozen
+from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.errors import SettingsError
-from router.settings import RouterSettings, structure
-
-
-class Grade(Enum):
-    FAST = 1
-    FINE = 2
+from router.errors import Problem
+from router.settings import RouterSettings
+from router.settings.fields import setting
+from router.settings.kinds import Many, Number, Text, Unfit, WholeNumber
+from router.settings.launch_kinds import Pairs
+from router.settings.sections import Section, Settings
 
 
 class Backend(StrEnum):
@@ -25,32 +24,31 @@ class Backend(StrEnum):
 
 
 @frozen
-class Launcher:
-    model: str
-    num_workers: int = 1
-    share: float = 1.0
-    backend: Backend = Backend.LOCAL
-    grade: Grade = Grade.FAST
-    env: dict[str, str] = field(factory=dict)
-    gpus: tuple[int, ...] = ()
-    extra_args: list[str] = field(factory=list)
-    note: str | None = None
-    strict: bool = False
+class Launcher(Settings):
+    model: str = setting(attrs.NOTHING)
+    num_workers: Annotated[int, WholeNumber()] = setting(1)
+    share: Annotated[float, Number()] = setting(1)
+    backend: Backend = setting("local")
+    env: Annotated[Mapping[str, str], Pairs(("HOME",), "is ours")] = setting({})
+    gpus: Annotated[tuple[int, ...], Many(WholeNumber())] = setting(())
+    extra_args: Annotated[tuple[str, ...], Many(Text())] = setting(())
+    note: Annotated[str | None, Text(optional=True)] = setting(None)
+    strict: bool = setting("off")
 
-    def __attrs_post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         if self.gpus and len(self.gpus) < self.num_workers:
-            raise ValueError("expected at least one GPU for each worker")
+            yield Problem("", "expected at least one GPU for each worker")
 
 
 @frozen
-class Plan:
-    launchers: list[Launcher]
-    launcher: Launcher | None = None
+class Plan(Settings):
+    launchers: Annotated[tuple[Launcher, ...], Many(Section(Launcher))] = setting(attrs.NOTHING)
+    launcher: Annotated[Launcher | None, Section(Launcher, optional=True)] = setting(None)
 
 
-def problems(data: object, cls: type = Plan, source: str = "") -> list[str]:
-    with pytest.raises(SettingsError) as caught:
-        structure(data, cls, source=source)
+def problems(data: object, cls: type[Settings] = Plan) -> list[str]:
+    with pytest.raises(Unfit) as caught:
+        cls.of(data)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -58,36 +56,35 @@ def test_good_data() -> None:
     data = {
         "launchers": [
             {"model": "m", "num-workers": 2, "gpus": [0, 1], "backend": "slurm", "share": 1},
-            {"model": "n", "env": {"A-B": "1"}, "extra_args": ["--x", ""], "note": None},
+            {"model": "n", "env": {"A-B": "1"}, "extra_args": ["--x"], "note": None},
         ]
     }
-    assert structure(data, Plan) == Plan(
-        [
+    assert Plan.of(data) == Plan(
+        (
             Launcher("m", num_workers=2, gpus=(0, 1), backend=Backend.SLURM),
-            Launcher("n", env={"A-B": "1"}, extra_args=["--x", ""]),
-        ]
+            Launcher("n", env={"A-B": "1"}, extra_args=("--x",)),
+        )
     )
 
 
 def test_all_mistakes_at_once_by_their_paths() -> None:
     data = {
         "launchers": [
-            {"model": "m", "num_workers": "two", "gpus": [0, True], "env": {"A": 1, "B C": 2}},
-            {"num_wrokers": 1, "grade": 3},
+            {"model": "m", "num_workers": "two", "gpus": [0, True], "env": {"A": True, "B C": 2.5}},
+            {"num_wrokers": 1, "strict": 3},
             "text",
         ],
         "launcher": {"model": 3, "extra_args": "abc", "backend": "slrm", "env": ["x"]},
         "lunchers": [],
     }
-    assert sorted(problems(data, source="launch.yaml")) == sorted(
-        f"launch.yaml: {problem}"
-        for problem in [
+    assert sorted(problems(data)) == sorted(
+        [
             "launchers[0].num_workers: expected a whole number, got 'two'",
             "launchers[0].gpus[1]: expected a whole number, got true",
-            "launchers[0].env.A: expected text, got 1",
-            "launchers[0].env['B C']: expected text, got 2",
+            "launchers[0].env.A: expected text, got true; put it in quotes",
+            "launchers[0].env['B C']: expected text, got 2.5; put it in quotes",
             "launchers[1].model: is required",
-            "launchers[1].grade: expected 1 or 2, got 3",
+            "launchers[1].strict: expected true or false, got 3",
             "launchers[1].num_wrokers: unknown key (did you mean num_workers?)",
             "launchers[2]: expected a mapping, got 'text'",
             "launcher.model: expected text, got 3",
@@ -100,7 +97,7 @@ def test_all_mistakes_at_once_by_their_paths() -> None:
 
 
 def test_the_whole_of_it_may_be_wrong() -> None:
-    assert problems([], source="x.yaml") == ["x.yaml: expected a mapping, got a list"]
+    assert problems([]) == ["expected a mapping, got a list"]
     assert problems(None) == ["expected a mapping, got nothing"]
     assert problems({"launchers": {"model": "m"}}) == [
         "launchers: expected a list, got a mapping",
@@ -156,9 +153,9 @@ values = st.recursive(
 def test_any_data_gives_settings_or_problems(data: dict[str, object]) -> None:
     paths: list[str] = []
     try:
-        made = structure(data, RouterSettings)
-    except SettingsError as error:
-        paths = [problem.path for problem in error.problems]
+        made: Any = RouterSettings.of(data)
+    except Unfit as unfit:
+        paths = [problem.path for problem in unfit.problems]
     else:
-        assert attrs.evolve(made) == made  # good enough for its own validators
+        assert attrs.evolve(made) == made  # good enough for its own converters
     assert {path.split("[")[0].split(".")[0] for path in paths} <= set(data)

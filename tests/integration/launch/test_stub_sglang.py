@@ -13,7 +13,7 @@ import trio
 
 from router.launch import processes
 from router.program import self_command
-from router.settings import LauncherSettings, structure
+from router.settings import LauncherSettings
 from tests.integration.deployment import Deployment, deployed, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
@@ -59,7 +59,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def launcher(folder: Path, **values: Any) -> LauncherSettings:
-    return structure(
+    return LauncherSettings.of(
         {
             "model": "demo/image",
             "worker_base_port": 0,
@@ -68,8 +68,7 @@ def launcher(folder: Path, **values: Any) -> LauncherSettings:
             "restart_backoff": "1ms",
             "log_dir": str(folder.parent / "logs"),
             **values,
-        },
-        LauncherSettings,
+        }
     )
 
 

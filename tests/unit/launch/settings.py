@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from router.settings import LauncherSettings, structure
+from router.settings import LauncherSettings
 
 
 def launcher(**values: Any) -> LauncherSettings:
     """As YAML with these values gives it."""
-    return structure({"model": "Qwen/Qwen-Image", **values}, LauncherSettings)
+    return LauncherSettings.of({"model": "Qwen/Qwen-Image", **values})
