@@ -194,10 +194,10 @@ class Fleet:
 
     def _wanted(self, launcher: Launcher) -> list[int]:
         size = self.shared.store.restored(SizeRecord).get(launcher.name)
-        if size is not None and size.configured == launcher.workers:
+        if size is not None and size.configured == launcher.settings.num_workers:
             return sorted(size.indices)
         self.shared.store.delete(SizeRecord, launcher.name)
-        return list(range(launcher.workers))
+        return list(range(launcher.settings.num_workers))
 
     async def _begin(self, nursery: trio.Nursery) -> None:
         records = list(self.shared.store.restored(LaunchRecord).values())
@@ -340,7 +340,9 @@ class Fleet:
 
     def _note_size(self, launcher: Launcher) -> None:
         indices = [slot.index for slot in self._slots.values() if slot.launcher is launcher]
-        self.shared.store.put(SizeRecord(launcher.name, launcher.workers, tuple(sorted(indices))))
+        self.shared.store.put(
+            SizeRecord(launcher.name, launcher.settings.num_workers, tuple(sorted(indices)))
+        )
 
     # Small things.
 

@@ -9,7 +9,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..pool.registry import Registry
-from ..settings.launcher import Restart
+from ..settings import LauncherSettings, Restart
 from ..store.store import Store
 from .base import Backend, Planner
 from .local import PATIENCE
@@ -17,20 +17,20 @@ from .local import PATIENCE
 
 @frozen
 class Launcher:
-    """Some equal workers: what plans them, what runs them, and the settings of their life."""
+    """Some equal workers: what plans them, what runs them, and their settings."""
 
     planner: Planner
     backend: Backend
-    workers: int
-    wait_timeout: float = 600.0
-    restart: Restart = Restart.ON_FAILURE
-    restart_backoff: float = 1.0
-    max_concurrency: int | None = None
-    log_dir: Path | None = None
+    settings: LauncherSettings
 
     @property
     def name(self) -> str:
         return self.planner.launcher
+
+    @property
+    def log_dir(self) -> Path | None:
+        """Where the output of the workers goes, if the settings say so."""
+        return Path(self.settings.log_dir).absolute() if self.settings.log_dir else None
 
 
 @frozen

@@ -353,14 +353,15 @@ class Slot:
         """Wait as long as it takes until it may be started again."""
         with self._interruptible():
             worker, supervision = self.worker, self.shared.supervision
+            settings = self.launcher.settings
             if death.hopeless or self._quick >= supervision.quick_deaths:
                 times = "" if death.hopeless else f", the {self._quick}th time in a row"
                 await self._park(Phase.FAILED, f"given up: {self._how(death)}{times}")
-            if self.shared.stopping or not death.calls_for(self.launcher.restart):
+            if self.shared.stopping or not death.calls_for(settings.restart):
                 await self._park(Phase.EXITED, self._how(death))
             if worker and _rests(worker):
                 await self._park(Phase.DOWN, f"{self._how(death)} while it slept")
-            delay = supervision.pause(self.launcher.restart_backoff, self._quick, self.shared.rng)
+            delay = supervision.pause(settings.restart_backoff, self._quick, self.shared.rng)
             why = f"{self._how(death)}; it starts again in {delay:.1f} s"
             self.enter(Phase.RESTARTING, why)
             await trio.sleep(delay)
@@ -413,7 +414,7 @@ class Slot:
             self.worker = registry.add(
                 url,
                 Origin.LAUNCHED,
-                concurrency=self.launcher.max_concurrency,
+                concurrency=self.launcher.settings.max_concurrency,
                 batching=self.plan.batching if self.plan else 1,
                 starting=True,
                 label=self.name,

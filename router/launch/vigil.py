@@ -57,7 +57,7 @@ async def gone_astray(slot: Slot) -> Death:
 
 async def tell_slowness(slot: Slot) -> None:
     """Report a worker that is not ready in time. It is left loading: first downloads take long."""
-    timeout = slot.launcher.wait_timeout
+    timeout = slot.launcher.settings.wait_timeout
     while slot.ready_at is None:
         left = slot.begun + timeout - trio.current_time()
         if slot.phase is Phase.STARTING and left <= 0:

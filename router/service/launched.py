@@ -14,7 +14,7 @@ import trio
 from ..control.identity import Verdict
 from ..errors import Conflict, StartError, describe
 from ..launch import adoption
-from ..launch.base import Backend, Planner
+from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..launch.launcher import Launcher, Shared
 from ..launch.local import LocalBackend
@@ -22,7 +22,7 @@ from ..launch.planner import LocalPlanner, make_planners
 from ..launch.records import LaunchRecord
 from ..observe import logs
 from ..pool.worker import Worker
-from ..settings import LauncherSettings, RouterSettings
+from ..settings import RouterSettings
 from ..store.opening import StateRefused
 from ..store.store import Store
 
@@ -45,23 +45,10 @@ def make_fleet(
     """The workers that the settings want launched; see `Fleet.drain`."""
     local = LocalBackend()
     launchers = [
-        _launcher(launcher, planner, local)
+        Launcher(planner, local, launcher)
         for launcher, planner in zip(settings.launchers, planners, strict=True)
     ]
     return Fleet(launchers, shared, drain, {local.name: local})
-
-
-def _launcher(settings: LauncherSettings, planner: Planner, backend: Backend) -> Launcher:
-    return Launcher(
-        planner,
-        backend,
-        workers=settings.num_workers,
-        wait_timeout=settings.wait_timeout,
-        restart=settings.restart,
-        restart_backoff=settings.restart_backoff,
-        max_concurrency=settings.max_concurrency,
-        log_dir=None if settings.log_dir is None else Path(settings.log_dir).absolute(),
-    )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from simulated_worker import WorkerConfig, serve
 from tests.integration.api.pools import BOTH, direct_to, is_ours
 from tests.integration.deployment import Deployment, answer, until
 from tests.integration.lives import Lives, RunLives, run_lives
+from tests.launchers import FREE_PORTS, restarting
 
 VIDEO = {"prompt": "a red kite", "size": "64x64", "num_frames": 3, "num_inference_steps": 1}
 LONG = {**VIDEO, "num_inference_steps": 5000}
@@ -60,15 +61,12 @@ async def healthy(router: Deployment, *urls: str) -> None:
 def test_launched_workers_are_recorded_once_there_is_something_to_know(
     run_restarts: RunLives, tmp_path: Path
 ) -> None:
-    ports = {"worker_base_port": 0, "master_port_base": 0, "scheduler_port_base": 0}
-    fails = LauncherSettings(
-        model="x/fails", command=("/bin/false",), num_gpus_per_worker=0, restart_backoff=60, **ports
-    )
+    more = {"num_gpus_per_worker": 0, **FREE_PORTS}
+    fails = LauncherSettings(model="x/fails", command=("/bin/false",), **restarting("1m"), **more)
     serves = LauncherSettings(
         model="x/serves",
         command=(*program.self_command(), "simulate-worker", "--load-seconds", "0"),
-        num_gpus_per_worker=0,
-        **ports,
+        **more,
     )
 
     async def test(lives: Lives) -> None:

@@ -21,6 +21,7 @@ from router.launch.slot import Slot
 from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
 from router.pool.worker import Worker
+from router.settings import LauncherSettings
 from router.store.records import Record
 from router.store.store import Store
 from tests.integration.launch.engine import Engine, EngineBackend, Job
@@ -209,9 +210,8 @@ async def router(
             await drain(registry, worker)
         registry.remove(worker)
 
-    fleet = Fleet(
-        [Launcher(planner, backend, workers, restart_backoff=1.0, **launcher)], shared, remove
-    )
+    settings = LauncherSettings(model="m", num_workers=workers, **launcher)
+    fleet = Fleet([Launcher(planner, backend, settings)], shared, remove)
     async with trio.open_nursery() as nursery:
         await nursery.start(fleet.run)
         yield Bench(world, fleet, registry, planner, store)

@@ -22,6 +22,7 @@ from router.settings import LauncherSettings
 from tests.integration.deployment import Deployment, until
 from tests.integration.lives import Lives
 from tests.integration.weights.refits import SLEEP, WAKE, ledger, refit, refitted
+from tests.launchers import FREE_PORTS, restarting
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process groups")
 
@@ -41,11 +42,9 @@ def run_launched(tmp_path: Path) -> Callable[[Test], None]:
                     model="demo/image",
                     command=(*SIMULATED, "--load-seconds", "0"),
                     num_gpus_per_worker=0,
-                    worker_base_port=0,
-                    master_port_base=0,
-                    scheduler_port_base=0,
                     log_dir=str(tmp_path),
-                    restart_backoff=0.001,
+                    **FREE_PORTS,
+                    **restarting("1ms"),
                 )
                 await test(lives, launcher)
                 for worker in lives.workers:

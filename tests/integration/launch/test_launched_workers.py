@@ -22,6 +22,7 @@ from router.launch.phases import Phase
 from router.pool.lifecycle import routable
 from router.settings import LauncherSettings
 from tests.integration.deployment import Deployment, deployed, until
+from tests.launchers import FREE_PORTS, restarting
 from tests.patience import fail_after
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process groups")
@@ -57,11 +58,9 @@ def launcher(folder: Path, command: Sequence[str], **more: Any) -> LauncherSetti
         "model": "demo/image",
         "command": tuple(command),
         "num_gpus_per_worker": 0,
-        "worker_base_port": 0,
-        "master_port_base": 0,
-        "scheduler_port_base": 0,
+        **FREE_PORTS,
         "log_dir": str(folder),
-        "restart_backoff": 0.001,
+        **restarting("1ms"),
         **more,
     }
     return LauncherSettings(**options)

@@ -14,6 +14,7 @@ from router.launch.phases import Phase
 from router.pool.lifecycle import AdminEvent
 from router.pool.registry import Registry
 from router.pool.worker import Admin, Worker
+from router.settings import LauncherSettings
 from router.store.store import Store
 from tests.integration.launch.engine import Engine, EngineBackend
 from tests.integration.launch.fleets import FakePlanner, World, router, virtually
@@ -136,7 +137,10 @@ def test_which_launcher_is_meant() -> None:
     async def main(world: World) -> None:
         registry = Registry()
         backend = EngineBackend(Engine())
-        launchers = [Launcher(FakePlanner(name), backend, 0) for name in ("image", "video")]
+        launchers = [
+            Launcher(FakePlanner(name), backend, LauncherSettings(model=name))
+            for name in ("image", "video")
+        ]
 
         async def remove(worker: Worker) -> None:
             registry.remove(worker)

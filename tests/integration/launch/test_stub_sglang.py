@@ -15,6 +15,7 @@ from router.launch import processes
 from router.program import self_command
 from router.settings import LauncherSettings
 from tests.integration.deployment import Deployment, deployed, until
+from tests.launchers import FREE_PORTS, restarting
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
 
@@ -62,10 +63,8 @@ def launcher(folder: Path, **values: Any) -> LauncherSettings:
     return LauncherSettings.of(
         {
             "model": "demo/image",
-            "worker_base_port": 0,
-            "master_port_base": 0,
-            "scheduler_port_base": 0,
-            "restart_backoff": "1ms",
+            **FREE_PORTS,
+            **restarting("1ms"),
             "log_dir": str(folder.parent / "logs"),
             **values,
         }

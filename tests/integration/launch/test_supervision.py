@@ -329,15 +329,16 @@ def test_restart_by_request_ends_it_first() -> None:
 
 def test_nothing_starts_while_the_disk_fails() -> None:
     async def main(world: World) -> None:
-        async with router(world, workers=0) as bench:
-            await bench.fleet.scale(1)
-            bench.store.failing = "no space left on device"
-            await bench.until(Phase.QUEUED)
-            await trio.sleep(100)
-            assert not world.engine.jobs
-            assert "no space left" in str(bench.slot().detail)
-            bench.store.failing = None
+        async with router(world, workers=1) as bench:
             await bench.serve()
+            await bench.fleet.scale(2)
+            bench.store.failing = "no space left on device"
+            await bench.until(Phase.QUEUED, 1)
+            await trio.sleep(100)
+            assert len(world.engine.jobs) == 1
+            assert "no space left" in str(bench.slot(1).detail)
+            bench.store.failing = None
+            await bench.serve(1)
 
     virtually(main)
 
