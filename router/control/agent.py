@@ -1,7 +1,7 @@
 """One task for each worker, its agent: it brings the worker to what is wanted of it.
 
 An agent looks at what is known and wanted, does what `plan.next_action` says, and looks again: at
-once when it is told that something has changed, and every few seconds anyway. A wake-up that is
+once when something has changed, and every few seconds anyway. A wake-up that is
 missed costs seconds. What hangs at one worker holds up no other.
 """
 
@@ -34,7 +34,7 @@ from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
 from .worker_memory import RELEASE, RESUME, WorkerMemory
 
-# Seconds until an agent looks again though nobody has told it anything.
+# Seconds until an agent looks again though nothing seems to have changed.
 _LOOK_AGAIN = 5.0
 # Replays side by side: storage is shared. One that takes longer than this many seconds may hang,
 # and no longer counts.
@@ -49,7 +49,7 @@ class RemovalCalledOff(Conflict):
 
 @define(eq=False)
 class _Agent:
-    told: ParkingLot = field(factory=ParkingLot)  # until something may have changed
+    changed: ParkingLot = field(factory=ParkingLot)  # until something may have changed
     claim: Claim | None = None
     # What it does just now, and what was known when that began.
     action: Action = Action.REST
@@ -120,7 +120,7 @@ class Agents:
             agent = self._agents.get(worker)
             if agent is None:
                 continue
-            agent.told.unpark_all()
+            agent.changed.unpark_all()
             begun = agent.begun
             if begun is not None and not goes_on(agent.action, begun, self.known(worker)):
                 agent.scope.cancel()
@@ -228,7 +228,7 @@ class Agents:
 
     async def _until(self, agent: _Agent, is_true: Callable[[], bool]) -> None:
         while not is_true():
-            await agent.told.park()
+            await agent.changed.park()
 
     async def _act(self, worker: Worker, agent: _Agent, action: Action, known: Known) -> None:
         """Do it, as long as it is worth going on with, and record what came of it."""

@@ -73,6 +73,12 @@ class Answer:
         """The body as JSON, None if it is none."""
         return text.from_json(self.body)
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The members of the body, if it is a JSON object; else none."""
+        content = self.json()
+        return content if isinstance(content, dict) else {}
+
 
 class ControlClient:
     """Sends control calls to workers. Never reads proxy settings from the environment."""

@@ -110,8 +110,7 @@ class Follower:
                     answer = await self.jobs.client.get(hold.worker.url, path, within=_PATIENCE)
                 except Unreachable:
                     continue  # its health is judged elsewhere; a new process ends the hold
-            content = answer.json()
-            job = content if isinstance(content, dict) else {}
+            job = answer.fields
             # It may have been deleted while we looked: then a ghost has taken its place.
             over = answer.status == 404 or (answer.status == 200 and is_over(job))
             if over and _occupies(hold, HoldKind.JOB):

@@ -44,9 +44,8 @@ def judge(answer: Answer) -> Finding:
         return Finding(Probe.WARMING, "it is warming up")
     if answer.status in (401, 403):
         return _unauthorized("/health", answer.status)
-    content = answer.json()
-    if answer.status == 503 and isinstance(content, dict) and content.get("status") == "unhealthy":
-        why = content.get("error") or "no reason given"
+    if answer.status == 503 and answer.fields.get("status") == "unhealthy":
+        why = answer.fields.get("error") or "no reason given"
         return Finding(Probe.BACKEND_DEAD, f"its backend died: {words(why)}")
     # A worker has no other 503, and never a 502: these are of a proxy.
     behind = answer.status in (502, 503)

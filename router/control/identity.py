@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import trio
 from attrs import define, field
@@ -124,8 +124,7 @@ class ProcessIdentity:
             if status in (200, 206):
                 return True
         answer = await self.client.get(worker.url, path, within=_PATIENCE)
-        content: Any = answer.json()
-        said = content if isinstance(content, dict) else {}
+        said = answer.fields
         if made.owner.kind is AssetKind.IMAGE:
             detail = said.get("detail")
             if answer.status in (400, 404) and str(detail).startswith(_KNOWS_IMAGE):

@@ -192,8 +192,8 @@ class JobControl:
                 return None
             if answer.status in (404, 405):
                 return []
-            content = answer.json()
-            data = content.get("data") if isinstance(content, dict) else None
+            content = answer.fields
+            data = content.get("data")
             if answer.status != 200 or not isinstance(data, list):
                 return None
             found = [j for j in data if isinstance(j, dict) and is_id(j.get("id"))]

@@ -70,14 +70,13 @@ class PoolPersistence:
     _stored_assets: StoredAssets = field(init=False)
     _recorded: dict[Worker, WorkerRecord] = field(init=False, factory=dict)
     _waiting: dict[str, list[JobRecord]] = field(init=False, factory=dict)
-    _summary: str | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self._stored_assets = StoredAssets(self.store, self.assets)
 
-    def restore(self, static: Mapping[str, int | None]) -> None:
-        """Make the pool what it was. `static` are the URLs that today's settings name, with the
-        slots that they say.
+    def restore(self, static: Mapping[str, int | None]) -> str | None:
+        """Make the pool what it was; says what that is, for people, or None if nothing was there.
+        `static` are the URLs that today's settings name, with the slots that they say.
 
         To be called when all observers of the registry have subscribed. Workers that were launched
         are taken up when their launcher adds them; `settle` forgets the others. Raises
@@ -111,8 +110,7 @@ class PoolPersistence:
             if self.registry.find(url) is None:
                 self.registry.add(url, Origin.STATIC, concurrency=slots)
         self._stored_assets.restore(self.registry.find, lambda url: url in self.registry.past)
-        if records:
-            self._summary = self._summarise(len(kept), len(jobs))
+        return self._summarise(len(kept), len(jobs)) if records else None
 
     def settle(self) -> None:
         """Forget what belongs to workers that were not added again: all launchers have."""
@@ -130,10 +128,6 @@ class PoolPersistence:
                 self.dispatcher.speeds.forget(name)
                 self.store.delete(SpeedRecord, name)
         self.store.release()
-
-    def summary(self) -> str | None:
-        """What was restored, for people; None if nothing was there."""
-        return self._summary
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Put now and then what changes with every generation; never returns."""

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 from attrs import define, field
+from trio.lowlevel import ParkingLot
 
 from ..backoff import Backoff
 from ..boundary import keep_running
@@ -49,8 +50,7 @@ class _Watch:
     worker: Worker
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     wake: trio.Event = field(factory=trio.Event)
-    contacted: trio.Event = field(factory=trio.Event)
-    looked: trio.Event = field(factory=trio.Event)  # replaced after each look
+    looked: ParkingLot = field(factory=ParkingLot)  # until another look is over
     begun: int = 0  # the number of the last look that was begun, and of the last that is over
     over: int = 0
     refresh: bool = False
@@ -114,11 +114,10 @@ class Watchman:
         SamePeer where it found one that is registered already."""
         watch = self._watches.get(worker)
         if watch is not None:
-            with trio.move_on_after(within):
-                await watch.contacted.wait()
+            await self._until_over(watch, 1, within)
         if worker in self._refusals:  # it may have been removed before this began to wait
             raise self._refusals[worker]
-        return watch is not None and watch.contacted.is_set() and not worker.removed
+        return watch is not None and watch.over > 0 and not worker.removed
 
     async def look_again(self, worker: Worker, *, within: float) -> None:
         """Probe the worker now, read its capabilities again, and wait until that is over, at
@@ -127,10 +126,12 @@ class Watchman:
         if watch is None:
             return
         self.nudge(worker, refresh=True)
-        wanted = watch.begun + 1
+        await self._until_over(watch, watch.begun + 1, within)
+
+    async def _until_over(self, watch: _Watch, look: int, within: float) -> None:
         with trio.move_on_after(within):
-            while watch.over < wanted and not worker.removed:
-                await watch.looked.wait()
+            while watch.over < look and not watch.worker.removed:
+                await watch.looked.park()
 
     def _observe(self, event: events.Event) -> None:
         match event:
@@ -140,8 +141,7 @@ class Watchman:
                 watch = self._watches.pop(worker, None)
                 if watch is not None:
                     watch.scope.cancel()
-                    watch.contacted.set()
-                    watch.looked.set()
+                    watch.looked.unpark_all()
                 self.addresses.forget(worker.url)
             case events.Trouble(worker, _):
                 self.nudge(worker)
@@ -161,7 +161,7 @@ class Watchman:
         def failed(error: Exception) -> None:
             why = f"its probe failed unexpectedly: {type(error).__name__}: {words(error)}"
             self.registry.probed(watch.worker, Probe.FAILED, why)
-            watch.contacted.set()
+            self._look_is_over(watch)
 
         with watch.scope:
             await keep_running(
@@ -179,9 +179,7 @@ class Watchman:
                                 await self._look(watch, nursery)
                         else:
                             await self._look(watch, nursery)
-                        watch.over = watch.begun
-                        watch.looked.set()
-                        watch.looked = trio.Event()
+                        self._look_is_over(watch)
                         await self._pause(watch)
                 finally:
                     nursery.cancel_scope.cancel()
@@ -193,6 +191,10 @@ class Watchman:
                 self.addresses.held.discard(worker.url)
             elif there is None:  # it may have been met in the moment of its removal
                 self.addresses.forget(worker.url)
+
+    def _look_is_over(self, watch: _Watch) -> None:
+        watch.over = watch.begun
+        watch.looked.unpark_all()
 
     def _recall(self, watch: _Watch) -> None:
         """Note what the process has made, before another one may make something."""
@@ -250,7 +252,6 @@ class Watchman:
         self.registry.probed(worker, finding.probe, finding.reason, seconds=took)
         if watch.idle is None:
             self._recall(watch)  # until one is open, another process may come unseen
-        watch.contacted.set()
 
     async def _connect(self, watch: _Watch, nursery: trio.Nursery) -> None:
         """Open the idle connection, if it can be. Raises Unresolved."""
@@ -268,7 +269,7 @@ class Watchman:
     def _turn_away(self, watch: _Watch, error: Unresolved) -> None:
         """At first contact, note what speaks against registering such a worker."""
         worker = watch.worker
-        if watch.contacted.is_set():
+        if watch.over:
             return
         if isinstance(error, NotOneAddress):
             self._refusals[worker] = BadWorkerURL(f"Worker URL {worker.url} is refused: {error}")
@@ -292,7 +293,7 @@ class Watchman:
             return False
         worker = watch.worker
         told = f"Worker URL {worker.url} leads to this router itself"
-        if watch.contacted.is_set() or worker.origin is Origin.LAUNCHED:
+        if watch.over or worker.origin is Origin.LAUNCHED:
             self.registry.probed(worker, Probe.FAILED, told)
         else:
             logger.error("%s; it is left out", told)

@@ -149,7 +149,7 @@ async def _serve(
     async with ControlClient(trust=trust_of(settings)) as client:
         built = assemble(settings, store, client, *launching)
         parts, fleet, persistence = built.parts, built.fleet, built.persistence
-        persistence.restore(parts.names.restore(static_workers(settings)))
+        resumed = persistence.restore(parts.names.restore(static_workers(settings)))
         parts.memory.worker_memory.restore()
         async with trio.open_nursery() as nursery:
             await nursery.start(client.addresses.lookups.run)
@@ -161,9 +161,8 @@ async def _serve(
             await nursery.start(built.follower.run)
             await nursery.start(fleet.run)
             persistence.settle()
-            told = persistence.summary()
-            if told is not None:
-                logger.info("resumed from %s: %s; --fresh begins without", store.folder, told)
+            if resumed is not None:
+                logger.info("resumed from %s: %s; --fresh begins without", store.folder, resumed)
             await nursery.start(persistence.run)
             await nursery.start(parts.watchman.run)  # the others wait for what it finds
             await nursery.start(parts.names.run)

@@ -69,8 +69,7 @@ async def _cards() -> tuple[list[dict[str, Any]], dict[str, str]]:
         except Unreachable as error:
             failures[worker.url] = str(error)
             return
-        content = answer.json()
-        data = content.get("data") if isinstance(content, dict) else None
+        data = answer.fields.get("data")
         if answer.status != 200 or not isinstance(data, list):
             failures[worker.url] = f"GET /v1/models answered {answer.status}"
         else:
