@@ -25,8 +25,7 @@ from ..pool.lifecycle import reachable
 from ..pool.registry import Registry
 from ..pool.worker import Health, Memory, Weights, Worker
 from ..text import words
-from .calls import send
-from .claim import Claim
+from .calls import Claim, send
 from .client import ControlClient
 from .limiter import SoftLimiter
 from .operations import Operations

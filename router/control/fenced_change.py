@@ -18,8 +18,7 @@ from ..pool.weights.answers import alike, words
 from ..pool.worker import Worker
 from ..store.store import Store
 from .agent import Agents
-from .calls import Pipe, Row, fill
-from .claim import Claim
+from .calls import Claim, Pipe, Row, fill
 from .client import Call
 from .operations import Operation
 

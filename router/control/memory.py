@@ -12,8 +12,7 @@ from ..pool.lifecycle import MemoryEvent, reachable
 from ..pool.match import Targets, no_workers
 from ..pool.worker import Memory, Origin, Weights, Worker
 from .agent import Agents
-from .calls import Outcome, Row, answer
-from .claim import Claim
+from .calls import Claim, Outcome, Row, answer
 from .client import Call
 from .operations import Operation, Work
 from .worker_memory import WorkerMemory, said

@@ -21,8 +21,7 @@ from ..pool.weights import Change, Meaning, meaning
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
-from .calls import Outcome, Row, answer
-from .claim import Claim
+from .calls import Claim, Outcome, Row, answer
 from .fenced_change import FencedChange
 from .operations import Operation, Work
 from .refit import Choose, Order, WeightControl

@@ -20,8 +20,7 @@ from ..pool.registry import Registry
 from ..pool.weights.answers import Meaning, meaning, words
 from ..pool.worker import Memory, Origin, Worker
 from ..store.store import Store
-from .calls import Row
-from .claim import Claim
+from .calls import Claim, Row
 from .client import Call
 
 logger = logging.getLogger("router.control")

@@ -31,7 +31,7 @@ from support.upstream import MODEL, host_of
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from router.control.asset_log import OwnerRecord  # noqa: E402
+from router.control.persistence import OwnerRecord  # noqa: E402
 from router.pool.assets import AssetKind  # noqa: E402
 from router.pool.worker import Capabilities, Origin, WorkerRecord  # noqa: E402
 from router.store import files  # noqa: E402

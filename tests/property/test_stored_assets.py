@@ -9,7 +9,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.control.asset_log import StoredAssets
+from router.control.persistence import StoredAssets
 from router.pool import assets as assets_module
 from router.pool.assets import AssetKind, AssetMap
 from router.pool.registry import Registry

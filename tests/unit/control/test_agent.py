@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from router.control.calls import Pipe
-from router.control.claim import Claim
+from router.control.calls import Claim, Pipe
 from router.control.client import Call
 from router.control.plan import Stage
 from router.pool.lifecycle import AdminEvent

@@ -6,8 +6,7 @@ from typing import Any
 
 import trio
 
-from router.control.asset_log import OwnerRecord, StoredAssets
-from router.control.persistence import PoolPersistence
+from router.control.persistence import OwnerRecord, PoolPersistence, StoredAssets
 from router.dispatch import Dispatcher
 from router.pool import policies
 from router.pool.assets import AssetKind, AssetMap
