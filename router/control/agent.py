@@ -70,7 +70,7 @@ class Agents:
     # Makes the pending changes of a worker's model; set by whoever makes changes.
     catch_up: Callable[[Worker], Awaitable[None]] = field(init=False)
     _replays: SoftLimiter = field(init=False, factory=lambda: SoftLimiter(_AT_ONCE, _COUNTED))
-    _nursery: trio.Nursery = field(init=False)
+    _nursery: trio.Nursery | None = field(init=False, default=None)
     _agents: dict[Worker, _Agent] = field(init=False, factory=dict)
     _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until something about a worker has
 
@@ -83,10 +83,13 @@ class Agents:
             *(events.FacetChanged, events.ProspectsChanged),
         )
         async with trio.open_nursery() as self._nursery:
-            for worker in self.registry:
-                self._agent(worker)
-            task_status.started()
-            await trio.sleep_forever()
+            try:
+                for worker in self.registry:
+                    self._agent(worker)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # at a stop it takes no more
 
     @contextmanager
     def having(self, claims: Iterable[Claim]) -> Iterator[None]:
@@ -194,7 +197,8 @@ class Agents:
         agent = self._agents.get(worker)
         if agent is None:
             agent = self._agents[worker] = _Agent()
-            self._nursery.start_soon(self._keep, worker, agent)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._keep, worker, agent)
         return agent
 
     async def _keep(self, worker: Worker, agent: _Agent) -> None:
