@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from router.pool.worker import Worker
 from tests.integration.deployment import Deployment, deployed, run, run_deployed, until
 from tests.integration.lives import Lives
 from tests.integration.names import Names
@@ -149,6 +150,42 @@ def test_a_restart_while_name_servers_are_silent(
                 await until(lambda: urls(at) == [a, c])
             async with lives.router(**settings | {"resolve_all": False, "worker_urls": ()}) as at:
                 assert urls(at) == []
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_one_that_is_about_to_leave_stays_if_its_name_leads_to_it_again(
+    tmp_path: Path, names: Names
+) -> None:
+    """Whether or not the router was restarted meanwhile: an operator's removal would go on."""
+    names.table["pool.test"] = [A, B]
+
+    async def main() -> None:
+        async with deployed() as outside, trio.open_nursery() as nursery:
+            port, [a, b, _] = await three(outside)
+            lives = Lives(tmp_path / "state", nursery)
+
+            async def busy(at: Deployment) -> Worker:
+                registry = at.running.parts.registry
+                await until(lambda: urls(at) == [a, b])
+                worker = registry.get(a)
+                await until(lambda: worker.admin == "enabled" and not worker.holds)
+                registry.lease(worker)
+                names.table["pool.test"] = [B]
+                await until(lambda: worker.leaving is not None)
+                return worker
+
+            async with lives.router(resolve_all=True) as at:
+                await at.http.post("/workers", json={"url": f"http://pool.test:{port}"})
+                worker = await busy(at)
+                names.table["pool.test"] = [A, B]
+                await until(lambda: worker.admin == "enabled" and worker.leaving is None)
+                await busy(at)
+                await at.running.parts.store.commit()
+            names.table["pool.test"] = [A, B]
+            async with lives.router(resolve_all=True) as at:
+                await busy(at)
             nursery.cancel_scope.cancel()
 
     run(main)
