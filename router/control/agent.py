@@ -27,10 +27,10 @@ from ..pool.worker import Health, Memory, Weights, Worker
 from ..text import words
 from .calls import Claim, send
 from .client import ControlClient
-from .limiter import SoftLimiter
 from .operations import Operations
 from .plan import Action, Known, goes_on, next_action
 from .replay import Replayer
+from .tasks import SoftLimiter, Tasks
 from .worker_memory import RELEASE, RESUME, WorkerMemory
 
 # Seconds until an agent looks again though nothing seems to have changed.
@@ -57,7 +57,7 @@ class _Agent:
 
 
 @define(eq=False)
-class Agents:
+class Agents(Tasks):
     """The agents of all workers. `drain_timeout`: seconds until a worker is idle."""
 
     registry: Registry
@@ -70,26 +70,18 @@ class Agents:
     # Makes the pending changes of a worker's model; set by whoever makes changes.
     catch_up: Callable[[Worker], Awaitable[None]] = field(init=False)
     _replays: SoftLimiter = field(init=False, factory=lambda: SoftLimiter(_AT_ONCE, _COUNTED))
-    _nursery: trio.Nursery | None = field(init=False, default=None)
     _agents: dict[Worker, _Agent] = field(init=False, factory=dict)
     _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until something about a worker has
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look after every worker; never returns."""
+    def _begin(self) -> None:
         self.registry.subscribe(
             self._observe,
             *(events.WorkerAdded, events.WorkerRemoved, events.CapabilitiesLearned),
             *(events.Suspected, events.Absolved, events.Reincarnated),
             *(events.FacetChanged, events.ProspectsChanged),
         )
-        async with trio.open_nursery() as self._nursery:
-            try:
-                for worker in self.registry:
-                    self._agent(worker)
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None  # at a stop it takes no more
+        for worker in self.registry:
+            self._agent(worker)
 
     @contextmanager
     def having(self, claims: Iterable[Claim]) -> Iterator[None]:
@@ -197,8 +189,7 @@ class Agents:
         agent = self._agents.get(worker)
         if agent is None:
             agent = self._agents[worker] = _Agent()
-            if self._nursery is not None:
-                self._nursery.start_soon(self._keep, worker, agent)
+            self._start(self._keep, worker, agent)
         return agent
 
     async def _keep(self, worker: Worker, agent: _Agent) -> None:

@@ -29,6 +29,7 @@ from ..pool.worker import Health, Hold, HoldKind, Worker
 from ..text import segment
 from .client import Call, Unreachable
 from .jobs import JobControl, able
+from .tasks import Tasks
 
 logger = logging.getLogger("router.control")
 
@@ -44,32 +45,23 @@ _AGAIN = 5.0  # seconds at most until a barrier that broke is tried again
 
 
 @define(eq=False)
-class Follower:
+class Follower(Tasks):
     """One task for each unfinished job, each ghost, and each restored worker's lists."""
 
     registry: Registry
     dispatcher: Dispatcher
     jobs: JobControl
     rng: random.Random = field(factory=random.Random)
-    _nursery: trio.Nursery | None = field(init=False, default=None)
     # Of each worker with jobs: one that hangs holds up no look at another.
     _looks: WeakKeyDictionary[Worker, trio.CapacityLimiter] = field(
         init=False, factory=WeakKeyDictionary
     )
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow whatever comes to be held; never returns."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                for worker in self.registry:
-                    for hold in worker.holds:  # since before a restart of the router
-                        self._follow(hold)
-                self.registry.subscribe(self._observe, events.Held, events.FacetChanged)
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None  # at a stop exchanges that are cancelled leave ghosts behind
+    def _begin(self) -> None:
+        for worker in self.registry:
+            for hold in worker.holds:  # since before a restart of the router
+                self._follow(hold)
+        self.registry.subscribe(self._observe, events.Held, events.FacetChanged)
 
     def _observe(self, event: events.Event) -> None:
         match event:
@@ -81,8 +73,6 @@ class Follower:
                         self._follow(hold)
 
     def _follow(self, hold: Hold) -> None:
-        if self._nursery is None:
-            return
         worker = hold.worker
         if hold.kind is HoldKind.GHOST and hold.restored:
             # It is of use once the worker is healthy, and there may be a thousand of them at once.
@@ -91,10 +81,10 @@ class Follower:
             hold.restored = False
             recover = partial(self._recover, worker, worker.incarnation)
             what = f"reading the jobs of worker {worker.url}"
-            self._nursery.start_soon(keep_running, what, recover)
+            self._start(keep_running, what, recover)
         follow = self._job if hold.kind is HoldKind.JOB else self._ghost
         what = f"the look after a {hold.kind} of worker {worker.url}"
-        self._nursery.start_soon(keep_running, what, partial(follow, hold))
+        self._start(keep_running, what, partial(follow, hold))
 
     async def _job(self, hold: Hold) -> None:
         """Look at the job until it has ended; passing polls may tell us first."""

@@ -13,6 +13,7 @@ from trio.lowlevel import ParkingLot
 
 from ..errors import RouterError
 from ..pool.worker import Worker
+from .tasks import Tasks
 
 logger = logging.getLogger("router.control")
 
@@ -73,7 +74,7 @@ Work: TypeAlias = Callable[[Operation[Any]], Awaitable[T]]
 
 
 @define(eq=False)
-class Operations:
+class Operations(Tasks):
     """Lets one at a time work on a worker; who came first goes first.
 
     What takes several workers begins once none of them is taken by an earlier one. Operations run
@@ -82,16 +83,6 @@ class Operations:
 
     _line: list[Operation[Any]] = field(init=False, factory=list)  # in order of arrival
     _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until one is in the way of less
-    _nursery: trio.Nursery | None = field(init=False, default=None)
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the operations; never returns."""
-        async with trio.open_nursery() as self._nursery:
-            try:
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None  # at a stop it takes no more
 
     def start(
         self,
@@ -115,7 +106,7 @@ class Operations:
         operation: Operation[T] = Operation(set(workers), model, identity, begun)
         if self._nursery is not None:
             self._line.append(operation)
-            self._nursery.start_soon(self._do, operation, work)
+            self._start(self._do, operation, work)
         return operation
 
     @asynccontextmanager

@@ -26,7 +26,7 @@ from ..text import words
 from .client import ControlClient
 from .health import Finding, NotRead, probe, read_capabilities
 from .identity import Evidence, ProcessIdentity, Verdict, challenge, open_idle, wait_closed
-from .limiter import SoftLimiter
+from .tasks import SoftLimiter, Tasks
 
 logger = logging.getLogger("router.control")
 
@@ -65,7 +65,7 @@ class _Watch:
 
 
 @define(eq=False)
-class Watchman:
+class Watchman(Tasks):
     """Keeps the registry's view of health, capabilities and processes true.
 
     `interval`: seconds between two probes of a healthy worker, with a jitter of a tenth.
@@ -80,26 +80,20 @@ class Watchman:
     trust: Trust = field(factory=Trust)
     instance: str = ""  # the id of this router, as its own `/health` tells it
     _watches: dict[Worker, _Watch] = field(init=False, factory=dict)
-    _nursery: trio.Nursery | None = field(init=False, default=None)
     # Why a worker was refused at first contact.
     _refusals: WeakKeyDictionary[Worker, BadWorkerURL | SamePeer] = field(
         init=False, factory=WeakKeyDictionary
     )
     _first_looks: SoftLimiter = field(init=False, factory=SoftLimiter)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch the workers there are, and those that join; never returns."""
+    def _begin(self) -> None:
         self.addresses.on_move = self._moved
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            for worker in self.registry:
-                self._begin(worker)
-            self.registry.subscribe(
-                self._observe,
-                *(events.WorkerAdded, events.WorkerRemoved, events.Trouble, events.Suspected),
-            )
-            task_status.started()
-            await trio.sleep_forever()
+        for worker in self.registry:
+            self._begin_watch(worker)
+        self.registry.subscribe(
+            self._observe,
+            *(events.WorkerAdded, events.WorkerRemoved, events.Trouble, events.Suspected),
+        )
 
     def nudge(self, worker: Worker, *, refresh: bool = False) -> None:
         """Probe the worker at once; `refresh` also reads its capabilities again."""
@@ -136,7 +130,7 @@ class Watchman:
     def _observe(self, event: events.Event) -> None:
         match event:
             case events.WorkerAdded(worker):
-                self._begin(worker)
+                self._begin_watch(worker)
             case events.WorkerRemoved(worker):
                 watch = self._watches.pop(worker, None)
                 if watch is not None:
@@ -150,12 +144,11 @@ class Watchman:
                 if watch is not None:
                     self._recall(watch)
 
-    def _begin(self, worker: Worker) -> None:
-        assert self._nursery is not None
+    def _begin_watch(self, worker: Worker) -> None:
         watch = self._watches[worker] = _Watch(worker)
         if worker.suspicion is not None:
             self._recall(watch)
-        self._nursery.start_soon(self._keep_watching, watch)
+        self._start(self._keep_watching, watch)
 
     async def _keep_watching(self, watch: _Watch) -> None:
         def failed(error: Exception) -> None:

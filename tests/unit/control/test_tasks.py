@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from router.control.limiter import SoftLimiter
+from router.control.tasks import SoftLimiter
 
 
 def test_no_more_than_so_many_side_by_side() -> None:
