@@ -44,6 +44,18 @@ class Operation(Generic[T]):
         await trio.lowlevel.checkpoint_if_cancelled()
         self.begun = True
 
+    @asynccontextmanager
+    async def unbroken(self) -> AsyncIterator[None]:
+        """During the block nothing may break it off."""
+        begun = self.begun
+        await self.begin()
+        try:
+            yield
+        finally:
+            self.begun = begun
+            if not begun and not self._waiting:
+                self.scope.cancel()
+
     def tell(self, value: T | None, error: RouterError | None = None) -> None:
         """This comes of it, though it may go on."""
         self._value, self._error = value, error
@@ -115,7 +127,7 @@ class Operations(Tasks):
     ) -> AsyncIterator[Operation[None]]:
         """Wait for these workers, and with `model` for its ledger, and have them for the length of
         the block, or until they are released one by one."""
-        operation: Operation[None] = Operation(set(workers), model)
+        operation: Operation[None] = Operation(set(workers), model, begun=True)
         self._line.append(operation)
         async with self._turn_of(operation):
             yield operation

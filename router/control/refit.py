@@ -177,8 +177,9 @@ class WeightControl:
         deadline = trio.current_time() + self.agents.drain_timeout
         while last and ledger.pending and targets.eligible:
             settled = partial(self._is_settled, ledger.pending[0], operation)
-            await self.agents.until(settled, deadline - trio.current_time())
-            if not self._ready(ledger.pending[0], operation):
+            await self.agents.until(settled, max(0.0, deadline - trio.current_time()))
+            late = trio.current_time() >= deadline
+            if late or not self._ready(ledger.pending[0], operation):
                 raise PoolUnavailable(
                     f"{ledger.pending[0].name} came before, and waits for a worker that can be "
                     "given it",
@@ -201,8 +202,9 @@ class WeightControl:
         return [worker for worker in certain if self.ledgers.may_begin(change, worker)]
 
     async def _make_what_came_before(self, ledger: Ledger, operation: Operation[Any]) -> None:
-        while ledger.pending and await self._make_pending(ledger.pending[0], operation):
-            pass
+        async with operation.unbroken():
+            while ledger.pending and await self._make_pending(ledger.pending[0], operation):
+                pass
 
     async def _make_pending(self, change: Change, operation: Operation[Any]) -> bool:
         """Make a change that has waited for its workers; whether that is over."""

@@ -197,6 +197,17 @@ def test_a_change_that_was_under_way_is_made(run_world: RunWorld, when: str) -> 
     run_world(test)
 
 
+async def leave_a_partial_change(pool: Deployment, a: Member) -> None:
+    """The router ends while it is made; the next one can make it once it has replayed v1."""
+    await refitted(pool, "v1")
+    a.sim.faults.add("delay", path=DISK, by=0.5, count=3)
+    part = {"model_path": "v2", "target_modules": ["transformer"]}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pool.http.post(DISK, json=part))
+        await until(lambda: len(paths(a)) == 2)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("what", ["tensors", "a transaction"])
 def test_what_cannot_wait_comes_after_a_change_that_was_under_way(
     run_world: RunWorld, what: str
@@ -204,15 +215,6 @@ def test_what_cannot_wait_comes_after_a_change_that_was_under_way(
     """Which waits itself until the worker has been brought up to what came before that."""
 
     async def test(world: World) -> None:
-        async def before(pool: Deployment, a: Member) -> None:
-            await refitted(pool, "v1")
-            a.sim.faults.add("delay", path=DISK, by=0.5, count=3)
-            part = {"model_path": "v2", "target_modules": ["transformer"]}
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: pool.http.post(DISK, json=part))
-                await until(lambda: len(paths(a)) == 2)
-                nursery.cancel_scope.cancel()
-
         async def after(pool: Deployment, a: Member) -> None:
             assert len((await ledger(pool))["pending"]) == 1
             txn = {}
@@ -226,7 +228,25 @@ def test_what_cannot_wait_comes_after_a_change_that_was_under_way(
             assert current(a)
             assert (await ledger(pool))["pending"] == []
 
-        await world.router(before)
+        await world.router(leave_a_partial_change)
+        await world.router(after)
+
+    run_world(test, 1)
+
+
+def test_a_client_that_gives_up_breaks_off_no_change_that_came_before(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def after(pool: Deployment, a: Member) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: pool.http.post("/weights/begin", json={}))
+                await until(lambda: paths(a)[2:] == [DISK, DISK])
+                nursery.cancel_scope.cancel()
+            await until(lambda: current(a))
+            known = await ledger(pool)
+            assert (known["weight_version"], known["pending"]) == (2, [])
+            assert paths(a)[2:] == [DISK, DISK]
+
+        await world.router(leave_a_partial_change)
         await world.router(after)
 
     run_world(test, 1)

@@ -135,6 +135,38 @@ def test_the_same_is_joined_until_something_comes_after_it() -> None:
     assert done[:3] == [1, 3, 5]
 
 
+def test_a_part_that_nothing_breaks_off() -> None:
+    """It ends with its clients only before and after."""
+    done: list[str] = []
+
+    async def main() -> None:
+        operations = Operations()
+
+        async def work(operation: Operation[None]) -> None:
+            await trio.sleep(1)
+            async with operation.unbroken():
+                await trio.sleep(2)
+                done.append("the part")
+            await trio.sleep(1)
+            done.append("all")
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(operations.run)
+            for patience in (0.5, 1.5, 3.5, 5):
+                with trio.move_on_after(patience):
+                    await operations.start(work, begun=False).result()
+                await trio.sleep(5)
+                done.append(f"after {patience:g} s")
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    ends = [[], ["the part"], ["the part"], ["the part", "all"]]
+    times = ("0.5", "1.5", "3.5", "5")
+    assert done == [
+        step for end, at in zip(ends, times, strict=True) for step in (*end, f"after {at} s")
+    ]
+
+
 def test_dropped_or_done_to_its_end() -> None:
     """In whichever order the caller's end and the turn of the work are seen."""
     began = ended = 0
