@@ -95,7 +95,7 @@ def test_edits_are_remembered_too_and_megabytes_of_pixels_are_not(run_pool: RunP
         assert (await pool.http.get(url)).headers["x-worker-id"] == made.headers["x-worker-id"]
         assert sum(len(member.asked("GET", url)) for member in members) == 1
 
-        made = await pool.image(size="1024x1024", response_format="b64_json")
+        made = await pool.image(size="2048x2048", response_format="b64_json")
         assert len(made.content) > 100_000
         url = f"/v1/images/{made.json()['id']}/content"
         assert (await pool.http.get(url)).headers["x-worker-id"] == made.headers["x-worker-id"]
