@@ -10,19 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from ..pool.ids import normalise_url
 from ..settings import LauncherSettings
+from ..settings.launcher import ADDED_FLAGS
 from .base import WorkerPlan, WorkerPorts
 
 STRICT = "--strict-ports"
 
-# What a value is called in braces, and the flag that it goes under where it is not put so.
-_FLAGS = (
-    ("--model-path", "model"),
-    ("--num-gpus", "num_gpus"),
-    ("--host", "host"),
-    ("--port", "port"),
-    ("--master-port", "master_port"),
-    ("--scheduler-port", "scheduler_port"),
-)
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -85,7 +77,7 @@ def make_command(
     """
     placed = {name for word in settings.words for name in re.findall(r"\{([a-z_]+)\}", word)}
     words = list(settings.command)
-    for flag, name in _FLAGS:
+    for flag, name, _ in ADDED_FLAGS:
         if name not in placed:
             words += [flag, f"{{{name}}}"]
     if strict_ports:

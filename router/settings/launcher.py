@@ -16,18 +16,18 @@ from .kinds import Duration, Many, Port, Slots, Text, Time, WholeNumber
 from .launch_kinds import GpuGroup, Pairs, Words
 from .sections import Section, Settings
 
-PLACEHOLDERS = (
-    "model",
-    "num_gpus",
-    "host",
-    "port",
-    "master_port",
-    "scheduler_port",
-    "gpu_ids",
-    "index",
-    "name",
+ADDED_FLAGS = (
+    ("--model-path", "model", "model"),
+    ("--num-gpus", "num_gpus", "num_gpus_per_worker"),
+    ("--host", "host", "worker_host"),
+    ("--port", "port", "worker_base_port"),
+    ("--master-port", "master_port", "master_port_base"),
+    ("--scheduler-port", "scheduler_port", "scheduler_port_base"),
 )
-"""What may stand in braces in a command; the first six have a flag, which is then not added."""
+"""Flags that are added to a command which lacks their placeholder; and the setting of each."""
+
+PLACEHOLDERS = (*(placeholder for _, placeholder, _ in ADDED_FLAGS), "gpu_ids", "index", "name")
+"""What may stand in braces in a command."""
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _NOT_THERE = "is set for each worker by the launcher; use worker_gpu_ids"
@@ -37,16 +37,6 @@ _NAME = Text(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
 )
 _HOST = Text("an address or a host name", r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-
-# Flags that the launcher adds, and the setting that each follows from.
-_ADDED = {
-    "--model-path": "model",
-    "--num-gpus": "num_gpus_per_worker",
-    "--host": "worker_host",
-    "--port": "worker_base_port",
-    "--master-port": "master_port_base",
-    "--scheduler-port": "scheduler_port_base",
-}
 
 
 class LauncherBackend(StrEnum):
@@ -151,12 +141,12 @@ class LauncherSettings(Settings):
 
     def problems(self) -> Iterator[Problem]:
         """What no single field can tell; paths are field names."""
-        for word in self.worker_extra_args:
-            flag = word.partition("=")[0]
-            if flag in _ADDED:
-                yield Problem(
-                    "worker_extra_args", f"{flag} is added by the launcher; use {_ADDED[flag]}"
-                )
+        words = [word.partition("=")[0] for word in self.worker_extra_args]
+        for word in words:
+            for flag, _, name in ADDED_FLAGS:
+                if word == flag:
+                    message = f"{flag} is added by the launcher; use {name}"
+                    yield Problem("worker_extra_args", message)
         yield from too_many_ports(self.worker_base_port, self.num_workers)
         yield from self._gpu_problems()
 

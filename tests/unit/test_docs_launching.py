@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from router.launch import launcher as supervision
-from router.launch.command import _FLAGS
 from router.launch.local import PATIENCE
 from router.launch.output import MOST_BYTES
 from router.launch.resources import Found, Gpu, GpuShares
@@ -24,7 +23,7 @@ from router.settings import (
     split_flags,
     with_launchers,
 )
-from router.settings.launcher import PLACEHOLDERS
+from router.settings.launcher import ADDED_FLAGS, PLACEHOLDERS
 from router.settings.yamlfile import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +43,9 @@ def test_the_table_of_fields_is_that_of_the_settings() -> None:
 def test_the_table_of_placeholders_is_that_of_the_code() -> None:
     rows = re.findall(r"^\| `\{(\w+)\}` \| .* \|(?: `(--[\w-]+)`)? \|$", TEXT, re.M)
     assert [name for name, _ in rows] == list(PLACEHOLDERS)
-    assert {(flag, name) for name, flag in rows if flag} == set(_FLAGS)
+    assert {(flag, name) for name, flag in rows if flag} == {
+        (flag, name) for flag, name, _ in ADDED_FLAGS
+    }
 
 
 def test_figures() -> None:

@@ -172,7 +172,9 @@ def test_sizes(value: object, size: int) -> None:
     assert isinstance(parsed, int)
 
 
-@pytest.mark.parametrize("value", ["0.3B", "1TiB", "M", "1.2.3M", "1e999M", 1.0, True, None, "-1K"])
+@pytest.mark.parametrize(
+    "value", ["0.3B", "1.3B", "1TiB", "M", "1.2.3M", "1e999M", 1.0, True, None, "-1K"]
+)
 def test_what_is_no_size(value: object) -> None:
     assert "expected a size of at least 1B (bytes, or like" in refusal(Size("1B"), value)
 
