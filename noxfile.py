@@ -3,7 +3,7 @@
     lint     ruff: rules and formatting (`nox -s fix` repairs what it can)
     types    mypy, strict
     tests    all tests but the e2e ones, on the oldest and the newest of the Pythons below that are
-             installed; SMOKE on the others
+             installed; PURE and SMOKE on the others
     build    dist/router.pyz
     e2e      the tests that drive dist/router.pyz from outside
 
@@ -43,7 +43,9 @@ DEVELOPMENT = "requirements-dev.lock"
 PYZ = Path(__file__).parent / "dist" / "router.pyz"
 
 # A Python between the oldest and the newest rarely does what neither of the two does.
-SMOKE = ["tests/unit", "tests/property", "tests/integration/api"]
+SMOKE = "tests/integration/api"
+# These need no clock but their own, so that two of them can run side by side.
+PURE = ["tests/unit", "tests/property"]
 
 # pyenv keeps all Pythons but the chosen one off the PATH.
 PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
@@ -85,8 +87,13 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     install(session)
-    whole = session.posargs or session.python in (INSTALLED[0], INSTALLED[-1])
-    session.run("pytest", *(["--ignore=tests/e2e"] if whole else SMOKE), *session.posargs)
+    if session.posargs:
+        session.run("pytest", "--ignore=tests/e2e", *session.posargs)
+        return
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *PURE)
+    whole = session.python in (INSTALLED[0], INSTALLED[-1])
+    others = [f"--ignore={folder}" for folder in (*PURE, "tests/e2e")]
+    session.run("pytest", *(others if whole else [SMOKE]))
 
 
 @nox.session(python=False)
