@@ -22,6 +22,8 @@ Only when named:
              the tests have fixed examples
     simulate the router in a simulated world, for ten minutes (SIMULATE_SECONDS, SIMULATE_SEED);
              the tests have fixed seeds
+    faults   which seeds of the simulated world find which fault of the router, should it be put
+             back (docs/reliability.md); half an hour, `-- --themed` takes ten minutes
     real     the worker contract, and the router, on real SGLang workers on this machine's CPU;
              installs 1.7 GB of packages the first time (tests/contract/real/README.md)
 """
@@ -184,6 +186,15 @@ def simulate(session: nox.Session) -> None:
         *("python", "-m", "tests.simulation", "--seconds", seconds or "600", "--keep-going"),
         *("--hours", "1", "--calm", "30"),
         *(*first, *session.posargs),
+    )
+
+
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    install(session)
+    session.run(
+        *("python", "-m", "tests.simulation", "--fault", "all", "--hours", "0.01"),
+        *("--seed", "1", "--seeds", "60", *session.posargs),
     )
 
 

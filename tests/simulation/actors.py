@@ -24,7 +24,7 @@ EXPECTED = {
 # And a trainer.
 CODES = {
     *("no_workers", "pool_asleep", "state_unavailable", "unknown_transaction", "drain_timeout"),
-    *("nothing_applied", "unknown_model", "shutting_down", "queue_timeout"),
+    *("nothing_applied", "unknown_model", "shutting_down", "queue_timeout", "change_pending"),
 }
 
 

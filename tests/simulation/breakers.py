@@ -70,7 +70,7 @@ async def bad_network(world: World, worker: Worker, dice: random.Random) -> None
 async def ill(world: World, worker: Worker, dice: random.Random) -> None:
     """It does not do what it should."""
     faults = worker.faults
-    which = pick(
+    which = world.theme.illness or pick(
         dice,
         {"failing": 2, "cutting": 1, "slow_health": 4, "slow": 1, "update": 4, "dead": 1},
     )
@@ -90,7 +90,8 @@ async def ill(world: World, worker: Worker, dice: random.Random) -> None:
             faults.next_update = dice.choice(["none", "partial", "applied", "hang"])
         case "dead":
             faults.dead_backend = True
-    await world.pause(dice.choice([10.0, 60.0]) * dice.random())
+    longest = 60.0 if world.theme.illness else dice.choice([10.0, 60.0])
+    await world.pause(longest * dice.random())
     dead, hung = faults.dead_backend, faults.next_update == "" and which == "update"
     if dead or faults.failing or faults.cutting:
         worker.erred = trio.current_time()
@@ -135,13 +136,16 @@ async def router_breaker(world: World) -> None:
     """Ends the router, and starts it again from what its disk has kept."""
     dice, router, disk = world.dice("breaker of the router"), world.router, world.disk
     while not world.over.is_set():
-        await world.opportunity(dice, dice.uniform(5, 60), victim=dice.random() < 0.5)
+        hasty = world.theme.hasty
+        rest = dice.uniform(1, 6) if hasty else dice.uniform(5, 60)
+        await world.opportunity(dice, rest, victim=dice.random() < 0.5)
         if world.over.is_set():
             return
-        how = pick(dice, {"step": 4, "write": 3, "answer": 3, "stop": 2})
+        how = pick(dice, {"step": 4 * (not hasty), "write": 3, "answer": 3, "stop": 2})
         with world.trouble():
             await end_router(world, how, dice)
-            await world.pause(dice.choice([0.5, 5.0, 30.0]) * dice.random())
+            longest = 0.5 if hasty else dice.choice([0.5, 5.0, 30.0])
+            await world.pause(longest * dice.random())
             if dice.random() < 0.1:  # once more, while it starts
                 disk.crash_in = dice.randrange(1, 8)
             await router.start()
@@ -182,10 +186,11 @@ async def stop(world: World) -> None:
 async def disk_breaker(world: World) -> None:
     dice, disk = world.dice("breaker of the disk"), world.disk
     while not world.over.is_set():
-        await world.opportunity(
-            dice, dice.choice([5, 40]) * dice.random(), victim=dice.random() < 0.3
-        )
-        which = dice.choice(["full", "failing", "slow"])
+        often = world.theme.full
+        rest, longest = (3, 2) if often else (dice.choice([5, 40]), dice.choice([1, 20]))
+        victim = not often and dice.random() < 0.3
+        await world.opportunity(dice, rest * dice.random(), victim=victim)
+        which = "full" if often else dice.choice(["full", "failing", "slow"])
         if world.over.is_set():
             return
         world.note("the disk", f"is {which}")
@@ -197,7 +202,7 @@ async def disk_breaker(world: World) -> None:
                     disk.failing = True
                 case "slow":
                     disk.slow = dice.choice([0.1, 2.0])
-            await world.pause(dice.choice([1, 20]) * dice.random())
+            await world.pause(longest * dice.random())
             disk.full = disk.failing = False
             disk.slow = 0.0
         world.note("the disk", "is well")

@@ -7,12 +7,12 @@ import math
 import random
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from router import service
 from router.pool.lifecycle import routable
@@ -22,6 +22,7 @@ from tests.simulation import http
 from tests.simulation.disk import Disk
 from tests.simulation.http import Answer
 from tests.simulation.network import Cut, Link, Network
+from tests.simulation.themes import Theme
 from tests.simulation.transport import made as transport_in
 from tests.simulation.truth import DISK, Change, Spy, Truth
 from tests.simulation.universe import LIFE, Countdown, Life, Universe, Wrong
@@ -133,57 +134,6 @@ class Router:
         await self.over.wait()
 
 
-@frozen
-class Theme:
-    """What there is of each in one round: some rounds are of one mind."""
-
-    clients: int = 4
-    trainers: int = 1
-    breakers: int = 2
-    operators: int = 1
-    filmers: int = 1
-    steps: int = 300  # of the longest image
-    video: int = 80  # and video
-    burst: int = 0  # videos for each worker, all at a time
-    kills: bool = True  # of the router
-    disk: bool = True  # fails
-    begun: float = 1.0  # the share of changes of many calls
-    tensors: float = 1.0  # and of tensors
-    aim: float = 0.0  # the share of deeds that wait for the worst moment
-    pace: float = 1.0  # how much longer clients and trainers pause
-    sound: bool = False  # nothing breaks, so nothing may fail
-    deeds: Mapping[str, float] = field(factory=dict)  # of breakers and operators, by name
-
-    @classmethod
-    def drawn(cls, dice: random.Random) -> Theme:
-        return cls(
-            clients=dice.choice([2, 4, 8]),
-            trainers=dice.choice([0, 1, 1, 1, 2]),
-            breakers=dice.choice([0, 0, 1, 2, 3]),
-            operators=dice.choice([0, 1, 2, 2, 2]),
-            filmers=dice.choice([0, 1, 1, 3]),
-            steps=dice.choice([50, 300, 300]),
-            video=dice.choice([20, 80, 600, 1500]),
-            burst=dice.choice([0, 0, 0, 0, 95]),
-            kills=dice.random() < 0.6,
-            disk=dice.random() < 0.6,
-            begun=dice.choice([0.0, 1.0, 8.0, 8.0]),
-            tensors=dice.choice([0.0, 1.0, 8.0]),
-            aim=dice.choice([0.0, 0.5, 1.0, 1.0]),
-            deeds={name: dice.choice([0.0, 1.0, 1.0, 4.0]) for name in ALL_DEEDS},
-        )
-
-
-ALL_DEEDS = (
-    *("restart", "freeze", "part", "cut", "bad_network", "ill"),
-    *("come_and_go", "retire_the_dead", "quarantine", "nap", "sync", "collide"),
-)
-
-
-# A day on which all goes well.
-ORDINARY = Theme(clients=1, breakers=0, operators=0, kills=False, disk=False, pace=20, sound=True)
-
-
 @define(eq=False)
 class World:
     """All there is. `over` is set when the breaking ends."""
@@ -201,6 +151,7 @@ class World:
     members: set[str] = field(factory=set)  # names of workers whose registration was acknowledged
     painting: dict[str, float] = field(factory=dict)  # requests without an answer, since when
     changes: int = 0  # made by operators
+    submitting: int = 0  # videos, of which nobody knows yet that a worker has them
     operating: int = 0  # operations under way
     operated: float = 0.0  # when the last one ended
     disturbed: float = -math.inf  # when something happened to the router

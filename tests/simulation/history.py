@@ -8,7 +8,7 @@ import trio
 
 from tests.simulation.actors import learn, listener, painter, send, trainer
 from tests.simulation.breakers import breaker, disk_breaker, router_breaker
-from tests.simulation.deployment import JOBS, ORDINARY, Theme, World, made
+from tests.simulation.deployment import JOBS, World, made
 from tests.simulation.operators import (
     filmer,
     operator,
@@ -16,6 +16,7 @@ from tests.simulation.operators import (
     tidy_up,
 )
 from tests.simulation.overseer import overseer
+from tests.simulation.themes import ORDINARY, Theme, drawn
 from tests.simulation.truth import DISK, Change
 from tests.simulation.universe import Universe, Wrong
 
@@ -23,16 +24,25 @@ CHAOS = 120.0  # seconds of each round
 CALM = 60.0  # within which all must be well once the faults have stopped
 
 
-async def live(universe: Universe, hours: float, ordinary: float = 0.0) -> None:
-    """`ordinary`: seconds of light work without faults, after each round of chaos."""
+async def live(
+    universe: Universe,
+    hours: float,
+    chaos: float = CHAOS,
+    ordinary: float = 0.0,
+    theme: str | None = None,
+) -> None:
+    """`chaos`: seconds of each round; `ordinary`: of light work without faults after it; `theme`:
+    of all rounds."""
     async with made(universe) as world:
         for worker in world.workers:
             await register(world, "the beginning", worker)
             if worker.process is not None:
                 world.proven[worker.name] = worker.process
         while True:
-            await some_time(world, Theme.drawn(world.dice(f"theme {world.round + 1}")), CHAOS)
-            await calm(world)
+            mind = drawn(world.dice(f"theme {world.round + 1}"), theme)
+            for _ in range(mind.parts):
+                await some_time(world, mind, chaos / mind.parts)
+                await calm(world)
             if ordinary:
                 await some_time(world, ORDINARY, ordinary)
                 await calm(world)

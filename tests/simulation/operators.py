@@ -281,23 +281,58 @@ def wake_by_hand(world: World) -> None:
             worker.process.asleep = False
 
 
+async def submit(world: World, who: str, steps: int = 1) -> Answer | None:
+    """A video job; None if the router or its answer ended."""
+    content = {"model": MODEL, "prompt": "x", "num_inference_steps": steps}
+    world.submitting += 1
+    try:
+        return await world.ask(who, "POST", "/v1/videos", content, broken=True)
+    finally:
+        world.submitting -= 1
+
+
+async def flood(world: World, who: str, dice: random.Random) -> None:
+    """Very many short videos; and then the worker with most of them is frozen."""
+
+    async def some() -> None:
+        for _ in range(world.theme.flood * len(world.workers) // 8):
+            await submit(world, who)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(some)
+    able = [worker for worker in world.workers if worker.process and not worker.taken]
+    if not able:
+        return
+    worker = max(able, key=lambda worker: worker.process.unfinished if worker.process else 0)
+    worker.taken = True
+    world.proven.pop(worker.name, None)
+    worker.note("is frozen in a flood")
+    worker.freeze()
+    await world.pause(dice.uniform(20, 50))
+    worker.thaw()
+    worker.note("is thawed")
+    worker.taken = False
+    worker.disturbed = worker.moved = trio.current_time()
+
+
 async def filmer(world: World, number: int) -> None:
     """A client that has videos made, and asks for each until it is over."""
     who = f"filmer {number}"
     dice, count = world.dice(who), 0
+    if world.theme.flood and not number:
+        await flood(world, who, dice)
     while not world.over.is_set():
         await world.pause(dice.uniform(2, 30) * world.theme.pace)
         burst, count = (0 if count or number else world.theme.burst), count + 1
         if burst and dice.random() < 0.75:
             burst = 1
         for _ in range(burst * len(world.workers)):
-            short = {"model": MODEL, "prompt": "x", "num_inference_steps": 1}
-            taken = await world.ask(who, "POST", "/v1/videos", short, broken=True)
+            taken = await submit(world, who)
             if taken is None or taken.status != 200:
                 break
         steps = dice.randrange(1, world.theme.video)
-        content = {"model": MODEL, "prompt": "x", "num_inference_steps": steps}
-        answer = await world.ask(who, "POST", "/v1/videos", content, broken=True)
+        answer = await submit(world, who, steps)
         if answer is None or answer.status != 200:
             world.outcomes["no video"] += 1
             continue
@@ -305,6 +340,8 @@ async def filmer(world: World, number: int) -> None:
         owner = answer.headers["x-worker-id"]
         worker = next(w for w in world.workers if owner.endswith(f"{w.host.address}%3A30000"))
         process, registered = worker.process, worker.name in world.members
+        if process is not None and job not in process.jobs:
+            process = None  # the one that made it has died before its answer was here
         left = worker.removals
         world.note(who, f"{job} is made by {worker.name}")
         while not world.over.is_set():

@@ -138,7 +138,7 @@ class VirtualClock(trio.abc.Clock):
         if self._asked == _STILL:
             task = getattr(_run.GLOBAL_RUN_CONTEXT, "task", None)
             self.stuck = "a task" if task is None else task.name
-            _run.GLOBAL_RUN_CONTEXT.runner.trio_token.run_sync_soon(self.on_stuck)
+            _run.GLOBAL_RUN_CONTEXT.runner.current_trio_token().run_sync_soon(self.on_stuck)
         return self.now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
