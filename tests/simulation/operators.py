@@ -292,7 +292,10 @@ async def submit(world: World, who: str, steps: int = 1) -> Answer | None:
 
 
 async def flood(world: World, who: str, dice: random.Random) -> None:
-    """Very many short videos; and then the worker with most of them is frozen."""
+    """Very many short videos; and then the worker with most of them is frozen. With many workers
+    it would take too many."""
+    if len(world.workers) > 4:
+        return
 
     async def some() -> None:
         for _ in range(world.theme.flood * len(world.workers) // 8):

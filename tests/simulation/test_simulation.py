@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ ROUND = ("--hours", "0.01")  # one of chaos and one of calm
 
 # Each of these has found a fault of the router, that was put back or was there. A change of the
 # simulation makes them seeds like any other: then others are to be looked for.
-PINNED = ("1", "2", "11", "19")
+PINNED = {"mixed": ("2", "11"), "collisions": ("2", "4"), "restarts": ("2",), "naps": ("1",)}
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +44,7 @@ def simulate(*arguments: str, ok: Collection[int] = (0,)) -> str:
 
 
 def test_a_seed_repeats_itself() -> None:
-    simulate("--seed", "7", *ROUND, "--twice")
+    simulate("--seed", "1", *ROUND, "--twice")
 
 
 def test_every_fault_can_still_be_put_back() -> None:
@@ -56,5 +56,6 @@ def test_every_fault_can_still_be_put_back() -> None:
     assert len(rows) == len(FAULTS), shown
 
 
-def test_pinned_seeds() -> None:
-    simulate("--seed", *PINNED, *ROUND)
+@pytest.mark.parametrize(("theme", "seeds"), PINNED.items())
+def test_pinned_seeds(theme: str, seeds: Sequence[str]) -> None:
+    simulate("--theme", theme, "--seed", *seeds, *ROUND)
