@@ -22,13 +22,13 @@ from router.bus import Bus
 from router.control.agent import Agents
 from router.control.claim import Claim
 from router.control.follow import Follower
-from router.control.held import Held
+from router.control.identity import Evidence
+from router.control.open_transactions import OpenTransaction
 from router.control.operations import Operations
 from router.control.plan import Action, Known
-from router.control.presence import Evidence
 from router.control.refit import WeightControl
-from router.control.slumber import Slumber
 from router.control.watch import PATIENCE_WHILE_BUSY, Watchman
+from router.control.worker_memory import WorkerMemory
 from router.pool import events
 from router.pool.assets import AssetMap
 from router.pool.lifecycle import Probe
@@ -127,7 +127,7 @@ def _removed(stack: Stack) -> None:
 @fault("refused-begin", "transactions", "A begin that a full disk refused leaves its intent behind")
 def _refused_begin(stack: Stack) -> None:
     refused: WeakSet[Any] = WeakSet()
-    real = Held.release
+    real = OpenTransaction.release
 
     def withdraw(self: Ledgers, change: Any) -> None:
         refused.add(change)
@@ -135,12 +135,12 @@ def _refused_begin(stack: Stack) -> None:
             if known.change is change:
                 known.change = None
 
-    def release(self: Held, *args: Any, **given: Any) -> None:
+    def release(self: OpenTransaction, *args: Any, **given: Any) -> None:
         if self.change not in refused:
             real(self, *args, **given)
 
     _replace(stack, Ledgers, "withdraw", withdraw)
-    _replace(stack, Held, "release", release)
+    _replace(stack, OpenTransaction, "release", release)
 
 
 @fault("dead-drain", "removals", "A removal with a drain waits for the jobs of a dead worker")
@@ -185,7 +185,7 @@ def _exchanges_only(stack: Stack) -> None:
             return
         busy = worker.holds or self.client.is_calling(worker.url)
         if busy and trio.current_time() - since < PATIENCE_WHILE_BUSY:
-            self.registry.probed(worker, Probe.FAILED, "it does not answer")
+            self.registry.probed(worker, Probe.FAILED, "it does not answer", seconds=5.0)
 
     _replace(stack, Watchman, "_look", looks)
 
@@ -312,4 +312,4 @@ def _late_asset(stack: Stack) -> None:
     "A worker that is removed while it is put to sleep, and comes back, counts as awake",
 )
 def _removed_asleep(stack: Stack) -> None:
-    _replace(stack, Slumber, "make_sure", lambda self, worker: None)
+    _replace(stack, WorkerMemory, "wake_again", lambda self, worker: None)
