@@ -20,7 +20,7 @@ from attrs import evolve, frozen
 
 from router.bus import Bus
 from router.control.agent import Agents
-from router.control.claim import Claim
+from router.control.calls import Claim
 from router.control.follow import Follower
 from router.control.identity import Evidence
 from router.control.open_transactions import OpenTransaction
