@@ -20,6 +20,7 @@ from router.pool.worker import Health, Memory, Origin, Worker
 from router.settings import Restart
 from tests.integration.launch.engine import EngineBackend
 from tests.integration.launch.fleets import FakePlanner, World, router, virtually
+from tests.launchers import restarting
 
 
 def test_workers_are_registered_and_served_as_they_come_up() -> None:
@@ -59,7 +60,8 @@ def test_the_intent_is_durable_before_the_spawn() -> None:
 
 def test_one_that_dies_starts_again_after_growing_pauses_and_is_given_up() -> None:
     async def main(world: World) -> None:
-        async with router(world, supervision=Supervision(quick_deaths=4)) as bench:
+        supervision = Supervision(quick_deaths=4)
+        async with router(world, supervision=supervision, **restarting("3s")) as bench:
             pauses = []
             for restarts in range(4):
                 await bench.until(Phase.STARTING)
@@ -74,7 +76,7 @@ def test_one_that_dies_starts_again_after_growing_pauses_and_is_given_up() -> No
                     while bench.slot().phase is Phase.RESTARTING:
                         await bench.fleet.changed()
                     pauses.append(trio.current_time() - begun)
-            assert pauses == [1.0, 2.0, 4.0]
+            assert pauses == [3.0, 6.0, 12.0]
             assert worker.health is Health.UNHEALTHY
             assert not hopeful(worker)
             assert bench.slot().detail == "given up: it exited with status 1, the 4th time in a row"
