@@ -1,1 +1,1 @@
-"""What everything that faces clients shares: server, relay and the router's own endpoints."""
+"""Shared by all code that faces clients: server, relay and the router's own endpoints."""

@@ -1,4 +1,4 @@
-"""The client of an exchange: what an app may know of it, and ask of its connection."""
+"""The client of an exchange: its state, and control of its connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ClientGone(Exception):
 
 
 class ClientStalled(BadRequest):
-    """The client stopped half-way in its request; it can still be told."""
+    """The client stopped half-way in its request; an answer can still reach it."""
 
     default_status = 408
     default_code = "client_timeout"
@@ -28,7 +28,7 @@ class ClientStalled(BadRequest):
 
 
 class ClientConnection(Protocol):
-    """The TCP connection of a client, as its link needs it."""
+    """What a link needs from a client's TCP connection."""
 
     peer: tuple[str, int] | None
 
@@ -38,10 +38,10 @@ class ClientConnection(Protocol):
 class ClientLink:
     """The client of one exchange; `link_of` finds it in an ASGI scope.
 
-    `gone` says that the client has left, or was given up; `reason` why. After `body_timeout` an
-    answer still reaches it. `record` is that of the exchange. `target` is the request target in
-    origin form, byte for byte: ASGI has no word for an empty query. `close_code` and `close_reason`
-    are those of a WebSocket client's close frame.
+    `gone`: the client has left or was given up; `reason` says why. After `body_timeout` an answer
+    still reaches the client. `target` is the request target in origin form, byte for byte, because
+    ASGI cannot express an empty query. `close_code` and `close_reason` come from a WebSocket
+    client's close frame.
     """
 
     def __init__(self, connection: ClientConnection, record: ExchangeRecord, target: bytes) -> None:
@@ -62,10 +62,10 @@ class ClientLink:
         return self._connection.peer
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
-        """Have `callback` called once when the client is gone: at once if it already is.
+        """Call `callback` once when the client is gone: at once if it already is.
 
-        Replaces an earlier callback; None removes it. Not called for an exchange that is complete,
-        nor for `abort()`.
+        Replaces an earlier callback; None removes it. Not called after a complete exchange or an
+        `abort()`.
         """
         self._callback = callback
         if self.gone:
@@ -74,7 +74,8 @@ class ClientLink:
     def abort(self) -> None:
         """Reset the TCP connection now, so that the client sees a broken transfer.
 
-        Does nothing once the exchange is complete: the connection may serve another by then.
+        Does nothing once the exchange is complete: by then the connection may serve another
+        exchange.
         """
         if not self._over:
             self.gone = True
@@ -93,7 +94,7 @@ class ClientLink:
             self._tell()
 
     def how_left(self) -> tuple[str, str] | None:
-        """Code and words for the log when the client is gone; None where the log has it."""
+        """Code and words for the log when the client is gone; None if the log has them already."""
         match self.reason:
             case "protocol_error":
                 return None

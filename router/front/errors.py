@@ -1,4 +1,4 @@
-"""How an error is told: one shape of the answer, one line in the log, one name of the request."""
+"""How errors are reported: one shape of answer, one log line, one request id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .record import ExchangeRecord
 Headers = list[tuple[bytes, bytes]]
 
 _LONGEST_SENTENCE = 1000  # in the log
-# What clients may call a request; anything else is replaced, so that logs stay readable.
+# The request ids that clients may choose; others are replaced, so that logs stay readable.
 _PRESENTABLE = re.compile(rb"[!-~]{1,128}\Z")
 
 
@@ -40,24 +40,24 @@ def error_answer(record: ExchangeRecord, error: RouterError) -> tuple[Headers, b
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", record.request_id.encode()),
         *((name.lower().encode(), header(content)) for name, content in error.headers),
-        # OpenAI's SDKs obey it. Without it they repeat each 408, 409, 429 and 5xx.
+        # OpenAI's SDKs obey this header. Without it they repeat each 408, 409, 429 and 5xx.
         (b"x-should-retry", b"true" if error.retry_safe else b"false"),
     ]
     return headers, body
 
 
 def internal_error() -> RouterError:
-    """What a client is told of an unexpected error, which the log has."""
+    """The answer to an unexpected error; the log has the details."""
     return RouterError("The router failed to handle this request; see its log")
 
 
 def log_error(logger: logging.Logger, record: ExchangeRecord, error: RouterError) -> None:
-    """The one line that an error of the router leaves."""
+    """Log an error of the router in one line."""
     log_end(logger, record, error.code, f"{error.status}: {error.message}")
 
 
 def log_end(logger: logging.Logger, record: ExchangeRecord, code: str, sentence: str) -> None:
-    """The one line that an exchange leaves that ended before its time, of bounded length."""
+    """Log in one line, of bounded length, that an exchange ended early."""
     record.code = code
     logger.warning(
         "%s: %s",
@@ -68,5 +68,5 @@ def log_end(logger: logging.Logger, record: ExchangeRecord, code: str, sentence:
 
 
 def http_date() -> bytes:
-    """Now, as the Date header has it (RFC 9110 section 5.6.7)."""
+    """The current time as a Date header (RFC 9110 section 5.6.7)."""
     return formatdate(usegmt=True).encode()

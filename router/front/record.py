@@ -1,4 +1,4 @@
-"""What became of one exchange with a client: filled in on its way, given out at its end."""
+"""The record of one exchange with a client: filled in on the way, handed over at the end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..bus import Event
 
 @define(eq=False)
 class ExchangeRecord:
-    """One exchange with a client, of a relayed path or of the router's own.
+    """One exchange with a client, on a relayed path or on one of the router's own.
 
-    Times are of trio's clock, in seconds, and None for what an exchange did not come to: `arrived`
-    with the head of the request, `leased` when it was first given a worker, `delivered` when a
-    worker had all of the request, `answered` with the head of the answer, `ended` with its last
-    byte, or when it broke off. Sizes are in bytes, of bodies.
+    Times are seconds of trio's clock; None if the exchange did not get that far. `arrived`: head of
+    the request received. `leased`: first worker assigned. `delivered`: a worker has the whole
+    request. `answered`: head of the answer sent. `ended`: last byte sent, or the exchange broke
+    off. Sizes are bytes of bodies.
 
-    A client that sends no readable request has `client` for its method and its address for a path.
+    For a client that sends no readable request, the method is `client` and the path is its address.
     """
 
     request_id: str
@@ -25,10 +25,10 @@ class ExchangeRecord:
     path: str  # percent-decoded, without the query
     arrived: float = field(factory=trio.current_time)
     route: str = ""  # the path of its row in the route table
-    client: str | None = None  # who asks, as the queue shares by it
-    model: str | None = None  # that the request names
-    worker: str | None = None  # URL of the last one that was tried
-    tries: int = 0  # workers that were tried
+    client: str | None = None  # the client class by which the queue shares
+    model: str | None = None  # named in the request
+    worker: str | None = None  # URL of the last worker tried
+    tries: int = 0  # number of workers tried
     leased: float | None = None
     delivered: float | None = None
     answered: float | None = None
@@ -36,15 +36,15 @@ class ExchangeRecord:
     received: int = 0
     sent: int = 0
     status: int | None = None
-    code: str | None = None  # of the error that was told, or of what ended it before its time
+    code: str | None = None  # of the error sent to the client, or of the early end
 
     @property
     def what(self) -> str:
-        """What was asked, as the log has it."""
+        """The request's method and path, as the log shows them."""
         return f"{self.method} {self.path}"
 
     def lease(self, worker: str) -> None:
-        """The exchange was given the worker of this URL."""
+        """The worker of this URL was assigned to the exchange."""
         self.worker = worker
         self.tries += 1
         self.leased = self.leased or trio.current_time()

@@ -1,1 +1,1 @@
-"""What the relay and control share of the network: who a peer is, and the way of a request."""
+"""The network, for relay and control: who a peer is, and which routers a request has passed."""

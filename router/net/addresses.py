@@ -1,8 +1,8 @@
-"""Where each worker is: one address of one process, which all connections to it go to.
+"""Where each worker is: one address of one process, used by all connections to the worker.
 
-A name is looked up when its worker is met, and again only once that address is lost. So weights,
-jobs and generations never go to different processes that share a name, and a name server that is
-silent or slow holds back nobody who is known.
+A name is looked up when its worker is first met, and again only once that address is lost. So
+weights, jobs and generations never go to different processes that share a name, and a silent or
+slow name server delays no known worker.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from ..pool.ids import is_blocked_address
 from .listeners import is_local, read_listening, shared
 from .lookup import Lookups, Silent, Unresolved
 
-_PATIENCE = 3.0  # seconds for the look-up of a name of which nothing is known
-# Seconds for the look-up of a name whose last address is known, and for a connection to an address
-# that is not the only one.
+_PATIENCE = 3.0  # seconds to look up a name without a known address
+# Seconds to look up a name with a known address, and to connect to one of several addresses.
 _BRIEF = 1.0
-_MOMENT = 0.5  # seconds for which the kernel's list of listening sockets is believed
+_MOMENT = 0.5  # seconds for which the kernel's list of listening sockets stays valid
 
 
 @frozen
@@ -47,11 +46,11 @@ class Origin:
 
 
 class NotOneAddress(Unresolved):
-    """The name leads to what can be no single worker: several addresses, or a blocked one."""
+    """The name cannot mean a single worker: it has several addresses, or a blocked one."""
 
 
 class SamePeer(Unresolved):
-    """The URL leads to where the worker `url` is."""
+    """The URL leads to the address of the worker `url`."""
 
     def __init__(self, origin: Origin, url: str) -> None:
         super().__init__(f"{origin.url} leads to the same address and port as {url}")
@@ -60,7 +59,7 @@ class SamePeer(Unresolved):
 
 @define(eq=False)
 class Addresses:
-    """The address of each worker that was met, by URL."""
+    """The address of each known worker, by URL."""
 
     lookups: Lookups = field(factory=Lookups)
     # Called with a URL and its old and new address, before any connection goes to the new one.
@@ -74,7 +73,7 @@ class Addresses:
     _read_at: float = field(init=False, default=-math.inf)
 
     def peer(self, url: str) -> str | None:
-        """The address that all connections to the worker go to, if it was met."""
+        """The address that all connections to the worker use; None if the worker was not met."""
         return self._peers.get(url)
 
     def forget(self, url: str) -> None:
@@ -83,13 +82,13 @@ class Addresses:
         self._unpin(url)
 
     async def connect(self, origin: Origin) -> tuple[trio.SocketStream, str]:
-        """A connection to the worker, and the address. Raises OSError, Unresolved among them."""
+        """A connection to the worker, and the address. Raises OSError (Unresolved is one)."""
         peer = self._peers.get(origin.url)
         choice = [peer] if peer is not None else await self._find(origin)
         return await _first(choice, origin.port)
 
     async def address(self, origin: Origin) -> str:
-        """The address that a connection to the worker is to go to. Raises OSError."""
+        """The address for a connection to the worker. Raises OSError."""
         peer = self._peers.get(origin.url)
         if peer is not None:
             return peer
@@ -101,11 +100,11 @@ class Addresses:
         return choice[0]
 
     async def meet(self, origin: Origin) -> trio.SocketStream:
-        """A connection to where the URL leads now: the address of all others from now on.
+        """A connection to where the URL leads now; all others use this address from now on.
 
-        For whoever watches the worker, when there is no other connection to it that stands. A name
-        that leads to its old address among others keeps it, and so does one whose name servers
-        are silent. Raises OSError; Unresolved where no connection was tried.
+        For the task that watches the worker, while no other connection to the worker stands. A name
+        that still has its old address among others keeps that address; so does a name whose name
+        servers are silent. Raises OSError; Unresolved if no connection was tried.
         """
         peer = self._peers.get(origin.url)
         try:
@@ -127,7 +126,7 @@ class Addresses:
         return stream
 
     async def _find(self, origin: Origin, known: str | None = None) -> list[str]:
-        """The addresses of which one is the worker's, in the order in which to try them."""
+        """The addresses to try for the worker, in order; one of them is the worker's."""
         with suppress(ValueError):
             return [str(ip_address(origin.host))]
         within = _PATIENCE if known is None else _BRIEF
@@ -142,8 +141,9 @@ class Addresses:
         )
 
     async def all_of(self, origin: Origin) -> list[str]:
-        """The addresses that a name has now, of one family, since a host may have both; none if
-        the name is gone. Raises Silent, and NotOneAddress if one of them is blocked."""
+        """The current addresses of a name, all of one family, since one host may have an address in
+        both; none if the name is gone. Raises Silent, and NotOneAddress if one of them is
+        blocked."""
         try:
             found = await self._look_up(origin, _PATIENCE)
         except (Silent, NotOneAddress):
@@ -164,10 +164,10 @@ class Addresses:
         return found
 
     async def _pin(self, origin: Origin, address: str) -> None:
-        """Have all connections go to this address. Raises SamePeer if another worker has it."""
+        """Make all connections use this address. Raises SamePeer if another worker has it."""
         owner = self._owner(origin, address)
         if owner is not None and owner not in self.held:
-            # It is lost: does its own name still lead here?
+            # The owner is lost: check whether its own name still leads to this address.
             await self._check(self._origins[owner])
             owner = self._owner(origin, address)
         if owner is not None:
@@ -181,7 +181,7 @@ class Addresses:
         self._claims[address, origin.port] = origin.url
 
     async def _check(self, lost: Origin) -> None:
-        """Let the address of a lost worker go if its name leads there no more."""
+        """Release the address of a lost worker if its name no longer leads there."""
         peer = self._peers.get(lost.url)
         try:
             found = await self._find(lost, known=peer)
@@ -193,7 +193,7 @@ class Addresses:
             self._unpin(lost.url)
 
     def _owner(self, origin: Origin, address: str) -> str | None:
-        """The other worker that is behind this address and port, if one is."""
+        """The URL of another worker at this address and port, if there is one."""
         owner = self._claims.get((address, origin.port))
         if owner is not None:
             return None if owner == origin.url else owner
@@ -204,8 +204,7 @@ class Addresses:
             for (peer, port), url in self._claims.items()
             if port == origin.port and url != origin.url
         ]
-        # A thousand workers may be met at once, each with an address of its own: then what the
-        # kernel said a moment ago will do.
+        # Many workers may be met at once, each with an address of its own; a recent list will do.
         if not others or (address, origin.port) in self._alone():
             return None
         listening = read_listening()
@@ -216,7 +215,7 @@ class Addresses:
         return None
 
     def _alone(self) -> Set[tuple[str, int]]:
-        """The addresses and ports that had a listening socket of their own a moment ago."""
+        """The addresses and ports that recently had a listening socket of their own."""
         now = trio.current_time()
         if now - self._read_at > _MOMENT:
             self._read_at = now
@@ -241,7 +240,7 @@ async def _first(addresses: Sequence[str], port: int) -> tuple[trio.SocketStream
 
 
 def _unmapped(found: list[str]) -> list[str]:
-    """The addresses, each once; IPv4 as such also where IPv6 carries it."""
+    """The addresses without duplicates; IPv4-mapped IPv6 addresses become IPv4."""
     result = []
     for text in found:
         address = ip_address(text)

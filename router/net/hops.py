@@ -1,5 +1,4 @@
-"""Which routers a request has passed, so that one that comes back is refused instead of going
-round for ever."""
+"""The routers that a request has passed: a request that comes back is refused, so none circles."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from attrs import field, frozen
 
 from ..errors import Fault, RouterError
 
-HEADER = b"x-router-hops"  # on what goes to a worker: the instances that it passed, in order
+HEADER = b"x-router-hops"  # of requests to workers: the instances passed, in order
 INSTANCE_HEADER = b"x-router-instance"  # on our own `/health`
 
-# The hops of the request that the current task serves. Calls made for it carry them on.
+# The hops of the request that the current task serves. Calls for that request carry them on.
 _passed: ContextVar[bytes | None] = ContextVar("hops", default=None)
 
 Headers = list[tuple[bytes, bytes]]
@@ -30,19 +29,19 @@ class LoopDetected(RouterError):
 
 
 def begin_anew() -> None:
-    """What the current task does from now on is for no request of another router."""
+    """Declare that the current task no longer acts on a request of another router."""
     _passed.set(None)
 
 
 @frozen
 class Instance:
-    """One router among those that a request may pass. `id` is random."""
+    """One router that requests may pass. `id` is random."""
 
     id: str = field(factory=lambda: secrets.token_hex(8))
 
     def passed_by(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """The headers of a request as it goes on from here, and for the calls that this task
-        makes for it. Raises LoopDetected."""
+        """The request's headers with this router added to the hops; calls of this task carry the
+        same hops. Raises LoopDetected."""
         own = self.id.encode()
         kept: Headers = []
         hops: list[bytes] = []
@@ -61,5 +60,5 @@ class Instance:
         return kept
 
     def on_call(self) -> tuple[str, str]:
-        """The header of a call that the router makes by itself, or for a request."""
+        """The hops header for a call by the router, on its own or for a request."""
         return HEADER.decode(), (_passed.get() or self.id.encode()).decode("latin-1")

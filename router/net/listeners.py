@@ -1,7 +1,7 @@
 """Which socket of this machine a connection reaches.
 
-One process that listens on all addresses of this machine is reached by each of them. Two
-addresses are the same peer only if the kernel says that the same listening socket serves both.
+A process that listens on all addresses of this machine is reached through each of them. Two
+addresses are the same peer only if the kernel says that one listening socket serves both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Listening = dict[tuple[Address, int], set[str]]
 
 
 def is_local(text: str) -> bool:
-    """Whether the address is one of this machine's own."""
+    """Whether the address belongs to this machine."""
     address = ip_address(text)
     if address.is_loopback:
         return True
@@ -35,9 +35,9 @@ def is_local(text: str) -> bool:
 
 
 def shared(text: str, port: int, listening: Listening) -> set[str]:
-    """The sockets that get a connection to this address of ours, and one to other addresses too.
+    """The sockets that accept connections to this address of ours and to other addresses too.
 
-    None of them where a socket of this address alone listens, which the kernel prefers.
+    Empty if a socket listens on this address alone, because the kernel prefers that socket.
     """
     address = ip_address(text)
     alone: list[Address] = [address]
@@ -51,7 +51,7 @@ def shared(text: str, port: int, listening: Listening) -> set[str]:
 
 
 def read_listening(tables: tuple[Path, ...] = _TABLES) -> Listening:
-    """All listening sockets of this machine, by address and port; none where it does not tell."""
+    """All listening sockets of this machine, by address and port; empty if unknown."""
     found: Listening = {}
     for table in tables:
         try:
@@ -73,6 +73,6 @@ def _parse(lines: list[str]) -> Iterator[tuple[tuple[Address, int], str]]:
 
 def _address(text: str) -> Address:
     raw = bytes.fromhex(text)
-    if sys.byteorder == "little":  # words of 32 bits as the machine has them
+    if sys.byteorder == "little":  # 32-bit words in the machine's byte order
         raw = b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4))
     return IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)

@@ -1,4 +1,4 @@
-"""Looking up host names: a few at a time, each name once at a time."""
+"""Host name look-ups: bounded in number, and one at a time for each name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from attrs import define, field
 
 from .. import threads
 
-# Threads for names that were never slow, and for those that were: a name server that is silent
-# holds a thread for many seconds, and names that it does not hold back must not wait for it.
+# Threads for names that were never slow, and for names that were. A silent name server holds a
+# thread for many seconds; names of other servers must not wait for that thread.
 _AT_ONCE, _SLOW_AT_ONCE = 32, 4
 _SLOW = 2.0  # seconds
 _NO_SUCH_NAME = {
@@ -25,11 +25,11 @@ Resolver = Callable[[str], list[str]]
 
 
 class Unresolved(OSError):
-    """A host name leads to no address that may be used. The message is for people."""
+    """A host name leads to no usable address. The message is for people."""
 
 
 class Silent(Unresolved):
-    """Nothing is known of the name now: no name server has answered."""
+    """The name is currently unknown: no name server has answered."""
 
 
 def ask_system(host: str) -> list[str]:
@@ -40,8 +40,8 @@ def ask_system(host: str) -> list[str]:
 
 @define(eq=False)
 class Lookups:
-    """Asks the system's resolver, in threads of its own. A look-up goes on though whoever wanted
-    it has given up: the next one may have its answer."""
+    """Asks the system's resolver, in threads. A look-up goes on after its caller has given up, so
+    that the next caller may get the answer."""
 
     resolver: Resolver = field(factory=lambda: ask_system)
     _fast: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
@@ -53,7 +53,7 @@ class Lookups:
     _nursery: trio.Nursery | None = field(init=False, default=None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the look-ups that are under way; never returns."""
+        """Run the look-ups; never returns."""
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
@@ -62,7 +62,7 @@ class Lookups:
             self._nursery = None
 
     async def find(self, host: str, *, within: float) -> list[str]:
-        """The addresses of a name. Raises Unresolved, or Silent after so many seconds."""
+        """The addresses of a name. Raises Unresolved, or Silent after `within` seconds."""
         lookup = self._under_way.get(host)
         if lookup is None:
             if self._nursery is None:
@@ -84,7 +84,7 @@ class Lookups:
 
         limiter = self._slow if host in self._slow_names else self._fast
         try:
-            # The limiter counts the thread until it ends, also after the task was cancelled.
+            # The limiter counts the thread until it ends, even after the task was cancelled.
             lookup.found = await threads.run(ask, limiter=limiter, abandon_on_cancel=True)
         except OSError as error:
             lookup.failure = _failure(host, error)

@@ -1,4 +1,4 @@
-"""How workers prove who they are, and the router to them: certificates, and a key."""
+"""How workers and the router prove their identity to each other: certificates and a key."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Headers = list[tuple[bytes, bytes]]
 
 @define(eq=False)
 class Trust:
-    """One for all connections to workers.
+    """The trust that all connections to workers share.
 
-    `ca`: a file of certificates that https workers are checked with, in place of the system's
-    (which `SSL_CERT_FILE` changes). `insecure`: they are not checked. `key`: what workers ask for.
+    `ca`: a file of certificates to check https workers with, instead of the system's (which
+    `SSL_CERT_FILE` changes). `insecure`: no checks. `key`: the key that workers require.
     """
 
     ca: str | None = None
@@ -26,8 +26,8 @@ class Trust:
 
     @property
     def tls(self) -> ssl.SSLContext:
-        """Made once: reading the system's certificates takes tens of milliseconds. Raises OSError
-        (of which ssl.SSLError is one) if `ca` cannot be used."""
+        """Made once, because reading the system's certificates takes tens of milliseconds. Raises
+        OSError (ssl.SSLError is one) if `ca` cannot be used."""
         if self._tls is None:
             self._tls = ssl.create_default_context(cafile=self.ca)
             if self.insecure:
@@ -36,7 +36,7 @@ class Trust:
         return self._tls
 
     def present(self, headers: Headers) -> Headers:
-        """The headers of a request to a worker: with a key of ours it has no other."""
+        """The headers of a request to a worker; if there is a key, it replaces any other."""
         if self.key is None:
             return headers
         kept = [header for header in headers if header[0].lower() not in _CREDENTIALS]

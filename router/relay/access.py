@@ -1,4 +1,4 @@
-"""The admin key: who may change workers, weights and memory. In front of relay and app alike."""
+"""The admin key for changes of workers, weights or memory: checked before relay and app."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class KeyWrong(RouterError):
 def needs_key(route: Route, method: str) -> bool:
     """Whether a request changes workers, weights or memory, or reads what may hold secrets.
 
-    So may one to a path that the table does not name, unless it only reads: what it does is known
-    to the worker alone.
+    A path outside the table needs the key for every method that does not only read: only the worker
+    knows what such a request does.
     """
     if route.how is How.CHANGE or route.guarded:
         return True
@@ -41,7 +41,7 @@ def needs_key(route: Route, method: str) -> bool:
 
 @define(eq=False)
 class AdminKey:
-    """ASGI middleware: asks for the key where one is needed, and lets no worker see it."""
+    """ASGI middleware: asks for the key where one is needed, and lets no worker see any."""
 
     app: App
     _key: bytes = field(alias="key", repr=False)
@@ -67,7 +67,7 @@ class AdminKey:
 
 
 def _credential(name: bytes, value: bytes) -> bytes | None:
-    """The key that a header offers, if it offers one."""
+    """The key in a header, or None if the header offers no key."""
     match name.lower():
         case b"x-api-key":
             return value.strip()

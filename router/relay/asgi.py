@@ -82,7 +82,7 @@ class AsgiExchange:
             return
 
         def gone() -> None:
-            # Whoever waits for the body of a client that has only stalled is told by `read`.
+            # A client that stalled before the answer still gets one: `read` raises ClientStalled.
             if not self._stalled or self.responded:
                 callback()
 
@@ -92,7 +92,7 @@ class AsgiExchange:
         return self._link.how_left()
 
     def tell(self, code: str, sentence: str) -> None:
-        """The one line in the log of what ended the exchange before its time."""
+        """Log the one line that says why the exchange ended early."""
         log_end(logger, self.record, code, sentence)
 
     @property
@@ -102,14 +102,14 @@ class AsgiExchange:
 
 @define(eq=False)
 class Relay:
-    """ASGI middleware: relays what the route table gives to workers, hands the rest on."""
+    """ASGI middleware: relays what the route table gives to workers, hands the rest to `app`."""
 
     app: App
     forwarder: Forwarder
     websockets: WebSocketRelay
     assets: AssetMap
     store: Store
-    # Finds the owner of an asset, asking around if need be; raises RouterError if there is none.
+    # Finds the owner of an asset, by asking workers if necessary. Raises RouterError.
     find_owner: Callable[[str, AssetKind], Awaitable[Worker]]
     instance: Instance = field(factory=Instance)
 
@@ -122,7 +122,7 @@ class Relay:
         if exchange.path.endswith("/") and known(exchange.path):
             exchange.path, exchange.target = exchange.path[:-1], _unslashed(exchange.target)
         if route.how is How.MERGED and (asset_id := _asked_for(scope["query_string"])):
-            # `GET /v1/videos?id=ID` is another way to write `GET /v1/videos/ID`.
+            # `GET /v1/videos?id=ID` means `GET /v1/videos/ID`.
             exchange.path = f"{route.path}/{segment(asset_id)}"
             exchange.target = exchange.path.encode()
             route = find("GET", exchange.path)
@@ -154,12 +154,12 @@ class Relay:
                 if watching is not None and route.how is not How.ANY:
                     exchange.headers = readable_only(exchange.headers)
                 if route.how is How.SUBMIT:
-                    self.store.check()  # before a worker begins with what could not be recorded
+                    self.store.check()  # no worker starts a job that the store could not record
                 await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
             except RouterError as error:
                 await self._refuse(exchange, error)
             except CutOff as cut:
-                # Our server breaks an answer visibly if we return without its end.
+                # Return without the end of the answer: our server then breaks the transfer visibly.
                 exchange.tell(cut.code, f"the answer was cut off: {cut}")
             except ClientGone:
                 exchange.tell("client_gone", "the client left while it sent its request")
@@ -174,18 +174,18 @@ class Relay:
             return
         headers, body = error_answer(exchange.record, error)
         await exchange.respond(error.status, headers, more=True)
-        await exchange.send(body, last=True)  # the server leaves it out for a HEAD
+        await exchange.send(body, last=True)  # the server omits the body for a HEAD
 
 
 def _unslashed(target: bytes) -> bytes:
-    """The target without the slash at the end of its path: workers know no path with it."""
+    """The target without the slash at the end of its path: workers do not know paths with one."""
     path, mark, query = target.partition(b"?")
     end = 1 if path.endswith(b"/") else 3 if path.lower().endswith(b"%2f") else 0
     return path[: len(path) - end] + mark + query
 
 
 def _asked_for(query: bytes) -> str | None:
-    """The job that the query of a list names, if it names one."""
+    """The id of a job in the query of a list, or None."""
     for name, value in parse_qsl(query.decode("latin-1")):
         if name in ("video_id", "mesh_id", "id") and value:
             return value

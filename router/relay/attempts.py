@@ -1,4 +1,4 @@
-"""Trying fitting workers one after the other until one takes the exchange."""
+"""Attempts at fitting workers, one after the other, until one takes the exchange."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..pool.worker import Lease, Worker
 
 
 class TryAnother(Exception):
-    """This worker has not acted on the exchange: another one may. `failure` if there is none."""
+    """This worker has not acted on the exchange: another may. `failure` is raised if none can."""
 
     def __init__(self, failure: WorkerFailed) -> None:
         super().__init__(failure.message)
@@ -23,31 +23,33 @@ class TryAnother(Exception):
 
 
 class Withdrawn(Exception):
-    """The worker must not have the exchange any more; nothing of it was sent."""
+    """The chosen worker must no longer get the exchange; nothing was sent."""
 
 
 class NeverIssued(Conflict):
-    """The weight version that the request wants at least: to wait for it would have no end."""
+    """The requested weight version was never issued, so waiting for it would not end."""
 
     default_code = "weight_version_unknown"
 
 
 @define(eq=False)
 class Attempts:
-    """Gives an exchange to one worker after the other, each once."""
+    """Gives an exchange to one worker after the other, at most once to each."""
 
     registry: Registry
     dispatcher: Dispatcher
     retries: int
-    # The latest weight version that was issued to the model, or to any if none is named.
+    # The latest weight version issued to this model; without a model, to any.
     latest_issued: Callable[[str | None], int] = lambda _: 0
 
     async def run(
         self, facts: Facts, attempt: Callable[[Lease], Awaitable[None]], *, held: int = 0
     ) -> None:
-        """Call `attempt` with a lease, which ends with the call; `held` bytes of its body wait
-        until then. Where it raises TryAnother the next worker is tried. Raises the last failure,
-        PoolUnavailable if there is no worker to begin with, or NeverIssued."""
+        """Call `attempt` with a lease that ends with the call. `held` is the size of the body that
+        waits in memory until then. After TryAnother the next worker is tried.
+
+        Raises the last failure, PoolUnavailable if no worker fits at the start, or NeverIssued.
+        """
         if facts.min_version:
             self._check_version(facts)
         tried: list[Worker] = []
@@ -64,19 +66,19 @@ class Attempts:
                     await attempt(lease)
                     return
                 except Withdrawn:
-                    continue  # it may well have it once that doubt is cleared
+                    continue  # not in `tried`: this worker may have it once the doubt is cleared
                 except TryAnother as again:
                     failure = again.failure
-                    # Before its slot is free: or the next request is sent there too.
+                    # Before the lease ends: otherwise the next request goes to the same worker.
                     self.registry.trouble(lease.worker, failure.message)
             tried.append(lease.worker)
         raise failure
 
     @staticmethod
     def check(lease: Lease) -> None:
-        """With a connection to the worker at hand: is it still as sound as when it was chosen?
+        """Check, on a fresh connection, that the worker is still as sound as when it was chosen.
 
-        The connection may be to another process, with other weights. Raises Withdrawn.
+        The connection may lead to a new process with other weights. Raises Withdrawn.
         """
         worker = lease.worker
         if doubted(worker) or worker.incarnation != lease.incarnation:

@@ -18,15 +18,15 @@ from .spool import Room, Spool
 
 _LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
 _LONGEST_SHOWN = 200  # characters of a model's name in an error
-_LONGEST_VERSION = 18  # digits of an X-Min-Weight-Version: far beyond any that is issued
+_LONGEST_VERSION = 18  # digits of an X-Min-Weight-Version: far beyond any issued version
 
 
 @define(eq=False)
 class Body:
-    """A request body: what of it is held, and whether that is all.
+    """A request body: the part that is held, and whether that is all of it.
 
-    `length` is what the client announced, None if it did not (chunked). `fields` are those of
-    `facts.WANTED` that were found. What is too much for memory follows in `spool`.
+    `length` is the length that the client announced, None for a chunked body. `fields` holds the
+    `facts.WANTED` that were found. `spool` holds what exceeds memory.
     """
 
     length: int | None
@@ -37,18 +37,18 @@ class Body:
 
     @property
     def taken(self) -> int:
-        """How much of it was taken from the client."""
+        """How many bytes were taken from the client."""
         return len(self.held) + (self.spool.size if self.spool else 0)
 
     def release(self) -> None:
-        """Drop what is held: it is not sent again."""
+        """Drop the held part: the body is not sent again."""
         self.held.clear()
         if self.spool is not None:
             self.spool.close()
 
 
 def announced_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
-    """Content-Length, or 0 where no body is announced; None for a chunked one."""
+    """Content-Length, 0 without a body, None for a chunked body."""
     if heads.value(headers, b"transfer-encoding") is not None:
         return None
     length = heads.value(headers, b"content-length")
@@ -56,11 +56,11 @@ def announced_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
 
 
 async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
-    """Read the body as far as it is worth to hold it, at most `limit` bytes and the rest of a
-    piece.
+    """Read the beginning of the body: at most `limit` bytes and the rest of a piece.
 
-    Held as a whole, so that it can be read and sent again: all of up to `limit` bytes, but not a
-    form. Of others only as much as the reader of their fields asks for: nothing, if it reads none.
+    A body of up to `limit` bytes that is not a form is held whole, so that it can be parsed and
+    sent again. Of any other body only as much is read as its field reader asks for, and nothing if
+    it has no reader.
 
     Raises RequestTooLarge if more than `largest` bytes are announced or were read, ClientGone,
     ClientStalled.
@@ -82,7 +82,7 @@ async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
             body.complete = True
             break
         body.held += piece
-        # What has come whole is taken whole, though its fields may be known before its end.
+        # A body whose last byte is here is taken whole, even if its fields were known earlier.
         if not whole and body.length != len(body.held) and reader is not None and reader.done():
             break
     if largest is not None and len(body.held) > largest:
@@ -98,8 +98,8 @@ async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
 async def read_on(
     exchange: Exchange, body: Body, *, limit: int, most: int, largest: int | None, room: Room
 ) -> None:
-    """Read further, past files and long strings, until the model is known or `most` bytes were
-    taken; what goes beyond `limit` in a temporary file.
+    """Read on, past files and long strings, until the model is known or `most` bytes were taken.
+    Bytes beyond `limit` go to a temporary file.
 
     Raises RequestTooLarge, SpoolFull, SpoolFailed, ClientGone, ClientStalled.
     """
@@ -109,7 +109,7 @@ async def read_on(
         return
     window += body.held
     done = reader.done()
-    # What has come whole is taken whole.
+    # A body whose last byte is here is taken whole.
     while not body.complete and (body.taken == body.length or (not done and body.taken < most)):
         piece = await exchange.read()
         if not piece:
@@ -140,7 +140,7 @@ def too_large(largest: int) -> RequestTooLarge:
 
 
 def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Facts:
-    """What the fields of the body, the headers, the query and the route say to routing. Raises
+    """The facts for routing, from the body's fields, the headers, the query and the route. Raises
     BadRequest."""
     named = body.fields.get("model")
     model = named if isinstance(named, str) and named else None
@@ -170,7 +170,7 @@ def queried_models(target: bytes) -> list[str]:
 
 
 def one_model(queried: Sequence[str], other: str | None) -> str | None:
-    """The model that is named in the query and elsewhere. Raises AmbiguousModel if they differ."""
+    """The one model that query and body (or header) name. Raises AmbiguousModel if they differ."""
     if not queried:
         return other
     names = list(dict.fromkeys([*queried, *([other] if other is not None else [])]))
@@ -181,8 +181,8 @@ def one_model(queried: Sequence[str], other: str | None) -> str | None:
 
 
 def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, int]:
-    """Who shares the slots with others in turn (`X-Client-Id`; one class for all without), and
-    the oldest weights that will do (`X-Min-Weight-Version`). Raises BadRequest."""
+    """The client class that shares slots in turn (`X-Client-Id`; one class for all clients without
+    it), and the oldest acceptable weights (`X-Min-Weight-Version`). Raises BadRequest."""
     client, version = b"", 0
     for name, content in reversed(headers):  # of several the first counts
         match name.lower():

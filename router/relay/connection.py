@@ -1,4 +1,4 @@
-"""One connection to one worker: requests written, answers read, in order and in pieces."""
+"""One connection to one worker: writes requests and reads answers, in order and in pieces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Broken(Exception):
 
 
 class Invalid(Broken):
-    """What came is not the answer that HTTP allows."""
+    """The worker sent something that HTTP does not allow as an answer."""
 
     code = "worker_invalid_answer"
 
@@ -47,15 +47,15 @@ class Connection:
     reused: bool = False
     idle_since: float = 0.0
     _method: str = field(init=False, default="GET")
-    # Bytes of the request's body still to be written, None if it goes in chunks.
+    # Bytes of the request's body still to be written; None if the body is chunked.
     _owed: int | None = field(init=False, default=None)
-    _ended: bool = field(init=False, default=False)  # the whole request was given out
-    sending: bool = field(init=False, default=False)  # or a send was cut short: nothing may follow
-    # Reads what is not of the plain kind: it knows nothing of our request but the method.
+    _ended: bool = field(init=False, default=False)  # `end` has framed the whole request
+    sending: bool = field(init=False, default=False)  # True after a cut-off send, too
+    # Reads answers that are not plain. It knows nothing of our request but the method.
     _h11: h11.Connection | None = field(init=False, default=None, repr=False)
-    # Bytes of the answer's body still to come where Content-Length frames it, else None.
+    # Bytes of the answer's body still to come; None unless Content-Length frames it.
     _left: int | None = field(init=False, default=None)
-    # Bytes of the body that came along with the head.
+    # Bytes of the body that arrived with the head.
     _early: bytes = field(init=False, default=b"", repr=False)
     _keep: bool = field(init=False, default=False)
 
@@ -71,8 +71,8 @@ class Connection:
         return wire.request(method, target, headers)
 
     def body(self, piece: bytes) -> bytes:
-        """The bytes of a piece of the request's body, framed as the head has announced; not
-        empty, which would be its end."""
+        """The bytes of a piece of the request's body, framed as the head announced. `piece` must
+        not be empty: an empty chunk ends the body."""
         if self._owed is None:
             return b"%x\r\n%b\r\n" % (len(piece), piece)
         self._owed -= len(piece)
@@ -86,14 +86,13 @@ class Connection:
         return b"0\r\n\r\n" if self._owed is None else b""
 
     async def send(self, data: bytes | memoryview, *, patience: float = math.inf) -> None:
-        """Write. Raises Broken if the worker does not take it, trio.TooSlowError if not within
-        so many seconds."""
-        self.sending = True  # stays so if we are cancelled half-way
+        """Write. Raises Broken, or trio.TooSlowError if it takes longer than `patience` seconds."""
+        self.sending = True  # stays True if a cancellation cuts the send short
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             if isinstance(self.stream, PlainStream):
                 data = self.stream.send_now(data)
-            if data:  # no scope for what need not wait
+            if data:  # no cancel scope for a send that need not wait
                 with trio.fail_after(patience):
                     await self.stream.send_all(data)
             self.sending = False
@@ -103,9 +102,9 @@ class Connection:
             ) from error
 
     async def head(self, *, bodiless: bool) -> Head:
-        """The head of the answer; informational ones are skipped. Raises Broken.
+        """The head of the answer, after any informational ones. Raises Broken.
 
-        `bodiless`: the answer to a HEAD, which has no body whatever it announces.
+        `bodiless`: the request was a HEAD, so no body follows whatever the answer announces.
         """
         data = await self._receive(_READ_SIZE)
         plain = wire.answer(data)
@@ -115,12 +114,12 @@ class Connection:
         else:
             head = await self._unusual_head(data)
             early, closed = self._parser.trailing_data
-        # After a failure uvicorn closes without saying so: the next request would meet the end.
+        # After a failure uvicorn closes without announcing it: the next request would meet the end.
         self._keep = head.keeps and head.status < 500
         length = 0 if bodiless or head.status in (204, 304) else head.length
         if length is not None:
             self._left = length
-            # Bytes beyond the body belong to nothing we asked for.
+            # Bytes beyond the body answer no request of ours.
             self._keep = self._keep and len(early) <= length and not closed
             self._early = early if length else b""
         return head
@@ -129,7 +128,7 @@ class Connection:
         self._h11 = _parser_of_answer(self._method)
         self._feed(data)
         while not isinstance(event := await self._next(), h11.Response):
-            # h11 lets nothing but 1xx come before a response.
+            # h11 allows only 1xx before a response.
             if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 raise Invalid("it switched protocols though nobody asked it to")
         if not event.http_version.startswith(b"1."):
@@ -143,23 +142,22 @@ class Connection:
 
     @property
     def at_end(self) -> bool:
-        """Whether the whole body of the answer has been taken."""
+        """Whether the whole body of the answer was taken."""
         return self._left == 0
 
     @property
     def ahead(self) -> bool:
-        """Whether `piece` has something to give, or the end, without waiting for it."""
+        """Whether `piece` can return without waiting."""
         return self.at_end or bool(self._early)
 
     async def piece(self) -> bytes:
-        """The next piece of the answer's body, as it comes; b"" only at its end.
+        """The next piece of the answer's body as it arrives; b"" only at its end.
 
-        Raises Broken if it is cut off.
+        Raises Broken if the body is cut off.
         """
         if self._left is None:
             return await self._framed_piece()
-        # Framed by Content-Length: straight from the socket, past the parser, which would copy
-        # every piece twice.
+        # Content-Length frames the body: read past the parser, which copies pieces twice.
         if self._early:
             piece, self._early = bytes(self._early[: self._left]), b""
         elif self._left:
@@ -172,7 +170,7 @@ class Connection:
         return piece
 
     async def _framed_piece(self) -> bytes:
-        """A piece of a body that is chunked, or ends with the connection: all that is here."""
+        """All that has arrived of a body that is chunked or ends with the connection."""
         pieces: list[bytes] = []
         event = await self._next()
         while isinstance(event, h11.Data):
@@ -190,7 +188,7 @@ class Connection:
         return b"".join(pieces)
 
     def settle(self, now: float) -> bool:
-        """After an exchange: make it ready for the next one. False if it cannot be used again."""
+        """Make the connection ready for another exchange. False if it cannot be used again."""
         if not (self._keep and self.at_end and self._ended and not self.sending):
             return False
         self._h11 = None
@@ -201,12 +199,12 @@ class Connection:
         return True
 
     def quiet(self) -> bool:
-        """Whether nothing has arrived while it was idle: neither an end of file nor stray bytes."""
+        """Whether nothing arrived while the connection was idle: no end of file, no stray bytes."""
         decrypted = self.stream.pending() if isinstance(self.stream, trio.SSLStream) else 0
         return not decrypted and not _readable(self.socket.fileno())
 
     def close(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once, even during an exchange."""
         if isinstance(self.stream, PlainStream):
             self.stream.close()
         else:

@@ -1,4 +1,4 @@
-"""Content encodings of answers that the router reads as they pass, unchanged, to the client."""
+"""Content encodings of answers that the router reads while they pass unchanged to the client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import headers as heads
 
 _GZIP = (b"gzip", b"x-gzip")
 _READABLE = (*_GZIP, b"deflate", b"identity")
-_EITHER = 32 + zlib.MAX_WBITS  # the header says whether it is gzip or zlib
+_EITHER = 32 + zlib.MAX_WBITS  # zlib reads from the header whether the body is gzip or zlib
 _BARE = -zlib.MAX_WBITS
 
 
@@ -31,13 +31,13 @@ def readable_only(headers: Sequence[tuple[bytes, bytes]]) -> Sequence[tuple[byte
     return kept if accepts else [*kept, (b"accept-encoding", b"identity")]
 
 
-# Gives what the next piece says: nothing, once the limit is reached or it makes no sense.
+# Decodes the next piece. Returns b"" once the limit is reached or the input is invalid.
 Decoder: TypeAlias = Callable[[bytes], bytes]
 
 
 def decoder(encoding: bytes | None, limit: int) -> Decoder | None:
-    """A decoder of a body with this Content-Encoding, which gives at most `limit` bytes in all;
-    None if the encoding is not known."""
+    """A decoder for this Content-Encoding that returns at most `limit` bytes in all; None if the
+    encoding is unknown."""
     word = (encoding or b"identity").strip().lower()
     if word == b"identity":
         return _as_it_is
@@ -72,7 +72,8 @@ class _Inflate:
 
 
 def _form_of(begun: bytes) -> int:
-    """How zlib is to take what begins so. Some senders call it deflate though it has no header."""
+    """The zlib window bits for a body that begins like this. Some senders send bare deflate,
+    without a zlib header."""
     is_gzip = begun[:2] == b"\x1f\x8b"
     is_zlib = begun[0] & 15 == 8 and (begun[0] * 256 + begun[1]) % 31 == 0
     return _EITHER if is_gzip or is_zlib else _BARE

@@ -1,6 +1,6 @@
-"""What the relay needs of a client: the head of its request, body pieces, ways to answer.
+"""The relay's interface to a client: head of the request, body pieces, ways to answer.
 
-The relay knows nothing of ASGI; a faster front can be put under it by implementing this.
+The relay knows nothing of ASGI: another front can replace ours by implementing this interface.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..front.record import ExchangeRecord
 
 
 class Exchange(Protocol):
-    """One request of a client and the one answer to it."""
+    """One request of a client and its one answer."""
 
     method: str
     target: bytes  # origin form: raw path and query
@@ -34,17 +34,17 @@ class Exchange(Protocol):
     async def respond(
         self, status: int, headers: Sequence[tuple[bytes, bytes]], *, more: bool = False
     ) -> None:
-        """Send the head of the answer. `more`: `send` follows at once, and may go along with it."""
+        """Send the head of the answer. `more`: `send` follows at once, and may go out with it."""
         ...
 
     async def send(self, piece: bytes, *, last: bool = False) -> None:
         """Send a piece of the answer's body; returns when the client has room for more.
 
-        `last`: the answer is complete with it. An empty piece is allowed then. An exchange that
-        ends without it must not look complete to the client.
+        `last`: this piece, which may be empty, completes the answer. An exchange that ends without
+        a last piece must not look complete to the client.
         """
         ...
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
-        """Call back, synchronously, as soon as nothing can be done for the client any more."""
+        """Call back, synchronously, as soon as the client can no longer be served."""
         ...

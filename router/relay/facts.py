@@ -1,6 +1,6 @@
-"""Reading the fields that routing wants off the beginning of a request body, as it arrives.
+"""Reads the fields that routing needs off the beginning of a request body, as it arrives.
 
-A body that is not what it says it is gives no fields: judging it is the worker's business.
+A malformed body gives no fields: only the worker judges it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from . import headers as heads
 
 Scalar: TypeAlias = str | int | float | bool | None
 
-# The fields that routing reads, by their names in JSON objects and in forms alike. In a form
-# every value is text.
+# The fields that routing reads, by their names in JSON objects and forms. Values in forms are text.
 WANTED = FIELDS | {"model"}
 
-# What a JSON body is read on for: a worker is chosen by it. The others, which are of use where
-# they stand beside it, may stand behind megabytes, or nowhere.
+# A JSON body is read until the model is known, because the model decides the worker. Other
+# fields are used if they have arrived by then: they may stand behind megabytes, or be absent.
 _MODEL = frozenset({"model"})
 
-# A scan gives up after so many tokens and brackets: it must stay short whatever is sent.
+# A scan gives up after this many tokens and brackets, so that no body can make it long.
 _MOST_MARKS = 20_000
-_MOST_MARKS_ON = 200_000  # where the body may not be routed without its model
+_MOST_MARKS_ON = 200_000  # for a body that cannot be routed without its model
 _LONGEST_NAME = 200
-_MOST_KEPT = 64 * 1024  # of a body that is not held for the scan: a name, a value, a part's headers
+_MOST_KEPT = 64 * 1024  # bytes a sliding scan keeps: a name, a value or the headers of a part
 
 _OPEN, _QUOTE, _COLON, _COMMA = b'{":,'
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -38,14 +37,14 @@ _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _PARAMETER = re.compile(rb';\s*([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*))', re.DOTALL)
 
-# A scan yields where it needs more of the body than there is, and ends where no more can be
-# learned. It never looks at the same byte many times.
+# A scan yields when it needs more of the body, and returns when it can learn no more. It never
+# looks at the same byte many times.
 _Scan: TypeAlias = Generator[None, None, None]
 
 
 @define(eq=False)
 class FieldReader:
-    """Reads wanted fields off the body while it arrives: `seen` are the names that have come."""
+    """Reads wanted fields off the body while it arrives. `seen` holds the names found so far."""
 
     _scan: _Scan
     fields: dict[str, Scalar]
@@ -54,7 +53,7 @@ class FieldReader:
     _over: bool = field(init=False, default=False)
 
     def done(self) -> bool:
-        """Look at what has come since the last call; True once the rest is not worth a wait."""
+        """Scan what has arrived since the last call. True once waiting for more is of no use."""
         if not self._over:
             try:
                 next(self._scan)
@@ -68,28 +67,28 @@ class _NotReadable(Exception):
 
 
 def is_form(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether the body is announced to be a multipart form."""
+    """Whether the headers announce a multipart form."""
     return _content_type(headers)[0] == b"multipart/form-data"
 
 
 def is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether the body may be JSON: clients name no type, or a wrong one that is common."""
+    """Whether the body may be JSON: many clients send no type, or a common wrong one."""
     kind = _content_type(headers)[0]
     return kind.endswith((b"/json", b"+json")) or kind in (
         b"",
         b"text/plain",
-        b"application/x-www-form-urlencoded",  # what curl says
+        b"application/x-www-form-urlencoded",  # curl's default
     )
 
 
 def reader(
     headers: Sequence[tuple[bytes, bytes]], held: bytearray, *, on: bool = False
 ) -> FieldReader | None:
-    """A reader for a body of these headers; None where there is nothing to read.
+    """A reader for a body with these headers; None if the router cannot read such a body.
 
-    Of a form it wants all that stands before the first file: fields are small. Of a JSON object
-    it takes what has come when the model is known. `on`: it reads both until the model is known,
-    past files as well, and drops from `held` what it has read.
+    In a form the reader wants everything before the first file: fields are small. In a JSON object
+    it takes the fields that have arrived once the model is known. `on`: it reads both until the
+    model is known, past files too, and drops what it has read from `held`.
     """
     window = _Window(held, slides=on)
     fields: dict[str, Scalar] = {}
@@ -106,7 +105,7 @@ def reader(
 
 
 def from_json(content: bytes | bytearray, wanted: frozenset[str] = WANTED) -> dict[str, Scalar]:
-    """The wanted fields of a whole JSON object; none if it is no such thing."""
+    """The wanted fields of a whole JSON object; none if `content` is not one."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -117,9 +116,9 @@ def from_json(content: bytes | bytearray, wanted: frozenset[str] = WANTED) -> di
 
 
 def leading_fields(held: bytearray, wanted: frozenset[str]) -> dict[str, Scalar]:
-    """The members of these names that stand whole in the beginning of a JSON object."""
+    """The members of these names that are complete in the beginning of a JSON object."""
     if held.endswith(b"}") and (whole := from_json(held, wanted)):
-        return whole  # a small object is all here, and this takes a tenth of the time
+        return whole  # a small object is complete here; this takes a tenth of the time
     fields: dict[str, Scalar] = {}
     seen: set[str] = set()
     FieldReader(_JsonObject(_Window(held), fields, seen, wanted).scan(), fields, seen).done()
@@ -132,12 +131,12 @@ def is_scalar(value: object) -> TypeGuard[Scalar]:
 
 @define(eq=False)
 class _Window:
-    """What a scan looks at. If it `slides`, what was read of it is dropped."""
+    """The bytes that a scan looks at. If the window `slides`, bytes already read are dropped."""
 
     held: bytearray
     slides: bool = False
     at: int = 0  # read up to here
-    kept: int | None = None  # what is to be looked at again begins here
+    kept: int | None = None  # bytes from here on are still needed
 
     def more(self) -> _Scan:
         """Wait until there is more."""
@@ -154,7 +153,7 @@ class _Window:
             raise _NotReadable
 
     def taken(self, skip: int = 0) -> bytearray:
-        """What is kept, less the first bytes; it is kept no more."""
+        """The kept bytes without the first `skip`; ends the keeping."""
         assert self.kept is not None
         self.bound()
         begin, self.kept = self.kept + skip, None
@@ -166,8 +165,8 @@ class _Window:
 
 @define(eq=False)
 class _JsonObject:
-    """Scans the beginning of a JSON object for the wanted ones of its own members: of several of
-    one name the first."""
+    """Scans the beginning of a JSON object for the wanted ones among its own members. Of several
+    members with one name the first counts."""
 
     _window: _Window
     _fields: dict[str, Scalar]
@@ -208,7 +207,7 @@ class _JsonObject:
                     return
 
     def _next_mark(self) -> Generator[None, None, int]:
-        """Go to the next byte that is no white space, which is returned."""
+        """Go to the next byte that is not white space, and return it."""
         self._spend()
         window = self._window
         while True:
@@ -240,7 +239,7 @@ class _JsonObject:
             if window.at < len(window.held) and window.held[window.at] == _QUOTE:
                 window.at += 1
                 return
-            yield from window.more()  # at the end, or before a backslash whose character is to come
+            yield from window.more()  # at the end, or before half an escape
 
     def _container(self) -> _Scan:
         """Go past the array or object that begins here."""
@@ -251,7 +250,7 @@ class _JsonObject:
             quote = held.find(b'"', window.at)
             end = quote if quote >= 0 else len(held)
             closing = held.count(b"]", window.at, end) + held.count(b"}", window.at, end)
-            if closing < depth:  # then it cannot end here, in whatever order they come
+            if closing < depth:  # then it cannot end here, in any bracket order
                 depth -= closing
                 depth += held.count(b"[", window.at, end) + held.count(b"{", window.at, end)
             else:
@@ -283,7 +282,7 @@ def _decoded(raw: bytearray) -> object:
 
 
 def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
-    """Where a pattern that always matches ends."""
+    """The end of the match of a pattern that always matches."""
     found = pattern.match(held, at)
     assert found is not None
     return found.end()
@@ -295,7 +294,7 @@ def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
 def _form(
     window: _Window, boundary: bytes, fields: dict[str, Scalar], seen: set[str], past_files: bool
 ) -> _Scan:
-    """The wanted ones of the fields, up to the first file or past files."""
+    """Read the wanted fields up to the first file, or past files."""
     delimiter = b"--" + boundary
     yield from _delimited(window, delimiter)
     while seen != WANTED:
@@ -308,7 +307,7 @@ def _form(
         is_file = b"filename" in parameters or b"filename*" in parameters
         if is_file and not past_files:
             return
-        # The line break before a delimiter belongs to it; that after the headers may be it.
+        # A line break before a delimiter belongs to it, even the one that ends the headers.
         window.at += 2
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
         wanted = not is_file and name in WANTED and name not in seen
@@ -322,7 +321,7 @@ def _form(
 
 
 def _delimited(window: _Window, delimiter: bytes) -> _Scan:
-    """Go to the next delimiter. What a longer boundary begins with is content."""
+    """Go to the next delimiter. A longer boundary that begins with this one is content."""
     while True:
         yield from _find(window, delimiter)
         while len(window.held) < (end := window.at + len(delimiter)) + 2:
@@ -333,7 +332,7 @@ def _delimited(window: _Window, delimiter: bytes) -> _Scan:
 
 
 def _find(window: _Window, wanted: bytes) -> _Scan:
-    """Go to where it stands next."""
+    """Go to the next occurrence of `wanted`."""
     while (found := window.held.find(wanted, window.at)) < 0:
         window.at = max(window.at, len(window.held) - len(wanted) + 1)
         yield from window.more()
@@ -355,7 +354,7 @@ def _content_type(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]
 
 
 def _parameters(content: bytes) -> dict[bytes, bytes]:
-    """The parameters of a header by their lower-case names."""
+    """The parameters of a header, by their lower-case names."""
     found: dict[bytes, bytes] = {}
     at = content.find(b";")
     while at >= 0 and (match := _PARAMETER.match(content, at)):

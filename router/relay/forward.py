@@ -1,4 +1,4 @@
-"""One exchange over one lease: request to the worker, answer to the client, both as they come."""
+"""One exchange over one lease: passes the request to the worker and the answer to the client."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .wire import Head, NotAllowed
 
 # How long the owner of a job or file may take to answer a read, in seconds.
 _OWNER = 30.0
-# A held body up to this size is written before the answer is awaited. It fits what the kernel
-# takes of it, so that a worker which answers without reading holds nobody.
+# A held body up to this size is written before the answer is awaited. The kernel's buffers take
+# that much, so a worker that answers without reading blocks nothing.
 _AT_ONCE = 64 * 1024
-# Answers of a proxy that gave up on its worker; a worker itself never gives them.
+# Answers of a proxy that gave up on its worker; a worker itself never sends them.
 _GATEWAY = (502, 504)
 # Answers of these types begin before the generation has ended.
 _STREAMS = (b"text/event-stream", b"application/x-ndjson", b"application/jsonl")
@@ -38,19 +38,19 @@ class Limits:
     response: float = 1800.0  # from the last byte of the request to the head of the answer
     idle: float = 300.0  # between two pieces of a body
     peek: int = 1024 * 1024
-    facts: int = 64 * 1024 * 1024  # read of a body where it may not be routed without its model
+    facts: int = 64 * 1024 * 1024  # bytes read of a body that cannot be routed without its model
     request_bytes: int = 1024**3
     spooled: int = 1024**3  # in the temporary files of all bodies together
 
 
 class Unanswered(WorkerTimeout):
-    """The head of the answer did not come in time."""
+    """The head of the answer did not arrive in time."""
 
     default_code = "response_timeout"
 
 
 class CutOff(Exception):
-    """The answer broke off after its head was sent: all that is left is to break the transfer."""
+    """The answer broke off after its head was sent: the relay can only break the transfer."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -77,9 +77,9 @@ class Forwarder:
         owner: Worker | None = None,
         watcher: Watcher | None = None,
     ) -> None:
-        """Relay one exchange: to its owner, whatever state that is in, or to a fitting worker.
+        """Relay one exchange: to its owner, whatever the owner's state, or to a fitting worker.
 
-        Raises RouterError before the answer's head, CutOff after it, ClientGone.
+        Raises ClientGone, RouterError before the answer's head, CutOff after it.
         """
         limits = self.limits
         body = await peek(exchange, limit=limits.peek, largest=limits.request_bytes)
@@ -117,7 +117,7 @@ class Forwarder:
             await self.attempts.run(facts, attempt, held=len(body.held))
             return
         with self.attempts.registry.lease(owner) as lease:
-            lease.weight_version = None  # those of today did not make what is read
+            lease.weight_version = None  # today's weights did not make the asset
             try:
                 await attempt(lease)
             except (TryAnother, Unanswered) as failed:
@@ -143,18 +143,18 @@ class Forwarder:
         try:
             await attempt.run()
         except _Stale:
-            # A kept-alive connection that the worker had closed says nothing against the worker.
+            # A kept-alive connection that the worker has closed says nothing against the worker.
             attempt.fresh = True
             await attempt.run()
 
 
 class _Stale(TryAnother):
-    """It failed on a connection that had been kept alive."""
+    """The attempt failed on a kept-alive connection."""
 
 
 @define(eq=False)
 class _Attempt:
-    """One exchange at one worker; tried twice if a kept-alive connection was stale."""
+    """One exchange at one worker; tried twice if the kept-alive connection was stale."""
 
     forwarder: Forwarder
     exchange: Exchange
@@ -162,15 +162,15 @@ class _Attempt:
     lease: Lease
     watcher: Watcher | None
     patience: float  # seconds from the last byte of the request to the head of the answer
-    chosen: bool  # for what it can do now, not as the owner of something
+    chosen: bool  # the dispatcher chose the worker; it does not own an asset of the request
     fresh: bool = False  # on a new connection, not a kept-alive one
-    # Pieces beyond the held ones were taken from the client: they cannot be sent again.
+    # Pieces beyond the held ones were taken from the client: the body cannot be sent again.
     consumed: bool = False
-    # The last byte of the request may be with the worker, which then acts on it.
+    # The worker may have the last byte of the request, and then acts on the request.
     delivered: bool = False
-    # The whole answer has come.
+    # The whole answer has arrived.
     finished: bool = False
-    # The slot that it had at first, until a failure was counted.
+    # The slot taken at first, until a failure has counted against it.
     hold: Hold | None = field(init=False, default=None)
 
     async def run(self) -> None:
@@ -190,7 +190,7 @@ class _Attempt:
             error.details |= {"worker_url": worker.url, "retry_safe": True}
             raise TryAnother(error) from error
         except NoneFree:
-            raise  # which says nothing against the worker
+            raise  # says nothing against the worker
         except WorkerTimeout as error:
             self._trouble(error.message)
             raise
@@ -198,8 +198,8 @@ class _Attempt:
             raise self._broken(error, reused=reused) from error
         finally:
             if self.delivered and not self.finished:
-                # The client has left, or the time is up; the worker cannot be stopped. Where the
-                # head of its answer has come it generates no more: then this does nothing.
+                # The client has left, or the time is up; the worker cannot be stopped. If the head
+                # of the answer has arrived, the worker generates no more and this does nothing.
                 self.forwarder.attempts.dispatcher.abandon(self.lease)
 
     async def _over(self, connection: Connection) -> None:
@@ -237,9 +237,9 @@ class _Attempt:
             raise BadRequest(f"The request cannot be passed on: {error}") from error
 
     async def _stream(self, connection: Connection, head_bytes: bytes) -> None:
-        """Send the body as it comes from the client, and read the answer at the same time: a
-        worker may answer, or refuse, before it has read all."""
-        # Before anybody else runs: what comes earlier than the request is no answer to it.
+        """Send the body as it arrives from the client, and read the answer at the same time: a
+        worker may answer, or refuse, before it has read the whole body."""
+        # Before any other task runs: bytes that arrive before the request do not answer it.
         await self.send(connection, head_bytes, last=False)
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
@@ -260,14 +260,14 @@ class _Attempt:
             raise failure
 
     def held(self, connection: Connection) -> bytes:
-        """What is held in memory of the request's body, as it goes over the connection."""
+        """The part of the request's body held in memory, framed for the connection."""
         held = bytes(self.body.held)
         data = connection.body(held) if held else b""
         return data + connection.end() if self.body.complete and not self.body.spool else data
 
     async def send(self, connection: Connection, data: bytes | memoryview, *, last: bool) -> None:
-        """Send bytes of the request, the `last` ones or others. Raises Broken or WorkerTimeout."""
-        # Before and not after: an answer to them, or the end of the worker, may be seen first.
+        """Send bytes of the request; `last`: they end it. Raises Broken or WorkerTimeout."""
+        # Before sending: the answer, or the death of the worker, may be seen before `send` returns.
         self.delivered = last
         idle = self.forwarder.limits.idle
         try:
@@ -286,7 +286,7 @@ class _Attempt:
             self.exchange.record.delivered = trio.current_time()
             self.forwarder.attempts.dispatcher.delivered(self.lease)
         if self.consumed or not self._repeatable:
-            self.body.release()  # it cannot be sent a second time; answers can take long
+            self.body.release()  # the body cannot be sent again, and answers can take long
 
     async def _answer(self, connection: Connection, head: Head) -> None:
         exchange, worker = self.exchange, self.lease.worker
@@ -301,7 +301,7 @@ class _Attempt:
         )
         if head.status in _GATEWAY and not self._repeatable:
             headers = [(n, v) for n, v in headers if n.lower() != b"x-should-retry"]
-            headers.append((b"x-should-retry", b"false"))  # the worker may go on with it
+            headers.append((b"x-should-retry", b"false"))  # the worker may still act on it
         watcher = self.watcher or NO_WATCHER
         streams = self._judge(head)
         watcher.begin(self.lease, head.status, heads.value(head.headers, b"content-encoding"))
@@ -318,7 +318,7 @@ class _Attempt:
                 watcher.saw(piece)
                 if connection.at_end:
                     watcher.over()
-                # The end goes along with the last bytes: a client that has them all may leave.
+                # The end goes out with the last bytes: a client may leave once it has them all.
                 over = connection.at_end
                 if over:
                     self._finish(head, streams=streams)
@@ -328,8 +328,8 @@ class _Attempt:
             raise CutOff("worker_cut_off", f"{worker.url}: {error}") from error
 
     def _judge(self, head: Head) -> bool:
-        """Say what the head of the answer means for the slot. Whether the generation goes on until
-        the last byte."""
+        """Tell the dispatcher what the head of the answer means for the slot. Returns whether the
+        generation goes on until the last byte."""
         dispatcher, ok = self.forwarder.attempts.dispatcher, 200 <= head.status < 300
         if self.delivered and head.status in _GATEWAY:
             self._failed(f"something in between answered {head.status}")
@@ -343,11 +343,11 @@ class _Attempt:
         pause = heads.retry_after(head.status, head.headers)
         dispatcher.answered(self.lease, head.status, retry_after=pause)
         if head.status >= 500:
-            self.hold = None  # that has counted
+            self.hold = None  # `answered` has counted the failure
         return False
 
     def _finish(self, head: Head, *, streams: bool) -> None:
-        """The whole answer has come."""
+        """The whole answer has arrived."""
         self.finished = True
         dispatcher = self.forwarder.attempts.dispatcher
         if streams:
@@ -356,7 +356,7 @@ class _Attempt:
             dispatcher.succeeded(self.hold)
 
     async def _hold(self, connection: Connection, watcher: Watcher) -> bytes:
-        """The beginning of the answer, as much as the watcher wants to see before the client."""
+        """The beginning of the answer, as much as the watcher must see before the client."""
         held = bytearray()
         while not connection.at_end and len(held) < watcher.holds:
             try:
@@ -380,7 +380,7 @@ class _Attempt:
         )
 
     async def _piece(self, connection: Connection) -> bytes:
-        if connection.ahead:  # no scope for what need not wait
+        if connection.ahead:  # no cancel scope for a read that need not wait
             return await connection.piece()
         idle = self.forwarder.limits.idle
         with trio.move_on_after(idle):
@@ -398,7 +398,7 @@ class _Attempt:
         return self.exchange.method in ("GET", "HEAD") or not self.delivered
 
     def _broken(self, error: Broken, *, reused: bool) -> Exception:
-        """What a connection that broke before the head of the answer means."""
+        """The exception for a connection that broke before the head of the answer."""
         url = self.lease.worker.url
         failure = WorkerFailed(
             f"Worker {url} failed before it answered: {error}",
@@ -411,12 +411,12 @@ class _Attempt:
         return failure
 
     def _trouble(self, why: str) -> None:
-        """The worker has failed an exchange; also one that it may have acted on."""
+        """Record that the worker failed an exchange, even one that it may have acted on."""
         if self.delivered:
             self._failed(why)
         self.forwarder.attempts.registry.trouble(self.lease.worker, why)
 
     def _failed(self, why: str) -> None:
-        """The worker has failed the request; that counts once."""
+        """Count that the worker failed the request, once."""
         hold, self.hold = self.hold, None
         self.forwarder.attempts.dispatcher.failed(hold, why)

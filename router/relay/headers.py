@@ -1,4 +1,4 @@
-"""Header lists on their way through: order and duplicates kept, hop-by-hop fields dropped."""
+"""Header lists in transit: keeps order and duplicates, drops hop-by-hop fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..text import moment
 
 Headers = list[tuple[bytes, bytes]]
 
-# RFC 9110 section 7.6.1, and the older ones that intermediaries still meet.
+# RFC 9110 section 7.6.1, and older fields that intermediaries still meet.
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -25,8 +25,8 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# A Connection header must not talk us into dropping these: that would change what the request
-# means (RFC 9110 section 7.6.1 forbids senders to name them).
+# A Connection header must not make us drop these: that would change the meaning of the request (RFC
+# 9110 section 7.6.1 forbids senders to name them).
 _END_TO_END = frozenset(
     {
         b"host",
@@ -42,7 +42,7 @@ _REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", b"x-min-weight-v
 _RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id", b"x-weight-version"})
 
 
-# A URL with a host, in visible ASCII: browsers read it without what they would leave out.
+# A URL with a host, in visible ASCII. Browsers drop other characters before they read a URL.
 _ABSOLUTE = re.compile(rb"(?i:(https?):)?//([^/?#\\]+)([!-~]*)\Z")
 _PORT = re.compile(rb":[0-9]+\Z")
 
@@ -56,8 +56,8 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
 
 
 def retry_after(status: int, headers: Sequence[tuple[bytes, bytes]]) -> float | None:
-    """Seconds for which the sender asks to be left alone; one where a 429 does not say for how
-    long, or it makes no sense."""
+    """For how many seconds the sender asks to be left alone. 1 for a 429 without Retry-After and
+    for a Retry-After that makes no sense."""
     asked = value(headers, b"retry-after")
     if asked is None:
         return 1.0 if status == 429 else None
@@ -78,10 +78,10 @@ def for_worker(
     scheme: bytes,
     framing: tuple[bytes, bytes] | None,
 ) -> Headers:
-    """The request headers that a worker gets.
+    """The request headers for a worker.
 
-    `host` is the worker's own; `framing` says how the body follows, in place of what the client
-    used. The client's address, host and scheme are appended as X-Forwarded-*.
+    `host` is the worker's own. `framing` replaces the client's framing of the body. The client's
+    address, host and scheme are appended as X-Forwarded-*.
     """
     given = list(headers)
     drop = _dropped(given) | _REQUEST_ONLY
@@ -112,12 +112,12 @@ def for_client(
     url: str,
     address: str | None,
 ) -> Headers:
-    """The response headers that the client gets, from those of the worker.
+    """The response headers for the client, from the worker's.
 
-    `weight_version`: of the weights that it was to answer with, if they matter; a negative one is
-    not known. `bodiless`: a 1xx or 204, where Content-Length is not allowed (RFC 9110 section 8.6).
-    `url`, `address`: where the worker is. A Location there is made relative: clients may not reach
-    it, and must not pass by the router.
+    `weight_version`: the weights that the worker was to answer with, None if weights do not matter;
+    a negative version is unknown. `bodiless`: a 1xx or 204, where Content-Length is not allowed
+    (RFC 9110 section 8.6). `url`, `address`: where the worker is. A Location there becomes
+    relative, because clients may not reach the worker and must not bypass the router.
     """
     given = list(headers)
     drop = _dropped(given) | _RESPONSE_ONLY
@@ -135,7 +135,7 @@ def for_client(
 
 
 def _relative(location: bytes, url: str, address: str | None) -> bytes:
-    """The Location without scheme and host, if these are the worker's."""
+    """The Location without scheme and host if they are the worker's."""
     match = _ABSOLUTE.match(location)
     if match is None:
         return location

@@ -1,4 +1,4 @@
-"""What passing answers teach: ids of new jobs and images, and the ends of jobs."""
+"""What the router learns from passing answers: ids of new jobs and images, and ends of jobs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .facts import leading_fields
 from .routes import How, Route, nearest
 from .watcher import Watcher
 
-# An answer about a job is held up to this size, so that its id is known before the client has it.
+# Up to this size an answer about a job is held, so that the id is known before the client has it.
 _MOST_HELD = 1024 * 1024
-# The id of an image is looked for in the beginning of its answer; megabytes of pixels follow.
+# The id of an image is searched in the beginning of the answer; megabytes of pixels follow.
 _LEADING = 16 * 1024
-_NO_ROUTE = 256  # bytes that say at most that a worker does not know a path
+_NO_ROUTE = 256  # bytes of an answer that says that a worker does not know a path, at most
 _ID = frozenset({"id"})
 
 
 @define(eq=False)
 class _Submission:
-    """A new job: its id is entered before the client sees it."""
+    """A new job: the id is recorded before the client sees it."""
 
     assets: AssetMap
     dispatcher: Dispatcher
@@ -100,12 +100,12 @@ class _Pictures:
         self._lease = None
 
     async def durable(self) -> None:
-        pass  # a lost one is found by asking
+        pass  # a lost id is found again by asking the workers
 
 
 @define(eq=False)
 class _Reading:
-    """A look at a job, or its deletion."""
+    """A read or the deletion of a job."""
 
     assets: AssetMap
     dispatcher: Dispatcher
@@ -145,8 +145,8 @@ class _Reading:
 
 @define(eq=False)
 class _Elsewhere:
-    """A path that the route table does not know. The worker's framework says in these words that
-    the worker does not know it either, and then the router answers with the nearest route."""
+    """A path outside the route table. If the worker's framework answers that it does not know the
+    path either, the router answers with the nearest route."""
 
     method: str
     path: str
@@ -178,7 +178,7 @@ class _Elsewhere:
 def watcher(
     assets: AssetMap, dispatcher: Dispatcher, store: Store, route: Route, method: str, path: str
 ) -> Watcher | None:
-    """The watcher of the answer to a request; None if there is nothing to learn from it."""
+    """The watcher for the answer to a request; None if the answer teaches nothing."""
     if route.how is How.SUBMIT and route.asset is not None:
         return _Submission(assets, dispatcher, store, route.asset)
     if route.path in ("/v1/images/generations", "/v1/images/edits"):

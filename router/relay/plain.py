@@ -1,4 +1,4 @@
-"""A TCP stream that asks the event loop for nothing where the kernel is ready at once."""
+"""A TCP stream that does not use the event loop when the kernel is ready at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ _READ = 64 * 1024
 
 
 class PlainStream:
-    """A connected TCP socket, which it owns. One task at a time may send, and one receive.
+    """Owns a connected TCP socket. One task at a time may send, and one may receive.
 
-    A stream of trio's in all but the name: checking for an abstract class costs time. Sending
-    does not yield where the kernel takes all at once, so whoever sends in a loop waits for
-    something else in that loop; but who was cancelled sends nothing. Receiving always yields.
+    It has the methods of a trio stream but not the base class, because checks against an abstract
+    class cost time. Sending does not yield when the kernel takes everything at once, so a loop that
+    sends must also wait for something else. A cancelled task sends nothing. A receive always
+    yields.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -50,7 +51,7 @@ class PlainStream:
         while True:
             self._check()
             try:
-                # First of all: what is asked for has hardly ever come already.
+                # Wait first: the data has hardly ever arrived already.
                 await trio.lowlevel.wait_readable(self.socket)
                 return self.socket.recv(max_bytes)
             except (BlockingIOError, InterruptedError):

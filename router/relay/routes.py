@@ -1,6 +1,6 @@
-"""The one table of what the router does with a request: method and path to how it is routed.
+"""The one table of routes: which method and path is routed how.
 
-Read from top to bottom, first match wins. The relay follows it, and so does docs/api.md.
+The first matching row wins. The relay follows this table, and docs/api.md documents it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class How(StrEnum):
     SUBMIT = "submit"  # starts a job; its worker owns the job from then on
     OWNER = "owner"  # the worker that owns the asset named in the path
     CHANGE = "change"  # every eligible worker: weights, LoRA, memory
-    GATHER = "gather"  # asked of every healthy worker; rows
+    GATHER = "gather"  # every healthy worker; one row for each
     MERGED = "merged"  # every worker's list, merged into one
     ANY = "any"  # anything else: one routable worker
 
 
 @frozen
 class Route:
-    """One row. `*` in `methods` is any method; `{name}` in `path` is one segment, `{+name}` any."""
+    """One row. The method `*` matches any, `{name}` in `path` one segment, `{+name}` several."""
 
     methods: tuple[str, ...]
     path: str
@@ -50,29 +50,29 @@ class Route:
         return re.compile(regex + r"/?\Z", re.DOTALL)
 
     def matches(self, method: str | None, path: str) -> bool:
-        """Whether the row is for this request; no method: for this path."""
+        """Whether the row fits the request, or the path if `method` is None."""
         if method is not None and "*" not in self.methods and method not in self.methods:
             return False
         return self._pattern.match(path) is not None
 
     @property
     def need(self) -> Need:
-        """What a request of this row needs of its worker."""
+        """What a request of this row needs from its worker."""
         return {How.GENERATE: Need.SLOT, How.SUBMIT: Need.JOB}.get(self.how, Need.NOTHING)
 
     @property
     def kind(self) -> str:
-        """The kind of endpoint, as speeds are learnt."""
+        """The kind of endpoint under which speeds are learnt."""
         return self.task.value if self.how is How.SUBMIT and self.task else self.path
 
     @property
     def asset(self) -> AssetKind | None:
-        """What kind of asset the row is about."""
+        """The kind of asset that the row is about, if any."""
         word = self.path.split("/")[2] if self.path.startswith("/v1/") else ""
         return AssetKind(word) if word in tuple(AssetKind) else None
 
     def parameter(self, path: str) -> str:
-        """What stands in `path` for the row's `{name}`."""
+        """The part of `path` that fills the row's `{name}`."""
         match = self._pattern.match(path)
         assert match is not None
         return match[1]
@@ -87,7 +87,7 @@ _G, _P, _D = ("GET",), ("POST",), ("DELETE",)
 ROUTES: tuple[Route, ...] = (
     # The router's own.
     Route(("GET", "POST"), "/workers", How.OWN),
-    Route(_G, "/workers/{+worker_id}/logs", How.OWN, guarded=True),  # prompts, keys of others
+    Route(_G, "/workers/{+worker_id}/logs", How.OWN, guarded=True),  # prompts, other clients' keys
     Route(("PUT", "POST"), "/workers/{+worker_id}/restart", How.OWN),
     Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),
     Route(_P, "/launcher/scale", How.OWN),
@@ -105,7 +105,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET", "HEAD"), "/health", How.OWN),
     Route(("GET", "HEAD"), "/live", How.OWN),
     Route(("GET", "HEAD"), "/ready", How.OWN),
-    Route(_G, "/metrics", How.OWN),  # of one worker they would say nothing of the pool
+    Route(_G, "/metrics", How.OWN),  # one worker's metrics say nothing of the pool
     Route(_G, "/engine_metrics", How.OWN),
     Route(_G, "/", How.OWN),
     Route(_G, "/favicon.ico", How.OWN),
@@ -144,12 +144,12 @@ ROUTES: tuple[Route, ...] = (
 
 
 def _first(path: str) -> str:
-    """The first segment of a path; of a row's, empty where it can be any."""
+    """The first segment of a path; empty for a row that begins with a parameter."""
     segment = path.split("/", 2)[1] if path.startswith("/") else ""
     return "" if segment.startswith("{") else segment
 
 
-# Most rows need not be tried: the first segment of their path is another one.
+# Most rows need no match: the first segment of their path differs.
 _BY_FIRST = {
     first: tuple(route for route in ROUTES if _first(route.path) in ("", first))
     for first in (_first(route.path) for route in ROUTES)
@@ -157,22 +157,22 @@ _BY_FIRST = {
 
 
 def nearest(path: str) -> str | None:
-    """The path of the table that is most like this one; None if none is."""
+    """The path of the table that is most similar to this one; None if no path is similar."""
     found = get_close_matches(path, (row.path for row in ROUTES if row.how is not How.ANY), n=1)
     return found[0] if found else None
 
 
 def known(path: str) -> bool:
-    """Whether a row is for this path, with whatever method."""
+    """Whether a row fits this path with any method."""
     rows = _BY_FIRST.get(_first(path), _BY_FIRST[""])
     return any(row.how is not How.ANY and row.matches(None, path) for row in rows)
 
 
 def find(method: str, path: str) -> Route:
-    """The row for a request; there always is one. `path` is percent-decoded.
+    """The row for a request; one always fits. `path` is percent-decoded.
 
-    A path of the router's own stays its own with any method, so that a wrong one is refused here
-    and not by a worker. So does one that all workers must get: one of them must not get it alone.
+    The router's own paths match with any method, so that the router and not a worker refuses a
+    wrong method. So do paths that must reach all workers: no worker may get them alone.
     """
     for route in _BY_FIRST.get(_first(path), _BY_FIRST[""]):
         ours = route.how in (How.OWN, How.CHANGE, How.GATHER)

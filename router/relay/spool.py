@@ -1,4 +1,4 @@
-"""The part of a request body that waits for its worker in a file instead of in memory."""
+"""The part of a request body that waits for its worker in a file, not in memory."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class SpoolFailed(RouterError):
 
 
 class SpoolFull(PoolUnavailable):
-    """The temporary files of all requests together hold as much as they may."""
+    """The temporary files of all requests together have reached their limit."""
 
     default_code = "queue_full"
 
 
 @define
 class Room:
-    """What the temporary files of all requests may hold, and how much of it is taken."""
+    """The limit for the temporary files of all requests, in bytes, and how much is taken."""
 
     size: int
     taken: int = 0
@@ -39,9 +39,9 @@ class Room:
 
 @define(eq=False)
 class Spool:
-    """Bytes in a temporary file without a name. All calls of the file run in threads, but `close`.
+    """Bytes in an unnamed temporary file. All file calls but `close` run in threads.
 
-    Whoever made it closes it.
+    The creator of a spool must close it.
     """
 
     room: Room
@@ -65,17 +65,17 @@ class Spool:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what was appended. Raises SpoolFailed."""
+        """Write what was added. Raises SpoolFailed."""
         if self._pending:
             await self._in_thread(self._write)
             self._pending.clear()
 
     async def read(self, at: int) -> bytes:
-        """What was flushed, from there on: a slice of it, never empty. Raises SpoolFailed."""
+        """A slice of the flushed bytes from `at` on, never empty. Raises SpoolFailed."""
         return await self._in_thread(lambda: self._read(at))
 
     def close(self) -> None:
-        """Drop all of it. May be called again."""
+        """Drop everything. May be called again."""
         self.room.taken -= self._claimed
         self._claimed = 0
         if self._file is not None:

@@ -1,4 +1,4 @@
-"""Sending the body of a request while its answer is awaited."""
+"""Sends the body of a request while its answer is awaited."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .body import Body, too_large
 from .connection import Broken, Connection
 from .exchange import Exchange
 
-# How long a worker that closed its side of an upload may still be heard, in seconds.
+# How long a worker that closed its side of an upload may still answer, in seconds.
 _LAST_WORDS = 2.0
-_SLICE = 256 * 1024  # of a body that is held
+_SLICE = 256 * 1024  # of a held body
 
 
 class Attempt(Protocol):
-    """What an upload knows of the exchange at one worker."""
+    """What an upload needs from the exchange at one worker."""
 
     exchange: Exchange
     body: Body
@@ -35,27 +35,27 @@ class Attempt(Protocol):
 
 @define(eq=False)
 class Upload:
-    """Sends a body while its answer is awaited. Never raises: `broken` and `refusal` tell.
+    """Sends a body while its answer is awaited. `run` never raises: see `broken` and `refusal`.
 
-    `both` is the scope of sending and answering.
+    `both` is the cancel scope around sending and answering.
     """
 
     attempt: Attempt
     largest: int  # bytes of a body
     connection: Connection
     both: trio.CancelScope
-    # For the head of the answer: without a deadline as long as the upload goes on.
+    # The wait for the head of the answer. It has no deadline while the upload goes on.
     waiting: trio.CancelScope = field(init=False, factory=trio.CancelScope)
-    # The worker took no more.
+    # The worker took no more bytes.
     broken: Broken | None = field(init=False, default=None)
-    # Why the whole exchange is over.
+    # Why the whole exchange ended.
     refusal: RouterError | ClientGone | None = field(init=False, default=None)
 
     async def run(self) -> None:
         try:
             await self._pieces()
         except Broken as error:
-            # It may have refused the rest and said why: its answer can still be on the way.
+            # The worker may have refused the rest and said why: the answer can still be on its way.
             self.broken = error
             self.waiting.deadline = trio.current_time() + _LAST_WORDS
         except (RouterError, ClientGone) as error:

@@ -1,8 +1,8 @@
 """The connections to all workers: opened, kept alive per worker, closed.
 
-A worker closes a connection that is idle for 5 s, so one is used again only within 3 s and only
-if no end of file has been seen on it. Each worker has its own pool: none can starve another, and
-health probes use connections of their own.
+A worker closes a connection after 5 s of idling. The router therefore reuses a connection only
+within 3 s and only if it has seen no end of file. Each worker has its own pool, so none can starve
+another; health probes use connections of their own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ConnectTimeout(WorkerTimeout):
 
 
 class NoneFree(WorkerTimeout):
-    """As many connections as there may be were in use, for too long; nothing was sent."""
+    """All permitted connections were in use for too long; nothing was sent."""
 
     default_code = "response_timeout"
 
@@ -46,11 +46,11 @@ class NoneFree(WorkerTimeout):
 class _Pool:
     origin: Origin
     idle: list[Connection] = field(factory=list)
-    users: int = 0  # exchanges under way or waiting for a connection
+    users: int = 0  # exchanges that use or await a connection
     limit: trio.Semaphore | None = None
 
     def reuse(self, address: str | None) -> Connection | None:
-        """The connection that was used last, if it is good, and to the worker's address."""
+        """The connection used last that is still good and leads to the worker's current address."""
         while self.idle:
             connection = self.idle.pop()
             young = trio.current_time() - connection.idle_since < IDLE_LIMIT
@@ -61,7 +61,7 @@ class _Pool:
         return None
 
     def make_room(self) -> None:
-        """Before one more is opened: idle ones count among those that a worker may have."""
+        """Close idle connections until one more fits: idle ones count towards the limit, too."""
         while self.limit is not None and len(self.idle) > self.limit.value:
             self.idle.pop(0).close()
 
@@ -70,8 +70,8 @@ class _Pool:
 class Upstream:
     """The connections to all workers.
 
-    `connect_timeout` in seconds; `max_connections` bounds those to one worker (None: no bound),
-    further exchanges then wait for one, but for reads that go beside generations.
+    `connect_timeout` is in seconds. `max_connections` bounds the connections to one worker (None:
+    no bound). Further exchanges wait for one, except reads, which go beside generations.
     """
 
     connect_timeout: float = 5.0
@@ -81,8 +81,7 @@ class Upstream:
     _pools: dict[str, _Pool] = field(init=False, factory=dict)
 
     async def run(self) -> None:
-        """Close connections that have been idle for too long, and all idle ones at the end;
-        never returns."""
+        """Close connections that idle too long, and all idle ones at the end; never returns."""
         try:
             while True:
                 await trio.sleep(_REAP_INTERVAL)
@@ -92,7 +91,7 @@ class Upstream:
 
     def _reap(self, limit: float) -> None:
         for url, pool in list(self._pools.items()):
-            while pool.idle and pool.idle[0].idle_since < limit:  # the oldest come first
+            while pool.idle and pool.idle[0].idle_since < limit:  # oldest first
                 pool.idle.pop(0).close()
             if not pool.idle and not pool.users:
                 del self._pools[url]
@@ -100,10 +99,10 @@ class Upstream:
     def connection(
         self, url: str, *, fresh: bool = False, within: float = math.inf, beside: bool = False
     ) -> _Use:
-        """A connection to the worker for one exchange, closed or kept at the end of the block.
+        """A connection to the worker for one exchange; the end of the block closes or keeps it.
 
-        `fresh`: a new one, not one that was kept alive. `within`: seconds to wait for one that may
-        be had. `beside`: it does not count among `max_connections`.
+        `fresh`: a new connection, not a kept-alive one. `within`: how many seconds to wait for a
+        permitted one. `beside`: it does not count towards `max_connections`.
 
         Raises ConnectFailed, ConnectTimeout or NoneFree on entry.
         """
@@ -114,7 +113,7 @@ class Upstream:
         return _Use(self, pool, None if beside else pool.limit, fresh, within)
 
     def idle(self, url: str) -> int:
-        """How many idle connections to the worker are kept."""
+        """The number of idle connections kept to the worker."""
         pool = self._pools.get(url)
         return len(pool.idle) if pool else 0
 
@@ -143,8 +142,8 @@ class Upstream:
         if origin.scheme != "https":
             plain = PlainStream(socket.socket(fileno=stream.socket.detach()))
             return Connection(plain, plain.socket, origin.host_header, self.trust)
-        # Not `https_compatible`: an answer that ends with the connection is whole only if TLS was
-        # closed in order (RFC 9112 section 9.8).
+        # Not `https_compatible`: an answer that ends with the connection is complete only after an
+        # orderly end of TLS (RFC 9112 section 9.8).
         tls = trio.SSLStream(stream, self.trust.tls, server_hostname=origin.host)
         await tls.do_handshake()
         return Connection(tls, stream.socket, origin.host_header, self.trust)
@@ -152,7 +151,7 @@ class Upstream:
 
 @define(eq=False)
 class _Use:
-    """What `Upstream.connection` gives: a class, as generators cost the relay 4 % more."""
+    """The block of `Upstream.connection`. A class, because a generator costs the relay 4 % more."""
 
     upstream: Upstream
     pool: _Pool
@@ -199,7 +198,7 @@ class _Use:
         pool.users -= 1
 
     async def _turn(self) -> None:
-        """Wait until one more connection may be had."""
+        """Wait until one more connection is permitted."""
         if self.limit is None:
             return
         try:
@@ -217,7 +216,7 @@ class _Use:
 
 
 def _notice_death(stream: trio.SocketStream) -> None:
-    """Have a host that vanished noticed within two minutes, not at the end of `--timeout`."""
+    """Make the kernel notice a vanished host within two minutes, long before `--timeout`."""
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):

@@ -1,4 +1,4 @@
-"""What looks at answers as they pass."""
+"""Watches answers as they pass."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from ..pool.worker import Lease
 
 
 class Watcher(Protocol):
-    """Looks at the answer to one exchange as it passes.
+    """Watches the answer to one exchange as it passes.
 
-    `holds`: bytes of the body that are held back from the client until `over` was called.
+    `holds`: how many bytes of the body are held back from the client until `over` was called.
     """
 
     holds: int
 
     def begin(self, lease: Lease, status: int, encoding: bytes | None) -> None:
-        """The head of the answer has come; `encoding` is its Content-Encoding."""
+        """The head of the answer has arrived; `encoding` is its Content-Encoding."""
         ...
 
     def saw(self, piece: bytes) -> None:
-        """A piece of the body has come."""
+        """A piece of the body has arrived."""
         ...
 
     def over(self) -> None:
-        """The whole body has come, or as much as was to be held."""
+        """The whole body has arrived, or as much as is held back."""
         ...
 
     async def durable(self) -> None:
-        """Wait until what was learnt of the held body outlives a restart, before the client sees
-        it. Raises StateUnavailable."""
+        """Wait until the facts learnt from the held body outlive a restart; the client sees the
+        answer only then. Raises StateUnavailable."""
         ...
 
 

@@ -1,7 +1,7 @@
 """Two-way relay of WebSocket messages between one client and one worker.
 
 Text and binary messages pass unchanged and in order; each side reads only as fast as the other
-takes. Fragments arrive joined and pings are answered on each side by itself.
+takes. Fragments are joined, and pings are answered on each side separately.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from .worker_socket import (
 
 logger = logging.getLogger("router.relay")
 
-_HANDSHAKE = 30.0  # seconds a worker has to accept or refuse
-_FAREWELL = 2.0  # seconds a client has to take the end of a session that is ended here
+_HANDSHAKE = 30.0  # seconds for a worker to accept or refuse
+_FAREWELL = 2.0  # seconds for a client to take the end of a session that the router ends
 
 
 class ClientSocket:
@@ -60,7 +60,7 @@ class ClientSocket:
         self.target = self.link.target
 
     async def connected(self) -> bool:
-        """Wait for the handshake's request; False if the client left before."""
+        """Wait for the handshake's request. False if the client left before."""
         message = await self._receive()
         return bool(message["type"] == "websocket.connect")
 
@@ -97,7 +97,7 @@ class ClientSocket:
 
 
 def handshake_request(client: ClientSocket, connection: Connection) -> Request:
-    """The handshake that the worker gets: the client's, without what belongs to its own hop."""
+    """The handshake for the worker: the client's, without the headers of the client's own hop."""
     own = heads.for_worker(
         [(n, v) for n, v in client.headers if not n.lower().startswith(b"sec-websocket-")],
         host=connection.host_header,
@@ -119,7 +119,7 @@ def handshake_request(client: ClientSocket, connection: Connection) -> Request:
 def response_headers(
     headers: Sequence[tuple[bytes, bytes]], client: ClientSocket, lease: Lease, address: str | None
 ) -> list[tuple[bytes, bytes]]:
-    """What of the worker's handshake headers the client gets."""
+    """The headers of the worker's handshake that the client gets."""
     own = heads.for_client(
         [(n, v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")],
         request_id=client.record.request_id.encode(),
@@ -135,8 +135,8 @@ def response_headers(
 async def shake_hands(
     client: ClientSocket, connection: Connection, lease: Lease, largest: int
 ) -> WorkerSocket | None:
-    """Open the worker's side and accept the client's. None if the worker refused, and the client
-    was told so. Raises Broken or WorkerTimeout before the client is answered."""
+    """Open the worker's side and accept the client's. None if the worker refused and the client got
+    the refusal. Raises Broken or WorkerTimeout before the client is answered."""
     socket, worker = WorkerSocket(connection, largest), lease.worker
     accepted: AcceptConnection | None = None
     try:
@@ -164,10 +164,10 @@ async def shake_hands(
 async def converse(
     client: ClientSocket, worker: WorkerSocket, restarting: trio.Event, evicted: trio.Event
 ) -> None:
-    """Pass messages both ways until one side ends the session, or the router does: because it is
-    `restarting`, or the worker must be idle (`evicted`).
+    """Pass messages both ways until one side ends the session or the router ends it: because it is
+    `restarting`, or because the worker must be idle (`evicted`).
 
-    When cancelled (the client's connection broke), the worker is still told.
+    If cancelled (the client's connection broke), the worker still gets a close frame.
     """
     farewell = Close(GOING_AWAY)  # for the worker
 
@@ -181,7 +181,7 @@ async def converse(
             try:
                 await worker.send(message)
             except Broken:
-                # Why it broke is heard on the other way, which is still being read.
+                # `downwards` still reads and gets the reason.
                 await trio.sleep_forever()
         scope.cancel()
 
@@ -223,8 +223,8 @@ async def converse(
 
 @define(eq=False)
 class WebSocketRelay:
-    """Relays WebSocket sessions. `largest` bounds a message, in bytes; when `restarting` is set
-    the sessions that are still open are closed with 1012."""
+    """Relays WebSocket sessions. `largest` bounds a message, in bytes. Setting `restarting` closes
+    open sessions with 1012."""
 
     attempts: Attempts
     upstream: Upstream
@@ -284,7 +284,7 @@ class WebSocketRelay:
 
 
 async def _refuse(client: ClientSocket, error: RouterError) -> None:
-    """Tell the client of an error: as an HTTP answer, or by closing if it was accepted before."""
+    """Send the client an error: as an HTTP answer, or as a close if the session was accepted."""
     if client.accepted:
         await client.close(Close(INTERNAL_ERROR, error.code))
         return
@@ -293,7 +293,7 @@ async def _refuse(client: ClientSocket, error: RouterError) -> None:
 
 
 def _broken(worker: Worker, error: Broken) -> WorkerFailed:
-    """A worker that broke off before the session began."""
+    """The error for a worker that broke off before the session began."""
     return WorkerFailed(
         f"Worker {worker.url} failed before the WebSocket was open: {error}",
         code=error.code,

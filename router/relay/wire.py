@@ -1,7 +1,7 @@
-"""The heads that nearly all exchanges with workers have, written and read without h11.
+"""Writes and reads the heads of nearly all exchanges with workers, without h11.
 
-h11 has checked the client's request and will check the answer that the client gets: here a head is
-matched once as a whole. One that is not of the plain kind is left to h11 (`relay.connection`).
+h11 has checked the client's request and will check the client's answer; here one pattern matches a
+whole head. Heads that are not plain go through h11 (`relay.connection`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]++"
-# No NUL and no line breaks or other white space but blanks and tabs inside (RFC 9110 section 5.5).
+# Blanks and tabs may stand inside, but no NUL or other white space (RFC 9110 section 5.5).
 _VALUE = rb"[^\x00\s]*+(?:[ \t]++[^\x00\s]++)*+"
 _FIELD = rb"%b:[ \t]*+%b[ \t]*+\r\n" % (_TOKEN, _VALUE)
 
@@ -25,12 +25,12 @@ _LENGTH = re.compile(rb"[0-9]{1,18}\Z")
 
 
 class NotAllowed(Exception):
-    """The request is none that HTTP allows."""
+    """HTTP does not allow the request."""
 
 
 @frozen
 class Head:
-    """The head of a worker's answer, header names as it spelled them.
+    """The head of a worker's answer, header names spelled as received.
 
     `length`: of the body, None unless Content-Length frames it. `keeps`: the worker keeps the
     connection open after the answer.
@@ -46,17 +46,17 @@ def request(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) 
     """The bytes of a request's head. Raises NotAllowed."""
     lines = [b"%b: %b\r\n" % header for header in headers]
     head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode(), target, b"".join(lines))
-    # As many lines as there should be: nothing was smuggled into a name or value.
+    # The number of lines is right: nothing was smuggled into a name or value.
     if not _REQUEST.fullmatch(head) or head.count(b"\r\n") != len(headers) + 2:
         raise NotAllowed("a line of its head is not valid")
     return head
 
 
 def answer(data: bytes) -> tuple[Head, int] | None:
-    """The head that an answer begins with, and where its body begins.
+    """The head that an answer begins with, and where the body begins.
 
-    None where it is not whole, or not of the plain kind: HTTP/1.1, not informational, and without
-    a body that ends otherwise than by Content-Length, by 204 or by 304.
+    None if the head is incomplete or not plain. A plain head is HTTP/1.1, not informational, and
+    its body ends by Content-Length, by 204 or by 304.
     """
     found = _ANSWER.match(data)
     if found is None:

@@ -27,7 +27,7 @@ from .connection import Broken, Connection, Invalid
 _FAREWELL = 2.0  # seconds for the closing handshake
 _READ = 64 * 1024
 
-# Close codes that stand for something seen, and must never be sent (RFC 6455 section 7.4.1).
+# Close codes that report an observation and must never be sent (RFC 6455 section 7.4.1).
 NO_STATUS, ABNORMAL, TLS_FAILED = 1005, 1006, 1015
 NORMAL, GOING_AWAY, TOO_BIG, INTERNAL_ERROR, RESTARTING = 1000, 1001, 1009, 1011, 1012
 
@@ -40,20 +40,20 @@ class Close:
     reason: str | None = None
 
     def to_worker(self) -> Close:
-        """The close that a worker is sent for that of a client."""
+        """The close to send to the worker after a client's close."""
         if self.code in (ABNORMAL, TLS_FAILED):
             return Close(GOING_AWAY)
         return Close(NORMAL) if self.code == NO_STATUS else self
 
     def to_client(self) -> Close:
-        """The close that a client is sent for that of a worker."""
+        """The close to send to the client after a worker's close."""
         if self.code in (ABNORMAL, TLS_FAILED):
             return Close(INTERNAL_ERROR, "the worker broke off")
         return Close(NORMAL) if self.code == NO_STATUS else self
 
 
 class Refused(Exception):
-    """The worker refused the handshake; its answer is passed on."""
+    """The worker refused the handshake; the client gets the worker's answer."""
 
     def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         super().__init__(f"refused with {status}")
@@ -79,7 +79,7 @@ class WorkerSocket:
         await self._send(request)
         event = await self._next()
         while isinstance(event, RejectConnection) and event.status_code < 200:
-            event = await self._next()  # 103 and the like: the answer is still to come
+            event = await self._next()  # skips 103 and other informational answers
         if isinstance(event, AcceptConnection):
             return event
         if not isinstance(event, RejectConnection):
@@ -113,7 +113,7 @@ class WorkerSocket:
             elif isinstance(event, CloseConnection):
                 if self._ws.state is ConnectionState.REMOTE_CLOSING:
                     await self._send(event.response())
-                elif self._ws.state is ConnectionState.OPEN:  # it sent none: this is its mistake
+                elif self._ws.state is ConnectionState.OPEN:  # no close frame came
                     return Close(INTERNAL_ERROR, f"the worker broke the protocol: {event.reason}")
                 return Close(int(event.code), event.reason)
             elif event is None:
@@ -129,7 +129,7 @@ class WorkerSocket:
     async def close(self, close: Close) -> None:
         """Send a close frame and wait for the worker's, both within a short time."""
         if self.connection.sending:
-            return  # within half a frame it would pass for the rest of a message
+            return  # after half a frame a close would pass for the rest of a message
         with trio.move_on_after(_FAREWELL, shield=True):
             try:
                 await self._send(CloseConnection(code=close.code, reason=close.reason))
@@ -137,7 +137,7 @@ class WorkerSocket:
                     if await self._next() is None:
                         return
             except Broken:
-                pass  # it is gone already, which is what was wanted
+                pass  # the connection is gone already, as wanted
 
     async def _send(self, event: Event) -> None:
         async with self._lock:

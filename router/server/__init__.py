@@ -1,8 +1,8 @@
 """The router's server: HTTP/1.1 and WebSockets for an ASGI app, on hypercorn's protocol code.
 
-Connections are ours (hypercorn's `TCPServer` spends a task per idle wait and shields sends without
-a deadline): one task that reads, bounded in what it holds, and one deadline for all waiting. The
-app is not asked for lifespan messages.
+Connections are our own: one task that reads, bounded in what it holds, and one deadline for all
+waiting. (hypercorn's `TCPServer` spends a task per idle wait and shields sends without a deadline.)
+The app gets no lifespan messages.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from router.server.link import ServerLimits, log
 
 __all__ = ["ServerLimits", "open_listeners", "serve"]
 
-UNSENT = 128 * 1024  # bytes that the kernel takes beyond what is on its way: progress is visible
+UNSENT = 128 * 1024  # unsent bytes that the kernel may hold: progress stays visible
 
 
 def open_listeners(host: str, port: int, backlog: int = 2048) -> list[socket.socket]:
-    """Listen on `host` (a name may have several addresses) and `port` (0: any free one).
+    """Listen on `host` (a name may have several addresses) and `port` (0: any free port).
 
     `::` also takes IPv4 connections. Raises StartError with a sentence for the user.
     """
@@ -49,7 +49,7 @@ def open_listeners(host: str, port: int, backlog: int = 2048) -> list[socket.soc
         try:
             return _listen_all(addresses, port, backlog)
         except OSError as error:
-            # With port 0 the second address may find the port taken that the first was given.
+            # With port 0 the first address chose the port; at the second address it may be taken.
             if port or len(addresses) == 1 or error.errno != errno.EADDRINUSE or attempt == 9:
                 raise StartError(_why_not(host, port, error)) from error
     raise AssertionError
@@ -80,7 +80,7 @@ def _listen_all(
 def _listen(family: int, address: tuple[Any, ...], backlog: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # elsewhere it would let two servers share a port
+        if os.name == "posix":  # elsewhere this option would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
@@ -104,7 +104,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
 
 
 def _tune(listener: socket.socket, limits: ServerLimits) -> None:
-    """Options that accepted sockets inherit; each where the platform has it."""
+    """Set the options that accepted sockets inherit, as far as the platform has them."""
     tcp = socket.IPPROTO_TCP
     options = [
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
@@ -118,7 +118,7 @@ def _tune(listener: socket.socket, limits: ServerLimits) -> None:
     for level, name, value in options:
         option = getattr(socket, name, None)
         if option is not None:
-            with contextlib.suppress(OSError):  # a socket that is not TCP
+            with contextlib.suppress(OSError):  # not a TCP socket
                 listener.setsockopt(level, option, value)
 
 
@@ -131,12 +131,12 @@ async def serve(
     on_end: Callable[[ExchangeRecord], None] = lambda _: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` until `stop` is set and what was in flight has ended; closes the listeners.
+    """Serve `app` until `stop` is set and open exchanges have ended; closes the listeners.
 
-    After `stop` idle connections are closed at once; exchanges may finish within
-    `limits.shutdown`, then they are cancelled and their connections reset. Whatever goes wrong with
-    one connection, or in the app for one exchange, is logged and ends only that. `on_end` is given
-    the record of each exchange at its end.
+    After `stop` idle connections are closed at once. Exchanges may finish within `limits.shutdown`;
+    then they are cancelled and their connections reset. An error in one connection, or in the app
+    for one exchange, is logged and ends nothing else. `on_end` gets the record of each exchange at
+    its end.
     """
     try:
         async with trio.open_nursery() as watch:
@@ -186,7 +186,7 @@ class _Server:
             connection.stop()
 
     async def give_up(self) -> None:
-        """Reset what has not ended within `limits.shutdown`; first the connections, so that no
+        """Reset what has not ended within `limits.shutdown`. Connections go first, so that no
         cancelled app can still answer."""
         await trio.sleep(self.limits.shutdown)
         if self.connections:
@@ -209,11 +209,11 @@ class _Server:
                     await trio.sleep(0.1)
                 elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise
-                continue  # any other concerns that one connection, which is gone
+                continue  # any other error concerns only that connection, which is gone
             accepted.setblocking(False)
             try:
                 connection = Connection(self, accepted)
-            except OSError:  # reset before it was accepted
+            except OSError:  # the client reset it before we accepted it
                 accepted.close()
                 continue
             self.connections.add(connection)

@@ -1,4 +1,4 @@
-"""One call of the app: a crash of it ends the exchange, and nothing else."""
+"""One call of the app: a crash ends the exchange and nothing else."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One client connection: its socket, the task that reads from it, its one deadline.
 
-hypercorn's `TCPServer` spends a task per idle wait and shields sends without a deadline; this takes
-its place.
+Replaces hypercorn's `TCPServer`, which spends a task per idle wait and shields sends without a
+deadline.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from router.server.http1 import STOPPING, Http1Protocol
 from router.server.link import ServerLimits, contained
 
 RECEIVE = 64 * 1024
-GLANCE = 1.0  # seconds between looks at a client that nothing is read from
-BURST = 3  # full receives in a row without asking the event loop: uploads are 40 % faster
-LINGER_PAUSE = 5.0  # seconds without a byte after our FIN: the client has read what it wanted
+GLANCE = 1.0  # seconds between checks whether a client has left while we do not read from it
+BURST = 3  # full receives in a row without the event loop: makes uploads 40 % faster
+LINGER_PAUSE = 5.0  # quiet seconds after our FIN that show that the client has read all
 LINGER_PAUSE_STOPPING = 1.0
 GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 
@@ -60,7 +60,7 @@ class Connection:
         self._sending = trio.Lock()
         self._scope = trio.CancelScope()
         self._linger_end = math.inf
-        self._closing = False  # our side is shut; what still comes is thrown away
+        self._closing = False  # our side is shut; further input is discarded
         self._resume: trio.Event | None = None
         self._app_done = trio.Event()
         self._protocol = Http1Protocol(self, server.config, server.context)
@@ -70,7 +70,7 @@ class Connection:
         return self._server.stopping
 
     async def run(self) -> None:
-        """Serve the client. Whatever goes wrong ends this connection, and nothing else."""
+        """Serve the client. Any error ends this connection and nothing else."""
         self.expire_after(self.limits.keep_alive)
         served = False
         try:
@@ -95,7 +95,7 @@ class Connection:
                 reason = await self._read()
             if not self._scope.cancelled_caught or self._closing or not self._protocol.busy:
                 break
-            # A request came at the very moment at which the idle time was over.
+            # A request arrived just as the idle time expired.
             self._scope = trio.CancelScope()
         if self._scope.cancelled_caught and not self._closing:
             await self._protocol.expired()
@@ -134,8 +134,8 @@ class Connection:
         return "reset"
 
     def _hung_up(self) -> Reason | None:
-        """Whether the client has left, though there is more of it to read: always seen of a reset,
-        of a close only once all that the client sent has come as far as our kernel."""
+        """Whether the client has left although input is still unread. A reset is always seen; a
+        close only once all bytes that the client sent have reached our kernel."""
         if not hasattr(select, "poll"):  # Windows
             return None
         poll = select.poll()
@@ -146,7 +146,7 @@ class Connection:
         return "reset" if found[0][1] & select.POLLERR else "eof"
 
     async def write(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Send; a client that takes nothing for `limits.send` is given up.
+        """Send. A client that takes no byte for `limits.send` is given up.
 
         Shielded: half a response cannot be taken back. Yields only if the kernel's buffer is full.
         """
@@ -169,7 +169,7 @@ class Connection:
             self.abort("send_timeout")
 
     def _send_now(self, parts: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
-        """Send what the kernel takes at once; returns the rest, nothing if the client is gone."""
+        """Send what the kernel takes at once. Returns the rest; nothing if the client is gone."""
         if not self.usable:
             return ()
         try:
@@ -197,18 +197,18 @@ class Connection:
         self._server.nursery.start_soon(task, *args)
 
     def expire_after(self, seconds: float | None) -> None:
-        """Set the one deadline; None: whoever is asked is at work, no deadline."""
+        """Set the one deadline. None: no deadline, because the app is working on a request."""
         if not self._closing:
             self._scope.deadline = math.inf if seconds is None else trio.current_time() + seconds
 
     def resume(self) -> None:
-        """There is room again: the reading task may go on."""
+        """There is room again: the reading task may continue."""
         if self._resume is not None:
             self._resume.set()
             self._resume = None
 
     def close(self, *, linger: bool = True) -> None:
-        """Send FIN, then discard what still comes for a while, lest a reset overtake the answer."""
+        """Send FIN, then discard input for a while: otherwise a reset could overtake the answer."""
         if not self._protocol.busy:
             self._app_done.set()
         if not self._closing:
@@ -224,7 +224,7 @@ class Connection:
         self._scope.deadline = min(self._linger_end, trio.current_time() + pause)
 
     def stop(self) -> None:
-        """The server is stopping: close at once if nothing is being asked or answered."""
+        """The server is stopping: close at once if no request is being received or answered."""
         if self._closing:
             return
         if self._protocol.idle:
@@ -236,7 +236,7 @@ class Connection:
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + STOPPING)
 
     def abort(self, reason: Reason | None = None) -> None:
-        """Reset the connection: whoever waits for it is woken."""
+        """Reset the connection and wake the tasks that wait for it."""
         self.usable = False
         with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

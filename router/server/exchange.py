@@ -24,8 +24,8 @@ from router.server.link import READ_AHEAD, log
 if TYPE_CHECKING:
     from router.server.http1 import Http1Protocol
 
-_ROUNDS = 2  # of the event loop: the first asks the kernel, in the second what came is taken
-COALESCE = 16 * 1024  # smaller pieces are joined, lest one-byte chunks cost an object each
+_ROUNDS = 2  # of the event loop: the first asks the kernel, the second takes its bytes
+COALESCE = 16 * 1024  # smaller pieces are joined, because one-byte chunks would cost an object each
 
 
 class HttpExchange(ClientLink):
@@ -60,7 +60,7 @@ class HttpExchange(ClientLink):
         self.request_done = False
         self._transport = transport
         self._protocol = protocol
-        self._body: deque[bytes | bytearray] | None = deque()  # None: its end was given to the app
+        self._body: deque[bytes | bytearray] | None = deque()  # None: the app has the end
         self._size = 0  # sum of the lengths in _body
         self._news: trio.Event | None = None
         self._started = False
@@ -104,7 +104,7 @@ class HttpExchange(ClientLink):
     async def receive(self) -> Message:
         """The next piece of the body, or `http.disconnect` as soon as the client is gone."""
         if self._body is not None:
-            # Only now: an early refusal must not invite the body.
+            # Only when the app reads: an early refusal must not invite the body.
             await self._protocol.invite_body()
         while True:
             if self.gone or self._over:
@@ -134,7 +134,7 @@ class HttpExchange(ClientLink):
         with trio.move_on_after(self._transport.limits.body) as scope:
             await news.wait()
         if scope.cancelled_caught:
-            # Where we were too busy to notice, or stopped, the reading task has its turn first.
+            # Give the reading task its turn first: the process may have been busy or stopped.
             for _ in range(_ROUNDS):
                 await trio.lowlevel.checkpoint()
             if news.is_set():
@@ -156,7 +156,7 @@ class HttpExchange(ClientLink):
             try:
                 self._held = self._head(int(message["status"]), message.get("headers", ()))
             except h11.LocalProtocolError as error:
-                # It must not reach the client half checked.
+                # A head that h11 rejects must not reach the client.
                 self._mute = True
                 await self._fail(RouterError(f"The answer cannot be passed on: {error}"))
                 return
@@ -212,7 +212,7 @@ class HttpExchange(ClientLink):
             await self._protocol.response_complete()
 
     async def _fail(self, error: RouterError, *, told: bool = False) -> None:
-        """Answer in the place of the app, which has not begun to. `told`: the log has it."""
+        """Answer in place of the app, which has sent nothing. `told`: the log has the error."""
         if not told:
             log_error(log, self.record, error)
         headers, body = error_answer(self.record, error)
@@ -224,7 +224,7 @@ class HttpExchange(ClientLink):
         if self._over:
             return
         if self._started and self._transport.usable:
-            # A cut-off: whatever was promised, the client must not see a clean end.
+            # The answer is cut off: no promised body may make its end look clean.
             await self._flush([])
             self._over = True
             if self._cut_by_reset:
@@ -237,7 +237,7 @@ class HttpExchange(ClientLink):
 
 
 def _unanswered(*, crashed: bool, stalled: bool) -> RouterError:
-    """What a client is told for which the app had no answer."""
+    """The error for a client to which the app gave no answer."""
     return ClientStalled() if stalled and not crashed else internal_error()
 
 

@@ -1,6 +1,6 @@
-"""A client's WebSocket handshake: read here first, since hypercorn and wsproto trust what it says.
+"""A client's WebSocket handshake, checked here because hypercorn and wsproto trust its contents.
 
-What they get is one field of each kind, of well-formed elements (RFC 6455 section 4.2.1).
+They get one field of each kind, with well-formed elements (RFC 6455 section 4.2.1).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _LISTS = (b"connection", b"sec-websocket-protocol", b"sec-websocket-extensions")
 
 
 class UpgradeRequired(BadRequest):
-    """Another version of the WebSocket protocol is wanted (RFC 6455 section 4.4)."""
+    """The client must use another version of the WebSocket protocol (RFC 6455 section 4.4)."""
 
     default_status = 426
 
 
 def tokens(value: bytes) -> list[bytes]:
-    """The elements of a comma-separated list, in lower case; empty ones do not count."""
+    """The elements of a comma-separated list, in lower case, without empty ones."""
     return [element.lower() for element in _elements(value)]
 
 
 def vetted(request: h11.Request) -> tuple[Headers, list[str]]:
     """The headers of a handshake, fit for hypercorn, and the subprotocols on offer.
 
-    Raises BadRequest if it is none. Offers of extensions that make no sense are left out.
+    Raises BadRequest if the request is no handshake. Malformed offers of extensions are dropped.
     """
     lists: dict[bytes, list[bytes]] = {name: [] for name in _LISTS}
     headers: Headers = []
@@ -77,7 +77,7 @@ def _elements(value: bytes) -> list[bytes]:
 
 
 def _makes_sense(offer: bytes) -> bool:
-    """Whether an offer is one of permessage-deflate as RFC 7692 section 7 has it."""
+    """Whether an offer is a permessage-deflate offer as RFC 7692 section 7 defines it."""
     name, *parameters = (part.strip() for part in offer.split(b";"))
     found = [_PARAMETER.fullmatch(parameter) for parameter in parameters]
     names = [match["name"].partition(b"=")[0].strip() for match in found if match]

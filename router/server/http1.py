@@ -1,6 +1,6 @@
 """HTTP/1.1 on one connection: h11 parses, exchanges answer.
 
-No sockets here: `Transport` is what the connection gives.
+This module uses no sockets: a connection implements `Transport`.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from router.server.handshake import tokens
 from router.server.link import Transport, log
 from router.server.websocket import WebsocketStream
 
-PIPELINED = 64 * 1024  # bytes of the next requests held while one is answered
-STOPPING = 1.0  # seconds that a begun request head has once the server is stopping
+PIPELINED = 64 * 1024  # bytes of later requests held while one is answered
+STOPPING = 1.0  # seconds to complete a begun request head once the server is stopping
 
 
 class Http1Protocol:
-    """The exchanges and the WebSocket of one connection. HTTP/2 is neither spoken nor offered.
+    """The exchanges and the WebSocket of one connection; no HTTP/2.
 
-    Reading never waits for the end of an exchange, so that a leaving client is noticed even if it
-    has pipelined the next request.
+    Reading never waits for the end of an exchange, so that the server notices a leaving client even
+    if that client has pipelined the next request.
     """
 
     def __init__(self, transport: Transport, config: Config, context: WorkerContext) -> None:
         self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=transport.limits.max_head)
         self.transport = transport
-        self.config = config  # of WebSockets, for hypercorn
+        self.config = config  # for hypercorn's WebSockets
         self.context = context
         self.exchange: HttpExchange | None = None
         self.websocket: WebsocketStream | None = None
-        self._ahead = 0  # bytes received beyond the present request
+        self._ahead = 0  # bytes received beyond the current request
         self._drained: int | None = None  # bytes of an upload read after its answer
-        self._record: ExchangeRecord | None = None  # of the request that is being answered
+        self._record: ExchangeRecord | None = None  # of the request being answered
         self.head_begun = False  # a part of a request head was read
-        self._lost = False  # nobody reads from the client any more
+        self._lost = False  # the client is gone, or gets no more answers
 
     @property
     def idle(self) -> bool:
-        """Neither an exchange nor a begun request head."""
+        """Whether there is neither an exchange nor a begun request head."""
         return (
             self.exchange is None
             and self.websocket is None
@@ -63,12 +63,12 @@ class Http1Protocol:
 
     @property
     def busy(self) -> bool:
-        """An app is at work for this connection."""
+        """Whether an app is working for this connection."""
         return self.exchange is not None or (self.websocket is not None and self.websocket.begun)
 
     @property
     def record(self) -> ExchangeRecord:
-        """That of the exchange under way; a new one where there is none."""
+        """The record of the exchange under way, or a new one."""
         if self._record is None:
             peer = self.transport.peer
             address = peer[0] if peer else "of no address"
@@ -77,17 +77,17 @@ class Http1Protocol:
 
     @property
     def full(self) -> bool:
-        """Nothing more should be read until `Transport.resume`."""
+        """Whether reading must pause until `Transport.resume`."""
         exchange = self.exchange
         return exchange is not None and (exchange.full or self._ahead >= PIPELINED)
 
     @property
     def body_uninvited(self) -> bool:
-        """The client waits for 100 Continue: no one knows whether it will still send its body."""
+        """Whether the client waits for 100 Continue: then it may never send its body."""
         return self.h11.they_are_waiting_for_100_continue
 
     async def feed(self, data: bytes) -> None:
-        """What was read from the client (not empty)."""
+        """Take bytes read from the client (not empty)."""
         if self.websocket is not None:
             await self.websocket.feed(data)
             return
@@ -159,7 +159,7 @@ class Http1Protocol:
             await self.transport.write([self.h11.send(response)])
 
     async def response_complete(self) -> None:
-        """The last byte of a response is written: what becomes of the connection?"""
+        """The last byte of a response is written: decide how the connection goes on."""
         self.exchange = self._record = None
         ours, theirs = self.h11.our_state, self.h11.their_state
         if self._lost or self.transport.stopping or ours is not h11.DONE:
@@ -170,7 +170,7 @@ class Http1Protocol:
                 await self._parse()
             self.transport.resume()
         elif theirs is h11.SEND_BODY:
-            # Answered early. Closing now would reset the connection and lose the answer.
+            # The answer came early. Closing now would reset the connection and lose the answer.
             self._drained = 0
             self.transport.expire_after(self.transport.limits.linger_time)
             self.transport.resume()
@@ -199,18 +199,18 @@ class Http1Protocol:
         self.transport.close()
 
     async def refuse(self, error: RouterError) -> None:
-        """Answer a request that no app shall see, and close."""
+        """Answer a request that the app must not see, and close."""
         record = self.record
         log_error(log, record, error)
         await self.answer(error)
         self.lose("protocol_error")
         self.transport.close()
-        if not self.busy:  # else it ends with the app
+        if not self.busy:  # else the connection ends with the app
             self._record = None
             self.transport.ended(record)
 
     async def answer(self, error: RouterError) -> None:
-        """Tell the client of an error, if nothing else was begun to be told."""
+        """Tell the client of an error, unless another answer has begun."""
         record = self.record
         if self.h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
@@ -240,12 +240,12 @@ class Http1Protocol:
             self.websocket.lose(reason)
 
 
-# A host with an optional port (RFC 9110 section 7.2); of names, what RFC 3986 lets them hold.
+# A host with an optional port (RFC 9110 section 7.2); names may hold what RFC 3986 allows.
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
 def _refusal(request: h11.Request) -> RouterError | None:
-    """Why no app shall see a request that h11 has let pass."""
+    """Why the app must not see a request that h11 accepts; None if it may."""
     if request.http_version not in (b"1.1", b"1.0"):
         return BadRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
     if request.method == b"CONNECT":
@@ -259,17 +259,17 @@ def _refusal(request: h11.Request) -> RouterError | None:
 
 
 def _in_words(error: h11.RemoteProtocolError) -> str:
-    """What is wrong with the bytes of a client, fit for its eyes and for the log."""
+    """The error in a client's bytes, in words that suit the client and the log."""
     sentence = text.of_bytes(str(error))
     return sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}..."
 
 
-_LONGEST = 200  # characters of such a sentence
+_LONGEST = 200  # characters of that sentence
 
 
 def _framed_twice(request: h11.Request) -> bool:
-    """Whether both Content-Length and Transfer-Encoding say where the body ends: the latter counts,
-    and the connection must not go on (RFC 9112 section 6.1)."""
+    """Whether the body is framed by Content-Length and Transfer-Encoding: the latter counts, and
+    the connection must close (RFC 9112 section 6.1)."""
     names = {name for name, _ in request.headers}
     return b"transfer-encoding" in names and b"content-length" in names
 
@@ -295,5 +295,5 @@ def _offers_websocket(request: h11.Request) -> bool:
         if name == b"upgrade":
             upgrade = value
         elif name == b"connection":
-            connection += b"," + value  # several fields are one list
+            connection += b"," + value  # several fields form one list
     return upgrade.strip().lower() == b"websocket" and b"upgrade" in tokens(connection)

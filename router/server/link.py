@@ -1,4 +1,4 @@
-"""What one connection offers the protocols that run on it, and the limits of clients."""
+"""The interface of a connection for the protocols that run on it, and the limits of clients."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from router.front.record import ExchangeRecord
 
 
 class Recorded(Protocol):
-    """An exchange, or a connection, whose record is that of the exchange under way."""
+    """An exchange with its record, or a connection with the record of its current exchange."""
 
     @property
     def record(self) -> ExchangeRecord: ...
 
 
 def contained(call: Recorded) -> boundary.contained:
-    """A block about this call or connection: an unexpected error ends that alone."""
+    """A block about this call or connection: an unexpected error ends only this one."""
     name = lambda: call.record.request_id  # noqa: E731
     return boundary.contained("client", lambda: call.record.what, request_id=name)
 
 
-READ_AHEAD = 256 * 1024  # bytes held for an app that does not read; one receive more may follow
+READ_AHEAD = 256 * 1024  # bytes held for an app that does not read; one more receive may be added
 
 log = logging.getLogger("router.server")
 
 
 @frozen
 class ServerLimits:
-    """How long clients may take, in seconds, and how much they may send, in bytes.
+    """Limits for clients: times in seconds, sizes in bytes.
 
     `send` counts from the last progress of a send, `body` while the app waits for a piece of the
     request body, `head` from its first byte. `linger_*` bound the reading of an upload that was

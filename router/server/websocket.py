@@ -38,7 +38,7 @@ _STREAM_ID = 1  # HTTP/1.1 has one stream
 class WebsocketStream(WSStream):
     """One WebSocket: hypercorn's stream, with a bounded inbox and the client's close code kept.
 
-    It is its own task group for hypercorn: `spawn_app` is what `WSStream` calls to start the app.
+    It is also hypercorn's task group: `WSStream` calls `spawn_app` to start the app.
     """
 
     def __init__(self, protocol: Http1Protocol, target: bytes, record: ExchangeRecord) -> None:
@@ -49,7 +49,7 @@ class WebsocketStream(WSStream):
         )  # fmt: skip
         self.record = record
         self.link = ClientLink(transport, record, target)
-        self.begun = False  # the app is at work, or was
+        self.begun = False  # the app was started
         self._protocol = protocol
         self._inbox: deque[Message] = deque()
         self._size = 0  # sum of the message sizes in _inbox
@@ -79,10 +79,10 @@ class WebsocketStream(WSStream):
             await self.feed(ahead)
 
     async def feed(self, data: bytes) -> None:
-        """What was read from the client. Waits while the app does not read its messages."""
+        """Take bytes read from the client. Waits while the app does not read its messages."""
         if not self.handshake.accepted:
-            # Nothing may come before the answer (RFC 6455 section 4.1). Where that is under way it
-            # is a refusal, and what follows is thrown away.
+            # The client must not send before the answer (RFC 6455 section 4.1). If an answer has
+            # begun it is a refusal, and these bytes are discarded.
             if self._unanswered and not self.closed:
                 self.closed = True
                 await self._protocol.refuse(
@@ -160,7 +160,7 @@ class WebsocketStream(WSStream):
         self._protocol.end()
 
     async def _send_error_response(self, status_code: int) -> None:
-        # The app closed the WebSocket that it has not accepted.
+        # The app closed the WebSocket without accepting it.
         error = RouterError("The WebSocket was refused", status=status_code, code="bad_request")
         await self._protocol.answer(error)
 
@@ -200,7 +200,7 @@ class WebsocketStream(WSStream):
     async def _ended(self) -> None:
         """The client has ended the WebSocket, or the app has returned."""
         if self.handshake.accepted and self.connection.state is FrameState.OPEN:
-            # What the client sent could not be parsed: tell it so.
+            # The client's bytes could not be parsed: say so in the close code.
             code = self.link.close_code or CloseReason.PROTOCOL_ERROR.value
             await self._send_wsproto_event(CloseConnection(code=code))
         self.lose("eof")
@@ -218,7 +218,7 @@ class WebsocketStream(WSStream):
 
 
 class CloseTap:
-    """A wsproto connection that notes the code and reason of the client's close frame."""
+    """A wsproto connection that records code and reason of the client's close frame."""
 
     def __init__(self, connection: FrameConnection, link: ClientLink) -> None:
         self._connection = connection
@@ -239,5 +239,5 @@ class CloseTap:
 
 
 def _message_size(message: Message) -> int:
-    """Bytes it takes, roughly: a flood of empty messages must fill the inbox too."""
+    """The rough size of a message in bytes, never 0: empty messages must fill the inbox, too."""
     return 256 + len(message.get("bytes") or message.get("text") or b"")
