@@ -1,4 +1,4 @@
-"""Pauses between tries of what may yet succeed."""
+"""Growing pauses between retries."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Backoff:
         self._next = self.first
 
     def reset(self) -> None:
-        """It has succeeded, or there is another reason for hope."""
+        """Start again with the first pause: the work succeeded, or something else gives hope."""
         self._next = self.first
 
     def next(self) -> float:
-        """How many seconds to pause now."""
+        """The seconds to pause now."""
         pause, self._next = self._next, min(self.most, self._next * 2)
         return pause
 
     async def pause(self, hope: trio.Event | None = None) -> None:
-        """Pause; not beyond the event, which is a reason for hope."""
+        """Pause. If the event `hope` is set, end the pause early and reset."""
         hope = trio.Event() if hope is None else hope
         with trio.move_on_after(self.next()):
             await hope.wait()

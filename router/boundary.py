@@ -1,7 +1,8 @@
-"""Where an unexpected error ends: a connection, or a task about one worker.
+"""Where an unexpected error ends: at a client connection, or at a task about one worker.
 
-Such an error ends what it happened in. It is logged once with its traceback, and counted; the rest
-goes on. Errors of the shared core pass: what a change that ended half-way has left is not known.
+The error ends only that connection or task. It is logged once with its traceback, and counted; the
+rest of the router goes on. Errors of the shared core pass through: a change that broke off half-way
+leaves the shared state unknown.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from .errors import RouterError
 logger = logging.getLogger("router.boundary")
 
 Kind: TypeAlias = Literal["client", "worker"]
-"""What the error was in: the connection of a client, or a task about a worker."""
+"""Where the error happened: in the connection of a client, or in a task about a worker."""
 
 Words: TypeAlias = str | Callable[[], str]
-"""Words for the log, or a function that makes them when they are needed."""
+"""Words for the log, or a function that makes the words on demand."""
 
 CORE = (
     "router.bus",
@@ -44,20 +45,21 @@ CORE = (
     "router.store.store",
 )
 """The modules of the shared core. An unexpected error that has passed through one of them is fatal:
-what all share may be left half changed."""
+state that all parts share may be left half changed."""
 
-_RETRY_MOST = 60.0  # seconds before a task that failed runs again
-_LASTED = 60.0  # seconds after which a run counts as a good one
+_RETRY_MOST = 60.0  # the longest pause before a failed task runs again, in seconds
+_LASTED = 60.0  # a run that lasted longer than these seconds resets the pause
 
 counts: Counter[Kind] = Counter()
-"""The errors that were contained in this process."""
+"""The errors that boundaries have contained in this process."""
 
 
 class contained:
-    """Let no unexpected error out of the block; `error` is the one that ended it, None if none did.
+    """Contain unexpected errors of the block. `error` is the error that ended the block, or None.
 
-    `what`: what has failed then, for the log. Cancellation, what ends the process, and errors of
-    the core pass. A class, as a generator costs each exchange several microseconds.
+    `what` names the failed work in the log. Cancellation, exceptions that end the process, and
+    errors of the core pass through. This is a class because a generator costs each exchange several
+    microseconds.
     """
 
     def __init__(self, kind: Kind, what: Words, *, request_id: Words | None = None) -> None:
@@ -104,8 +106,8 @@ async def keep_running(
     work: Callable[[], Awaitable[None]],
     failed: Callable[[Exception], None] = lambda _: None,
 ) -> None:
-    """Do the work about one worker. If it fails unexpectedly, call `failed`, and do it again after
-    a growing pause."""
+    """Do the work about one worker. If the work fails unexpectedly, call `failed`, pause for a
+    growing time, and do the work again."""
     backoff = Backoff(most=_RETRY_MOST)
     while True:
         began = trio.current_time()
@@ -120,7 +122,7 @@ async def keep_running(
 
 
 def _only(error: Exception) -> Exception:
-    """The one error of a nursery that had one; else the group."""
+    """The error itself if a group holds just one error; else the group."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
@@ -131,9 +133,9 @@ def _said(words: Words | None) -> str | None:
 
 
 def is_of_core(error: BaseException) -> bool:
-    """Whether the error, or one of its group, has passed through the shared core.
+    """Whether the error, or an error of its group, has passed through the shared core.
 
-    The answers that the core makes on purpose are no such errors.
+    A RouterError never counts: the core raises these on purpose, as answers.
     """
     if isinstance(error, RouterError):
         return False
@@ -146,7 +148,7 @@ def is_of_core(error: BaseException) -> bool:
 
 
 def _parted(error: BaseException) -> tuple[Exception | None, BaseException | None]:
-    """The errors, and what is none: cancellation, and what ends the process."""
+    """Split into errors, and the rest: cancellation and exceptions that end the process."""
     if isinstance(error, Exception):
         return error, None
     if isinstance(error, BaseExceptionGroup):

@@ -1,6 +1,6 @@
-"""One ordered stream of facts: what has happened, told once to each observer of its type.
+"""One ordered stream of events. Each observer hears each event of its types once.
 
-Parts that decide publish here; log, metrics and pages only listen.
+The parts that decide publish here; log, metrics and pages only listen.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from . import wall
 
 
 class Event:
-    """A fact. No ABC, of which instance checks are slow: several observers match each event."""
+    """A fact. Not an ABC: instance checks of an ABC are slow, and several observers match each
+    event."""
 
 
 Observer: TypeAlias = Callable[[Any], None]
 
 
 class Bus:
-    """Tells every observer all events of its types, in the order in which they happened.
+    """Tells each observer all events of its types, in the order in which they happened.
 
-    `number` is that of the event being told, from 1 on without a gap.
+    `number` is the number of the event being told, from 1 on without a gap.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self._subscribed: list[tuple[Observer, tuple[type[Event], ...]]] = []
-        self._by_type: dict[type[Event], list[Observer]] = {}  # found when first needed
+        self._by_type: dict[type[Event], list[Observer]] = {}  # filled on first use
         self._settlers: list[Callable[[], None]] = []
         self._untold: deque[Event] = deque()
         self._telling = False
 
     def subscribe(self, observer: Observer, *types: type[Event]) -> Callable[[], None]:
-        """Tell `observer` of every event of these types from now on; without types, of all.
-        Returns the function that ends it.
+        """Tell `observer` every later event of these types; without types, every later event.
+        Returns the function that ends the subscription.
 
-        An observer must neither raise nor block. Who subscribed first means nothing.
+        An observer must neither raise nor block. The order of subscription has no meaning.
         """
         subscription = (observer, types or (Event,))
         self._subscribed.append(subscription)
@@ -51,17 +52,18 @@ class Bus:
 
     @property
     def at(self) -> float:
-        """When the event being told was published, in seconds since 1970: an event waits for
-        nothing but other observers."""
+        """When the event being told was published, in seconds since 1970. This is the time now: an
+        event waits for nothing but other observers."""
         return wall.seconds()
 
     def when_settled(self, decide: Callable[[], None]) -> None:
-        """Call `decide` whenever all observers have heard all there is: what follows from an event
-        is known by then."""
+        """Call `decide` each time all observers have heard all events: by then the consequences of
+        each event are known."""
         self._settlers.append(decide)
 
     def publish(self, *events: Event) -> None:
-        """Tell these events. One that comes of another is told once all have heard that one."""
+        """Tell these events. An event that an observer publishes is told after all observers have
+        heard the current event."""
         self._untold += events
         if self._telling:
             return

@@ -1,7 +1,7 @@
 """Gives requests their workers: the trio side of `pool.queue`.
 
-The only place that grants leases and wakes waiting tasks. The queue decides, synchronously, on
-every event of the pool; here its decisions become leases, errors and woken tasks.
+Only this module grants leases and wakes waiting tasks. The queue decides, synchronously, on every
+event of the pool; the dispatcher turns the decisions into leases, errors and woken tasks.
 """
 
 from __future__ import annotations
@@ -25,32 +25,34 @@ from .pool.queue import Queue
 from .pool.registry import Registry
 from .pool.worker import Health, Hold, HoldKind, Lease, Worker
 
-# Where the longest goes first, a second of waiting outweighs so many seconds of expected work.
+# With `longest_first`, one second of waiting outweighs this many seconds of expected work.
 _AGEING = 0.2
 _SESSION_PATIENCE = 5.0  # seconds that a WebSocket waits for a slot
-_SESSION_GRACE = 10.0  # seconds that one has to end when its worker is to be idle
+_SESSION_GRACE = 10.0  # seconds that a session may take to end before its worker is idle
 _SLOWEST_RETRY, _UNMEASURED_RETRY = 300, 30  # seconds in Retry-After
-# A job that fails within so many seconds, or this share of what is expected, has failed at once.
+# A job has failed at once if it fails within this many seconds, or within this share of its
+# expected time.
 _AT_ONCE, _OF_EXPECTED = 1.0, 0.5
-# What does not keep a worker from a first contact.
+# Reasons that do not prevent a first contact.
 _UNMET = {"not_probed_yet", "unauthorized", "backpressure", "on_trial"}
 
 
 @frozen
 class QueueLimits:
-    """Bounds of waiting. `longest_first`: by expected work, with ageing, instead of arrival."""
+    """Bounds of waiting. `longest_first` orders requests by expected work, with ageing, instead of
+    by arrival."""
 
     size: int = 10_000
-    bytes: int = 1024**3  # of bodies that are held meanwhile
+    bytes: int = 1024**3  # of request bodies held while their requests wait
     patience: float = 1800.0  # seconds
     longest_first: bool = False
     jobs_per_worker: int = 100
-    strict_model: bool = False  # only a model that some worker advertises will do
+    strict_model: bool = False  # refuse a model that no worker advertises
 
 
 @define(eq=False)
 class _Parked(Waiting):
-    """A task that waits for a worker, and what became of it: a lease or an error."""
+    """A task that waits for a worker, and its outcome: a lease or an error."""
 
     decided: trio.Event = field(factory=trio.Event)
     lease: Lease | None = None
@@ -84,14 +86,15 @@ class Dispatcher:
         self._undecided: deque[Callable[[], None]] = deque()
         self._deciding = False
         self._closed = False
-        self._ended: dict[Worker, trio.Event] = {}  # set when something happens there
+        self._ended: dict[Worker, trio.Event] = {}  # set at the next event of the worker
         self._rate = Rate()
-        self._held = 0  # bytes of bodies of what waits
+        self._held = 0  # bytes of the bodies of waiting requests
         self._jobs: dict[str, Hold] = {}
         self._ejection = registry.ejection
-        self._look = trio.Event()  # the pause of a worker has begun, or ends earlier
+        self._look = trio.Event()  # set when the pause of a worker begins or shortens
         registry.subscribe(self._observe, events.OfWorker, events.OfHold, events.LeaseEnded)
-        # Only then: a worker may have become unroutable by what an observer makes of an event.
+        # Decide only after all observers: an observer of the same event may make a worker
+        # unroutable.
         registry.bus.when_settled(self._decide)
 
     def serves(self) -> bool:
@@ -99,11 +102,11 @@ class Dispatcher:
         return any(map(hopeful, self._registry))
 
     def drain_rate(self) -> float:
-        """Generations that were given a worker, per second, over the last minute."""
+        """Generations per second that got a worker, over the last minute."""
         return self._rate.per_second(trio.current_time())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look at what waits whenever the pause of a worker is over; never returns."""
+        """Revisit the waiting requests each time the pause of a worker is over; never returns."""
         task_status.started()
         while True:
             self._look = trio.Event()
@@ -112,13 +115,13 @@ class Dispatcher:
             self._ejection.look(trio.current_time())
 
     async def lease(self, facts: Facts, *, tried: Collection[Worker] = (), held: int = 0) -> Lease:
-        """A lease on a fitting worker that was not tried yet, once one has room.
+        """A lease on a fitting worker that is not in `tried`, once the worker has room.
 
-        Waits only if one may become able without anyone acting, with `held` bytes of its body in
-        memory. Raises PoolUnavailable
-        (`no_workers`, `pool_asleep`, `no_routable_worker`, `weights_unavailable`, `queue_full`,
-        `queue_timeout`, `too_many_jobs`, `shutting_down`), NoCapableWorker where no registered
-        worker can do a job, AmbiguousModel or UnknownModel. The caller releases the lease.
+        Waits only if a worker may become able by itself. `held` is the number of bytes of the
+        request's body that stay in memory meanwhile. Raises PoolUnavailable (`no_workers`,
+        `pool_asleep`, `no_routable_worker`, `weights_unavailable`, `queue_full`, `queue_timeout`,
+        `too_many_jobs`, `shutting_down`), NoCapableWorker if no registered worker can do a job,
+        AmbiguousModel or UnknownModel. The caller releases the lease.
         """
         if self._closed:
             error = _closing()
@@ -139,7 +142,7 @@ class Dispatcher:
             self._undecided.append(partial(self.queue.add, parked))
             self._decide()
             full = None
-            if not tried:  # else it had its place already
+            if not tried:  # a retry had its place in the queue before
                 if ahead >= self.limits.size:
                     full = f"{ahead} requests wait already"
                 elif held and self._held > self.limits.bytes:
@@ -162,7 +165,7 @@ class Dispatcher:
             self._note_refusal(facts, error, trio.current_time() - now)
             raise
         except BaseException:
-            # Cancelled in the moment in which it was given one.
+            # Cancelled at the moment of the grant.
             if parked.lease is not None:
                 parked.lease.release()
             raise
@@ -176,25 +179,25 @@ class Dispatcher:
         self._registry.bus.publish(events.Refused(facts, error, waited))
 
     def close(self) -> None:
-        """Refuse what waits, and whatever comes: the router is stopping. Leases go on."""
+        """Refuse all waiting and later requests: the router is stopping. Leases go on."""
         self._closed = True
         for waiting in self.queue.all():
             self.queue.drop(waiting)
             _tell(waiting, error=_closing())
 
     def delivered(self, lease: Lease) -> None:
-        """The worker has the whole request: it begins now."""
+        """The worker has the whole request: its work begins now."""
         if lease.hold is not None and lease.hold.begun is not None:
             lease.hold.begun = trio.current_time()
 
     def answered(self, lease: Lease, status: int, *, retry_after: float | None = None) -> None:
-        """The head of the answer has come: the GPU is free, unless a job was taken, which begins
-        then. `retry_after`: seconds for which the worker asks to be left alone."""
+        """The head of the answer has come: free the slot, unless the worker took a job, which
+        begins now. `retry_after`: the seconds for which the worker asks for no requests."""
         hold = lease.hold
         if hold is None or hold.kind is not HoldKind.GENERATION:
             return
         ok = 200 <= status < 300
-        # What it means for the worker comes before its slot is free: or the next one goes there.
+        # Judge the worker before its slot is free: otherwise the next request goes there.
         if status in (429, 503) and retry_after is not None:
             self._ejection.hold_off(hold.worker, retry_after, trio.current_time())
         elif status >= 500:
@@ -205,14 +208,15 @@ class Dispatcher:
             self._registry.free(lease)
 
     def succeeded(self, hold: Hold) -> None:
-        """What held this slot is done: a job, or the whole of a good answer has come."""
+        """The work of this slot is done: a job has completed, or the whole of a good answer has
+        come."""
         if hold.incarnation == hold.worker.incarnation:
             self._ejection.succeeded(hold.worker, trio.current_time())
             if self._ejection.next_look() < math.inf:
                 self._look.set()  # successes shorten the pause of a trial
 
     def failed(self, hold: Hold | None, why: str) -> None:
-        """The worker has failed what held this slot; 5xx answers are counted by `answered`."""
+        """The worker has failed the work of this slot; `answered` reports 5xx answers itself."""
         if hold is None or hold.kind is HoldKind.SESSION or hold.wants is None:
             return
         if hold.incarnation == hold.worker.incarnation:
@@ -220,13 +224,13 @@ class Dispatcher:
             self._ejection.failed(hold, meant, trio.current_time(), why)
 
     def abandon(self, lease: Lease) -> None:
-        """Nobody waits for the answer any more, but the worker goes on: its slot stays taken."""
+        """The client has left, but the worker goes on: the slot stays taken, by a ghost."""
         if lease.hold is not None and lease.hold.kind is HoldKind.GENERATION:
             self._registry.keep(lease, HoldKind.GHOST)
 
     def job_began(self, lease: Lease, job_id: str) -> None:
-        """The worker took a job: it holds its slot until it has ended."""
-        self.job_ended(job_id, None)  # if the worker gave the id before
+        """The worker took a job: the job holds its slot until it ends."""
+        self.job_ended(job_id, None)  # the worker may have given the same id before
         if lease.hold is not None:
             lease.hold.job_id = job_id
         hold = self._registry.keep(lease, HoldKind.JOB)
@@ -234,14 +238,13 @@ class Dispatcher:
             self._jobs[job_id] = hold
 
     def job_found(self, hold: Hold) -> None:
-        """An unfinished job from before a restart of the router: it holds a slot until it has
-        ended."""
+        """An unfinished job from before a restart of the router holds a slot until it ends."""
         if hold.job_id is not None and hold.job_id not in self._jobs and not hold.worker.removed:
             self._jobs[hold.job_id] = hold
             self._registry.occupy(hold)
 
     def job_ended(self, job_id: str, status: object) -> None:
-        """The job has ended with this status; None if its worker no longer knows it."""
+        """The job has ended with this status; None if its worker no longer knows the job."""
         hold = self._jobs.pop(job_id, None)
         if hold is not None:
             self.job_went(hold, status)
@@ -250,8 +253,8 @@ class Dispatcher:
             self._registry.drop(hold)
 
     def job_went(self, hold: Hold | None, status: object) -> None:
-        """How a job went says how its worker is: success, or failure at once. One that fails late
-        may do so for reasons of its own."""
+        """Judge the worker by the outcome of a job: success, or failure at once. A job that fails
+        late says nothing: the cause may be the job itself."""
         if hold is not None and status == "completed":
             self.succeeded(hold)
         elif hold is not None and status == "failed":
@@ -261,24 +264,24 @@ class Dispatcher:
                 self.failed(hold, "a job failed at once")
 
     def job_deleted(self, job_id: str) -> None:
-        """The job was deleted; if it was running, the worker goes on with it."""
+        """The job was deleted. If it was running, the worker goes on with it, as a ghost."""
         hold = self._jobs.pop(job_id, None)
         if hold is not None:
             self._registry.turn_into_ghost(hold)
 
     async def drain(self, worker: Worker) -> None:
-        """Wait until nothing is under way at the worker (`Worker.is_drained`). Whoever wants it to
-        stay so has made it unroutable before."""
+        """Wait until nothing is under way at the worker (`Worker.is_drained`). To keep it so, the
+        caller makes the worker unroutable first."""
         while not worker.is_drained:
             await self._eased(worker)
 
     async def idle(self, worker: Worker, within: float) -> bool:
-        """Wait until the worker is idle (`Worker.is_idle`), for at most so many seconds; whether
-        it is.
+        """Wait until the worker is idle (`Worker.is_idle`), at most `within` seconds; returns
+        whether the worker is idle.
 
-        For changes of weights and sleeps, which have fenced the worker before. Its WebSocket
-        sessions get 10 s, then they are closed. Ends at once if another process takes its place;
-        of its health the caller has to think.
+        For weight changes and sleeps, whose callers have fenced the worker. The worker's WebSocket
+        sessions get 10 s, then they are closed. Ends at once if another process takes the worker's
+        place. The caller checks the worker's health.
         """
         with trio.move_on_after(within):
             while not worker.is_idle:
@@ -291,11 +294,11 @@ class Dispatcher:
         return worker.is_idle
 
     async def _eased(self, worker: Worker) -> None:
-        """Wait until something happens there."""
+        """Wait for the next event of the worker."""
         await self._ended.setdefault(worker, trio.Event()).wait()
 
     def _learn(self, hold: Hold) -> None:
-        # What waited on the worker behind others counts from when they had ended.
+        # A job that waited at the worker behind others counts from the end of the others.
         if hold.begun is not None and not hold.worker.removed:
             seconds = trio.current_time() - hold.begun
             self.speeds.learn(hold.worker.url, hold.endpoint, hold.work, seconds)
@@ -305,7 +308,7 @@ class Dispatcher:
         if (waiting := self._ended.pop(worker, None)) is not None:
             waiting.set()
         if isinstance(event, events.LeaseEnded):
-            return  # its slot, if it had one, is told by itself
+            return  # the slot has its own event, SlotFreed
         match event:
             case events.SlotFreed(hold):
                 if hold.job_id is not None and self._jobs.get(hold.job_id) is hold:
@@ -322,8 +325,8 @@ class Dispatcher:
         self._undecided.append(partial(self.queue.on_event, event))
 
     def _decide(self) -> None:
-        """Let the queue decide on what has changed. A change that comes of a decision waits until
-        that has been carried out: the queue is never entered twice."""
+        """Let the queue decide on the changes. A change that a decision causes waits until that
+        decision is carried out: the queue is never entered twice."""
         if self._deciding:
             return
         self._deciding = True
@@ -352,7 +355,8 @@ class Dispatcher:
             _tell(waiting, error=self.queue.why_refused(waiting.facts))
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
-        """Where no worker is able, one that was not met yet: the 502 it may get is the truth."""
+        """If no worker is able: a worker that was never met. The 502 that may follow is the
+        truth."""
         if any(map(able, self._registry)):
             return None
         for worker in self.queue.fitting(waiting.facts.wants):
@@ -370,7 +374,7 @@ class Dispatcher:
     def _rank(self, facts: Facts, now: float) -> float:
         if not self.limits.longest_first:
             return now
-        # All age alike, so the order among them never changes while they wait.
+        # All requests age alike, so their order never changes while they wait.
         return now * _AGEING - self.speeds.typical(facts.kind, facts.work)
 
     def _crowded(self, code: str, why: str) -> PoolUnavailable:

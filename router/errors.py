@@ -1,7 +1,8 @@
-"""Every error the router makes: whose fault it is, its HTTP status, its machine-readable code.
+"""Every error that the router itself raises: whose fault it is, its HTTP status, and its error
+code.
 
-The JSON body is `{"error": sentence, "code": snake_case, "request_id": ...}`.
-Errors of workers are not here: they pass through untouched.
+The JSON body is `{"error": sentence, "code": snake_case, "request_id": ...}`. Errors of workers are
+not here: the router passes them through untouched.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from attrs import frozen
 
 
 class Fault(StrEnum):
-    """Who has to act so that the same request can succeed."""
+    """The party that must act before the same request can succeed."""
 
     CLIENT = "client"
     WORKER = "worker"
@@ -27,10 +28,10 @@ class Fault(StrEnum):
 
 
 class RouterError(Exception):
-    """An error that is answered to a client.
+    """An error that the router answers to a client.
 
-    `status` is the HTTP status, `code` a stable snake_case word, `details` further fields of
-    the JSON body, `headers` further response headers (`Retry-After`).
+    `status` is the HTTP status and `code` a stable snake_case word. `details` are further fields of
+    the JSON body; `headers` are further response headers (`Retry-After`).
     """
 
     fault: ClassVar[Fault] = Fault.ROUTER
@@ -55,8 +56,8 @@ class RouterError(Exception):
 
     @property
     def retry_safe(self) -> bool | None:
-        """Whether the same request may be sent again without anything being done twice; None
-        where that is not known, or where it would meet the same answer."""
+        """Whether a client may send the same request again without any work being done twice. None
+        if that is unknown, or if the answer would be the same."""
         said = self.details.get("retry_safe")
         if isinstance(said, bool):
             return said
@@ -86,7 +87,7 @@ class NotFound(BadRequest):
 
 
 class Conflict(BadRequest):
-    """What was asked contradicts the present state; nothing was changed."""
+    """The request contradicts the present state; nothing was changed."""
 
     default_status = 409
     default_code = "conflict"
@@ -98,7 +99,7 @@ class RequestTooLarge(BadRequest):
 
 
 class PoolUnavailable(RouterError):
-    """No worker may serve this now, though the request is well formed."""
+    """The request is well formed, but no worker may serve it now."""
 
     fault = Fault.POOL
     default_status = 503
@@ -106,7 +107,7 @@ class PoolUnavailable(RouterError):
 
 
 class StateUnavailable(RouterError):
-    """What must outlive a restart cannot be written to the disk now."""
+    """State that must outlive a restart cannot be written to the disk now."""
 
     fault = Fault.ROUTER
     default_status = 503
@@ -114,7 +115,7 @@ class StateUnavailable(RouterError):
 
 
 class WorkerFailed(RouterError):
-    """A worker could not be reached or broke off before its answer began."""
+    """A worker could not be reached, or broke off before its answer began."""
 
     fault = Fault.WORKER
     default_status = 502
@@ -128,7 +129,7 @@ class WorkerTimeout(WorkerFailed):
 
 @frozen
 class Problem:
-    """One mistake in the settings: where it stands, and what is wrong with it."""
+    """One mistake in the settings: its place, and what is wrong."""
 
     path: str
     message: str
@@ -138,7 +139,7 @@ class Problem:
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. Holds every mistake, not only the first. Exit status 2."""
+    """The settings cannot be used. Holds all mistakes, not only the first. Exit status 2."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(map(str, problems)))
@@ -146,14 +147,15 @@ class SettingsError(Exception):
 
 
 class StartError(Exception):
-    """The router cannot start (a port in use, say). The message is one sentence for the user."""
+    """The router cannot start (for example, a port is in use). The message is one sentence for the
+    user."""
 
     status: ClassVar[int] = 1  # of the process
 
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Let a StartError out of the groups that nurseries wrap it in."""
+    """Raise a StartError bare, without the exception groups that nurseries wrap around it."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -167,30 +169,30 @@ def unwrapped() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """The most telling words of an exception of the operating system or a library."""
+    """The most useful words of an exception from the operating system or a library."""
     words = str(error) or type(error).__name__
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"certificate verification failed: {cause.verify_message}"
         if isinstance(cause, OSError) and cause.strerror:
-            words = _strerror(cause).lower()  # the innermost one wins: it is the system's own
+            words = _strerror(cause).lower()  # the innermost error wins: the system's own words
     return words
 
 
 def _strerror(error: OSError) -> str:
-    # trio puts the address before the words; the numbers of these two are no errno.
+    # trio puts the address before the words. The numbers of these two classes are not errno values.
     if error.errno and not isinstance(error, (socket.gaierror, ssl.SSLError)):
         return os.strerror(error.errno)
     return error.strerror or ""
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error says that nobody listens at the address."""
+    """Whether the error says that nothing listens at the address."""
     return any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, innermost last; groups are flattened."""
+    """The error and its causes, the innermost last; groups are flattened."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

@@ -1,8 +1,8 @@
 """Which worker owns which video, mesh or image: bounded, and in the order of creation.
 
-The order is the router's own: workers tell creation times only to the second. An id that passes
-through the router is entered as it is made; one that is first seen in a worker's list is entered
-then, after all that were known before, so that paging never skips or repeats a job.
+The order is the router's own, because workers tell creation times only to the second. An id that
+passes through the router is entered at its creation. An id first seen in a worker's list is entered
+then, after all known ids, so that paging never skips or repeats a job.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from attrs import define, field, frozen
 
 from .worker import Worker
 
-# Entries dropped at once when the map is full: finding the oldest scans over dropped ones.
+# The share of entries dropped at once when the map is full: finding the oldest entry scans over
+# dropped ones.
 _BATCH = 0.01
 _ORDER_BITS = 40
 _ORDER = (1 << _ORDER_BITS) - 1
 _MOST_PLACES = 10_000
 _MOST_DELETED = 10_000
-_SLICE = 10_000  # entries that are looked at in one go: some milliseconds
-_MOST_LATEST = 8  # of each owner: some may be deleted before they are needed
+_SLICE = 10_000  # entries per step of a sweep: some milliseconds
+_MOST_LATEST = 8  # kept per owner: some may be deleted before they are needed
 
 
 class AssetKind(StrEnum):
-    """What an id names; also the word in the paths of workers."""
+    """The kind of thing that an id names; also the word in the paths of workers."""
 
     VIDEO = "videos"
     MESH = "meshes"
@@ -35,7 +36,8 @@ class AssetKind(StrEnum):
 
 @frozen
 class Owner:
-    """A worker's process, as the owner of assets of one kind. Shared by all of them."""
+    """One process of a worker, as the owner of assets of one kind. All its assets share the
+    object."""
 
     worker: Worker
     incarnation: int
@@ -43,30 +45,30 @@ class Owner:
 
     @property
     def gone(self) -> bool:
-        """Whether the process that made the asset is known to be gone, or its worker removed."""
+        """Whether the process that made the assets has been replaced, or its worker removed."""
         return self.worker.removed or self.worker.incarnation != self.incarnation
 
 
 class AssetLog:
-    """Where an asset map is kept: nowhere, unless another one is set. `number`: that of an owner,
-    never used again."""
+    """Where an asset map is kept. This class keeps nothing; a subclass may. `number` is the number
+    of an owner and is never used again."""
 
     def entered(self, number: int, asset_id: str, order: int, *, finished: bool, new: bool) -> None:
-        """An asset was entered, or has ended. `new`: it was not known before."""
+        """An asset was entered, or has ended. `new`: the asset was unknown before."""
 
     def dropped(self, number: int, asset_id: str) -> None:
-        """An asset is not known any more, or not as this owner's."""
+        """An asset is no longer known, or has another owner now."""
 
     def owner_entered(self, number: int, owner: Owner) -> None:
         """An owner was entered, before the first of its assets."""
 
     def owner_gone(self, number: int) -> None:
-        """An owner is gone, and everything that it owned."""
+        """An owner and all its assets are gone."""
 
 
 @frozen
 class Made:
-    """Something that one process of a worker has made."""
+    """An asset that one process of a worker has made."""
 
     asset_id: str
     owner: Owner
@@ -74,27 +76,27 @@ class Made:
 
 @define(eq=False)
 class AssetMap:
-    """Asset id to owner, at most `limit` of them; the oldest finished go first.
+    """Maps at most `limit` asset ids to owners; the oldest finished assets are dropped first.
 
-    About 160 bytes an entry: an id maps to one number, in which the owner's and the order of
-    creation are packed.
+    An entry takes about 160 bytes: an id maps to one number, which packs the owner's number and the
+    order of creation.
     """
 
     limit: int = 1_000_000
     log: AssetLog = field(factory=AssetLog, repr=False)
-    last_owner: int = 0  # its number
-    # In the order in which they ended, and in that of creation.
+    last_owner: int = 0  # the number of the last owner
+    # Finished assets in the order of their end; running ones in the order of creation.
     _finished: dict[str, int] = field(init=False, factory=dict, repr=False)
     _running: dict[str, int] = field(init=False, factory=dict, repr=False)
-    # The places of those that are gone: one may be the cursor of somebody who pages.
+    # The places of dropped assets: such an asset may be a client's cursor for paging.
     _places: dict[str, int] = field(init=False, factory=dict, repr=False)
-    # How many assets were deleted so far; and the number of each of the latest deletions.
+    # The count of deletions, and the number of each of the latest ones.
     deletions: int = field(init=False, default=0)
     _deleted: dict[str, int] = field(init=False, factory=dict, repr=False)
-    # By number. Entries of one that is not there any more are as good as gone.
+    # By number. Entries of an owner that is missing here count as gone.
     _owners: dict[int, Owner] = field(init=False, factory=dict)
     _numbers: dict[Owner, int] = field(init=False, factory=dict)
-    # The newest of each owner, by its number and in their order.
+    # The newest assets of each owner, by the owner's number, in order of creation.
     _latest: dict[int, dict[str, None]] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)
 
@@ -109,12 +111,13 @@ class AssetMap:
     def learn(
         self, asset_id: str, worker: Worker, kind: AssetKind, *, finished: bool = False
     ) -> None:
-        """Enter an asset, or note that a known one has another owner. An image is finished.
+        """Enter an asset, or note that a known asset has another owner. An image is always
+        finished.
 
-        A known one keeps its place in the order of creation, also if it was forgotten lately.
+        A known asset keeps its place in the order of creation, even if it was dropped recently.
         """
         if worker.removed:
-            return  # it answered late: nobody would find it, and the log would keep it
+            return  # a late answer: no request would find the asset, and the log would keep it
         done = finished or kind is AssetKind.IMAGE or asset_id in self._finished
         before = self._packed(asset_id)
         order = self.order(asset_id)
@@ -139,7 +142,7 @@ class AssetMap:
             self._make_room()
 
     def owner(self, asset_id: str, kind: AssetKind) -> Owner | None:
-        """The owner of an asset; None if it is not known, or its owner is gone."""
+        """The owner of an asset; None if the asset is unknown or its owner is gone."""
         packed = self._packed(asset_id)
         if packed is None:
             return None
@@ -147,8 +150,8 @@ class AssetMap:
         return owner if owner is not None and not owner.gone and owner.kind is kind else None
 
     def latest(self, worker: Worker) -> tuple[Made, ...]:
-        """A few of the assets that the worker's present process has made: jobs before images, of
-        each kind the newest first."""
+        """A few assets that the worker's present process has made: jobs before images, and within a
+        kind the newest first."""
         found: list[Made] = []
         for kind in AssetKind:
             owner = Owner(worker, worker.incarnation, kind)
@@ -157,23 +160,23 @@ class AssetMap:
         return tuple(found)
 
     def has(self, made: Made) -> bool:
-        """Whether it is still known as this owner's: not deleted, nor found elsewhere."""
+        """Whether the asset still belongs to this owner: not deleted, and not found elsewhere."""
         return self.owner(made.asset_id, made.owner.kind) == made.owner
 
     def knows(self, owner: Owner) -> bool:
-        """Whether it has, or had, assets of the owner."""
+        """Whether the map has, or had, assets of the owner."""
         return owner in self._numbers
 
     def order(self, asset_id: str) -> int:
-        """Its place in the order of creation; 0 if it is not known. That of an asset which is gone
-        is known for a while."""
+        """The asset's place in the order of creation; 0 if unknown. The place of a dropped asset
+        stays known for a while."""
         packed = self._packed(asset_id)
         if packed is None:
             return self._places.get(asset_id, 0)
         return packed & _ORDER
 
     def finish(self, asset_id: str) -> None:
-        """Note that the job has ended: it may be dropped when room is needed."""
+        """Note that the job has ended: the entry may now be dropped to make room."""
         packed = self._running.pop(asset_id, None)
         if packed is not None:
             self._finished[asset_id] = packed
@@ -182,7 +185,7 @@ class AssetMap:
                 self.log.entered(number, asset_id, order, finished=True, new=False)
 
     def forget(self, asset_id: str) -> None:
-        """Drop an asset that was deleted."""
+        """Drop a deleted asset."""
         self.deletions += 1
         self._deleted[asset_id] = self.deletions
         if len(self._deleted) > 2 * _MOST_DELETED:
@@ -195,13 +198,14 @@ class AssetMap:
                 self._dropped(asset_id, packed)
 
     def deleted(self, asset_id: str, *, since: int) -> bool:
-        """Whether it was deleted after `deletions` had been `since`: a list that was asked for
-        then may still show it."""
+        """Whether the asset was deleted after `deletions` was `since`: a list requested at that
+        time may still show it."""
         return self._deleted.get(asset_id, 0) > since
 
     def adopt(self, number: int, owner: Owner, orders: dict[str, int]) -> None:
-        """Enter what a log has of an owner, a present process. `orders`: the place in the order of
-        creation, negative for those that have ended; the oldest first. The log is told nothing."""
+        """Enter the logged assets of an owner, which must be a present process. `orders` maps each
+        id to its place in the order of creation, negative if the asset has ended; the oldest first.
+        Tells the log nothing."""
         self._owners[number], self._numbers[owner] = owner, number
         base = number << _ORDER_BITS
         self._finished.update((i, base | -order) for i, order in orders.items() if order < 0)
@@ -211,7 +215,8 @@ class AssetMap:
         self._latest.setdefault(number, {}).update(dict.fromkeys(reversed(newest)))
 
     def sort(self) -> None:
-        """Bring what was adopted from several owners into one order; drop what is too much."""
+        """Bring the adopted assets of several owners into one order; drop assets beyond the
+        limit."""
         by_order = sorted(self._finished.items(), key=lambda item: item[1] & _ORDER)
         self._finished = dict(by_order)
         if len(self) > self.limit:
@@ -223,7 +228,7 @@ class AssetMap:
             pass
 
     def sweep(self) -> Iterator[None]:
-        """`purge` with pauses, in which anything may happen to the map."""
+        """`purge` in steps. Between two steps the map may change in any way."""
         gone = {number: owner for number, owner in self._owners.items() if owner.gone}
         for number, owner in gone.items():
             del self._owners[number], self._numbers[owner]

@@ -1,4 +1,4 @@
-"""Merging what several workers list: models and jobs. Pure."""
+"""Merges the lists of several workers: models and jobs. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TERMINAL = ("completed", "failed", "cancelled", "deleted")
 
 
 def is_over(job: Mapping[str, Any]) -> bool:
-    """Whether a job will not change any more, by its `status`."""
+    """Whether the `status` of a job is final."""
     return job.get("status") in _TERMINAL
 
 
@@ -35,7 +35,7 @@ def merge_models(lists: Iterable[Iterable[Any]]) -> list[dict[str, Any]]:
 
 @frozen
 class Page:
-    """Which part of a list is wanted."""
+    """The part of a list that a request wants."""
 
     after: str | None = None
     limit: int = DEFAULT
@@ -43,9 +43,9 @@ class Page:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Page:
-        """From `after`, `limit` (1 to 100) and `order` (asc, desc). Raises BadRequest."""
+        """The page from `after`, `limit` (1 to 100) and `order` (asc, desc). Raises BadRequest."""
         limit_text = query.get("limit", str(DEFAULT))
-        # Only so many digits: Python refuses to read thousands of them.
+        # At most 4 digits: Python refuses to read thousands of digits.
         limit = int(limit_text) if re.fullmatch("[0-9]{1,4}", limit_text) else 0
         if not 1 <= limit <= MOST:
             raise BadRequest(
@@ -62,15 +62,15 @@ Place = tuple[int, float, str]
 
 
 def place_of(order: int, job: Mapping[str, Any]) -> Place:
-    """Where a job stands: those that are known in their order, after those that are not (the
-    asset map has no room for them) as the workers tell it."""
+    """The sort key of a job. Known jobs sort by their order in the asset map. Jobs that the asset
+    map has no room for sort before them, as their workers tell the time."""
     if order:
         return (1, order, "")
     return (0, *told_place(job))
 
 
 def told_place(job: Mapping[str, Any]) -> tuple[float, str]:
-    """The place of a job among others as its worker tells it, to the second."""
+    """The sort key of a job from the creation time that its worker tells, to the second."""
     created = job.get("created_at")
     if not isinstance(created, int | float) or not 0 <= created < 2**63:
         created = 0
@@ -80,8 +80,8 @@ def told_place(job: Mapping[str, Any]) -> tuple[float, str]:
 def page_of_jobs(
     jobs: Iterable[tuple[Place, dict[str, Any]]], page: Page, after: Place | None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The wanted page of jobs that are given with their places, and whether more follow. `after`
-    is the place of the cursor, None for the first page."""
+    """The wanted page of jobs that come with their places, and whether more jobs follow. `after` is
+    the place of the cursor, None for the first page."""
     wanted = [
         job
         for job in jobs

@@ -1,8 +1,8 @@
 """How much work a request is, and how fast each worker does it.
 
-Work is counted in megapixel steps: pixels x steps x frames x outputs / 1e6. What a request does
-not say is taken from the last one for the same model that did, else from the defaults of the
-kind of endpoint.
+The unit of work is the megapixel step: pixels x steps x frames x outputs / 1e6. If a request leaves
+a field out, the value comes from the last request for the same model that had the field, else from
+the defaults of the kind of endpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .worker import Hold, Worker
 
 Value = str | int | float | bool | None
 
-# The fields that cost is read from, under all the names that endpoints give them.
+# The fields that decide the cost, under all the names that endpoints give them.
 FIELDS = frozenset(
     {
         "size",
@@ -57,7 +57,7 @@ _FPS = 16.0
 
 @define(eq=False)
 class Costs:
-    """Reads the work of requests; remembers what each model was asked for last."""
+    """Reads the work of requests, and remembers the last values for each model."""
 
     _last: dict[tuple[str | None, str], Shape] = field(init=False, factory=dict)
 
@@ -69,7 +69,7 @@ class Costs:
             pixels=_pixels(fields) or before.pixels,
             steps=_number(fields.get("num_inference_steps")) or before.steps,
             frames=_frames(fields) or before.frames,
-            # One output is what not to name it means, whatever was asked for before.
+            # A request that names no number of outputs wants one, whatever earlier requests wanted.
             outputs=_number(fields.get("n")) or _number(fields.get("num_outputs_per_prompt")) or 1,
         )
         if len(self._last) >= _MOST_MODELS:
@@ -78,14 +78,15 @@ class Costs:
         return shape.work
 
 
-ALL = "*"  # instead of a worker: all of them
+ALL = "*"  # stands for all workers together
 
-# Measurements that count, of one worker and of all. The median of few is not moved by outliers
-# (the first generation of a process compiles), and follows a change within half of them.
+# Number of measurements kept, of one worker and of all workers. The median of a few measurements
+# ignores outliers (the first generation of a process compiles), and follows a change within half of
+# these measurements.
 _OWN, _ALL = 9, 31
-# Before anything was measured, in seconds per unit: about an image model on one GPU.
+# Seconds per unit before the first measurement: about an image model on one GPU.
 _UNKNOWN = 0.3
-# A worker that takes longer than expected has this share of the work left, however long it takes.
+# A worker that takes longer than expected always has at least this share of the work left.
 _LEFT = 0.1
 
 
@@ -105,16 +106,16 @@ class _Track:
 class Speeds:
     """Learns seconds per unit of work, per worker and kind of endpoint.
 
-    `clock`: the seconds on which holds are stamped.
+    `clock` returns the seconds with which holds are stamped.
     """
 
     clock: Callable[[], float] = lambda: 0.0
-    # By the URL of a worker, or `ALL`, and by kind.
+    # By the URL of a worker or `ALL`, then by kind.
     _tracks: dict[str, dict[str, _Track]] = field(init=False, factory=dict)
     _changed: set[str] = field(init=False, factory=set)
 
     def learn(self, url: str, kind: str, work: float, seconds: float) -> None:
-        """A generation of this much work took so many seconds on the worker."""
+        """Learn that a generation of this much work took this many seconds on the worker."""
         if work <= 0 or seconds <= 0:
             return
         for name in (url, ALL):
@@ -127,27 +128,27 @@ class Speeds:
         return None if track is None else track.value
 
     def typical(self, kind: str, work: float) -> float:
-        """Seconds that so much work takes on the workers that do such work."""
+        """Seconds that this much work takes on a typical worker for this kind of endpoint."""
         known = self.per_unit(ALL, kind)
         return (_UNKNOWN if known is None else known) * work
 
     def expected(self, url: str, kind: str, work: float) -> float:
-        """Seconds that so much work is expected to take on the worker.
+        """Seconds that this much work is expected to take on the worker.
 
-        One that has not done such work yet is taken for a typical one of the pool.
+        A worker that has not done work of this kind yet counts as typical for the pool.
         """
         known = self.per_unit(url, kind)
         return self.typical(kind, work) if known is None else known * work
 
     def left(self, hold: Hold) -> float:
-        """Seconds of work that are left of what occupies a slot; always more than none."""
+        """Seconds of work left for the occupant of a slot; always above zero."""
         expected = self.expected(hold.worker.url, hold.endpoint, hold.work)
         if hold.begun is None:
             return expected
         return max(expected - (self.clock() - hold.begun), expected * _LEFT)
 
     def outstanding(self, worker: Worker) -> float:
-        """Seconds of work that the worker has been given and not finished."""
+        """Seconds of work that the worker has been given and has not finished."""
         return sum(map(self.left, worker.holds))
 
     def forget(self, url: str) -> None:
@@ -155,8 +156,8 @@ class Speeds:
         self._tracks.pop(url, None)
 
     def changed(self) -> dict[str, dict[str, list[float]]]:
-        """The last measurements by kind, of each worker that had any since this was asked last; as
-        `ALL` those of all together."""
+        """The last measurements by kind, of each worker that was measured since the last call;
+        under `ALL`, the measurements of all workers together."""
         names, self._changed = self._changed, set()
         return {
             name: {kind: list(track.recent) for kind, track in self._tracks[name].items()}
@@ -165,13 +166,13 @@ class Speeds:
         }
 
     def restore(self, name: str, measured: Mapping[str, Sequence[float]]) -> None:
-        """Take up what `changed` told of a worker, or of `ALL`."""
+        """Take over what `changed` returned for a worker or for `ALL`."""
         for kind, values in measured.items():
             for value in values:
                 self._track(name, kind).add(value)
 
     def of(self, url: str) -> dict[str, float]:
-        """What was learnt of a worker: seconds per unit, by kind."""
+        """What was learnt about a worker: seconds per unit, by kind."""
         return {kind: track.value for kind, track in self._tracks.get(url, {}).items()}
 
     def _track(self, name: str, kind: str) -> _Track:
@@ -196,7 +197,7 @@ def _frames(fields: Mapping[str, Value]) -> float | None:
 
 
 def _number(value: Value) -> float | None:
-    """A positive number, also as text (forms know nothing else)."""
+    """A positive number, also as text (forms carry only text)."""
     if isinstance(value, bool) or value is None:
         return None
     try:
@@ -212,12 +213,12 @@ _WINDOW = 60
 
 @define(eq=False)
 class Rate:
-    """How often something happens, over the last minute."""
+    """How often an event happens, over the last minute."""
 
     _seconds: deque[list[float]] = field(init=False, factory=deque)  # second, events in it
 
     def count(self, now: float) -> None:
-        """It has happened."""
+        """Count one event."""
         second = float(int(now))
         if self._seconds and self._seconds[-1][0] == second:
             self._seconds[-1][1] += 1
@@ -226,7 +227,7 @@ class Rate:
             self._forget(now)
 
     def per_second(self, now: float) -> float:
-        """How often it happened per second, 0 if not within the last minute."""
+        """Events per second; 0 if there was none within the last minute."""
         self._forget(now)
         if not self._seconds:
             return 0.0

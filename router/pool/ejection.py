@@ -1,8 +1,9 @@
-"""Which workers are ejected: those that fail while others that do the same work succeed.
+"""Which workers are ejected: workers that fail while others that do the same work succeed.
 
-A broken worker that answers at once is always free, and would be given everything that waits. So
-one whose failures are no chance, measured by those of the others, is put on trial: one request at a
-time, each after a longer pause. One success frees it. Nothing here waits or knows a clock.
+A broken worker that answers at once is always free, and would get every waiting request. A worker
+is therefore put on trial if its failures, compared with those of the other workers, cannot be
+chance. A worker on trial gets one request at a time, each after a longer pause. One success frees
+it. Nothing here waits or knows a clock.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from . import events
 from .lifecycle import able
 from .worker import Hold, HoldKind, Trial, Worker
 
-# Outcomes that count: the last ones of each worker, none older than so many seconds.
+# Outcomes that count: the last _WINDOW of each worker, none older than _RECENT seconds.
 _WINDOW, _RECENT = 20, 300.0
-# Before anything is known of the others, so large a share of their requests is taken to fail; and
-# that counts as much as so many outcomes.
+# The share of failures assumed for the other workers before they have outcomes. The assumption
+# weighs as much as _USUAL_WEIGHT outcomes.
 _USUAL, _USUAL_WEIGHT = 0.03, 5
-# Failures that would come to a worker like the others once in a thousand times are no chance.
+# Failures are no chance if a worker like the others would have them once in a thousand times.
 _NO_CHANCE = math.log(1000)
-# A trial costs a request: for each failure so many requests must have succeeded at the others, or
-# so many times the pause have passed.
+# A trial costs a request. Before a trial, _WORTH requests per failure must succeed at the other
+# workers, or _WORTH times the pause (at most `longest`) must pass.
 _WORTH = 20
 
 
 @frozen
 class EjectionLimits:
-    """`failures`: the fewest that put a worker on trial, None: any number is borne. `pause`: before
-    its first request on trial, in seconds; doubled after each failure up to `longest`, which also
-    bounds the pauses that workers ask for."""
+    """`failures`: the fewest failures that put a worker on trial; None: no worker is put on trial.
+    `pause`: seconds before the first trial request, doubled after each failure up to `longest`.
+    `longest` also bounds the pauses that workers ask for."""
 
     failures: int | None = 2
     pause: float = 1.0
@@ -42,7 +43,7 @@ class EjectionLimits:
 
 @define(eq=False)
 class _History:
-    """How the requests of one worker went, and how its last trial ended."""
+    """The outcomes of one worker's requests, and the end of its last trial."""
 
     outcomes: deque[tuple[float, bool]] = field(factory=lambda: deque(maxlen=_WINDOW))
     pause: float = 0.0
@@ -61,9 +62,9 @@ class _History:
 
 @define(eq=False)
 class Ejection:
-    """Puts workers on trial and ends it; has them left alone for the time that they ask for.
+    """Puts workers on trial and ends trials; keeps requests from workers that ask for a pause.
 
-    All times are those of the caller, who calls `look` when `next_look` has come.
+    All times come from the caller, who calls `look` when `next_look` has come.
     """
 
     limits: EjectionLimits
@@ -89,7 +90,7 @@ class Ejection:
             self.look(now)
 
     def failed(self, hold: Hold, meant: Collection[Worker], now: float, why: str) -> None:
-        """What held this slot has failed. `meant`: the workers that it was fit for."""
+        """The work of this slot has failed. `meant`: the workers that the work fits."""
         worker = hold.worker
         if worker.removed or self.limits.failures is None:
             return
@@ -104,7 +105,7 @@ class Ejection:
             if trial.hold is hold:
                 trial.hold = None
                 trial.pause = min(trial.pause * 2, self.limits.longest)
-            if trial.due:  # this one was sent earlier
+            if trial.due:  # this request was sent before the trial was due
                 trial.due = False
                 self.tell(events.ProspectsChanged(worker))
         for other, its in list(self._trials.items()):
@@ -112,7 +113,7 @@ class Ejection:
                 self._free(other, now, "others fail as well")
 
     def hold_off(self, worker: Worker, seconds: float, now: float) -> None:
-        """The worker asks to be left alone for so long: that is no fault."""
+        """The worker asks for no requests for this many seconds. This is not a failure."""
         if worker.removed or seconds <= 0:
             return
         until = now + min(seconds, self.limits.longest)
@@ -122,30 +123,30 @@ class Ejection:
             self.tell(events.ProspectsChanged(worker))
 
     def granted(self, hold: Hold) -> None:
-        """A slot of the worker is taken; if a trial was due, this is it. Not so of a session: its
-        end may be far away, and says nothing."""
+        """A slot of the worker is taken. If a trial is due, this request is the trial. A session
+        never is: it may last long, and its end says nothing."""
         trial = hold.worker.trial
         if trial is not None and trial.due and hold.kind is not HoldKind.SESSION:
             trial.due = False
             trial.hold = hold
 
     def ended(self, hold: Hold, now: float) -> None:
-        """The slot is free. If that was a trial, and nothing has said how it went, there will be
-        another after the same pause."""
+        """The slot is free. If its request was the trial and had no outcome, the next trial follows
+        after the same pause."""
         trial = hold.worker.trial
         if trial is not None and trial.hold is hold:
             trial.hold = None
             trial.since = now
 
     def next_look(self) -> float:
-        """When a pause ends next; infinity if none does by itself."""
+        """When the next pause ends; infinity if no pause ends by itself."""
         if not self._trials and not self._paused:
             return math.inf
         ends = [self._opens(t) for t in self._trials.values() if not t.due and t.hold is None]
         return min([*ends, *self._paused.values()], default=math.inf)
 
     def look(self, now: float) -> None:
-        """End the pauses that are over."""
+        """End the pauses that have expired."""
         for worker, until in list(self._paused.items()):
             if now >= until:
                 del self._paused[worker]
@@ -157,14 +158,15 @@ class Ejection:
                 self.tell(events.ProspectsChanged(worker))
 
     def forget(self, worker: Worker) -> None:
-        """Another process is there, or an operator says that all is well. Tells nobody."""
+        """Forget the worker's failures: another process runs, or an operator clears the worker.
+        Sends no event."""
         for known in (self._histories, self._trials, self._paused):
             known.pop(worker, None)
         worker.trial = None
         worker.paused = False
 
     def _judge(self, worker: Worker, peers: frozenset[Worker], now: float, why: str) -> None:
-        """Put the worker on trial if it stands out, and there is a sound one in its place."""
+        """Put the worker on trial if it stands out and a sound worker can take its place."""
         if not any(able(peer) and peer.trial is None for peer in peers):
             return
         if not self._stands_out(worker, peers, now):
@@ -180,7 +182,8 @@ class Ejection:
         self.tell(events.Ejected(worker, reason))
 
     def _stands_out(self, worker: Worker, peers: Collection[Worker], now: float) -> bool:
-        """Whether it fails so often that it is no chance, going by how often the others fail."""
+        """Whether the worker fails too often for chance, compared with the failures of its
+        peers."""
         assert self.limits.failures is not None
         failures, count, run = self._histories[worker].count(now)
         theirs, of = _USUAL * _USUAL_WEIGHT, float(_USUAL_WEIGHT)
@@ -204,7 +207,7 @@ class Ejection:
         self.tell(events.Readmitted(worker, why))
 
     def _opens(self, trial: Trial) -> float:
-        """When the next request on trial is due, as far as is known now."""
+        """When the next trial request is due, by present knowledge."""
         pause = trial.pause
         if trial.successes < _WORTH * trial.failures:
             pause = max(pause, min(self.limits.longest, _WORTH * pause))
@@ -212,8 +215,8 @@ class Ejection:
 
 
 def _surprise(failures: int, count: int, usual: float) -> float:
-    """How unlikely so many failures are where that share is usual: at most exp(-surprise), by
-    Chernoff's bound."""
+    """How surprising this many failures are if `usual` is the usual share: their probability is at
+    most exp(-surprise), by Chernoff's bound."""
     share = failures / count if count else 0.0
     if share <= usual:
         return 0.0

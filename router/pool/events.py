@@ -1,4 +1,4 @@
-"""What has happened in the pool. Frozen facts, told on the bus of the registry."""
+"""Events of the pool: frozen facts, told on the bus of the registry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Event(bus.Event):
     @property
     @abstractmethod
     def worker(self) -> Worker:
-        """The worker that it is about."""
+        """The worker that the event is about."""
 
 
 @frozen
@@ -56,26 +56,26 @@ class OfHold(Event):
 
 @frozen
 class WorkerAdded(OfWorker):
-    """`past`: what was known of it before a restart of the router, if anything was."""
+    """`past`: the record of the worker from before a restart of the router, if there is one."""
 
     past: WorkerRecord | None = None
 
 
 class AliasesChanged(OfWorker):
-    """Other URLs than before lead to the worker."""
+    """The set of other URLs that lead to the worker has changed."""
 
 
 class WorkerRegistered(OfWorker):
-    """A request has registered a worker that was known already by the flags."""
+    """A request has registered a worker that the flags already named."""
 
 
 class WorkerRemoved(OfWorker):
-    """The worker is not in the pool any more."""
+    """The worker has left the pool."""
 
 
 @frozen
 class FacetChanged(OfWorker):
-    """One facet took another value; `reason` is a sentence for people, if there is one."""
+    """One facet has a new value. `reason` is a sentence for people, or None."""
 
     facet: str
     old: str
@@ -84,8 +84,8 @@ class FacetChanged(OfWorker):
 
 
 class ProspectsChanged(OfWorker):
-    """What may be expected of the worker has changed, perhaps without a change of a facet: its
-    first probe has failed, trouble with it is over, or a pause of it begins or ends."""
+    """The outlook of the worker has changed, perhaps without a change of a facet: its first probe
+    has failed, its trouble is over, or one of its pauses begins or ends."""
 
 
 class CapabilitiesLearned(OfWorker):
@@ -93,35 +93,35 @@ class CapabilitiesLearned(OfWorker):
 
 
 class SlotsChanged(OfWorker):
-    """The worker has another number of slots."""
+    """The number of the worker's slots has changed."""
 
 
 class Suspected(WithReason):
-    """It is doubtful whether the worker's process is still the same."""
+    """The worker's process may have been replaced."""
 
 
 class Absolved(WithReason):
-    """The process is proven to be the same: the doubt is over, and everything stays."""
+    """The process is proven to be the same: the doubt is over, and all state stays."""
 
 
 class Reincarnated(WithReason):
-    """Another process answers at the worker's URL; what was known of the old one is void."""
+    """Another process answers at the worker's URL; all knowledge about the old process is void."""
 
 
 class Trouble(WithReason):
-    """An exchange with the worker failed in transport: a probe should look at once."""
+    """An exchange with the worker failed in transport: a probe should run at once."""
 
 
 class Ejected(WithReason):
-    """The worker fails while others do not: from now on it gets one request at a time."""
+    """The worker fails while others do not: from now on it is on trial, one request at a time."""
 
 
 class Readmitted(WithReason):
-    """The worker is on trial no more."""
+    """The worker is no longer on trial."""
 
 
 class LeaseGranted(OfLease):
-    """An exchange was given the worker."""
+    """An exchange has a lease on the worker."""
 
 
 class LeaseEnded(OfLease):
@@ -129,7 +129,7 @@ class LeaseEnded(OfLease):
 
 
 class Held(OfHold):
-    """A slot outlives its lease: a job that runs on, or a ghost."""
+    """A slot outlives its lease: for a job that runs on, or for a ghost."""
 
 
 class SlotFreed(OfHold):
@@ -138,9 +138,9 @@ class SlotFreed(OfHold):
 
 @frozen
 class Probed(bus.Event):
-    """A health probe was answered, or not: `finding` is a Probe, `seconds` how long that took.
+    """A health probe has ended: `finding` is a Probe, `seconds` the time that the probe took.
 
-    No Event of the worker: most probes change nothing of it.
+    Not an Event of the worker: most probes change nothing about the worker.
     """
 
     worker: Worker
@@ -151,7 +151,8 @@ class Probed(bus.Event):
 
 @frozen
 class VersionIssued(bus.Event):
-    """The first worker has applied a weight change of the model: it is this version now."""
+    """The first worker has applied a weight change of the model: the model is at this version
+    now."""
 
     model: str
     version: int
@@ -160,7 +161,7 @@ class VersionIssued(bus.Event):
 
 @frozen
 class Queued(bus.Event):
-    """A request found no free worker and waits for one; `waiting` do now."""
+    """A request found no free worker and waits; `waiting` is the number of waiting requests."""
 
     facts: Facts
     waiting: int
@@ -168,7 +169,7 @@ class Queued(bus.Event):
 
 @frozen
 class Refused(bus.Event):
-    """A request was given no worker, after so many seconds in the queue."""
+    """A request was refused a worker, after `waited` seconds in the queue."""
 
     facts: Facts
     error: RouterError

@@ -1,7 +1,7 @@
 """Worker URLs: one spelling per worker, and refusal of addresses that no worker can have.
 
-A worker URL makes the router send requests to an address of the caller's choice, so link-local
-and cloud metadata addresses are refused in every spelling that a resolver would accept
+A worker URL makes the router send requests to an address that the caller chooses. Link-local and
+cloud metadata addresses are therefore refused in every spelling that a resolver would accept
 (decimal, hexadecimal, octal, short, IPv6-mapped; trailing dots).
 """
 
@@ -71,7 +71,7 @@ def normalise_url(text: str) -> str:
     url = text.strip()
     if not url:
         raise BadWorkerURL("The worker URL is empty; expected something like http://host:port")
-    # Before any message that would repeat the password, or a megabyte.
+    # This check comes first: later messages would repeat the password, or a megabyte of text.
     if "@" in unicodedata.normalize("NFKC", unquote(url)):
         raise BadWorkerURL("A worker URL must not contain credentials ('@')")
     if len(text) > _LONGEST:
@@ -109,14 +109,14 @@ def _bad(text: str, why: str) -> BadWorkerURL:
 
 @lru_cache(4096)
 def worker_id(url: str) -> str:
-    """The id under which a worker with this normalised URL is known: the URL percent-encoded."""
+    """The id of the worker with this normalised URL: the URL percent-encoded."""
     return quote(url, safe="")
 
 
 def url_of(worker_id: str) -> str:
-    """The normalised URL behind a worker id, also where a proxy has decoded it on the way.
+    """The normalised URL behind a worker id, even if a proxy has decoded the id on the way.
 
-    Raises BadWorkerURL if it is none.
+    Raises BadWorkerURL if the id does not hold a URL.
     """
     text = unquote(worker_id)
     # Proxies that merge slashes turn http://h into http:/h.
@@ -127,12 +127,13 @@ def url_of(worker_id: str) -> str:
 
 
 def names_url(worker_id: str) -> bool:
-    """Whether it is a URL or its id, and not the name of a worker."""
+    """Whether the text is a URL or the id of one, and not the name of a worker."""
     return re.match(r"[a-z][a-z0-9+.-]*:/", unquote(worker_id), re.IGNORECASE) is not None
 
 
 def names_of(text: str) -> frozenset[str]:
-    """The names that may be meant: the text itself, and `host:port` in its one normal spelling."""
+    """The names that the text may mean: the text itself, and `host:port` in its one normal
+    spelling."""
     text = unquote(text)
     names = {text}
     with suppress(BadWorkerURL):
@@ -148,7 +149,8 @@ def display_id(url: str) -> str:
 
 
 def is_blocked_address(address: IPv4Address | IPv6Address) -> bool:
-    """Whether the address is link-local or a cloud's metadata service, also inside IPv6."""
+    """Whether the address, or an IPv4 address inside it, is link-local or a cloud's metadata
+    service."""
     inner = _embedded_ipv4(address) if isinstance(address, IPv6Address) else None
     if inner is not None and is_blocked_address(inner):
         return True
@@ -171,7 +173,7 @@ def _normalise_host(host: str, netloc: str, text: str) -> str:
             raise _bad(text, "is blocked: link-local or metadata address")
         return f"[{six.compressed}]"
     try:
-        # Full-width digits and dots are what a resolver would see after IDNA.
+        # IDNA turns full-width digits and dots into the characters that a resolver sees.
         host = host.encode("ascii").decode() if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
         raise _bad(text, "has a host that is not a valid name") from None

@@ -1,9 +1,9 @@
-"""Transition tables of a worker's facets, and what follows from them.
+"""Transition tables of a worker's facets, and the conclusions drawn from the facets.
 
-Each facet is a small machine of its own: being asleep must not erase being behind on weights.
-An event that a table does not name raises and changes nothing. Two facets have no table: `health`
-is what probes say, and may be anything after anything (`judge`); `weights` is derived from the
-ledgers (pool/weights).
+Each facet is a small machine of its own: being asleep must not erase being behind on weights. An
+event that a table does not name raises and changes nothing. Two facets have no table: `health`
+follows the probes, and may change from any value to any other (`judge`); `weights` is derived from
+the ledgers (pool/weights).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class MemoryEvent(StrEnum):
 
 
 class Probe(StrEnum):
-    """What one health probe found."""
+    """The finding of one health probe."""
 
     OK = "ok"
     WARMING = "warming"
     FAILED = "failed"
-    REFUSED = "refused"  # nobody listens
+    REFUSED = "refused"  # no process listens
     BACKEND_DEAD = "backend_dead"
-    UNAUTHORIZED = "unauthorized"  # it wants a key, or another one than ours
+    UNAUTHORIZED = "unauthorized"  # the worker wants a key, or another key than ours
 
 
 S = TypeVar("S", bound=StrEnum)
@@ -60,7 +60,7 @@ ADMIN: Table[Admin, AdminEvent] = {
         AdminEvent.DRAIN: Admin.DRAINING,
         AdminEvent.UNDRAIN: Admin.ENABLED,
         AdminEvent.QUARANTINE: Admin.QUARANTINED,
-        # Clearing a death that is not there must not end a drain.
+        # Clearing a quarantine that does not exist must not end a drain.
         AdminEvent.CLEAR: Admin.DRAINING,
     },
     Admin.QUARANTINED: {
@@ -86,7 +86,7 @@ MEMORY: Table[Memory, MemoryEvent] = {
     Memory.ASLEEP: {
         MemoryEvent.SLEEP: Memory.FALLING_ASLEEP,
         MemoryEvent.WAKE: Memory.WAKING,
-        # The new process has the GPU, which is not its own to use: it must give it back.
+        # The new process occupies the GPU without a right to it: it must give the GPU back.
         MemoryEvent.REPLACED: Memory.FALLING_ASLEEP,
     },
     Memory.WAKING: {
@@ -100,7 +100,7 @@ MEMORY: Table[Memory, MemoryEvent] = {
 
 
 class IllegalTransition(Conflict):
-    """The facet does not know this event in its present state; nothing was changed."""
+    """The facet does not allow this event in its present state; nothing was changed."""
 
     default_code = "illegal_transition"
 
@@ -113,7 +113,7 @@ def step(table: Table[S, E], state: S, event: E) -> S:
         raise IllegalTransition(f"A worker that is {state} cannot {event}") from None
 
 
-# After a loss of health, so many successes in a row bring a worker back.
+# Successes in a row that an unhealthy worker needs to be healthy again.
 SUCCESSES_TO_RECOVER = 2
 
 
@@ -126,7 +126,7 @@ def judge(worker: Worker, probe: Probe, *, failure_threshold: int) -> Health:
         case Probe.WARMING:
             return Health.WARMING
         case Probe.BACKEND_DEAD:
-            # Its own word: more probes would only send more work to a dead engine.
+            # The worker says so itself: more probes would only send work to a dead engine.
             return Health.UNHEALTHY
         case Probe.FAILED | Probe.REFUSED | Probe.UNAUTHORIZED:
             many = worker.consecutive_failures >= failure_threshold
@@ -134,19 +134,18 @@ def judge(worker: Worker, probe: Probe, *, failure_threshold: int) -> Health:
 
 
 def doubted(worker: Worker) -> bool:
-    """Whether a doubt about its process keeps the worker from generations: another process would
-    have the weights of its start. Where these were never changed it matters to nobody."""
+    """Whether doubt about its process keeps the worker from generations: another process would have
+    the weights of its start. If the weights were never changed, the doubt does not matter."""
     return worker.suspicion is not None and worker.weight_version > 0 and not worker.trusted
 
 
-# For each assignment this is asked several times, and Python 3.11 takes long to find a member of
-# an enumeration.
+# `reasons` runs several times per assignment, and Python 3.11 is slow to look up enum members.
 _HEALTHY, _ENABLED = Health.HEALTHY, Admin.ENABLED
 _AWAKE, _CURRENT = Memory.AWAKE, Weights.CURRENT
 
 
 def reasons(worker: Worker) -> list[str]:
-    """Why the worker is not routable, as stable words; empty if it is."""
+    """Why the worker is not routable, as stable words; empty if it is routable."""
     found: list[str] = []
     if worker.removed:
         found.append("removed")
@@ -170,13 +169,13 @@ def reasons(worker: Worker) -> list[str]:
 
 
 def routable(worker: Worker) -> bool:
-    """Whether generations may be sent to it."""
+    """Whether generations may be sent to the worker."""
     return not reasons(worker)
 
 
 def able(worker: Worker, version: int = 0) -> bool:
-    """Whether generations that want weights of that version or later may be sent to it if there is
-    no better one: a trial is all that may be against it."""
+    """Whether generations that want weights of this version or later may be sent to the worker if
+    no better one exists: the worker is routable, or only a trial stands against it."""
     if worker.weight_version < version:
         return False
     found = reasons(worker)
@@ -187,12 +186,12 @@ _ON_TRIAL = ["on_trial"]
 
 
 def reachable(worker: Worker) -> bool:
-    """Whether calls may be sent to it, whatever its weights are and whether they are in memory."""
+    """Whether calls may be sent to the worker, whatever its weights and memory."""
     return why_unreachable(worker) is None
 
 
 def why_unreachable(worker: Worker) -> str | None:
-    """Why no calls may be sent to it, for people; None if they may."""
+    """Why no calls may be sent to the worker, for people; None if calls may be sent."""
     if worker.removed:
         return "it was removed"
     if worker.health is not Health.HEALTHY:
@@ -201,17 +200,18 @@ def why_unreachable(worker: Worker) -> str | None:
 
 
 class Lack(StrEnum):
-    """What a worker will not come to have unless somebody acts."""
+    """A condition that the worker will not meet without an operator."""
 
     LIFE = "life"  # dead, or taken out of service
     MEMORY = "memory"
-    WEIGHTS = "weights"  # those of its ledger
+    WEIGHTS = "weights"  # the current weights of its ledger
     VERSION = "version"  # weights as new as the request wants
     CONTACT = "contact"  # its first probe has failed
 
 
 def lack(worker: Worker, version: int = 0) -> Lack | None:
-    """What keeps it from ever being `able` without anyone acting; None if it may come to be so."""
+    """What keeps the worker from ever being `able` without an operator; None if it may become able
+    by itself."""
     if worker.removed or worker.admin is not Admin.ENABLED or worker.health is Health.UNHEALTHY:
         return Lack.LIFE
     if worker.memory not in (Memory.AWAKE, Memory.WAKING):
@@ -220,7 +220,7 @@ def lack(worker: Worker, version: int = 0) -> Lack | None:
         return Lack.WEIGHTS
     if not (
         worker.weight_version >= version
-        # It is about to be given those of its ledger; or it is not known yet of which it is.
+        # The worker will get the weights of its ledger soon; or its ledger is not known yet.
         or worker.weights in (Weights.BEHIND, Weights.UPDATING)
         or worker.capabilities is None
     ):
@@ -230,13 +230,14 @@ def lack(worker: Worker, version: int = 0) -> Lack | None:
 
 
 def hopeful(worker: Worker, version: int = 0) -> bool:
-    """Whether it is able, or may become so without anyone acting."""
+    """Whether the worker is able, or may become able without an operator."""
     return lack(worker, version) is None
 
 
 @frozen
 class Census:
-    """How many workers are in which condition; each is counted once, but those on trial again."""
+    """Counts of workers by condition. Each worker is counted once; a worker on trial is counted
+    again."""
 
     total: int
     routable: int
@@ -246,7 +247,7 @@ class Census:
 
 
 def census(workers: Iterable[Worker]) -> Census:
-    """Count the workers. One that is dead does not count as sleeping."""
+    """Count the workers. A dead worker does not count as sleeping."""
     pool = list(workers)
     return Census(
         total=len(pool),

@@ -16,13 +16,14 @@ from .lifecycle import able, hopeful
 from .match import NEED_SLOT, Facts, Wants
 from .worker import Worker
 
-# A line forgets those that left it before their turn when they are so many, and the most of it.
+# A line rebuilds its heaps when more requests than this have left it before their turn, and they
+# outnumber the waiting ones.
 _MOST_LEFT = 64
 
 
 @define(eq=False)
 class Waiting:
-    """One request that has no worker yet. `rank`: smaller is served first."""
+    """One request without a worker. The smallest `rank` is served first."""
 
     facts: Facts
     rank: float
@@ -34,12 +35,13 @@ class Waiting:
 
     @property
     def eager(self) -> bool:
-        """Whether it needs no free slot."""
+        """Whether the request needs no free slot."""
         return self.facts.need not in NEED_SLOT
 
     @property
     def has_hope(self) -> bool:
-        """Whether a worker that was not tried may serve it without somebody acting."""
+        """Whether an untried worker may come to serve the request by itself, without an
+        operator."""
         line = self.line
         assert line is not None
         version = line.key.version
@@ -48,7 +50,7 @@ class Waiting:
 
 @define(eq=False)
 class _Tier:
-    """Some members that are alike, and those of them with a free slot."""
+    """The members of one condition, and the members among them with a free slot."""
 
     members: dict[Worker, None] = field(factory=dict)
     free: dict[Worker, None] = field(factory=dict)
@@ -58,37 +60,38 @@ class _Tier:
 class Line:
     """The requests that fit the same workers, with weights of the same version or later."""
 
-    # Names the line to policies, whoever its members are.
+    # Names the line to policies, even if its members change.
     key: Wants
     members: tuple[Worker, ...] = ()
-    # Able and without trouble, with one on trial whose next request is due.
+    # Able and without trouble; also a worker on trial whose next request is due.
     sound: _Tier = field(factory=_Tier)
-    # Able, with trouble: they serve if none is sound.
+    # Able, with trouble: these serve if no member is sound.
     troubled: _Tier = field(factory=_Tier)
-    # Not able, but may come to be so by themselves; none of them has a free slot.
+    # Not able, but may become able by themselves; none of them counts as free.
     awaited: _Tier = field(factory=_Tier)
-    # Able, but on trial: they serve if there is no other at all, not even an awaited one.
+    # Able, but on trial: these serve only if there is no other member, not even an awaited one.
     ejected: _Tier = field(factory=_Tier)
     _tiers: dict[Worker, _Tier] = field(init=False, factory=dict, repr=False)
-    # Clients with waiting requests, the next one first; each with a heap by rank.
+    # Clients with waiting requests, the next client first; each with a heap by rank.
     clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
-    # Those that failed somewhere and may not go there again: few, and before the others. And of
-    # the others those that need no free slot: they wait only while nobody is routable.
+    # `picky`: requests that failed at a worker and must avoid it; few, and served before the
+    # others. `eager`: other requests that need no free slot; these wait only while no worker is
+    # routable.
     picky: dict[Waiting, None] = field(factory=dict)
     eager: dict[Waiting, None] = field(factory=dict)
-    # What those that wait want.
+    # What the waiting requests want.
     wants: Counter[Wants] = field(factory=Counter)
-    _left: int = field(init=False, default=0)  # those in heaps that are over
+    _left: int = field(init=False, default=0)  # requests that are over but still in a heap
 
     @property
     def serving(self) -> _Tier:
-        """The members that may be given requests now."""
+        """The members that may get requests now."""
         if self.sound.members:
             return self.sound
         return self.troubled if self.troubled.members or self.awaited.members else self.ejected
 
     def note(self, worker: Worker) -> None:
-        """Sort a member by what it is now."""
+        """Sort a member into its tier by its present state."""
         self.expel(worker)
         if able(worker, self.key.version):
             if worker.trial is not None and not worker.trial.due:
@@ -105,7 +108,7 @@ class Line:
         self._tiers[worker] = tier
 
     def expel(self, worker: Worker) -> None:
-        """The worker is no member any more."""
+        """Drop the worker from its tier."""
         tier = self._tiers.pop(worker, None)
         if tier is not None:
             del tier.members[worker]
@@ -123,7 +126,7 @@ class Line:
             heapq.heappush(heap, (waiting.rank, waiting.number, waiting))
 
     def leave(self, waiting: Waiting) -> None:
-        """The request is over. One that stands in a heap is taken out of it later."""
+        """The request is over. A request in a heap is taken out of the heap later."""
         waiting.over = True
         wants = waiting.facts.wants
         self.wants[wants] -= 1
@@ -138,7 +141,7 @@ class Line:
             self.extract(())
 
     def head(self) -> Waiting | None:
-        """The request whose turn it is, of those that may go to any member."""
+        """The request whose turn it is, among those that may go to any member."""
         while self.clients:
             client, heap = next(iter(self.clients.items()))
             while heap and heap[0][2].over:
@@ -150,7 +153,7 @@ class Line:
         return None
 
     def pop(self) -> Waiting:
-        """Take out the head, which there must be; its client goes to the end."""
+        """Take out the head, which must exist; its client goes to the end."""
         client, heap = next(iter(self.clients.items()))
         _, _, waiting = heapq.heappop(heap)
         self._left -= 1  # `leave` counts it
@@ -160,15 +163,15 @@ class Line:
         return waiting
 
     def all(self) -> Iterator[Waiting]:
-        """Everything that waits here: first those that are served first, then by clients in the
-        order of their turns."""
+        """All waiting requests: first `picky`, then `eager`, then by clients in the order of their
+        turns."""
         yield from self.picky
         yield from self.eager
         for heap in self.clients.values():
             yield from (waiting for _, _, waiting in sorted(heap) if not waiting.over)
 
     def extract(self, wants: Container[Wants]) -> list[Waiting]:
-        """Take out those that want one of these, in the order of `all`."""
+        """Take out the requests whose wants are among these, in the order of `all`."""
         stay: list[Waiting] = []
         go: list[Waiting] = []
         for waiting in self.all():
@@ -182,20 +185,20 @@ class Line:
 
 @define(eq=False)
 class Shares:
-    """How one worker shares its slots between the lines that it serves: in proportion to their
-    waiting clients, so that each client gets the same (stride scheduling)."""
+    """How one worker shares its slots among its lines: in proportion to their waiting clients, so
+    that each client gets the same share (stride scheduling)."""
 
-    # When each line is due, on a clock that runs with the slots given.
+    # When each line is due, on a clock that advances with each slot given.
     due: dict[Line, float] = field(factory=dict)
     now: float = 0.0
 
     def next(self, worker: Worker) -> Line | None:
-        """The line whose head the worker is to serve, None if nothing waits for it."""
+        """The line whose head the worker serves next; None if no request waits for the worker."""
         best: tuple[float, float, int] | None = None
         chosen: Line | None = None
         for line, due in self.due.items():
             if worker in line.serving.free and (head := line.head()):
-                # Who had nothing waiting has no claim on what it missed.
+                # An empty line gains no claim on the slots that it missed.
                 turn = max(due, self.now), head.rank, head.number
                 if best is None or turn < best:
                     best, chosen = turn, line

@@ -1,4 +1,4 @@
-"""Which workers a request or a call is meant for, and what to say where there is none."""
+"""Which workers a request or a call fits, and the error if there is none."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from .lifecycle import Lack, hopeful, lack, reachable, reasons
 from .registry import Registry
 from .worker import Task, Worker
 
-# Longer names and further models are not compared: the time for it grows with both.
+# Names and model lists beyond these bounds are not compared: the time grows with both.
 _LONGEST_COMPARED, _MOST_COMPARED = 200, 200
-# These stand for all models that nobody advertises: nobody will, or one that starts may.
+# Stand-ins for all models that no worker advertises. `_UNSERVED`: no worker will. `_AWAITED`: a
+# starting worker may.
 _UNSERVED, _AWAITED = "", "\0"
 
 
 class Need(StrEnum):
-    """What a request needs of a worker."""
+    """What a request needs from a worker."""
 
     SLOT = "slot"  # a generation: until the head of its answer
     SESSION = "session"  # a WebSocket: for its length
-    JOB = "job"  # a submission: at once, whatever runs there; it holds a slot until the job ends
+    JOB = "job"  # a submission: at once, even without a free slot; holds a slot until the job ends
     CALL = (
         "call"  # anything else that may change something: no slot, but it must end before a drain
     )
     NOTHING = "nothing"  # anything else
 
 
-NEED_SLOT = (Need.SLOT, Need.SESSION)  # one that is free
+NEED_SLOT = (Need.SLOT, Need.SESSION)  # needs a free slot
 _BY_MODEL = (*NEED_SLOT, Need.JOB)
 
 
 class Wants(NamedTuple):
-    """What of a request says which workers fit."""
+    """The part of a request that decides which workers fit."""
 
     model: str | None
     task: Task | None
-    strict: bool  # a worker that cannot do the task is no use: a job
-    by_model: bool  # a worker of another model may be no use: whatever generates
-    version: int  # the oldest weights that will do: says when a worker will do, not which
+    strict: bool  # only a worker that can do the task fits: a job
+    by_model: bool  # a worker of another model may not fit: true for everything that generates
+    version: int  # the oldest acceptable weights: decides when a worker may serve, not which
 
 
 @frozen
 class Facts:
-    """What routing needs to know of a request."""
+    """The routing facts of a request."""
 
     model: str | None = None
     task: Task | None = None
@@ -57,7 +58,7 @@ class Facts:
     client: str = ""  # requests of different clients share the slots in turn
     work: float = 1.0  # units of work (pool.cost)
     kind: str = ""  # the kind of endpoint, as speeds are learnt
-    min_version: int = 0  # of the weights that will do; 0: any that are current
+    min_version: int = 0  # the oldest acceptable weight version; 0: any current weights
 
     wants: Wants = field(init=False, repr=False, eq=False)
 
@@ -68,13 +69,13 @@ class Facts:
 
 
 class NoCapableWorker(BadRequest):
-    """No registered worker can do the task, whatever state it comes to be in."""
+    """No registered worker can do the task, in any state."""
 
     default_code = "no_capable_worker"
 
 
 class AmbiguousModel(BadRequest):
-    """Several models fit and the request does not say which one it means."""
+    """Several models fit, and the request names none of them."""
 
     default_code = "ambiguous_model"
 
@@ -108,13 +109,13 @@ def models_of(workers: Iterable[Worker]) -> list[str]:
 
 
 def model_of(worker: Worker) -> str | None:
-    """The name under which the worker serves its model, if that is known."""
+    """The name under which the worker serves its model; None if unknown."""
     can = worker.capabilities
     return can.models[0] if can and can.models else None
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of the names that is most like this one: in other letters, or nearly."""
+    """The name most similar to `name`: equal except for case, or nearly equal."""
     some = list(dict.fromkeys(names))
     for one in some:
         if one.casefold() == name.casefold():
@@ -136,10 +137,10 @@ def _short(name: str) -> str:
 
 
 class Candidates:
-    """Which of these workers fit a request, as they are now.
+    """Which of these workers fit a request, by their present state.
 
-    What it finds is kept: make a new one when a worker joins, leaves, or tells what it can do,
-    and when one that has not told that yet gains or loses hope.
+    Results are cached. Make a new object when a worker joins, leaves or tells its capabilities, and
+    when a worker that has not told them gains or loses hope.
     """
 
     def __init__(self, workers: Iterable[Worker], *, strict_model: bool = False) -> None:
@@ -147,7 +148,7 @@ class Candidates:
         self._strict_model = strict_model
         self._found: dict[Wants, tuple[Worker, ...]] = {}
 
-    # Both only when somebody asks: at a start a thousand workers join one after the other.
+    # Both are lazy: at a start a thousand workers join one after the other.
     @cached_property
     def _unread(self) -> tuple[Worker, ...]:
         return tuple(w for w in self._workers if w.capabilities is None and hopeful(w))
@@ -161,12 +162,12 @@ class Candidates:
         return by_model
 
     def fitting(self, wants: Wants) -> tuple[Worker, ...]:
-        """The workers that are meant, routable or not, in order of registration.
+        """The workers that the request is meant for, routable or not, in order of registration.
 
-        The model binds if some worker advertises it. If none does, or none is named, a generation
-        fits only workers that serve one model among them: workers never check it themselves, and
-        clients of a one-model pool often send another name. Images prefer workers that make images
-        and go to others only if there are none.
+        The model binds if some worker advertises it. If no worker does, or the request names no
+        model, a generation fits only if the able workers serve one model among them: workers never
+        check the model, and clients of a one-model pool often send another name. Images prefer
+        workers that make images, and go to other workers only if there are none.
         """
         model = wants.model
         if model is not None and model not in self._by_model:
@@ -189,7 +190,8 @@ class Candidates:
         return () if wants.by_model and len(models_of(able)) > enough else able
 
     def misnamed(self, wants: Wants) -> RouterError | None:
-        """Why a request fits nobody, if it is because of the model that it names or does not."""
+        """The error if a request fits no worker because of its model, named or missing; else
+        None."""
         model = wants.model
         if not wants.by_model or model in self._by_model or self.fitting(wants):
             return None
@@ -206,7 +208,7 @@ class Candidates:
         )
 
     def _able(self, pool: tuple[Worker, ...], wants: Wants) -> tuple[Worker, ...]:
-        """Those of the pool that can do the task; if none is known to, those that might."""
+        """The workers that can do the task; if none is known to, the workers that might."""
         task = wants.task
         if task is None:
             return pool
@@ -214,9 +216,10 @@ class Candidates:
         if able:
             return able
         if wants.strict:
-            # One that has told nothing yet may be what is wanted.
+            # A worker that has told nothing yet may be able.
             return tuple(w for w in pool if not w.capabilities)
-        # Of no known type, or about to tell: better than one that is known to do other things.
+        # Workers of unknown type, and workers about to tell, come before workers known to do other
+        # tasks.
         unread = set(self._unread)
         unsure = tuple(
             w for w in pool if (w.capabilities.can(task) is None if w.capabilities else w in unread)
@@ -225,7 +228,7 @@ class Candidates:
 
 
 def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts) -> RouterError:
-    """What to answer to a request that these workers of the pool fit, none of which has hope."""
+    """The error for a request whose fitting workers in the pool have no hope."""
     if not pool:
         return PoolUnavailable("No workers are registered", code="no_workers")
     if not fitting and facts.need is Need.JOB and facts.task is not None:
@@ -247,21 +250,22 @@ def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts)
 
 @frozen
 class Targets:
-    """The workers that a call goes to now, and those that it cannot go to now."""
+    """The workers that a call can reach now, and the workers that it cannot reach now."""
 
     eligible: Sequence[Worker]
     deferred: Sequence[Worker]
 
     @classmethod
     def of(cls, chosen: Iterable[Worker], *, awake: bool = False) -> Targets:
-        """Split the chosen: eligible are the reachable ones; with `awake` only if they are so."""
+        """Split the chosen workers. Eligible are the reachable workers; with `awake`, only those
+        awake."""
         found: tuple[list[Worker], list[Worker]] = [], []
         for worker in chosen:
             found[reachable(worker) and not (awake and worker.is_sleeping)].append(worker)
         return cls(found[True], found[False])
 
     def deferred_rows(self) -> list[dict[str, object]]:
-        """The deferred workers on the wire."""
+        """The deferred workers as rows of an answer."""
         return [
             {"worker_url": worker.url, "worker_id": worker.worker_id, "reasons": reasons(worker)}
             for worker in self.deferred
@@ -271,8 +275,8 @@ class Targets:
 def select(
     registry: Registry, *, model: str | None, workers: str | None, mixed: bool = False
 ) -> list[Worker]:
-    """The workers named by `?model=` or `?workers=ID,ID`; all, if the pool serves one model, or
-    if they may be `mixed`.
+    """The workers named by `?model=` or `?workers=ID,ID`. Without a name: all workers, if the pool
+    serves one model or the workers may be `mixed`.
 
     Raises BadRequest (`ambiguous_target`, naming the models, if several are served), NotFound,
     PoolUnavailable if the pool is empty.

@@ -10,10 +10,10 @@ from .cost import Speeds
 from .match import Facts
 from .worker import Worker
 
-# What is remembered at most, that neither names of models nor of workers pile up.
+# Bounds of the memory: names of models and of workers must not pile up.
 _MOST_GROUPS = 256
 _MOST_WORKERS = 1024  # or twice the candidates, where there are more
-# Speeds are estimates: what is about the same counts as the same.
+# Speeds are estimates: times within this factor count as equal.
 _SAME = 1.02
 
 
@@ -29,10 +29,10 @@ class Policy(Protocol):
 
 
 class RoundRobin:
-    """Each in turn, whatever its load.
+    """Each worker in turn, whatever its load.
 
-    Least recently chosen, rather than an index into the list, stays fair when workers join,
-    leave or are busy for a while.
+    Choosing the least recently chosen worker, instead of keeping an index into the list, stays fair
+    when workers join, leave or are busy for a while.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class RoundRobin:
 
 
 class LeastRequest(RoundRobin):
-    """The fewest exchanges per slot; ties rotate."""
+    """The worker with the fewest exchanges, jobs and ghosts per slot; ties rotate."""
 
     def choose(self, candidates: Sequence[Worker], group: Hashable, facts: Facts) -> Worker:
         loads = [worker.load for worker in candidates]
@@ -64,7 +64,7 @@ class LeastRequest(RoundRobin):
 
 
 class LeastWork(RoundRobin):
-    """Where the request would be finished first, by the learnt speeds; ties rotate."""
+    """The worker that would finish the request first, by the learnt speeds; ties rotate."""
 
     def __init__(self, speeds: Speeds) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class LeastWork(RoundRobin):
 
 
 class RandomChoice:
-    """Any of them, with equal chance."""
+    """A random worker, all with equal chance."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -95,7 +95,8 @@ POLICIES: dict[str, Callable[[random.Random, Speeds], Policy]] = {
     "least-request": lambda _, __: LeastRequest(),
     "round-robin": lambda _, __: RoundRobin(),
     "random": lambda rng, _: RandomChoice(rng),
-    # Drawing two helps where a choice waits in the worker's queue; these wait in the router's.
+    # Drawing two workers helps if requests wait in the workers' queues; here they wait in the
+    # router.
     "power-of-two": lambda _, __: LeastRequest(),
     "least-work": lambda _, speeds: LeastWork(speeds),
 }

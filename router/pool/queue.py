@@ -1,11 +1,11 @@
-"""Waiting requests and free workers: who gets which, decided synchronously.
+"""Decides, synchronously, which waiting request gets which free worker.
 
-Late binding: a request is given a worker when a slot is free, never before. The queue is told what
-happened (a request came or left, a worker changed), and grants and refuses what follows from it.
+Late binding: a request gets a worker when a slot is free, never before. Callers tell the queue what
+happened (a request came or left, a worker changed), and the queue grants and refuses what follows.
 Nothing here waits or knows a clock, and nothing looks at the whole queue for one request.
 
-Two things always hold. No request waits in a line that has a usable member: so one that comes is
-served at once or has nobody to overtake. And no request waits without hope.
+Two invariants hold. No request waits in a line that has a usable member: a new request is therefore
+served at once or has no request to overtake. And no request waits without hope.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .match import NEED_SLOT, AmbiguousModel, Candidates, Facts, Need, Wants, re
 from .policies import Policy
 from .worker import Worker
 
-_MOST_IDLE_LINES = 256  # kept though nothing waits in them: policies know them by name
-_MOST_WANTS = 4096  # whose line is remembered: clients name models as they like
+_MOST_IDLE_LINES = 256  # idle lines that are kept: policies know lines by name
+_MOST_WANTS = 4096  # wants whose line is remembered: clients may name any model
 
 
 @define(eq=False)
 class Queue:
     """Waiting requests of all lines.
 
-    `workers` gives the registered workers in order. `take` gives the request the worker, and
-    occupies its slot at once. `refuse`: nobody may become able to serve it without somebody acting;
-    or, `full`, those who could have as many unfinished jobs as they may (`most_jobs` each). Neither
-    calls back. `strict_model`: the name of a model that nobody advertises fits nobody, though the
-    pool serves only one.
+    `workers` returns the registered workers in order. `take` gives the request to the worker and
+    occupies a slot at once. `refuse` is called if no worker may become able to serve the request by
+    itself or, with `full`, if every able worker has its maximum of unfinished jobs (`most_jobs`).
+    Neither calls back. `strict_model`: a model name that no worker advertises fits no worker, even
+    if the pool serves only one model.
     """
 
     policy: Policy
@@ -46,7 +46,7 @@ class Queue:
     strict_model: bool = False
     waiting: int = field(init=False, default=0)
     _candidates: Candidates = field(init=False, repr=False)
-    # By their members, and the oldest weights that will do.
+    # By the line's members and the oldest acceptable weights.
     _lines: dict[tuple[tuple[Worker, ...], int], Line] = field(init=False, factory=dict)
     _of_wants: dict[Wants, Line] = field(init=False, factory=dict)
     _of_worker: dict[Worker, Shares] = field(init=False, factory=dict)
@@ -57,7 +57,7 @@ class Queue:
         return Candidates(self.workers(), strict_model=self.strict_model)
 
     def add(self, waiting: Waiting) -> None:
-        """A request has come."""
+        """A request has arrived."""
         self._count += 1
         waiting.number = self._count
         self.waiting += 1
@@ -71,11 +71,12 @@ class Queue:
             self._refuse(waiting)
 
     def at_once(self, facts: Facts) -> Worker | None:
-        """The worker for a generation or session that need not wait, and was tried nowhere yet;
-        None if it must. Whoever takes it occupies the slot, and says `taken`, at once.
+        """The worker for a generation or session that need not wait; None if it must wait. Only for
+        requests that were tried nowhere. The caller occupies the slot and calls `taken`, both at
+        once.
 
-        The short way for what `add` would grant: nobody waits where a worker is usable, so there
-        is nobody to overtake.
+        A shortcut for what `add` would grant: no request waits while a worker is usable, so there
+        is no request to overtake.
         """
         if facts.need not in NEED_SLOT:
             return None
@@ -91,12 +92,12 @@ class Queue:
             line.note(worker)
 
     def drop(self, waiting: Waiting) -> None:
-        """The request's client has left, or it has waited too long."""
+        """The client of the request has left, or the request has waited too long."""
         if not waiting.over:
             self._leave(waiting)
 
     def on_event(self, event: events.Event) -> None:
-        """Something has happened in the registry."""
+        """The registry has sent an event."""
         match event:
             case events.OfHold(hold):
                 self._touched(hold.worker)
@@ -110,28 +111,28 @@ class Queue:
             case events.FacetChanged(worker) | events.ProspectsChanged(worker) if (
                 worker.capabilities is None
             ):
-                self._changed(worker)  # its hope decides what awaits it
+                self._changed(worker)  # its hope decides which requests wait for it
             case events.OfWorker(worker):
                 self._touched(worker)
 
     def lines(self) -> list[Line]:
-        """The lines in which something waits."""
+        """The lines with waiting requests."""
         return [line for line in self._lines.values() if line.wants]
 
     def all(self) -> list[Waiting]:
-        """Everything that waits."""
+        """All waiting requests."""
         return [waiting for line in self.lines() for waiting in line.all()]
 
     def fitting(self, wants: Wants) -> tuple[Worker, ...]:
-        """The workers that a request which wants this is meant for, routable or not."""
+        """The workers that a request with these wants is meant for, routable or not."""
         return self._candidates.fitting(wants)
 
     def ambiguous(self, facts: Facts) -> bool:
-        """Whether the request fits nobody until it says which of several models it means."""
+        """Whether the request fits no worker until it names one of several models."""
         return isinstance(self._candidates.misnamed(facts.wants), AmbiguousModel)
 
     def why_refused(self, facts: Facts) -> RouterError:
-        """What to answer to a request that no worker fits, or none that has hope."""
+        """The error for a request that no worker fits, or no worker with hope."""
         wants = facts.wants
         misnamed = self._candidates.misnamed(wants)
         return misnamed or refusal(list(self.workers()), self.fitting(wants), facts)
@@ -139,7 +140,7 @@ class Queue:
     # What has changed.
 
     def _touched(self, worker: Worker) -> None:
-        """The worker's slots or its prospects have changed."""
+        """The worker's slots or prospects have changed."""
         shares = self._of_worker.get(worker)
         if shares is None:
             return
@@ -150,13 +151,13 @@ class Queue:
         while worker.free_slots > 0 and (due := shares.next(worker)):
             self._grant(due.pop(), worker)
         for line in lines:
-            if not line.sound.members and line.wants:  # then others may do, or nobody
+            if not line.sound.members and line.wants:  # then another tier may serve, or none
                 self._serve_heads(line)
             if not able(worker, line.key.version):
                 self._refuse_hopeless(line)
 
     def _changed(self, worker: Worker) -> None:
-        """What the worker can do, or whether it is there, has changed: find anew who fits what."""
+        """The worker's capabilities or its membership changed: find the fitting workers anew."""
         self._candidates = self._look_around()
         self._of_wants.clear()
         for waiting in self._regroup():
@@ -185,8 +186,8 @@ class Queue:
         return line
 
     def _forget_versions(self) -> None:
-        """Drop the lines of old versions in which nothing waits: there may come to be as many as
-        there were changes."""
+        """Drop idle lines that ask for a weight version: otherwise there may be one for each
+        change."""
         for place, line in list(self._lines.items()):
             if line.key.version and not line.wants:
                 del self._lines[place]
@@ -211,8 +212,8 @@ class Queue:
                 line.note(worker)
 
     def _regroup(self) -> list[Waiting]:
-        """Give the lines the members that they have by now; returns, out of any line and in the
-        order of their turns, the requests that do not belong together any more."""
+        """Give the lines their present members. Returns the requests that no longer belong to their
+        line, outside any line and in the order of their turns."""
         homeless: list[Waiting] = []
         before, self._lines = self._lines, {}
         for line in before.values():
@@ -236,11 +237,11 @@ class Queue:
         while (free := line.serving.free) and (head := line.head()):
             worker = self.policy.choose(list(free), line.key, head.facts)
             line.note(worker)
-            if worker in line.serving.free:  # else it has changed, and we are about to be told
+            if worker in line.serving.free:  # else it has changed, and its event is about to arrive
                 self._grant(line.pop(), worker)
 
     def _serve_special(self, line: Line) -> None:
-        """Those that do not wait for a turn of their client."""
+        """Serve the requests that do not wait for the turn of their client."""
         for waiting in list(line.picky):
             self._place(line, waiting)
         if line.eager and line.serving.members:
@@ -248,7 +249,7 @@ class Queue:
                 self._place(line, waiting)
 
     def _place(self, line: Line, waiting: Waiting) -> None:
-        """Give a request that is not in a heap its worker, if there is one for it now."""
+        """Give a worker to a request that is in no heap, if one may serve it now."""
         pool = line.serving.members if waiting.eager else line.serving.free
         able = [worker for worker in pool if worker not in waiting.tried]
         policy = self.policy

@@ -32,14 +32,14 @@ class AmbiguousWorker(BadRequest):
     default_code = "ambiguous_worker"
 
 
-_MOST_ALIASES = 16  # of a worker
+_MOST_ALIASES = 16  # per worker
 
 
 class Registry:
     """The workers by normalised URL, in order of registration.
 
-    Every change happens here, synchronously, and is told to every observer before the call
-    returns. Reports about a worker that was removed meanwhile change nothing.
+    Every change happens here, synchronously, and every observer hears of it before the call
+    returns. Reports about a removed worker change nothing.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Registry:
         self.bus = Bus()
         self._tell = self.bus.publish
         self._workers: dict[str, Worker] = {}
-        self._last = 0  # the number of the last one
+        self._last = 0  # the number of the newest worker
         self._failure_threshold = failure_threshold
-        self.concurrency = concurrency  # of workers for which nothing else was set
-        # What was recalled of workers that were not added since, by URL.
+        self.concurrency = concurrency  # for workers without a limit of their own
+        # Records of recalled workers that were not added yet, by URL.
         self.past: dict[str, WorkerRecord] = {}
         self._doubt: str | None = None
         self._trust_weights = trust_weights
-        # Changes what of a worker says whether it is on trial or paused.
+        # Changes the trial and the pause of workers.
         self.ejection = Ejection(ejection or EjectionLimits(), self._tell)
 
     def __iter__(self) -> Iterator[Worker]:
@@ -70,17 +70,17 @@ class Registry:
         return len(self._workers)
 
     def subscribe(self, observer: Observer, *types: type[events.Event]) -> Callable[[], None]:
-        """As `Bus.subscribe`; without types, of all that happens to workers."""
+        """Like `Bus.subscribe`; without types, hears every event of a worker."""
         return self.bus.subscribe(observer, *(types or (events.Event,)))
 
     def find(self, url: str) -> Worker | None:
-        """The worker of a normalised URL, if it is registered."""
+        """The registered worker of a normalised URL, or None."""
         return self._workers.get(url)
 
     def get(self, named: str) -> Worker:
         """The worker of an id or URL in any spelling, an alias, `host:port`, or a name.
 
-        Raises UnknownWorker, AmbiguousWorker if several are meant, or BadWorkerURL.
+        Raises UnknownWorker, AmbiguousWorker if several workers match, or BadWorkerURL.
         """
         if ids.names_url(named):
             url = ids.url_of(named)
@@ -100,8 +100,8 @@ class Registry:
         return found[0]
 
     def alias(self, url: str, worker: Worker) -> None:
-        """Note that another normalised URL was answered with this worker, and with no other. The
-        last ones count."""
+        """Note that another normalised URL leads to this worker and to no other. The latest aliases
+        are kept."""
         for other in self:
             if url in other.aliases and other is not worker:
                 other.aliases = tuple(alias for alias in other.aliases if alias != url)
@@ -120,9 +120,10 @@ class Registry:
         starting: bool = False,
         label: str | None = None,
     ) -> Worker:
-        """Register a normalised URL. A URL that is known already keeps its record.
+        """Register a normalised URL. A known URL keeps its record.
 
-        `concurrency` is a request's for a registered worker, and else the settings' for this one.
+        For a registered worker, `concurrency` comes from the request; for any other worker, from
+        the settings.
         """
         registered = origin is Origin.REGISTERED
         known = self._workers.get(url)
@@ -171,14 +172,16 @@ class Registry:
         return worker
 
     def recall(self, past: Iterable[WorkerRecord], *, doubt: str | None) -> None:
-        """What was known of workers before a restart of the router: `add` takes it up. Those that
-        were met are suspects then, for the reason `doubt`, if there is one."""
+        """Remember the records from before a restart of the router; `add` takes them over. A
+        recalled worker that was met becomes a suspect, for the reason `doubt`, unless `doubt` is
+        None."""
         self.past = {record.url: record for record in past}
         self._last = max((record.number for record in self.past.values()), default=0)
         self._doubt = doubt
 
     def retire(self, worker: Worker, reason: str) -> None:
-        """From now on the worker is to be drained and removed, until it is enabled again."""
+        """Drain the worker and remove it once it is drained, unless an operator enables it
+        first."""
         if worker.removed or worker.leaving is not None:
             return
         worker.leaving = reason
@@ -188,13 +191,13 @@ class Registry:
             self._tell(events.ProspectsChanged(worker))
 
     def stay(self, worker: Worker, reason: str) -> None:
-        """The worker is not to be removed after all. One in quarantine leaves all the same."""
+        """Call off the removal of the worker. A worker in quarantine leaves all the same."""
         if worker.leaving is not None and worker.admin is Admin.DRAINING:
             self.administer(worker, AdminEvent.UNDRAIN, reason)
 
     def remove(self, worker: Worker) -> None:
-        """Forget the worker. Leases on it stay valid until their exchanges end; its slots are
-        nobody's any more."""
+        """Forget the worker. Its leases stay valid until their exchanges end; its slots no longer
+        count."""
         if worker.removed:
             return
         del self._workers[worker.url]
@@ -204,8 +207,8 @@ class Registry:
         self._tell(events.WorkerRemoved(worker), *map(events.SlotFreed, holds))
 
     def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
-        """Take a lease on the worker, and with `hold` a slot. Whether it may be sent work is the
-        caller's decision."""
+        """Take a lease on the worker and, with `hold`, a slot. The caller decides whether the
+        worker may get work."""
         lease = Lease(worker, worker.incarnation, self._end, hold, worker.weight_version)
         lease.doubtful = worker.suspicion is not None
         worker.leases.add(lease)
@@ -224,9 +227,10 @@ class Registry:
             self.drop(hold)
 
     def keep(self, lease: Lease, kind: HoldKind) -> Hold | None:
-        """Let the lease's slot outlive it, as a job or a ghost. None if it has no slot (any more).
+        """Let the lease's slot outlive the lease, as a job or a ghost. None if the lease has no
+        slot.
 
-        Whoever takes it drops it in the end.
+        The caller must drop the hold in the end.
         """
         hold, lease.hold = lease.hold, None
         if hold is None or hold not in hold.worker.holds:
@@ -236,19 +240,19 @@ class Registry:
         return hold
 
     def turn_into_ghost(self, hold: Hold) -> None:
-        """A job nobody asks for any more goes on: its slot stays taken by a ghost."""
+        """The job was deleted but still runs: a ghost keeps its slot taken."""
         if hold in hold.worker.holds:
             hold.kind = HoldKind.GHOST
             self._tell(events.Held(hold))
 
     def drop(self, hold: Hold) -> None:
-        """Free a slot. One of an earlier incarnation is gone already."""
+        """Free a slot. Does nothing if the hold belongs to an earlier incarnation."""
         if hold in hold.worker.holds:
             del hold.worker.holds[hold]
             self._tell(events.SlotFreed(hold))
 
     def begin(self, worker: Worker, now: float) -> None:
-        """Note that what waits on the worker behind others has begun, as far as there are slots."""
+        """Note that work waiting behind other work has begun, as far as there are slots."""
         room = worker.max_concurrency
         for hold in worker.holds:
             if room <= 0:
@@ -258,27 +262,28 @@ class Registry:
                 hold.begun = now
 
     def occupy(self, hold: Hold) -> None:
-        """Take a slot for what goes on at the worker since before this router knew of it."""
+        """Take a slot for work that the worker began before this router knew of it."""
         hold.restored = True
         hold.worker.holds[hold] = None
         self._tell(events.Held(hold))
 
     def set_concurrency(self, worker: Worker, limit: int | None) -> None:
-        """Set the worker's slots; None returns to what it can do by itself."""
+        """Set the worker's slots; None returns to the worker's own capability."""
         worker.concurrency_limit = limit
         self._tell(events.SlotsChanged(worker))
 
     def probed(
         self, worker: Worker, probe: Probe, reason: str | None = None, *, seconds: float = 0.0
     ) -> None:
-        """Record what a health probe found after so many seconds, and what follows from it."""
+        """Record the finding of a health probe, which took `seconds`, and apply the
+        consequences."""
         if worker.removed:
             return
         self._tell(events.Probed(worker, probe, seconds, reason))
         before = hopeful(worker), worker.troubled
         worker.unauthorized = probe is Probe.UNAUTHORIZED
         if worker.ending or (worker.starting and probe in (Probe.FAILED, Probe.REFUSED)):
-            probe = Probe.WARMING  # its process is known to live, or to come
+            probe = Probe.WARMING  # its process is known to live, or to start soon
         if probe is Probe.OK:
             worker.starting = False
             worker.troubled = False
@@ -302,8 +307,9 @@ class Registry:
             self._tell(events.ProspectsChanged(worker))
 
     def expect(self, worker: Worker, reason: str, *, ending: bool = False) -> None:
-        """Its process was started, or will be without anyone acting: until it serves, it warms.
-        `ending`: the one that still runs is about to end, whatever it says."""
+        """The worker's process was started, or will be without an operator: until the worker
+        serves, it warms up. `ending`: the process that still runs is about to end, whatever it
+        answers."""
         if worker.removed:
             return
         worker.starting, worker.ending = True, ending
@@ -312,7 +318,7 @@ class Registry:
         self._facet(worker, "health", Health.WARMING, reason)
 
     def give_up(self, worker: Worker, reason: str) -> None:
-        """Its process has ended, and will not come back unless somebody acts."""
+        """The worker's process has ended, and will not come back without an operator."""
         if worker.removed:
             return
         worker.starting = worker.ending = False
@@ -320,25 +326,26 @@ class Registry:
         self._facet(worker, "health", Health.UNHEALTHY, reason)
 
     def identify(self, worker: Worker, process: str | None) -> None:
-        """Record what proves which process runs; None where nothing does."""
+        """Record the proof of which process runs; None if there is none."""
         worker.process = process
 
     def learned(self, worker: Worker, capabilities: Capabilities) -> None:
-        """Record what the worker says it can do."""
+        """Record the capabilities that the worker tells."""
         if worker.removed or worker.capabilities == capabilities:
             return
         worker.capabilities = capabilities
         self._tell(events.CapabilitiesLearned(worker))
 
     def administer(self, worker: Worker, event: AdminEvent, reason: str | None = None) -> None:
-        """Apply an operator's wish. Raises IllegalTransition and then changes nothing."""
+        """Apply an operator's wish. Raises IllegalTransition, and then changes nothing."""
         admin = step(ADMIN, worker.admin, event)
         if admin is Admin.ENABLED:
             worker.leaving = None
         self._facet(worker, "admin", admin, reason)
 
     def forgive(self, worker: Worker) -> None:
-        """Clear quarantine, ill health and trial (`PUT {"is_dead": false}`); all is judged anew."""
+        """Clear quarantine, ill health and trial (`PUT {"is_dead": false}`); probes and outcomes
+        judge the worker anew."""
         self.administer(worker, AdminEvent.CLEAR)
         if worker.trial is not None or worker.paused:
             self.ejection.forget(worker)
@@ -351,7 +358,7 @@ class Registry:
     def apply_memory_event(
         self, worker: Worker, event: MemoryEvent, reason: str | None = None
     ) -> None:
-        """Apply an event of sleep or wake. Raises IllegalTransition and then changes nothing."""
+        """Apply an event of sleep or wake. Raises IllegalTransition, and then changes nothing."""
         self._facet(worker, "memory", step(MEMORY, worker.memory, event), reason)
 
     def set_weights(
@@ -364,9 +371,9 @@ class Registry:
         why: str | None = None,
         stuck: bool = False,
     ) -> None:
-        """Note where the worker stands against its ledger: `why` it is not current, and whether it
-        is `stuck` so until somebody acts. `reason` is what has changed that. For whoever keeps the
-        ledgers."""
+        """Record where the worker stands against its ledger. `why`: why it is not current; `stuck`:
+        it stays so until an operator acts; `reason`: the cause of this change. Only for the code
+        that keeps the ledgers."""
         hoped, old = (hopeful(worker), worker.weight_version), worker.weights
         worker.weight_version, worker.weights_reason, worker.stuck = version, why, stuck
         self._facet(worker, "weights", weights, reason)
@@ -374,15 +381,16 @@ class Registry:
             self._tell(events.ProspectsChanged(worker))
 
     def suspect(self, worker: Worker, reason: str) -> None:
-        """Doubt that the process is the same; the first reason is kept until it is cleared."""
+        """Doubt that the process is the same; the first reason is kept until the doubt is
+        cleared."""
         if worker.removed or worker.suspicion is not None:
             return
         worker.suspicion = reason
         self._tell(events.Suspected(worker, reason))
 
     def trouble(self, worker: Worker, reason: str) -> None:
-        """The relay could not talk to the worker: its health is not judged here, but it is worth
-        a probe at once, and until a good one the others are better."""
+        """The relay could not talk to the worker. This does not judge its health, but the worker is
+        probed at once, and other workers are preferred until a probe succeeds."""
         if not worker.removed:
             worker.troubled = True
             self._tell(events.Trouble(worker, reason))
@@ -395,24 +403,23 @@ class Registry:
             self._tell(events.Absolved(worker, reason))
 
     def reincarnate(self, worker: Worker, reason: str) -> None:
-        """Another process answers at this URL: forget what only the old one knew.
+        """Another process answers at this URL: forget all knowledge about the old process.
 
-        Leases on the old process end without effect here. A sleeper is still to sleep: the GPU
+        Leases on the old process end without effect. A worker that slept must sleep again: its GPU
         was given away.
         """
         if worker.removed:
             return
         if worker.weight_version:
-            # Before anybody is told anything: else somebody may find it routable.
+            # Before any event: otherwise an observer may find the worker routable.
             self.set_weights(worker, Weights.BEHIND, 0, reason)
         worker.incarnation += 1
         worker.capabilities = None
         worker.met = False
         worker.troubled = False
         self.ejection.forget(worker)
-        # What was sent since the doubt arose has gone to the new process, and keeps its slots,
-        # be it a job or a ghost by now. A lease that is not used yet is withdrawn by its
-        # incarnation.
+        # Work sent since the doubt arose has gone to the new process and keeps its slots, also as a
+        # job or a ghost. A lease that is not used yet is withdrawn through its incarnation.
         worker.leases = {lease for lease in worker.leases if lease.doubtful}
         gone = [hold for hold in worker.holds if not hold.doubtful]
         worker.holds = {hold: None for hold in worker.holds if hold.doubtful}
@@ -423,7 +430,7 @@ class Registry:
         self.apply_memory_event(worker, MemoryEvent.REPLACED, reason)
 
     def _end_doubt(self, worker: Worker) -> None:
-        """There is no doubt any more which process is there."""
+        """It is certain again which process runs."""
         worker.suspicion = None
         for lease in worker.leases:
             lease.doubtful = False

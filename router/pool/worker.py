@@ -1,5 +1,5 @@
-"""The record of one worker: its facets, what it can do, what occupies its slots, and the leases on
-it."""
+"""The record of one worker: its facets, its capabilities, the holds on its slots, and its
+leases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Health(StrEnum):
-    """What probes say. `warming`: the process lives but does not serve yet."""
+    """The verdict of the probes. `warming`: the process lives but does not serve yet."""
 
     UNKNOWN = "unknown"
     WARMING = "warming"
@@ -26,7 +26,7 @@ class Health(StrEnum):
 
 
 class Admin(StrEnum):
-    """What an operator wants."""
+    """The state that an operator wants."""
 
     ENABLED = "enabled"
     DRAINING = "draining"
@@ -34,7 +34,7 @@ class Admin(StrEnum):
 
 
 class Memory(StrEnum):
-    """Whether the weights are on the GPU. A worker cannot be asked: this is what it last said."""
+    """Whether the weights are on the GPU. A worker cannot be asked: this is its last word."""
 
     AWAKE = "awake"
     FALLING_ASLEEP = "falling_asleep"
@@ -51,10 +51,10 @@ class Weights(StrEnum):
     FAILED = "failed"
 
 
-# Why a worker is a suspect of which something was known before the router was restarted.
+# The reason to suspect a worker that was known before a restart of the router.
 ROUTER_RESTARTED = "the router was restarted"
 
-# A weight version that nobody knows; less than any other.
+# An unknown weight version; less than any other.
 UNKNOWN_VERSION = -1
 
 
@@ -67,7 +67,7 @@ class Origin(StrEnum):
 
 
 class Task(StrEnum):
-    """What a generation makes."""
+    """The product of a generation."""
 
     IMAGE = "image"
     EDIT = "edit"
@@ -75,7 +75,7 @@ class Task(StrEnum):
     MESH = "mesh"
 
 
-# The worker's `task_type` words (worker contract, "Other rules") by what they make.
+# The tasks that each `task_type` word of a worker stands for (worker contract, "Other rules").
 _TASKS_OF_TYPE: dict[str, frozenset[Task]] = {
     "T2I": frozenset({Task.IMAGE}),
     "I2I": frozenset({Task.EDIT}),
@@ -97,7 +97,7 @@ _TASKS_OF_OUTPUT: dict[str, frozenset[Task]] = {
 
 @frozen
 class Capabilities:
-    """What a worker says of itself at `/v1/models`, `/server_info` and `/model_info`."""
+    """What a worker tells about itself at `/v1/models`, `/server_info` and `/model_info`."""
 
     models: tuple[str, ...] = ()
     task_types: tuple[str, ...] = ()
@@ -105,9 +105,9 @@ class Capabilities:
     dp_size: int = 1
     model_path: str | None = None
     version: str | None = None
-    # Requests that each copy runs together, where it says so.
+    # Requests that each copy of the model runs together, if the worker tells it.
     batching: int | None = None
-    # What it can make; None if it named nothing that is understood.
+    # The tasks that the worker can do; None if the worker named no known task or output type.
     tasks: frozenset[Task] | None = field(init=False, repr=False, eq=False)
 
     @tasks.default
@@ -121,13 +121,13 @@ class Capabilities:
         return frozenset(found) or None
 
     def can(self, task: Task) -> bool | None:
-        """Whether it can do the task; None if that is not known."""
+        """Whether the worker can do the task; None if that is unknown."""
         return None if self.tasks is None else task in self.tasks
 
 
 @define(eq=False)
 class Worker:
-    """One registration of one URL. Only the registry changes it."""
+    """One registration of one URL. Only the registry changes a Worker."""
 
     url: str
     origin: Origin
@@ -136,58 +136,62 @@ class Worker:
     admin: Admin = Admin.ENABLED
     memory: Memory = Memory.AWAKE
     weights: Weights = Weights.CURRENT
-    # Of the last ledger entry of which it has all; 0: that of its start, before any change.
+    # The version of the last ledger entry that the worker has in full; 0: the weights of its start,
+    # before any change.
     weight_version: int = 0
-    # Why it is not current, in one sentence for people; None while it is.
+    # Why the weights are not current, in one sentence for people; None while they are.
     weights_reason: str | None = None
-    # It is behind, and no replay can help it until somebody acts.
+    # The worker is behind, and no replay can help until an operator acts.
     stuck: bool = False
-    # Probes since the last one of the other outcome; never both above zero.
+    # Consecutive probes of one outcome; never both above zero.
     consecutive_failures: int = 0
     consecutive_successes: int = 0
     # Why health is not `healthy`, in one sentence for people; None while it is.
     health_reason: str | None = None
-    unauthorized: bool = False  # the last probe was refused for want of a key, or of the right one
-    # Known once `/v1/models`, `/server_info` and `/model_info` were read in this incarnation.
+    unauthorized: bool = False  # the last probe lacked a key, or had the wrong one
+    # Known once the router has read `/v1/models`, `/server_info` and `/model_info` in this
+    # incarnation.
     capabilities: Capabilities | None = None
     # A probe of this incarnation has succeeded.
     met: bool = False
     # Counts the processes seen behind the URL, from 1.
     incarnation: int = 1
-    # The relay could not talk to it since the last good probe.
+    # The relay has failed to talk to the worker since the last good probe.
     troubled: bool = False
-    # Set while it fails and others do not: it gets one request at a time (`pool.ejection`).
+    # Set while the worker fails and others do not: it gets one request at a time (`pool.ejection`).
     trial: Trial | None = None
-    # It has asked to be left alone for a while.
+    # The worker has asked for no requests for a while.
     paused: bool = False
-    # Set while it is doubtful whether the process is still the one that was probed.
+    # Set while the process may not be the one that was probed.
     suspicion: str | None = None
-    # Its process was started, or will be without anyone acting: until it serves, refusing
-    # connections means that it loads. Only of launched workers.
+    # The process was started, or will be without an operator: until the worker serves, a refused
+    # connection means that it loads. Only for launched workers.
     starting: bool = False
-    ending: bool = False  # and the process that still answers is about to end
-    # Proves which process runs, if its launcher knows: equal ones mean the same process.
+    ending: bool = False  # the process that still answers is about to end
+    # Identifies the running process, if the launcher can: equal values mean the same process.
     process: str | None = None
-    # By a request: it stays though no flag names it any more.
+    # Registered by a request: the worker stays even if no flag names it.
     registered: bool = False
-    # Somebody else sees to its weights (`--trust-external-weights`): that doubt keeps nothing back.
+    # Another system manages the weights (`--trust-external-weights`): doubt about the process does
+    # not keep the worker from generations.
     trusted: bool = False
-    # What the operator set; None: as many as the worker can (see `max_concurrency`).
+    # Set by the operator; None: as many as the worker can do (see `max_concurrency`).
     concurrency_limit: int | None = None
-    # What the settings say. A request may have changed the limit since.
+    # The limit from the settings. A request may have changed `concurrency_limit` since.
     concurrency_default: int | None = None
-    # Requests that each of its copies runs together, where its launcher knows.
+    # Requests that each copy of the model runs together, if the launcher knows.
     batching: int = 1
-    # Other normalised URLs that were answered with it, the latest last.
+    # Other normalised URLs that lead to this worker, the latest last.
     aliases: tuple[str, ...] = ()
-    # What its launcher calls it; unique among launched workers.
+    # The launcher's name for the worker; unique among launched workers.
     label: str | None = None
-    # Why it is to be removed once its work has ended; None: it stays. Never of an enabled one.
+    # Why the worker will be removed once its work has ended; None: it stays. Always None for an
+    # enabled worker.
     leaving: str | None = None
     removed: bool = False
     leases: set[Lease] = field(factory=set, repr=False)
-    # What occupies its slots, the oldest first: generations until the head of their answer, jobs
-    # until they end, sessions, and ghosts. Jobs may make it more than `max_concurrency`.
+    # The holds on the slots, the oldest first: generations until the head of their answer, jobs
+    # until they end, sessions, and ghosts. Jobs may push the count above `max_concurrency`.
     holds: dict[Hold, None] = field(factory=dict, repr=False)
 
     @property
@@ -200,12 +204,12 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name for people."""
         return self.label or self.display_id
 
     @property
     def max_concurrency(self) -> int:
-        """Generations it works on at once (slots)."""
+        """Slots: the generations that the worker runs at once."""
         if self.concurrency_limit is not None:
             return self.concurrency_limit
         can = self.capabilities
@@ -220,7 +224,7 @@ class Worker:
 
     @property
     def free_slots(self) -> int:
-        """Generations that it could begin now; negative where jobs exceed its slots."""
+        """Generations that the worker could begin now; negative if jobs exceed the slots."""
         return self.max_concurrency - len(self.holds)
 
     @property
@@ -233,14 +237,14 @@ class Worker:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs there that a change of weights or a sleep must wait for. Answers
-        on their way to clients do not count."""
+        """Whether no work runs that a weight change or a sleep must wait for. Answers on their way
+        to clients do not count."""
         return not self.holds and not any(lease.binding for lease in self.leases)
 
     @property
     def is_drained(self) -> bool:
-        """Whether neither an exchange nor anything that holds a slot is under way there. What an
-        unhealthy worker does is not counted: it may never end."""
+        """Whether no exchange runs and no slot is held. The holds of an unhealthy worker do not
+        count: they may never end."""
         return not self.leases and (not self.holds or self.health is Health.UNHEALTHY)
 
     @property
@@ -250,7 +254,7 @@ class Worker:
 
     @property
     def ghosts(self) -> int:
-        """Generations that go on though their client has left."""
+        """Generations that go on although their client has left."""
         return sum(hold.kind is HoldKind.GHOST for hold in self.holds)
 
     @property
@@ -259,13 +263,13 @@ class Worker:
 
     @property
     def is_sleeping(self) -> bool:
-        """Not known to be awake counts as asleep."""
+        """Whether the worker is asleep. A worker that is not known to be awake counts as asleep."""
         return self.memory is not Memory.AWAKE
 
 
 @frozen
 class WorkerRecord:
-    """A worker, as it was known last. Not its health: that is found out anew."""
+    """The last known state of a worker, without its health: probes find the health anew."""
 
     table: ClassVar[str] = "workers"
 
@@ -274,16 +278,16 @@ class WorkerRecord:
     origin: Origin
     registered: bool = False
     admin: Admin = Admin.ENABLED
-    # Awake or asleep: what is not known to be awake counts as asleep.
+    # Awake or asleep; a worker that is not known to be awake counts as asleep.
     memory: Memory = Memory.AWAKE
     incarnation: int = 1
-    # None: no process was probed well yet.
+    # None: no probe has succeeded yet.
     capabilities: Capabilities | None = None
-    # What an operator set, if he did; else what the flags say counts.
+    # The operator's limit if `concurrency_set`; otherwise the flags decide.
     concurrency: int | None = None
     concurrency_set: bool = False
     aliases: tuple[str, ...] = ()
-    leaving: str | None = None  # why it is to be removed once its work has ended
+    leaving: str | None = None  # why the worker will be removed once its work has ended
 
     @property
     def key(self) -> str:
@@ -291,7 +295,7 @@ class WorkerRecord:
 
     @classmethod
     def of(cls, worker: Worker) -> WorkerRecord:
-        """The record of a worker as it is now."""
+        """The record of a worker's present state."""
         concurrency_set = worker.concurrency_limit != worker.concurrency_default
         return cls(
             url=worker.url,
@@ -331,58 +335,59 @@ class Hold:
     endpoint: str = ""  # the kind of endpoint, as speeds are learnt
     work: float = 0.0  # units of work (pool.cost)
     since: float = 0.0  # when the slot was taken, on the dispatcher's clock
-    # When the worker can have begun with it: jobs beyond its slots wait behind others there.
+    # When the worker could begin: jobs beyond the slots wait there behind others.
     begun: float | None = None
-    # For a job, from its submission on; and its id, once it is known.
+    # True for a job, from its submission on. The id follows once it is known.
     job: bool = False
     job_id: str | None = None
-    # What says which other workers it was fit for, where that is known.
+    # The wants that decide which other workers fit, if known.
     wants: Wants | None = None
-    # It was not granted but found: by what was known before a restart of the router.
+    # Not granted but found: recorded before a restart of the router.
     restored: bool = False
-    # It was taken while nobody knew which process is there.
+    # Taken while it was unknown which process runs.
     doubtful: bool = False
 
 
 @define(eq=False)
 class Trial:
-    """Why a worker is on trial, and how that goes. Only `pool.ejection` changes it."""
+    """Why a worker is on trial, and how the trial goes. Only `pool.ejection` changes a Trial."""
 
     reason: str
-    failures: int  # those that led to it, and since
-    since: float  # the last failure, on the dispatcher's clock
-    pause: float  # seconds until it may have a request
-    peers: frozenset[Worker] = field(repr=False)  # those that it was compared with
-    successes: int = 0  # theirs, since it began
+    failures: int  # failures that led to the trial, and failures since
+    since: float  # time of the last failure, on the dispatcher's clock
+    pause: float  # seconds until the worker may get a request
+    peers: frozenset[Worker] = field(repr=False)  # the workers it was compared with
+    successes: int = 0  # successes of the peers since the trial began
     due: bool = False  # the next request may be the trial
-    hold: Hold | None = field(default=None, repr=False)  # of the request that is the trial
+    hold: Hold | None = field(default=None, repr=False)  # the slot of the trial request
 
 
 @define(eq=False)
 class Lease:
     """The right to send one exchange to one worker. Ends exactly once, on every path.
 
-    It belongs to one incarnation of the worker: its end after the process was replaced
-    changes nothing there, unless it is doubtful. `hold` is the slot it occupies, None once that
-    was given back or where none is needed.
+    A lease belongs to one incarnation of the worker: if the process was replaced, the end of the
+    lease changes nothing, unless the lease is doubtful. `hold` is the slot that the lease occupies;
+    None if the slot was given back or the exchange needs no slot.
     """
 
     worker: Worker
     incarnation: int
     _on_end: Callable[[Lease], None] = field(alias="on_end", repr=False)
     hold: Hold | None = None
-    # Of the worker's weights when it was granted; None where that says nothing.
+    # The worker's weight version at the grant; None if the version means nothing for the answer.
     weight_version: int | None = None
-    # It must end before the worker is idle, though it holds no slot.
+    # The worker is not idle before this lease ends, although the lease holds no slot.
     binding: bool = False
-    # It was granted while nobody knew which process is there.
+    # Granted while it was unknown which process runs.
     doubtful: bool = False
-    # Ends a session that has no end of its own; whoever can, sets it.
+    # Ends a session that has no end of its own; set by the code that can end it.
     evict: Callable[[], None] | None = None
     ended: bool = False
 
     def release(self) -> None:
-        """End the lease. Raises RuntimeError if it has ended already: somebody counts twice."""
+        """End the lease. Raises RuntimeError if the lease has ended already: a caller counts
+        twice."""
         if self.ended:
             raise RuntimeError(f"lease on {self.worker.url} released twice")
         self.ended = True

@@ -1,9 +1,9 @@
 """What a worker must replay to be current: ledgers of weight changes.
 
-`Ledgers` (ledgers.py) is the way in: it knows every model's ledger and what every worker has of it,
-hears the registry, and derives the facet `weights`, `Worker.weight_version`,
-`Worker.weights_reason` and `Worker.stuck` of each worker. Whoever acts on workers reports what came
-of it here.
+`Ledgers` (ledgers.py) is the entry point. It holds every model's ledger and the state of every
+worker against it, listens to the registry, and derives the facet `weights`,
+`Worker.weight_version`, `Worker.weights_reason` and `Worker.stuck`. Code that calls workers reports
+the outcomes to it.
 """
 
 from __future__ import annotations

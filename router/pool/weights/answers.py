@@ -1,4 +1,4 @@
-"""What a worker's answer to a weight change means."""
+"""The meaning of a worker's answer to a weight change."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 from ... import text
 from .recipe import DISK, TENSOR
 
-_LONGEST = 2000  # characters of a worker's own words
+_LONGEST = 2000  # characters kept of a worker's own words
 
-# A disk update that says so has begun to load: what is there now is not what was there before.
+# A disk update with such an error has begun to load: the weights before it are lost.
 _TOUCHED = re.compile(r"roll(ed|ing)?[ -]?back|failed to update module", re.IGNORECASE)
-# What differs between workers that refuse for the same reason.
+# Parts that differ between workers that refuse for the same reason.
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 class Meaning(StrEnum):
-    """What became of the worker's weights."""
+    """The effect on the worker's weights."""
 
     APPLIED = "applied"
     UNCHANGED = "unchanged"
     UNKNOWN = "unknown"
-    # A refusal that leaves them unchanged if every other worker gives the same.
+    # A refusal. The weights are unchanged if every other worker gives the same refusal.
     REFUSED = "refused"
 
 
 def succeeded(status: int, body: Any) -> bool:
-    """2xx, and the worker does not say otherwise."""
+    """Whether the status is 2xx and the body does not deny success."""
     said = body.get("success") if isinstance(body, dict) else None
     return 200 <= status < 300 and said is not False
 
 
 def meaning(path: str, status: int, body: Any, *, sent: bool = True) -> Meaning:
-    """What an answer to a call of this path means. `sent`: the worker may have got the call."""
+    """The meaning of an answer to a call of this path. `sent`: the worker may have got the call."""
     if not sent:
         return Meaning.UNCHANGED
     if succeeded(status, body):
@@ -51,18 +51,18 @@ def meaning(path: str, status: int, body: Any, *, sent: bool = True) -> Meaning:
 
 
 def alike(status: int, body: Any) -> tuple[int, str]:
-    """Equal for refusals that say the same."""
+    """A key that is equal for refusals that say the same."""
     return status, _NUMBERS.sub("#", words(body))
 
 
 def words(body: Any) -> str:
-    """What a worker says, for people."""
+    """The worker's message, for people."""
     if isinstance(body, dict):
         for name in ("message", "detail", "error"):
             if isinstance(body.get(name), str):
                 return text.one_line(body[name], _LONGEST)
         detail = body.get("detail")
-        if isinstance(detail, list):  # how a worker tells what is wrong with a request's form
+        if isinstance(detail, list):  # the list of mistakes in a request's form
             found = [part["msg"] for part in detail if isinstance(part, dict) and "msg" in part]
             if found:
                 return text.one_line("; ".join(map(text.words, found)), _LONGEST)

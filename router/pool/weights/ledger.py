@@ -1,7 +1,7 @@
-"""One model's ledger and its changes, and how they are kept.
+"""One model's ledger and its changes, and their storage.
 
-What is kept is the objects themselves, in so far as they are made of it (`init`): whoever keeps
-one takes a copy. What only this process knows of them is not.
+The store keeps these objects by the fields that `init` accepts, and takes a copy. Fields with
+`init=False` are known to this process only.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from .recipe import DISK, TENSOR, Recipe, Step, step_of
 
 @define(eq=False)
 class Change:
-    """One change on the workers of one model, from its beginning until it stands or is void.
+    """One change on the workers of one model, from its beginning until it is issued or void.
 
-    It is kept while it is under way, and while it waits for its workers to wake (`pending`).
+    The store keeps a change while it is under way, and while it waits for its workers to wake
+    (`pending`).
     """
 
     table: ClassVar[str] = "changes"
@@ -28,18 +29,18 @@ class Change:
     model: str
     number: int  # in order of arrival
     path: str
-    body: str | None  # JSON; None where it cannot be repeated: tensors, or many calls
+    body: str | None  # JSON; None if the change cannot be repeated: tensors, or many calls
     label: str | None
-    workers: tuple[str, ...] = ()  # URLs of those that it is under way at, or waits for
+    workers: tuple[str, ...] = ()  # URLs of the workers that it runs on or waits for
     pending: bool = False
-    # Issued at its first success; and what the ledger was when that came.
+    # `version` is issued at the first success; `before` is the recipe at that moment.
     version: int | None = field(init=False, default=None)
     before: Recipe | None = field(init=False, default=None)
-    # One that clients may have seen though it did not come to the disk.
+    # A version that clients may have seen although it never reached the disk.
     seen_version: int | None = field(init=False, default=None)
     error: str | None = field(init=False, default=None)  # the last refusal, for people
     over: bool = field(init=False, default=False)
-    # The steps of a transaction, whose calls are sent one by one.
+    # The steps of a transaction, which sends its calls one by one.
     steps: list[Step] = field(init=False, factory=list)
     opaque: bool = field(init=False, default=False)
 
@@ -49,41 +50,41 @@ class Change:
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """The fields of its body."""
+        """The fields of the body."""
         content = from_json(self.body) if self.body else None
         return content if isinstance(content, dict) else {}
 
     @property
     def is_transaction(self) -> bool:
-        """Whether it is made of several calls, from `POST /weights/begin` to commit."""
+        """Whether the change consists of several calls, from `POST /weights/begin` to commit."""
         return not self.path
 
     @property
     def is_lora(self) -> bool:
-        """Whether it is one LoRA call, which leaves the weights themselves alone."""
+        """Whether the change is one LoRA call, which leaves the weights themselves alone."""
         return self.path not in ("", DISK, TENSOR)
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name for people."""
         return self.label or self.path or "a transaction"
 
     @property
     def has_lora(self) -> bool:
-        """Whether a part of it is a LoRA call."""
+        """Whether a part of the change is a LoRA call."""
         return self.is_lora or any(step.is_lora for step in self.steps)
 
     @property
     def is_full(self) -> bool:
-        """Whether it sets all weights, whatever they were before."""
+        """Whether the change sets all weights, whatever they were before."""
         return self.path == DISK and self.step(0).is_full
 
     def step(self, version: int) -> Step:
-        """The step that it is in the ledger."""
+        """The step of the change in the ledger."""
         return step_of(self.path, self.body or "{}", self.content, version)
 
     def applied_to(self, recipe: Recipe, version: int) -> Recipe:
-        """The recipe after it."""
+        """The recipe after the change."""
         if self.path == TENSOR:
             return recipe.then_opaque(version)
         if self.is_transaction:
@@ -94,7 +95,8 @@ class Change:
 
 
 def label_of(path: str, content: Mapping[str, Any]) -> str | None:
-    """What people call the change: the label in its body, else the path that it loads."""
+    """The label for people: the label in the body, else the path or LoRA name that the change
+    loads."""
     for name in ("weight_version", "label", "model_path", "lora_nickname"):
         value = content.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
@@ -111,15 +113,14 @@ class Ledger:
     table: ClassVar[str] = "ledgers"
 
     model: str
-    version: int = 0  # the current one, 0 before the first change
-    issued: int = 0  # the highest number that was ever given out
+    version: int = 0  # the current version, 0 before the first change
+    issued: int = 0  # the highest number ever issued
     label: str | None = None
     recipe: Recipe = field(factory=Recipe)
     last_error: str | None = None
-    # Up to this number versions are of before a reset: what they were has nothing to do with the
-    # recipe.
+    # Versions up to this number come from before a reset and have nothing to do with the recipe.
     since: int = 0
-    # Changes that no worker could be given yet, in order; they come before anything else.
+    # Changes that no worker could take yet, in order; they come before any other change.
     pending: list[Change] = field(init=False, factory=list)
 
     @property
@@ -128,7 +129,8 @@ class Ledger:
 
     @property
     def live(self) -> bool:
-        """Whether there was, or is about to be, any change: before it nothing is gated."""
+        """Whether there was a change, or one is pending. Before the first change nothing is
+        gated."""
         return self.version > 0 or bool(self.pending)
 
 
@@ -143,7 +145,7 @@ class WeightRecord:
     base: int | None
     loras: int | None
     wrapped: bool
-    doubt: bool = False  # whether this was the process of which all that was known
+    doubt: bool = False  # whether the rest of the record may describe another process
 
     @property
     def key(self) -> str:
@@ -154,12 +156,12 @@ StoredRow = Ledger | WeightRecord | Change
 
 
 class WeightStore(Protocol):
-    """Where it is kept: the store."""
+    """The store that keeps the rows."""
 
     def put(self, record: StoredRow) -> None:
-        """Store a copy, in place of that of the same key."""
+        """Store a copy in place of the row with the same key."""
         ...
 
     def delete(self, kind: type[StoredRow], key: str) -> None:
-        """Drop it, if it is there."""
+        """Drop the row if it exists."""
         ...

@@ -1,6 +1,6 @@
-"""What happens to ledgers and to what workers have of them.
+"""Changes of ledgers and of the workers' states.
 
-No I/O: `Ledgers` hears the registry, and is told by whoever acts on workers what came of it.
+No I/O: `Ledgers` listens to the registry, and the code that calls workers reports the outcomes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .recipe import FRESH, Plan, Recipe, WeightState
 from .state import WorkerWeights, after, at_version, lost_by, without
 from .view import LedgerView
 
-_MOST_LEFT = 10_000  # workers that left, whose weights are known should they come again
+_MOST_LEFT = 10_000  # workers that left, whose weights are remembered in case they return
 
 
 class Ledgers(LedgerView):
@@ -29,7 +29,7 @@ class Ledgers(LedgerView):
 
     def __init__(self, registry: Registry, store: WeightStore, *, gating: bool = True) -> None:
         super().__init__(registry, store, gating)
-        self._last_change = 0  # its number
+        self._last_change = 0  # the number of the last change
         self._trusts_restored = False
         registry.subscribe(
             self._observe,
@@ -37,37 +37,37 @@ class Ledgers(LedgerView):
             *(events.Suspected, events.Absolved, events.Reincarnated),
         )
 
-    # Changes. Each is made, opened, reported on for each of its workers, and closed.
+    # Changes. Each change is made, opened, reported for each of its workers, and closed.
 
     def make(
         self, change_id: str, model: str, path: str, body: str | None, label: str | None
     ) -> Change:
-        """A new change, not begun yet."""
+        """A new change that has not begun."""
         self._last_change += 1
         return Change(change_id, model, self._last_change, path, body, label)
 
     def open(self, change: Change, workers: Collection[Worker]) -> None:
-        """The change begins on these workers: enter its intent."""
+        """The change begins on these workers: record the intent."""
         for worker in workers:
             self._of(worker).change = change
         self._store_intent(change, workers, pending=False)
 
     def withdraw(self, change: Change) -> None:
-        """The change was opened, but nothing has been done: it was not to be."""
+        """Take back an opened change of which no call was made."""
         self._store.delete(Change, change.change_id)
         for known in self._known.values():
             if known.change is change:
                 known.change = None
 
     def fence(self, worker: Worker, reason: str) -> None:
-        """Give the worker nothing new: a change has it until it is reported on."""
+        """Give the worker nothing new: a change holds it until an outcome is reported."""
         self._of(worker).fenced = True
         self._settle(worker, reason)
 
     def applied(self, change: Change, worker: Worker, incarnation: int) -> None:
-        """The worker has applied the change. With the first one, the change is the ledger's.
+        """The worker has applied the change. The first success enters the change in the ledger.
 
-        `incarnation`: that of the worker when it was called. `release` follows, once that is
+        `incarnation`: the worker's incarnation at the call. `release` follows once the entry is
         durable.
         """
         if change.version is None:
@@ -78,7 +78,7 @@ class Ledgers(LedgerView):
             self._put(worker, after(self.weight_state(worker), change, was_current))
 
     def release(self, worker: Worker, reason: str | None = None) -> None:
-        """The change is done with the worker, whatever came of it."""
+        """The change is done with the worker, whatever the outcome."""
         known = self._known.get(worker)
         if known is None:
             return
@@ -92,19 +92,19 @@ class Ledgers(LedgerView):
         self._settle(worker, reason)
 
     def unchanged(self, change: Change, worker: Worker, reason: str) -> None:
-        """The worker has what it had before: it refused, or was never called."""
+        """The worker has the weights that it had before: it refused, or was never called."""
         change.error = reason
         self.release(worker, reason)
 
     def unknown(self, change: Change, worker: Worker, reason: str) -> None:
-        """Nobody knows what the worker has now."""
+        """The worker's weights are unknown now."""
         change.error = reason
         if not worker.removed:
             self._put(worker, lost_by(self.weight_state(worker), change))
         self.release(worker, reason)
 
     def close(self, change: Change) -> None:
-        """All workers of the change have been reported on; without a success it is void."""
+        """All workers of the change have been reported; without a success the change is void."""
         ledger = self.ledger(change.model)
         change.over = True
         if change in ledger.pending:
@@ -116,43 +116,44 @@ class Ledgers(LedgerView):
         self._settle_all(change.model)
 
     def came_to_nothing(self, change: Change) -> None:
-        """No worker was called, and nobody has said a word against it. If it was pending it still
-        is; else it is void."""
+        """No worker was called, and none refused. A pending change stays pending; any other change
+        is void."""
         if change in self.ledger(change.model).pending:
             self._store_intent(change, (), pending=True)
         else:
             self.close(change)
 
     def defer(self, change: Change, workers: Iterable[Worker]) -> None:
-        """All workers of the change sleep: it comes before anything else when one wakes."""
+        """All workers of the change sleep: the change comes before any other when one wakes."""
         self.ledger(change.model).pending.append(change)
         self._store_intent(change, workers, pending=True)
         self._settle_all(change.model)
 
     def commit(self, change: Change, label: str | None) -> int:
-        """A transaction stands, whoever has applied all of it: the number that it is issued."""
+        """Issue the number of a transaction, whichever workers have applied all of it."""
         change.label = label or change.label
         return self._issue(change)
 
     # Replays.
 
     def sending(self, worker: Worker, *, lora: bool) -> None:
-        """A call of a replay is about to be sent: until it is answered well nobody knows what
-        the worker has."""
+        """A call of a replay is about to be sent: until a good answer comes, the worker's weights
+        are unknown."""
         self._put(worker, without(self.weight_state(worker), base=not lora, loras=lora))
 
     def returned(self, worker: Worker, state: WeightState) -> None:
-        """It refused, and is what it was before."""
+        """The worker refused, and has the state that it had before."""
         self._put(worker, state)
 
     def base_replayed(self, worker: Worker, recipe: Recipe) -> None:
-        """Of a replay all calls but those of LoRAs were answered well."""
+        """All calls of a replay except the LoRA calls had good answers."""
         state = self.weight_state(worker)
         if not state.doubt:
             self._put(worker, evolve(state, base=recipe.base_version))
 
     def replayed(self, worker: Worker, recipe: Recipe, *, lora: bool, reason: str) -> None:
-        """All calls of a plan for this recipe were answered well. `lora`: one was of a LoRA."""
+        """All calls of a plan for this recipe had good answers. `lora`: one of them was a LoRA
+        call."""
         known = self._of(worker)
         known.failure = None
         wrapped = known.state.wrapped or lora
@@ -160,29 +161,31 @@ class Ledgers(LedgerView):
         self._settle(worker, reason)
 
     def failed(self, worker: Worker, reason: str) -> None:
-        """A replay was refused: the worker does not serve, and is tried again now and then."""
+        """A replay was refused: the worker does not serve, and the replay is tried again now and
+        then."""
         self._of(worker).failure = reason
         self._settle(worker, reason)
 
     def delayed(self, worker: Worker, reason: str) -> None:
-        """A replay did not come about; it is due again."""
+        """A replay did not happen; it is due again."""
         self._of(worker).reason = reason
         self._settle(worker)
 
     def expect_lora(self, worker: Worker) -> None:
-        """A transaction is about to call for a LoRA: should the router die before it is over,
-        what the worker has of LoRAs is not known."""
+        """A transaction is about to make a LoRA call: if the router dies before the transaction is
+        over, the worker's LoRAs are unknown."""
         known = self._of(worker)
         lost = without(known.state, base=False, loras=True)
         self._store.put(known.record(worker.url, lost))
 
-    # What somebody else knows.
+    # Knowledge from outside the router.
 
     def attest(
         self, model: str, version: int, label: str | None, workers: Iterable[Worker] | None
     ) -> None:
-        """These workers have that version of the ledger; with None all have it, and it is the
-        ledger's own, whatever was there before (the operator's way out)."""
+        """Record that these workers have this version of the ledger. With None, all workers have
+        it, and it becomes the ledger's version, whatever the ledger said before (the operator's way
+        out)."""
         ledger = self.ledger(model)
         if workers is None:
             workers = self.workers_of(model)
@@ -206,8 +209,8 @@ class Ledgers(LedgerView):
         self._settle_all(model)
 
     def begin_anew(self, model: str) -> None:
-        """All workers of the model have ended: the weights of a start are current again. Numbers
-        that were issued are not issued again."""
+        """All workers of the model have ended: the weights of a start are current again. Issued
+        numbers are never issued again."""
         ledger = self.ledger(model)
         if not ledger.live:
             return
@@ -218,15 +221,16 @@ class Ledgers(LedgerView):
         }
         ledger.label = None
         self.attest(model, 0, None, None)
-        # Should one come back that left the pool before, it has not those of its start.
+        # A worker that left the pool before and returns does not have the weights of its start.
         for url, known in alive.items():
             known.state = evolve(known.state, base=None, loras=None)
             self._store.put(known.record(url))
 
     def claim(self, worker: Worker, version: int) -> None:
-        """Its owner says what the worker has (`POST /workers {"weight_version": N}`)."""
+        """Record the version that the worker's owner claims (`POST /workers {"weight_version":
+        N}`)."""
         self._of(worker).claim = version
-        if worker.capabilities is not None:  # else of the process that will answer
+        if worker.capabilities is not None:  # else the claim is about the process that will answer
             self._take_claim(worker)
         self._settle(worker)
 
@@ -240,12 +244,12 @@ class Ledgers(LedgerView):
         *,
         trusted: bool = False,
     ) -> None:
-        """Take over what was known before a restart of the router; before any worker is added.
+        """Take over the state from before a restart of the router, before any worker is added.
 
-        Of each worker it is in doubt whether it is still the same process, until the suspicion of
-        it is lifted; unless they are `trusted`: the absence was short (`--trust-downtime`). Open
-        changes are run again before anything else, as if they had waited; of those that cannot be
-        repeated the workers are left of unknown weights.
+        Each worker's process is in doubt until the suspicion of it is lifted, unless the workers
+        are `trusted`: the absence was short (`--trust-downtime`). Open changes run again before any
+        other, as if they had waited; an open change that cannot be repeated leaves its workers with
+        unknown weights.
         """
         self._trusts_restored = trusted
         self._ledgers = {ledger.model: ledger for ledger in ledgers}
@@ -292,7 +296,7 @@ class Ledgers(LedgerView):
                 self._settle(worker, reason)
             case events.Absolved(worker, reason):
                 known = self._of(worker)
-                # The same as then; else only as since it joined.
+                # The process is the one from before the restart; else only the one that joined.
                 if reason == ROUTER_RESTARTED and not known.unproven:
                     self._put(worker, evolve(known.state, doubt=False))
                 self._take_claim(worker)
@@ -300,7 +304,8 @@ class Ledgers(LedgerView):
             case events.Reincarnated(worker, reason):
                 known = self._of(worker)
                 known.failure = known.reason = None
-                # After a restart of the router nobody may know; else it is taken for a fresh one.
+                # After a restart of the router the process may be old or new; else it counts as
+                # fresh.
                 if not (known.state.doubt and reason.startswith(f"{ROUTER_RESTARTED};")):
                     known.state, known.version = FRESH, 0
                 known.unproven = known.state.doubt
@@ -309,27 +314,27 @@ class Ledgers(LedgerView):
                 self._settle(worker, reason)
 
     def _take_up(self, worker: Worker) -> None:
-        """A worker has joined: it may be one that was known before."""
+        """A worker has joined; it may be known from before."""
         known = self._known[worker] = WorkerWeights()
         before = self._left.pop(worker.url, None)
         if before is None or (before.ended and worker.origin is Origin.LAUNCHED):
-            return  # it is new, or started anew
+            return  # the worker is new, or was started anew
         known.model = before.model
         trusted = before.restored and self._trusts_restored
         known.state = evolve(before.state, doubt=before.unproven if trusted else True)
         known.unproven = before.unproven or not before.restored
         if before.state.base or before.state.loras:
-            known.version = UNKNOWN_VERSION  # until it is current
+            known.version = UNKNOWN_VERSION  # until the worker is current
         if before.restored and not trusted:
             self._registry.suspect(worker, ROUTER_RESTARTED)
 
     def _let_go(self, worker: Worker) -> None:
-        """The same process may be registered again. One that was launched ends with its removal,
-        which a later router must know: what is launched there then is another one."""
+        """A worker has left; the same process may be registered again. A launched worker ends with
+        its removal. A later router must know this: a process launched there then is another one."""
         known, url = self._known.pop(worker), worker.url
         known.ended = worker.origin is Origin.LAUNCHED
-        known.unproven = True  # nobody watches it meanwhile
-        if known.change is not None:  # nobody hears of its outcome any more
+        known.unproven = True  # no task watches the process meanwhile
+        if known.change is not None:  # the outcome of the change will not be reported
             known.state = lost_by(known.state, known.change)
         self._left[url] = known
         if known.ended:
@@ -344,7 +349,7 @@ class Ledgers(LedgerView):
             self._store.delete(WeightRecord, forgotten)
 
     def _take_claim(self, worker: Worker) -> None:
-        """Take its owner's word, once it is certain whom that is about."""
+        """Accept the owner's claim once it is certain which process and ledger it is about."""
         known, ledger = self._of(worker), self.ledger_of(worker)
         if known.claim is not None and ledger is not None and worker.suspicion is None:
             claim, known.claim = known.claim, None
@@ -371,7 +376,8 @@ class Ledgers(LedgerView):
         if change in ledger.pending:
             ledger.pending.remove(change)
         self._store.put(ledger)
-        # It needs no repetition any more; but those it is under way at are in doubt after a crash.
+        # The change needs no repetition any more, but after a crash the workers it runs on are in
+        # doubt.
         self._store.delete(Change, change.change_id)
         for worker in self.workers_of(ledger.model):
             known = self._of(worker)

@@ -1,4 +1,4 @@
-"""What must be replayed on a fresh worker so that it is current, and in which order."""
+"""The steps that bring a fresh worker to the current weights, in order."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ALL = "all"
 
 @frozen
 class Step:
-    """One call that brings a worker nearer to its ledger.
+    """One call of a replay.
 
-    `version`: of the entry that it belongs to. `modules`: those that a disk update loads (None:
-    all); the targets of a LoRA call. `optional`: it may be refused by a worker on which no LoRA
-    acts.
+    `version`: the version of the ledger entry of this step. `modules`: the modules that a disk
+    update loads (None: all), or the targets of a LoRA call. `optional`: a worker on which no LoRA
+    acts may refuse the call.
     """
 
     version: int
@@ -36,30 +36,30 @@ class Step:
 
     @property
     def is_full(self) -> bool:
-        """Whether it loads everything, so that nothing before it matters."""
+        """Whether the step loads everything, so that earlier steps do not matter."""
         return self.path == DISK and self.modules is None
 
     @property
     def is_of_all(self) -> bool:
-        """Whether it is about every module."""
+        """Whether the step concerns every module."""
         return self.modules is None or _ALL in self.modules
 
     def covers(self, other: Step) -> bool:
-        """Whether nothing of the other is left after this one, both being of one kind."""
+        """Whether this step leaves nothing of the other step, if both are of one kind."""
         if self.is_of_all:
             return True
         return set(other.modules or [_ALL]) <= set(self.modules or ())
 
 
 def step_of(path: str, body: str, content: Mapping[str, Any], version: int = 0) -> Step:
-    """The step that a change of this endpoint and body is."""
+    """The step for a change with this endpoint and body."""
     if path == DISK:
         return Step(version, path, body, _names(content.get("target_modules")))
     return Step(version, path, body, _names(content.get("target")) or (_ALL,))
 
 
 def load_from(model_path: str) -> Step:
-    """A disk update of everything."""
+    """A disk update of all modules."""
     return Step(0, DISK, json.dumps({"model_path": model_path}))
 
 
@@ -73,15 +73,15 @@ def _names(value: object) -> tuple[str, ...] | None:
 
 @frozen
 class Plan:
-    """How a worker becomes current: these calls, in order. `blocked`: why that is not possible
-    without somebody acting; then there are none."""
+    """The calls that make a worker current, in order. `blocked`: why no calls can do so without an
+    operator; `steps` is then empty."""
 
     steps: tuple[Step, ...] = ()
     blocked: str | None = None
 
 
 def _sound(loras: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Without those that find nothing set that they could merge, or take out."""
+    """The LoRA steps without merges and unmerges that have no LoRA to act on."""
     found: list[Step] = []
     for step in loras:
         if step.path == SET_LORA or any(s.covers(step) or step.covers(s) for s in found):
@@ -91,31 +91,31 @@ def _sound(loras: tuple[Step, ...]) -> tuple[Step, ...]:
 
 @frozen
 class Recipe:
-    """At most one full disk update, then one later partial one for each set of modules; and the
-    LoRA calls, of which a later one for the same target replaces the earlier.
+    """At most one full disk update, then the latest partial update for each set of modules; and the
+    LoRA calls, in which a later call for the same target replaces the earlier one.
 
-    `opaque`: the version of the last change since the full update that cannot be repeated
-    (tensors, or made past the router); 0: there is none.
+    `opaque`: the version of the last change since the full update that cannot be repeated (tensors,
+    or made past the router); 0: there is none.
     """
 
     base: tuple[Step, ...] = ()
     loras: tuple[Step, ...] = ()
     opaque: int = 0
-    # Of the last LoRA call, which may have left none to replay.
+    # The version of the last LoRA call, even if that call left nothing to replay.
     lora_version: int = 0
 
     @property
     def base_version(self) -> int:
-        """Of the last change of the weights themselves; 0: those of the start."""
+        """The version of the last change of the weights themselves; 0: the weights of the start."""
         return max([self.opaque, *(step.version for step in self.base)])
 
     @property
     def is_full(self) -> bool:
-        """Whether it begins with an update of everything."""
+        """Whether the recipe begins with an update of all modules."""
         return bool(self.base) and self.base[0].is_full
 
     def then(self, step: Step) -> Recipe:
-        """With one more step."""
+        """The recipe with one more step."""
         if not step.is_lora:
             if step.is_full:
                 return evolve(self, base=(step,), opaque=0)
@@ -123,17 +123,17 @@ class Recipe:
             return evolve(self, base=(*kept, step))
         if step.path == SET_LORA:
             kept = tuple(s for s in self.loras if not step.covers(s))
-        else:  # what is set stays set: this only says whether it acts
+        else:  # what is set stays set; these calls only switch its effect
             kept = tuple(s for s in self.loras if s.path == SET_LORA or not step.covers(s))
         return evolve(self, loras=_sound((*kept, step)), lora_version=step.version)
 
     def then_opaque(self, version: int) -> Recipe:
-        """With a change that cannot be repeated."""
+        """The recipe with a change that cannot be repeated."""
         return evolve(self, opaque=version)
 
     @property
     def acting_loras(self) -> tuple[Step, ...]:
-        """The LoRA calls that a worker needs which never had any: those that still act."""
+        """The LoRA calls that still act: all that a worker needs if it never had a LoRA."""
         gone: list[Step] = []
         found: list[Step] = []
         for step in reversed(self.loras):
@@ -144,10 +144,10 @@ class Recipe:
         return tuple(reversed(found))
 
     def plan(self, has: WeightState, model_path: str | None) -> Plan:
-        """What a worker of this state is to be sent. `model_path`: its own."""
+        """The plan for a worker of this state. `model_path`: the worker's own path."""
         known = has.base
         if has.doubt and self.base_version:
-            known = None  # fresh, or what it was
+            known = None  # the process may be a fresh one
         steps = tuple(step for step in self.base if known is None or step.version > known)
         reset = known is None and not self.is_full
         if self.opaque and (known is None or known < self.opaque):
@@ -171,17 +171,17 @@ class Recipe:
         return self.loras if has.wrapped or has.loras is None else self.acting_loras
 
 
-# For a worker on which a LoRA may act though none should; most have none to take out.
+# For a worker on which a LoRA may act but none should. Most workers have no LoRA to take out.
 _UNMERGE_ALL = Step(0, UNMERGE, json.dumps({"target": _ALL}), (_ALL,), optional=True)
 
 
 @frozen
 class WeightState:
-    """What is known of the weights that a worker has. A version of None: nothing.
+    """What is known of a worker's weights. A version of None means unknown.
 
-    `base`: up to which version it has the changes of the weights; `loras`: those of LoRAs.
-    `wrapped`: it had a LoRA since its start, or may have had. `doubt`: it is not certain that
-    this is still the process of which all this is known; if not, it is a fresh one.
+    `base`: the worker has the changes of the weights up to this version; `loras`: the same for
+    LoRAs. `wrapped`: the process had a LoRA since its start, or may have had one. `doubt`: the
+    process may have been replaced by a fresh one, for which none of this holds.
     """
 
     base: int | None = 0

@@ -1,4 +1,4 @@
-"""What is known of one worker against its ledger, and what becomes of that. Pure."""
+"""What the router knows about one worker against its ledger, and how events change it. Pure."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from .recipe import FRESH, WeightState
 
 @define(eq=False)
 class WorkerWeights:
-    """What is known of one worker's weights."""
+    """What the router knows about one worker's weights."""
 
     model: str | None = None
     state: WeightState = FRESH
-    version: int = 0  # of the last ledger entry of which it had all; UNKNOWN_VERSION
-    fenced: bool = False  # a change has it
-    change: Change | None = None  # which one
+    version: int = 0  # of the last ledger entry held in full, or UNKNOWN_VERSION
+    fenced: bool = False  # a change holds the worker
+    change: Change | None = None  # that change
     failure: str | None = None  # why its last replay was refused
-    reason: str | None = None  # why it is not current, where something better is known
-    restored: bool = False  # it is what was known before a restart of the router
-    unproven: bool = False  # nor could it be proven since that it is the same process
-    # The model of the process before, until that of this one is known.
+    reason: str | None = None  # why the worker is not current, if a better reason is known
+    restored: bool = False  # this is from before a restart of the router
+    unproven: bool = False  # no proof since then that it is the same process
+    # The model of the previous process, until the model of this process is known.
     former: str | None = None
-    ended: bool = False  # it was launched, so its process ended when it left
-    claim: int | None = None  # what its owner says that it has, until its model is known
+    ended: bool = False  # a launched worker: its process ended when it left
+    claim: int | None = None  # the version that its owner claims, until its model is known
 
     def record(self, url: str, state: WeightState | None = None) -> WeightRecord:
-        """What outlives the router; with `state`, as if that were its own."""
+        """The part that outlives the router; `state` replaces its own state in the record."""
         has = state or self.state
         return WeightRecord(url, self.model, has.base, has.loras, has.wrapped, self.unproven)
 
@@ -46,25 +46,25 @@ def at_version(ledger: Ledger, version: int, wrapped: bool) -> WeightState:
 
 
 def without(state: WeightState, *, base: bool, loras: bool) -> WeightState:
-    """What is left of a state where a call for these parts has an unknown outcome."""
+    """The state after a call for these parts had an unknown outcome."""
     if loras:
         state = evolve(state, loras=None, wrapped=True)
     return evolve(state, base=None) if base else state
 
 
 def lost_by(state: WeightState, change: Change) -> WeightState:
-    """What is left of a state when the outcome of the change is not known."""
+    """The state after the change had an unknown outcome."""
     return without(state, base=not change.is_lora, loras=change.has_lora)
 
 
 def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
-    """What a worker has after it applied the change, as far as it had what came before."""
+    """The state after the worker applied the change, given what it had before."""
     assert change.version is not None
     assert change.before is not None
     new = change.applied_to(change.before, change.version)
     lora = change.has_lora
     wrapped = has.wrapped or lora
-    # With a transaction its owner says what they have now, but not where it only adds a little.
+    # The owner of a transaction vouches for the workers' weights, unless it only adds a small part.
     vouched = change.is_transaction and (new.opaque or new.is_full)
     if was_current or vouched:
         return WeightState(new.base_version, new.lora_version, wrapped)
@@ -86,7 +86,7 @@ def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
 def why_not_current(
     worker: Worker, known: WorkerWeights, ledger: Ledger | None, blocked: str | None
 ) -> str:
-    """In one sentence, for people."""
+    """Why the worker is not current, in one sentence for people."""
     if known.failure is not None:
         return known.failure
     if ledger is None:

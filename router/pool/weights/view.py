@@ -1,6 +1,5 @@
 """Where every worker stands against the ledger of its model: whether it is current, and what it
-must replay to be so. From that the facet `weights` is derived, which nothing else sets.
-"""
+must replay. The facet `weights` is derived here; nothing else sets it."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from .state import WorkerWeights, why_not_current
 
 
 class LedgerView:
-    """The ledgers by model, and the state of every worker; changed by `Ledgers` alone."""
+    """The ledgers by model, and the state of every worker; only `Ledgers` changes them."""
 
     def __init__(self, registry: Registry, store: WeightStore, gating: bool) -> None:
         self.gating = gating
@@ -23,22 +22,22 @@ class LedgerView:
         self._store = store
         self._ledgers: dict[str, Ledger] = {}
         self._known: dict[Worker, WorkerWeights] = {}
-        # By URL: of workers that left, or of before a restart.
+        # By URL: workers that left, or that were known before a restart.
         self._left: dict[str, WorkerWeights] = {}
 
     def __iter__(self) -> Iterator[Ledger]:
         return iter(tuple(self._ledgers.values()))
 
     def ledger(self, model: str) -> Ledger:
-        """The ledger of a model, a new one if there was none."""
+        """The ledger of a model; a new one if there was none."""
         return self._ledgers.setdefault(model, Ledger(model))
 
     def model_of(self, worker: Worker) -> str | None:
-        """The ledger that the worker belongs to; None while its model is not known."""
+        """The model whose ledger the worker belongs to; None while the model is unknown."""
         return self._of(worker).model
 
     def ledger_of(self, worker: Worker) -> Ledger | None:
-        """The ledger of the worker's model; None while that is not known."""
+        """The ledger of the worker's model; None while the model is unknown."""
         model = self.model_of(worker)
         return None if model is None else self.ledger(model)
 
@@ -47,7 +46,8 @@ class LedgerView:
         return [worker for worker, known in self._known.items() if known.model == model]
 
     def only_launched(self, model: str) -> bool:
-        """Whether all workers of the model were launched, those that start again included."""
+        """Whether all workers of the model were launched, including workers that are starting
+        again."""
         pool = [w for w, known in self._known.items() if (known.model or known.former) == model]
         return bool(pool) and all(worker.origin is Origin.LAUNCHED for worker in pool)
 
@@ -55,26 +55,27 @@ class LedgerView:
         return self._of(worker).state
 
     def plan(self, worker: Worker) -> Plan:
-        """What the worker must be sent to be at its ledger's entry; pending changes come on top."""
+        """The calls that bring the worker to its ledger's entry; pending changes come on top."""
         ledger = self.ledger_of(worker)
         return Plan() if ledger is None else self._plan(worker, ledger.recipe)
 
     def needs_replay(self, worker: Worker) -> bool:
-        """Whether calls to the worker alone bring it to its ledger's entry, as far as is known."""
+        """Whether calls to this worker alone would bring it to its ledger's entry, as far as is
+        known."""
         return self.gating and not self._of(worker).fenced and bool(self.plan(worker).steps)
 
     def latest_issued(self, model: str | None) -> int:
-        """The highest number issued to the model that a request names; to any, if nobody serves
-        it by that name or none is named. For `X-Min-Weight-Version`."""
+        """The highest number issued for the model that a request names; for any model, if no worker
+        serves that name or the request names none. For `X-Min-Weight-Version`."""
         pool = [w for w in self._registry if w.capabilities and model in w.capabilities.models]
         serving = {model_of(worker) for worker in pool}
         some = [ledger for ledger in self if ledger.model in serving or not serving]
         return max((ledger.issued for ledger in some), default=0)
 
     def can_take(self, worker: Worker, path: str) -> bool:
-        """Whether a call of this kind may be sent to the worker as it is. One of a LoRA not while
-        its weights have yet to be loaded, which the LoRA would forbid; and merging means nothing
-        where it is not known which LoRA is there."""
+        """Whether the worker's state allows a call of this kind. A worker cannot take a LoRA call
+        while weights have yet to be loaded, because the LoRA would forbid that; nor a merge if its
+        LoRAs are unknown."""
         if path in (DISK, TENSOR, ""):
             return True
         if path != SET_LORA and self.weight_state(worker).loras is None:
@@ -83,12 +84,13 @@ class LedgerView:
         return plan.blocked is None and all(step.is_lora for step in plan.steps)
 
     def may_begin(self, change: Change, worker: Worker) -> bool:
-        """Whether a pending change may be given to the worker before it is replayed."""
+        """Whether the worker may get a pending change before its replay."""
         fit = self.can_take(worker, change.path)
         return fit and (change.is_full or not self.plan(worker).steps)
 
     def had_lora(self, workers: Iterable[Worker]) -> list[Worker]:
-        """Those whose process had a LoRA, or may have had: updates would miss some layers."""
+        """The workers whose process had a LoRA, or may have had one: updates would miss some
+        layers."""
         return [worker for worker in workers if self.weight_state(worker).wrapped]
 
     def _settle_all(self, model: str) -> None:
@@ -97,7 +99,7 @@ class LedgerView:
                 self._settle(worker)
 
     def _settle(self, worker: Worker, reason: str | None = None) -> None:
-        """Let the worker's facet say what its ledger says."""
+        """Set the worker's facet to what its ledger says."""
         known = self._known.get(worker)
         if known is None:
             return
@@ -109,7 +111,7 @@ class LedgerView:
         else:
             if known.state.base is None or known.state.loras is None:
                 known.version = UNKNOWN_VERSION
-            # A pending change may set all that is missing.
+            # A pending change may supply everything that is missing.
             if ledger is not None and not ledger.pending:
                 blocked = self.plan(worker).blocked
             why = why_not_current(worker, known, ledger, blocked)
@@ -125,7 +127,7 @@ class LedgerView:
         )
 
     def _is_current(self, worker: Worker, ledger: Ledger | None) -> bool:
-        """Whether what it generates now is of its ledger's weights."""
+        """Whether the worker generates with its ledger's weights now."""
         if not self.gating:
             return True
         if ledger is None:
