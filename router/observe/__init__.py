@@ -1,1 +1,1 @@
-"""Observers of the pool: they are told what happened and change nothing."""
+"""Observers of the pool: they receive its events and change nothing."""

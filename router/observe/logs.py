@@ -16,8 +16,8 @@ _FIELDS = ("request_id", "code")
 
 
 class _LineFormatter(logging.Formatter):
-    """Time, level, message, then the fields that machines look for; then, indented, the lines of
-    `quoted`, and a traceback."""
+    """Time, level, message, fields for machines; then, indented, the lines of `quoted` and a
+    traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
@@ -34,7 +34,7 @@ class _LineFormatter(logging.Formatter):
 def configure(level: str) -> Output:
     """Send the router's log to standard error, from `level` (debug, info, warning, error) on.
 
-    Libraries are heard from warning on, so that debugging the router shows the router.
+    Libraries log from warning on, so that debugging the router shows the router.
     """
     formatter = _LineFormatter(
         "%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
@@ -56,7 +56,7 @@ def configure(level: str) -> Output:
 
 
 def log_event(event: events.Event) -> None:
-    """Log what happened to a worker. An observer of the registry."""
+    """Log an event about a worker. An observer of the registry."""
     match event:  # the most frequent ones first
         case events.LeaseGranted(lease):
             logger.debug("worker %s: lease granted", lease.worker.url)
@@ -83,13 +83,13 @@ def log_event(event: events.Event) -> None:
             models = ", ".join(can.models) if can and can.models else "no model named"
             logger.info("worker %s serves %s", worker.url, models)
         case events.Suspected(worker, reason):
-            # After a restart of the router that is so of all that were known.
+            # A restart of the router puts all known workers under suspicion.
             level = logging.DEBUG if reason == ROUTER_RESTARTED else logging.INFO
             logger.log(level, "worker %s may be another process now: %s", worker.url, reason)
         case events.Absolved(worker, reason):
             logger.info("worker %s is still the same process (%s)", worker.url, reason)
         case events.Reincarnated(worker, reason):
-            # No sign of another process, and no weights that it would lack.
+            # There is no sign of another process, and the worker lacks no weights.
             vain = reason.startswith(f"{ROUTER_RESTARTED};") and worker.weights is Weights.CURRENT
             level = logging.INFO if vain else logging.WARNING
             logger.log(level, "worker %s counts as another process now (%s)", worker.url, reason)

@@ -1,8 +1,8 @@
-"""Standard error, written to without waiting for its reader.
+"""Writes to standard error without waiting for its reader.
 
-A pipe that nobody reads, a terminal held by Ctrl-S and a disk that hangs all stop a write(2) for as
-long as they like. While the event loop runs, one of trio's threads writes; what it cannot write in
-time is dropped and counted.
+A pipe that nobody reads, a terminal held by Ctrl-S and a hanging disk can block a write(2) without
+limit. While the event loop runs, a thread of trio writes. Text that cannot be written in time is
+dropped and counted.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from attrs import define, field
 from .. import threads
 
 MOST_BYTES = 1024 * 1024
-"""Text that may wait to be written; beyond it lines are dropped."""
+"""How many bytes may wait to be written; beyond that, lines are dropped."""
 
 _CHUNK = 64 * 1024
 _AGAIN = 1.0  # seconds until a write that found no thread is tried again
-_LAST_WORDS = 1.0  # seconds that what is left at the end has, and a write outside of the loop
+_LAST_WORDS = 1.0  # seconds for the rest at the end, and for a write outside of the loop
 
 
 @define(eq=False)
 class Output:
     """A text stream in front of a file descriptor.
 
-    Outside of `aside` a write waits for the descriptor, for a second at most. A stream that has
-    none is written to as it is. `notice` words the line that stands where others were dropped.
+    Outside of `aside` a write waits for the descriptor, for a second at most. A stream without a
+    descriptor is written to directly. `notice` words the line that replaces dropped ones.
     """
 
     notice: Callable[[int], str]
@@ -43,9 +43,9 @@ class Output:
     _fd: int | None = field(init=False)
     _lock: Lock = field(init=False, factory=Lock)  # trio's threads log as well
     _waiting: bytearray = field(init=False, factory=bytearray)
-    _dropped: int = field(init=False, default=0)  # lines since the last that was taken
+    _dropped: int = field(init=False, default=0)  # lines since the last accepted one
     _token: trio.lowlevel.TrioToken | None = field(init=False, default=None)  # while in `aside`
-    _wake: trio.Event | None = field(init=False, default=None)  # there while nothing waits
+    _wake: trio.Event | None = field(init=False, default=None)  # None while text waits
 
     def __attrs_post_init__(self) -> None:
         try:
@@ -55,11 +55,11 @@ class Output:
 
     @property
     def encoding(self) -> str:
-        """As the stream's own."""
+        """The stream's encoding."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether a person may be looking."""
+        """Whether the stream is a terminal."""
         try:
             return self._stream is not None and self._stream.isatty()
         except ValueError:  # closed
@@ -72,10 +72,10 @@ class Output:
         return self._fd
 
     def flush(self) -> None:
-        """Nothing is held back that could be written."""
+        """Does nothing: text is always written as soon as possible."""
 
     def write(self, text: str) -> int:
-        """Write, or have it written. What becomes of it raises nothing."""
+        """Write, or queue the text for the thread. A failure raises nothing."""
         if self._fd is None:
             if self._stream is not None:
                 self._stream.write(text)
@@ -87,10 +87,10 @@ class Output:
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[None]:
-        """Meanwhile a thread writes. What is left at the end has a second to be written.
+        """Within this block a thread writes. At the end, waiting text has a second to be written.
 
-        Where that is not enough, the descriptor leads nowhere from then on: nothing else that this
-        process still has to say can stop it.
+        If a second is not enough, the descriptor is redirected to the null device, so that no later
+        output of this process can block it.
         """
         if self._fd is None:
             yield
@@ -121,7 +121,7 @@ class Output:
             token.run_sync_soon(wake.set)
 
     async def _write_aside(self, fd: int) -> None:
-        limiter = trio.CapacityLimiter(1)  # of its own: look-ups that hang may have all the others
+        limiter = trio.CapacityLimiter(1)  # of its own: hanging look-ups may occupy all others
         while True:
             with self._lock:
                 chunk = bytes(self._waiting[:_CHUNK])
@@ -129,11 +129,11 @@ class Output:
             if wake is not None:
                 await wake.wait()
                 continue
-            # Left alone at the end if it hangs.
+            # Abandoned at the end if it hangs.
             write = partial(_write, fd, chunk)
             try:
                 written = await threads.run(write, abandon_on_cancel=True, limiter=limiter)
-            except OSError:  # there is no thread for it now
+            except OSError:  # no thread can be started now
                 await trio.sleep(_AGAIN)
                 continue
             with self._lock:
@@ -150,7 +150,7 @@ class Output:
 
     def _write_now(self, data: bytes, fd: int) -> None:
         while data:
-            # A writable pipe takes so much without waiting.
+            # A writable pipe takes this much without waiting.
             size = len(data) if sys.platform == "win32" else select.PIPE_BUF
             written = _write(fd, data[:size]) if _is_writable(fd) else None
             if written is None:
@@ -163,18 +163,18 @@ class Output:
 
 
 def _write(fd: int, data: bytes) -> int | None:
-    """How much was written; None if nothing can be."""
+    """The number of bytes written; None if the descriptor takes no more."""
     try:
         return os.write(fd, data)
-    except BlockingIOError:  # whoever shares it with us has made it so
+    except BlockingIOError:  # another process that shares it made it non-blocking
         _is_writable(fd)
         return 0
-    except OSError:  # nobody reads any more, or the disk is full
+    except OSError:  # no process reads any more, or the disk is full
         return None
 
 
 def _is_writable(fd: int) -> bool:
-    """Wait until it can be written to; False after a second."""
+    """Wait until the descriptor can be written to; False after a second."""
     if sys.platform == "win32":
         return True
     poll = select.poll()

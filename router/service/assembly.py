@@ -55,7 +55,7 @@ logger = logging.getLogger("router.service")
 
 @frozen
 class Assembly:
-    """A router whose parts know one another. `restarting` closes its WebSocket sessions."""
+    """A router whose parts are connected. Setting `restarting` closes its WebSocket sessions."""
 
     app: App
     parts: Parts
@@ -169,7 +169,7 @@ def _front(
     assets: AssetMap,
     restarting: trio.Event,
 ) -> App:
-    """What the server calls: the key, then the relay, then our own endpoints."""
+    """The app for the server: first the key, then the relay, then our own endpoints."""
     attempts = Attempts(
         parts.registry, parts.dispatcher, settings.retries, parts.ledgers.latest_issued
     )

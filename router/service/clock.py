@@ -1,4 +1,4 @@
-"""The clock of the event loop: it does not count time in which the process was stopped."""
+"""The clock of the event loop: time during which the process was stopped does not count."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _NOTICED = 0.25  # seconds by which a sleep must be overslept to count as a stop
 
 
 class RunningClock(trio.abc.Clock):
-    """Seconds that the process could run, rather than those that went by.
+    """Counts the seconds in which the process could run, not those that passed.
 
     A process that was stopped (Ctrl-Z, a paused machine) wakes up in the kernel's wait for the next
-    deadline, which is then told as expired before any socket was looked at. Here it is still to
-    come: what arrived meanwhile is read first.
+    deadline. By an ordinary clock that deadline has expired before any socket was read. By this
+    clock it is still ahead, so input that arrived meanwhile is read first.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class RunningClock(trio.abc.Clock):
     def current_time(self) -> float:
         now = perf_counter() - self._stopped
         if now > self._due + _NOTICED:
-            # A little before the deadline: it expires at the end of another, short sleep.
+            # A little before the deadline, which then expires after another, short sleep.
             woke = max(self._since, self._due - _NOTICED)
             self._stopped += now - woke
             now = woke
@@ -36,7 +36,8 @@ class RunningClock(trio.abc.Clock):
         return now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """trio asks before it waits for I/O until `deadline`, and reads the clock right after."""
+        """Note the sleep. trio calls this before it waits for I/O, and reads the clock right
+        after."""
         self._due = math.inf
         now = self.current_time()
         self._since, self._due = now, max(now, deadline)

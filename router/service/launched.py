@@ -1,4 +1,4 @@
-"""The workers that the router launches: made of the settings, and ended when it is gone."""
+"""The workers that the router launches: built from the settings, ended with the router."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ logger = logging.getLogger("router.service")
 
 
 async def make_plans(settings: RouterSettings, store: Store) -> list[LocalPlanner]:
-    """A planner for each launcher of the settings. Raises StartError if one of them asks for what
-    is not there."""
+    """A planner for each launcher of the settings. Raises StartError if one cannot be satisfied."""
     alive = bool(store.rows(LaunchRecord.table))
     return await make_planners(settings.launchers, alive=alive)
 
@@ -42,7 +41,7 @@ def make_fleet(
     planners: Sequence[Planner],
     drain: Callable[[Worker], Awaitable[None]],
 ) -> Fleet:
-    """The workers that the settings want launched; see `Fleet.drain`."""
+    """The fleet of workers that the settings ask for; see `Fleet.drain`."""
     local = LocalBackend()
     launchers = [
         Launcher(planner, local, launcher)
@@ -53,8 +52,8 @@ def make_fleet(
 
 @contextmanager
 def log_folder(settings: RouterSettings, state: Path | None) -> Iterator[Path]:
-    """Where the output of launched workers goes, if their settings do not say. Without a state
-    directory it is gone with them."""
+    """The folder for the output of launched workers whose settings name none. Without a state
+    directory it is temporary and removed, unless the workers are kept."""
     if state is not None:
         yield state / "logs"
         return
@@ -71,7 +70,7 @@ def log_folder(settings: RouterSettings, state: Path | None) -> Iterator[Path]:
 
 
 async def prove(fleet: Fleet, worker: Worker) -> Verdict:
-    """Ask the launcher whether a worker's process is the one that it launched."""
+    """Ask the launcher whether a worker's process is the one it launched."""
     await trio.lowlevel.checkpoint()
     match fleet.proves(worker):
         case None:
@@ -81,14 +80,14 @@ async def prove(fleet: Fleet, worker: Worker) -> Verdict:
 
 
 def restart(fleet: Fleet, worker: Worker) -> None:
-    """Start a worker again if it was launched, and is to stay."""
+    """Start a worker again if it was launched and is still wanted."""
     with suppress(Conflict):
         fleet.restart(worker)
 
 
 def reap(folder: Path) -> tuple[set[str], set[str]]:
-    """End the workers that a router of this state directory has left running; the names of those
-    that lived, and of those that run where this program cannot reach them. Raises StartError."""
+    """End the workers left running by routers with this state directory. Returns the names of the
+    workers that lived, and of those that this program cannot reach. Raises StartError."""
     logs.configure("warning")
     if not folder.is_dir():
         raise StartError(f"There is no state directory {folder}")
@@ -106,6 +105,6 @@ def reap(folder: Path) -> tuple[set[str], set[str]]:
 
 
 async def give_up(fleet: Fleet) -> None:
-    """End the router if its own workers have all failed at their start, and there is no other."""
+    """End the router if all its launched workers have failed at their start and no others exist."""
     await fleet.watch_for_collapse()
     raise StartError("no worker could be started, and there is no other; why is above")

@@ -1,8 +1,8 @@
-"""A router from its start to its end: it owns the top nursery.
+"""A router from start to end: it owns the top nursery.
 
-A crash of the shared core (registry, queue, ledgers, store), or of a task that serves all, is fatal
-and loud: it ends the process with a traceback. A crash at one connection or in a task about one
-worker ends there (`router.boundary`).
+A crash of the shared core (registry, queue, ledgers, store), or of a task that serves all workers
+or clients, is fatal and loud: it ends the process with a traceback. A crash at one connection or in
+a task about one worker ends there (`router.boundary`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from .start import (
 
 logger = logging.getLogger("router.service")
 
-_SESSION_GRACE = 10.0  # seconds that open WebSocket sessions get at a stop
+_SESSION_GRACE = 10.0  # seconds for open WebSocket sessions at a stop
 
 
 @frozen
@@ -62,7 +62,7 @@ class Running:
 
 
 def run(settings: RouterSettings) -> int:
-    """Serve until a signal says stop; the exit status. Raises StartError if it cannot start."""
+    """Serve until a signal stops the router; returns the exit status. Raises StartError."""
     output = logs.configure(settings.effective_log_level)
     raise_open_files_limit()
     store = open_store(settings)
@@ -96,7 +96,7 @@ async def _until_signalled(settings: RouterSettings, store: Store, output: Outpu
                 status = 128 + number
                 nursery.cancel_scope.cancel()
 
-        # Before the port answers: whoever sees it may send a signal.
+        # Before the port answers: a client that sees the port open may send a signal.
         await nursery.start(obey_signals)
         planners = await make_plans(settings, store)
         listeners = open_listeners(settings.host, settings.port)
@@ -117,10 +117,10 @@ async def serve(
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a router on these listeners until `stop` is set and what was in flight has ended.
+    """Run a router on these listeners until `stop` is set and requests in flight have ended.
 
-    Without a store nothing outlives it. Raises StateRefused if the store's records make no sense,
-    StartError if no planners are given and none can be made.
+    Without a store nothing survives. Raises StateRefused if the store's records make no sense,
+    StartError if planners are missing and cannot be made.
     """
     store = store or Store()
     if planners is None:
@@ -164,7 +164,7 @@ async def _serve(
             if resumed is not None:
                 logger.info("resumed from %s: %s; --fresh begins without", store.folder, resumed)
             await nursery.start(persistence.run)
-            await nursery.start(parts.watchman.run)  # the others wait for what it finds
+            await nursery.start(parts.watchman.run)  # later tasks rely on its findings
             await nursery.start(parts.names.run)
             nursery.start_soon(give_up, fleet)
             nursery.start_soon(display.show, fleet.views, fleet.changed)
@@ -178,7 +178,7 @@ async def _serve(
             ours = [] if settings.keep_workers else _ending(parts.ledgers)
             await fleet.close()
             if not settings.resume_weights:
-                for model in ours:  # all that had its weights have ended
+                for model in ours:  # all workers with these weights have ended
                     parts.ledgers.begin_anew(model)
             persistence.put_speeds()
             nursery.cancel_scope.cancel()
@@ -189,13 +189,13 @@ def _publish_end(bus: Bus, record: ExchangeRecord) -> None:
 
 
 def _ending(ledgers: Ledgers) -> list[str]:
-    """The models whose workers were all launched by us, and so end with us."""
+    """The models whose workers were all launched by this router, and so end with it."""
     return [ledger.model for ledger in ledgers if ledgers.only_launched(ledger.model)]
 
 
 async def _wind_down(stop: trio.Event, built: Assembly, patience: float) -> None:
-    """At the stop, refuse what waits for a worker. What has one may finish; but WebSocket sessions
-    have no end of their own: give them a moment, then close them."""
+    """At the stop, refuse requests that wait for a worker; requests that have a worker may finish.
+    WebSocket sessions have no end of their own: close them after a moment."""
     await stop.wait()
     built.parts.dispatcher.close()
     built.fleet.stop()

@@ -1,4 +1,4 @@
-"""What is done before the port opens: limits of the process, the key, the store."""
+"""Preparations before the port opens: process limits, the key, the store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def open_store(settings: RouterSettings) -> Store:
         return Store.open(
             folder.absolute(), fresh=settings.fresh, best_effort=settings.state_best_effort
         )
-    except (OSError, RuntimeError) as error:  # the latter where the user has no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         if given is not None:
             raise StateRefused(
                 f"The state directory {folder} cannot be used: {describe(error)}"
@@ -51,17 +51,17 @@ def open_store(settings: RouterSettings) -> Store:
 
 
 def static_workers(settings: RouterSettings) -> dict[str, int | None]:
-    """The workers that the settings name, by normalised URL, with the slots that they say."""
+    """The workers in the settings, by normalised URL, with their configured slots."""
     found: dict[str, int | None] = {normalise_url(url): None for url in settings.worker_urls}
     return found | {normalise_url(each.url): each.max_concurrency for each in settings.workers}
 
 
 def obeyed_signals() -> list[signal.Signals]:
-    """The signals that the router takes: those that mean a clean stop, and SIGUSR1 and SIGUSR2,
-    which scripts that rotate logs send and which would end it.
+    """The signals that the router handles: those that request a clean stop, and SIGUSR1 and
+    SIGUSR2, which log-rotating scripts send and which would otherwise end the router.
 
-    SIGHUP and SIGQUIT are not taken if they are ignored at the start: `nohup`, and shells that
-    begin a program in the background, ignore them so that it lives on.
+    SIGHUP and SIGQUIT are left alone if they are ignored at the start: `nohup`, and shells that
+    start a background program, ignore them so that the program survives.
     """
     found = [signal.SIGINT, signal.SIGTERM, *_WITHOUT_MEANING]
     if sys.platform != "win32":
@@ -74,14 +74,14 @@ def obeyed_signals() -> list[signal.Signals]:
 
 
 async def stop_signal(signals: AsyncIterator[int]) -> signal.Signals:
-    """Wait for the next signal that means a stop."""
+    """Wait for the next signal that requests a stop."""
     while (number := signal.Signals(await anext(signals))) in _WITHOUT_MEANING:
         logger.info("%s: it means nothing here, the router goes on", number.name)
     return number
 
 
 def trust_of(settings: RouterSettings) -> Trust:
-    """How connections to workers are secured, and what they are told of it."""
+    """The trust for connections to workers, from the settings."""
     if settings.worker_insecure:
         logger.warning("THE CERTIFICATES OF WORKERS ARE NOT CHECKED: --worker-insecure")
     named = os.environ.get("SSL_CERT_FILE")
@@ -99,7 +99,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether only this machine can reach a listener on this host."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -107,15 +107,15 @@ def is_loopback(host: str) -> bool:
 
 
 def spare_the_collector() -> None:
-    """Keep what was imported out of every collection, and collect less often: an exchange makes
-    hundreds of objects, hardly any of them part of a cycle. A tenth of its time goes otherwise."""
+    """Exclude imported objects from garbage collection, and collect less often. An exchange makes
+    hundreds of objects, hardly any in a cycle, and collections would take a tenth of its time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(5000, 20, 20)
 
 
 def raise_open_files_limit() -> None:
-    """Allow as many open files as the system lets us: every exchange takes two."""
+    """Raise the limit of open files as far as the system allows: every exchange takes two."""
     if sys.platform == "win32":
         return
     import resource
@@ -124,5 +124,5 @@ def raise_open_files_limit() -> None:
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (ValueError, OSError) as error:  # macOS has a lower limit that it does not tell
+        except (ValueError, OSError) as error:  # macOS has a lower limit that it does not report
             logger.warning("the open-files limit stays at %d: %s", soft, error)

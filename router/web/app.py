@@ -1,4 +1,4 @@
-"""The Quart app: everything that the router answers itself."""
+"""The Quart app: all requests that the router answers itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .uploads import Connection
 
 
 class _Json(DefaultJSONProvider):
-    """What workers say may hold what JSON has no word for: NaN, say."""
+    """Workers may report values that JSON cannot express, such as NaN."""
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
         return to_json(obj, kwargs.get("separators"))
@@ -28,7 +28,7 @@ class _App(QuartTrio):
     json_provider_class = _Json
 
     def create_url_adapter(self, request: Any) -> MapAdapter | None:
-        """No route depends on Host, which may be no name that can be looked up."""
+        """No route depends on Host, which may not resolve."""
         if request is None:
             return None
         return self.url_map.bind("router", default_method=request.method, path_info=request.path)
@@ -37,14 +37,14 @@ class _App(QuartTrio):
 def create_app(parts: Parts) -> QuartTrio:
     """The app over these parts. It serves HTTP only; WebSockets belong to the relay."""
     app = _App("router", static_folder=None, template_folder=None)
-    # Quart's own deadlines cut an answer silently; ours are kept by the server shell and `Upload`.
+    # Quart's own deadlines cut an answer silently; the server shell and `Upload` keep ours.
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = None
     app.config["MAX_CONTENT_LENGTH"] = None
-    # What `errors` lets out is an error of the core, which ends the process.
+    # An error that `errors` does not handle is one of the core, and must end the process.
     app.config["PROPAGATE_EXCEPTIONS"] = True
     app.asgi_http_class = Connection
-    # Worker ids are URLs: `//` in a path is meant, not a slip.
+    # Worker ids are URLs, so `//` in a path is intended.
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
     parts.attach(app.extensions)

@@ -48,7 +48,7 @@ def concurrency(content: dict[str, Any]) -> int | None:
 
 
 def only(content: dict[str, Any], allowed: tuple[str, ...]) -> None:
-    """Refuse fields that are not known: a mistyped one must not look obeyed."""
+    """Refuse unknown fields: a mistyped field must not seem to be obeyed."""
     unknown = sorted(set(content) - set(allowed))
     if unknown:
         raise BadRequest(

@@ -28,10 +28,10 @@ _CHANGES = (
     "/v1/merge_lora_weights",
     "/v1/unmerge_lora_weights",
 )
-# Headers of the client that workers get too.
+# Headers of the client that workers also get.
 _PASSED = ("content-type", "traceparent", "tracestate")
 
-# What a change must name; a body without it is refused before any worker is touched.
+# The fields that a change requires; without them it is refused before any worker is touched.
 _REQUIRED = {
     DISK: "model_path",
     TENSOR: "serialized_named_tensors",
@@ -47,13 +47,13 @@ _TYPES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 async def change_weights() -> Answer:
-    """A change on every eligible worker of the chosen model."""
+    """Apply a change to every eligible worker of the chosen model."""
     return await _change(await upload().whole())
 
 
 async def change_weights_from_tensor() -> Answer:
-    """The same for tensors, whose gigabytes are copied to all workers as they come."""
-    parts().weights.one_model(_chosen())  # or refuse before all of it is sent
+    """Apply a change of tensors, whose gigabytes are copied to all workers as they arrive."""
+    parts().weights.one_model(_chosen())  # refuse before the client has sent everything
     body = upload()
     held = await body.begin(HELD)
     if body.over:
@@ -65,19 +65,19 @@ async def change_weights_from_tensor() -> Answer:
 
 
 async def ask_weights() -> Answer:
-    """A question to every healthy worker, and whether they agree."""
+    """Ask every healthy worker a question, and say whether the answers agree."""
     call = _call(await upload().whole())
     return _wire(await parts().weights.ask(_chosen(mixed=True), call))
 
 
 async def sleep() -> Answer:
-    """Every eligible worker gives its GPU memory back."""
+    """Make every eligible worker give back its GPU memory."""
     call = _call(await upload().whole())
     return _wire(await parts().memory.sleep(_chosen(), call))
 
 
 async def wake() -> Answer:
-    """Every sleeping worker takes its GPU memory again."""
+    """Make every sleeping worker take its GPU memory again."""
     call = _call(await upload().whole())
     return _wire(await parts().memory.wake(_chosen(), call))
 
@@ -110,7 +110,7 @@ async def _change(body: bytes) -> Answer:
 
 
 async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
-    """Make a change, by itself or as a part of the transaction that `?txn=` names."""
+    """Make a change, alone or as part of the transaction named by `?txn=`."""
     model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
     registry = parts().registry
     order = Order(
@@ -168,6 +168,6 @@ def _is(value: Any, what: str) -> bool:
 
 
 def _check_beginning(held: bytes) -> None:
-    """Refuse what cannot be a JSON object, by its beginning. Raises BadRequest."""
+    """Refuse a body whose beginning cannot be a JSON object's. Raises BadRequest."""
     if not held.lstrip().startswith(b"{"):
         raise BadRequest("Request body must be a JSON object", code="invalid_json")

@@ -35,7 +35,7 @@ def _answer(error: RouterError) -> Response:
 
 
 async def _http_error(error: HTTPException) -> Response:
-    """What Quart itself refuses: an unknown method of a path, a body too large."""
+    """Errors that Quart raises: an unknown method of a path, a body too large."""
     status = error.code or 500
     headers = [(name, value) for name, value in error.get_headers() if name == "Allow"]
     sentence = f"{request.method} {request.path}: {error.name}"

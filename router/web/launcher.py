@@ -1,4 +1,4 @@
-"""Workers that the router launched: their logs, restarting them, having more or fewer."""
+"""Workers that the router launched: show logs, restart, scale."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def restart_worker(worker_id: str) -> dict[str, Any]:
 
 @blueprint.post("/launcher/scale")
 async def scale() -> dict[str, Any]:
-    """Have another number of launched workers; answers before they have started or ended."""
+    """Change the number of launched workers; answers before they have started or ended."""
     content = await body.json_object()
     body.only(content, ("num_workers", "launcher"))
     workers, launcher = content.get("num_workers"), content.get("launcher")

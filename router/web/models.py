@@ -1,4 +1,4 @@
-"""`/v1/models`: what the pool serves, as one list."""
+"""`/v1/models`: the models of the pool as one list."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATIENCE = 5.0  # seconds for a worker's answer
 
 @blueprint.get("/v1/models")
 async def list_models() -> dict[str, Any]:
-    """Every model that a healthy worker serves, each once."""
+    """Every model that a healthy worker serves, once each."""
     cards, failures = await _cards()
     if failures and not cards:
         raise _unavailable(failures)
@@ -37,7 +37,7 @@ async def get_model(model: str) -> tuple[dict[str, Any], int]:
     for card in cards:
         if card.get("id") == model:
             return card, 200
-    if failures:  # one of them may serve it
+    if failures:  # a worker that did not answer may serve it
         raise _unavailable(failures)
     error = {
         "message": f"The model '{model}' does not exist",

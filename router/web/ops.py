@@ -24,8 +24,10 @@ async def live() -> dict[str, Any]:
 @blueprint.get("/health")
 @blueprint.get("/ready")
 async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
-    """200 while a request would be served, 503 while it would be refused at once. A header names
-    this router, so that it knows itself behind the URL of a worker."""
+    """200 while a request would be served, 503 while it would be refused at once.
+
+    A header names this router, so that a router recognises itself behind a worker's URL.
+    """
     count = census(parts().registry)
     serving = parts().dispatcher.serves()
     store = parts().store
@@ -50,7 +52,7 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
 @blueprint.get("/metrics")
 @blueprint.get("/engine_metrics")
 async def metrics() -> dict[str, Any]:
-    """Not there yet; and those of any one worker would pass for the pool's."""
+    """Not implemented. The metrics of a single worker would pass for the pool's."""
     raise RouterError(
         "The router has no metrics yet; GET /workers and GET /queue say how the pool does",
         status=501,
@@ -61,7 +63,7 @@ async def metrics() -> dict[str, Any]:
 @blueprint.get("/")
 @blueprint.get("/favicon.ico")
 async def page() -> dict[str, Any]:
-    """What browsers ask for."""
+    """Paths that browsers request."""
     raise NotFound(
         "The router shows no page; GET /workers and GET /health say how the pool does",
         code="unknown_path",

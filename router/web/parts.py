@@ -1,4 +1,4 @@
-"""What the endpoints are given to work with."""
+"""The parts of the router that endpoints use."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class CallLimits:
 
 
 class LaunchedWorkers(Protocol):
-    """What the endpoints need of the launcher (router/launch/fleet.py)."""
+    """What the endpoints need from the launcher (router/launch/fleet.py)."""
 
     def describe(self, worker: Worker) -> dict[str, Any] | None:
-        """What is told of a launched worker; None of any other."""
+        """The launch of a worker as JSON; None if it was not launched."""
 
     def restart(self, worker: Worker) -> None:
-        """Start it again. Raises Conflict."""
+        """Start the worker again. Raises Conflict."""
 
     async def tail(self, worker: Worker, lines: int) -> list[str]:
-        """The end of its output. Raises NotFound."""
+        """The end of the worker's output. Raises NotFound."""
 
     async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
-        """Have so many workers of a launcher. Raises RouterError."""
+        """Change a launcher to this number of workers. Raises RouterError."""
 
     async def settled(self, worker: Worker) -> None:
-        """Wait until what ran for a removed worker has ended."""
+        """Wait until the processes of a removed worker have ended."""
 
 
 @frozen
@@ -71,7 +71,7 @@ class Parts:
     limits: CallLimits
 
     def attach(self, extensions: dict[str, object]) -> None:
-        """Make the parts found by `parts()` within the app of these extensions."""
+        """Make `parts()` return these parts within the app that has these extensions."""
         extensions[_KEY] = self
 
 

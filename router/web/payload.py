@@ -1,4 +1,4 @@
-"""How workers look on the wire. Fields are added here, never renamed or removed."""
+"""The JSON of workers. Fields may be added, never renamed or removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..pool.worker import Task, Trial, Worker
 
 
 def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None) -> dict[str, Any]:
-    """The JSON of one worker; `launch` is what its launcher tells of it."""
+    """The JSON of one worker; `launch` is what its launcher says about it."""
     can = worker.capabilities
     return {
         "worker_id": worker.worker_id,

@@ -1,4 +1,4 @@
-"""`GET /queue`: what waits, for whom, for how long."""
+"""`GET /queue`: what waits, for which models and clients, and for how long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ blueprint = Blueprint("queue", __name__)
 
 @blueprint.get("/queue")
 async def queue() -> dict[str, Any]:
-    """What waits, by model, task and client; the oldest wait and the drain rate."""
+    """Waiting requests by model, task and client; the oldest wait and the drain rate."""
     dispatcher = parts().dispatcher
     waiting = dispatcher.queue.all()
     since: dict[tuple[str | None, str | None, str], list[float]] = {}

@@ -1,6 +1,6 @@
-"""Request bodies of the router's own endpoints, read at the pace of whoever wants them.
+"""Request bodies of the router's own endpoints, read at the pace of their consumer.
 
-Quart's own body takes everything that comes: a body of gigabytes would be held as a whole.
+Quart reads a body to its end and would hold gigabytes in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..front.client import ClientStalled
 
 _UPLOAD = "router.upload"
 
-HELD = 1024 * 1024  # the most that is held of a body, and the largest that most endpoints take
+HELD = 1024 * 1024  # bytes held of a body at most, and the largest body that most endpoints take
 
 
 @define(eq=False)
@@ -29,7 +29,7 @@ class Upload:
     _over: bool = field(init=False, default=False)
 
     async def whole(self, most: int = HELD) -> bytes:
-        """All of it. Raises RequestTooLarge, ClientStalled."""
+        """The whole body. Raises RequestTooLarge, ClientStalled."""
         length = request.content_length
         if length is None or length <= most:
             held = await self.begin(most)
@@ -38,7 +38,7 @@ class Upload:
         raise RequestTooLarge(f"The body of {request.path} is larger than {most} bytes")
 
     async def begin(self, most: int) -> bytes:
-        """The first `most` bytes and the rest of a piece, or all that there is; `over` tells."""
+        """The first `most` bytes and the rest of a piece, or all there is; then see `over`."""
         held = bytearray()
         while len(held) <= most and not self._over:
             held += await self._piece()
@@ -46,14 +46,14 @@ class Upload:
 
     @property
     def over(self) -> bool:
-        """Whether all of it was read."""
+        """Whether the whole body was read."""
         return self._over
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        """The next piece of what was not read yet. Raises ClientStalled."""
+        """The next piece not read yet. Raises ClientStalled."""
         while not self._over:
             if piece := await self._piece():
                 return piece
@@ -62,7 +62,7 @@ class Upload:
     async def _piece(self) -> bytes:
         message = await self._receive()
         if message["type"] != "http.request":
-            # For a client that is gone the whole endpoint has been cancelled.
+            # If the client is gone, the whole endpoint is already cancelled.
             await trio.lowlevel.checkpoint()
             raise ClientStalled
         self._over = not message.get("more_body", False)

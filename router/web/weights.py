@@ -1,4 +1,4 @@
-"""`/weights`: what every worker has, attesting it, bringing all up, and changes of many calls."""
+"""`/weights`: show, attest and sync the weights of workers; transactions of several calls."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ blueprint = Blueprint("weights", __name__)
 
 Answer = tuple[dict[str, Any], int]
 
-_SYNC = 600.0  # seconds that POST /weights/sync waits unless it says otherwise
-_HELD = 1800.0  # seconds that a transaction may stay open unless it says otherwise
+_SYNC = 600.0  # seconds that POST /weights/sync waits by default
+_HELD = 1800.0  # seconds that a transaction may stay open by default
 _LONGEST = 86_400.0
 
 
 class VersionNeverIssued(Conflict):
-    """No change has that number, so nobody can have it."""
+    """The weight version was never issued, so no worker can have it."""
 
     default_code = "weight_version_unknown"
 
 
 @blueprint.get("/weights")
 async def show() -> dict[str, Any]:
-    """The ledger of every model, and what each worker has of it."""
+    """The ledger of every model, and the weights of each worker."""
     ledgers = {model: parts().ledgers.ledger(model) for model in _models()}
     models = [_ledger_payload(ledger) for ledger in ledgers.values()]
     if body.query_flag("verify"):
@@ -44,7 +44,7 @@ async def show() -> dict[str, Any]:
 
 @blueprint.post("/weights")
 async def attest() -> dict[str, Any]:
-    """Say what workers have; without `workers`, what the ledger itself is."""
+    """Attest which version workers have; without `workers`, which version the ledger has."""
     content = await body.json_object()
     body.only(content, ("model", "weight_version", "label", "workers"))
     version = body.version(content)
@@ -70,7 +70,7 @@ async def attest() -> dict[str, Any]:
 
 @blueprint.post("/weights/sync")
 async def sync() -> Answer:
-    """Bring everyone up now who can be called; answers when that is done, or in the end."""
+    """Bring all callable workers to the current weights; answers when done or when time is up."""
     content = await body.json_object()
     body.only(content, ("model", "workers", "timeout"))
     within = _seconds(content, _SYNC)
@@ -89,7 +89,7 @@ async def sync() -> Answer:
 
 @blueprint.post("/weights/begin")
 async def begin() -> Answer:
-    """Fence and drain workers, and hold them for a change of many calls."""
+    """Fence and drain workers, and hold them for a change of several calls."""
     content = await body.json_object()
     body.only(content, ("model", "workers", "timeout", "label"))
     within, label = _seconds(content, _HELD), _text(content, "label")
@@ -102,7 +102,7 @@ async def begin() -> Answer:
 
 @blueprint.post("/weights/commit")
 async def commit() -> Answer:
-    """Issue one version for all that was done since the beginning, and let the workers go."""
+    """Issue one version for all changes since the beginning, and release the workers."""
     content = await body.json_object()
     body.only(content, ("txn", "label"))
     txn, label = _txn(content), _text(content, "label")
@@ -112,7 +112,7 @@ async def commit() -> Answer:
 
 @blueprint.post("/weights/abort")
 async def abort() -> Answer:
-    """Give the change up; the workers that were touched are brought back."""
+    """Give the transaction up; touched workers are brought back to the ledger's weights."""
     content = await body.json_object()
     body.only(content, ("txn", "touched"))
     txn, touched = _txn(content), _list(content, "touched")
@@ -165,7 +165,7 @@ def _standing(worker: Worker) -> dict[str, Any]:
 
 
 async def _verify(shown: dict[str, Any]) -> None:
-    """Add checksums to a ledger, and whether those of its current workers agree."""
+    """Add checksums to a ledger, and whether the checksums of its current workers agree."""
     ids = [row["worker_id"] for row in shown["workers"]]
     workers = [w for w in parts().registry if w.worker_id in ids]
     targets = Targets.of(worker for worker in workers if not worker.is_sleeping)

@@ -1,4 +1,4 @@
-"""`/workers`: registering, looking at, changing and removing workers."""
+"""`/workers`: register, show, change and remove workers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _PUT_FIELDS = ("is_dead", "refresh_video_support", "max_concurrency", "draining"
 
 @blueprint.post("/workers")
 async def add_worker() -> dict[str, Any]:
-    """Register a worker; a known one is left as it is. Says what first contact found.
+    """Register a worker and report the first contact; a known worker is left as it is.
 
-    Engines send more than is known here, so other fields are no mistake, but they are named.
+    Engines send fields that the router does not know: they are accepted, and listed as ignored.
     """
     content = await body.json_object()
     _regular(content)
@@ -57,7 +57,7 @@ async def add_worker() -> dict[str, Any]:
 async def _follow(
     url: str, content: dict[str, Any], limit: int | None, version: int | None
 ) -> dict[str, Any]:
-    """Register each address of a name. `worker` is the first, if there is one."""
+    """Register each address of a name. `worker` is the first one, or None."""
     parts().store.check()
     members = await parts().names.follow(url, limit)
     for worker in members:
@@ -94,9 +94,9 @@ async def _register(
         registry.stay(worker, "it was registered again")
         if worker.suspicion is None:
             watchman.nudge(worker)
-        else:  # it may be the new process that registers: do not answer for the old one
+        else:  # the new process itself may be registering: do not answer for the old one
             await watchman.look_again(worker, within=FIRST_CONTACT)
-    await parts().store.commit()  # now, lest a worker that does not answer delays it
+    await parts().store.commit()  # now, because a worker that does not answer would delay it
     try:
         await watchman.first_contact(worker, within=FIRST_CONTACT)
     except BadWorkerURL:
@@ -130,7 +130,7 @@ async def get_worker(worker_id: str) -> dict[str, Any]:
 async def update_worker(worker_id: str) -> dict[str, Any]:
     """Quarantine or forgive a worker, drain it, set its slots, read its capabilities again."""
     content = await body.json_object()
-    worker = parts().registry.get(worker_id)  # after all waiting: it may be removed meanwhile
+    worker = parts().registry.get(worker_id)  # after all waiting, during which it may be removed
     body.only(content, _PUT_FIELDS)
     if not content:
         raise BadRequest(
@@ -166,8 +166,10 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
 
 @blueprint.delete("/workers/<path:worker_id>")
 async def delete_worker(worker_id: str) -> dict[str, Any]:
-    """Forget a worker; with `?drain=true` after what is in flight there has ended. One that was
-    launched is drained unless told otherwise, and ended."""
+    """Forget a worker; with `?drain=true` once its work in flight has ended.
+
+    A launched worker is also ended; it is drained first unless the request says otherwise.
+    """
     name = parts().names.find(worker_id)
     if name is not None:
         parts().store.check()
@@ -192,8 +194,8 @@ async def add_worker_as_before() -> dict[str, Any]:
 
 @blueprint.post("/remove_worker")
 async def remove_worker_as_before() -> dict[str, Any]:
-    """`DELETE /workers/{worker_id}`, as older trainers call it, at times twice: 200 also if there
-    is no such worker."""
+    """`DELETE /workers/{worker_id}`, as older trainers call it, sometimes twice: so 200 even for
+    unknown workers."""
     named = _url_of(await body.json_object())
     url = parts().names.find(named)
     if url is not None:
@@ -212,7 +214,7 @@ async def remove_worker_as_before() -> dict[str, Any]:
 
 @blueprint.get("/list_workers")
 async def list_workers_as_before() -> dict[str, Any]:
-    """The URLs of all workers, as older trainers want them."""
+    """The URLs of all workers, in the form that older trainers expect."""
     return {"urls": [worker.url for worker in parts().registry]}
 
 
@@ -233,7 +235,7 @@ def _url_of(content: dict[str, Any]) -> str:
 
 
 def _regular(content: dict[str, Any]) -> None:
-    """Raises BadRequest for a worker that makes only a part of a generation."""
+    """Raises BadRequest for a worker that does only a part of a generation."""
     for kind in (content.get("worker_type"), *request.args.getlist("worker_type")):
         if kind not in (None, "regular"):
             raise BadRequest(
@@ -247,7 +249,7 @@ def _payload(worker: Worker) -> dict[str, Any]:
 
 
 def _finding(worker: Worker) -> str:
-    """What is known of the worker now, in one sentence."""
+    """The current state of the worker, in one sentence."""
     if worker.removed:
         return "The worker was removed meanwhile"
     if worker.health is Health.HEALTHY:
