@@ -1,4 +1,4 @@
-"""What an earlier router has left running: taken over where the settings still want it so."""
+"""Workers that an earlier router left running: this router takes over those that it still wants."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ logger = logging.getLogger("router.launch")
 
 @frozen
 class Inheritance:
-    """What was found of recorded launches."""
+    """The recorded launches, after the backend was asked about them."""
 
     adopted: Sequence[Slot]
-    unwanted: Sequence[tuple[LaunchRecord, Handle]]  # they live
-    remains: Sequence[tuple[LaunchRecord, Handle]]  # of dead ones
+    unwanted: Sequence[tuple[LaunchRecord, Handle]]  # alive
+    remains: Sequence[tuple[LaunchRecord, Handle]]  # of dead launches
 
 
 async def inherit(
     backend: Backend, records: Iterable[LaunchRecord], slots: Callable[[], Mapping[str, Slot]]
 ) -> Inheritance:
-    """Let the slots take over the living launches that they would have made themselves.
+    """Let slots take over the living launches that equal their own plans.
 
-    `slots` are looked at once the backend has answered. Compared is what was recorded, never what
-    the system shows: launchers exec other programs.
-    Raises EngineUnavailable.
+    `slots` is called once the backend has answered. Plans are compared with recorded launches, not
+    with running processes, because launch commands exec other programs. Raises EngineUnavailable.
     """
     mine = {record.token: record for record in records if record.backend == backend.name}
     living = await backend.find([record.handle for record in mine.values()]) if mine else {}
@@ -66,12 +65,12 @@ async def clear(
     unwanted: Iterable[tuple[LaunchRecord, Handle]],
     patience: tuple[float, ...] = PATIENCE,
 ) -> None:
-    """End them with all that they left behind, side by side, and forget them."""
+    """End these launches and all their remains, side by side, and forget them."""
 
     async def end(record: LaunchRecord, handle: Handle) -> None:
         with contained("worker", f"the end of {record.name}"):
             await backend.end(handle, patience=patience)
-            store.delete(LaunchRecord, record.key)  # else a later start tries again
+            store.delete(LaunchRecord, record.key)  # otherwise a later start tries again
 
     async with trio.open_nursery() as nursery:
         for record, handle in unwanted:
@@ -79,8 +78,8 @@ async def clear(
 
 
 async def reap(store: Store, backends: Mapping[str, Backend]) -> tuple[set[str], set[str]]:
-    """End all launches that are recorded; the names of those that lived, and of those that no
-    backend here knows."""
+    """End all recorded launches. Returns the names of those that lived, and of those whose backend
+    is not among `backends`."""
     records = list(store.restored(LaunchRecord).values())
     ended: set[str] = set()
     for name, backend in backends.items():

@@ -1,4 +1,4 @@
-"""From a launcher's settings, with GPUs and ports, to the command line of each worker. Pure."""
+"""Pure functions from settings, GPUs and ports to the command line of each worker."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def worker_name(settings: LauncherSettings, index: int) -> str:
-    """What people, log files and the display call it. Unique, since launchers' names are."""
+    """The worker's name in logs, file names and the display. Unique, as launchers' names are."""
     return f"{settings.name}-{index}"
 
 
 def may_need_strict(settings: LauncherSettings) -> bool:
-    """Whether the flag is ours to add: not where the command settles it."""
+    """Whether the router may add --strict-ports: not if the command has it already."""
     return not any(word.partition("=")[0] == STRICT for word in settings.words)
 
 
@@ -38,10 +38,10 @@ def make_plan(
     visible: Mapping[str, str],
     strict_ports: bool,
 ) -> WorkerPlan:
-    """What one worker is to be. `visible` is the environment that shows it its GPUs."""
+    """The plan of one worker. `visible` is the environment that shows the worker its GPUs."""
     env = {**visible, **settings.worker_env}
-    # Made with the ports of first choice, and without what only some versions understand: neither
-    # is anything that the settings ask for.
+    # With the ports of first choice, and without flags that only some versions know: neither the
+    # actual ports nor such flags are part of the settings.
     asked = {
         "command": make_command(settings, index, gpus, first_choice, strict_ports=False),
         "env": env,
@@ -71,9 +71,9 @@ def make_command(
     *,
     strict_ports: bool,
 ) -> list[str]:
-    """The command line: the command, what it does not place by itself, then further arguments.
+    """The command line: the command, flags for values that it lacks, then further arguments.
 
-    `{port}` and the like stand for their values; a value that is placed so gets no flag.
+    `{port}` and the like stand for their values; a value placed in this way gets no flag.
     """
     placed = {name for word in settings.words for name in re.findall(r"\{([a-z_]+)\}", word)}
     words = list(settings.command)
@@ -88,7 +88,7 @@ def make_command(
 
 
 def help_command(settings: LauncherSettings) -> list[str]:
-    """What shows the flags of the worker's command, without starting one."""
+    """The command that shows the flags of the worker's command without starting a worker."""
     values = _values(settings, 0, (), WorkerPorts(10090, 30005, 5555))
     return [*(_fill(word, values) for word in settings.command), "--help"]
 
@@ -98,7 +98,7 @@ def _values(
 ) -> dict[str, str]:
     return {
         "model": os.path.expanduser(settings.model),
-        # A worker on the CPU is told 1, its default.
+        # A worker on the CPU gets 1, its default.
         "num_gpus": str(max(1, settings.num_gpus_per_worker)),
         "host": settings.worker_host,
         "port": str(ports.http),
@@ -111,11 +111,11 @@ def _values(
 
 
 def _fill(word: str, values: Mapping[str, str]) -> str:
-    # In one pass, so that braces within a value stay as they are.
+    # In one pass, so that braces within a value stay unchanged.
     return re.sub(r"\{([a-z_]+)\}", lambda found: values.get(found[1], found[0]), word)
 
 
 def worker_url(host: str, port: int) -> str:
-    """Where we reach a worker that listens there."""
+    """The URL under which the router reaches a worker that listens there."""
     host = _EVERYWHERE.get(host, host)
     return normalise_url(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -1,4 +1,4 @@
-"""What people see while workers start: a line for each on a terminal, else lines of the log."""
+"""The progress of starting workers: a line for each on a terminal, else lines in the log."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ Changed = Callable[[], Awaitable[None]]
 
 
 async def show(views: Views, changed: Changed, *, console: Console | None = None) -> None:
-    """Show how workers come up, until none of them is on its way any more.
+    """Show how workers start, until none of them is starting any more.
 
-    `changed` waits until one of them has changed. Without `console`, standard error decides: a
-    line per worker if it is a terminal, else a line per change.
+    `changed` waits until one of them has changed. Without `console`, standard error decides: a line
+    per worker if it is a terminal, else a line per change.
     """
     if not views():
         return
@@ -68,7 +68,7 @@ async def _follow(
         if not any(view.phase in _ON_THE_WAY for view in seen):
             return
         with trio.move_on_after(float("inf") if tick is None else tick):
-            await changed()  # nothing is awaited since `views`, so that no change is missed
+            await changed()  # no await since `views`: no change is missed
 
 
 def summary(views: Sequence[SlotView]) -> str:
@@ -82,8 +82,7 @@ def summary(views: Sequence[SlotView]) -> str:
 
 
 class _Lines:
-    """A line of the log whenever there is something new to say. Each worker's own steps are in
-    the log already."""
+    """Logs one line whenever the summary changes. The log already has each worker's own steps."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -96,8 +95,8 @@ class _Lines:
 
 
 def _terminal() -> Output | None:
-    """Where the log goes, if that is a terminal."""
-    # Not what rich says: for it, FORCE_COLOR makes a terminal of anything.
+    """The log's stream if it is a terminal."""
+    # Not rich's answer: with FORCE_COLOR rich takes any stream for a terminal.
     for handler in _handlers():
         if handler.stream.isatty() and os.environ.get("TERM") != "dumb":
             return handler.stream
@@ -114,15 +113,15 @@ def _handlers() -> list[logging.StreamHandler[Output]]:
 
 @contextmanager
 def _drawing(console: Console) -> Iterator[Callable[[Sequence[SlotView]], None]]:
-    """A function that redraws the lines. Meanwhile the log goes above them."""
+    """Yields a function that redraws the lines. Meanwhile the log goes above them."""
     from rich.live import Live
 
     before = [(handler, handler.stream) for handler in _handlers()]
-    # Redrawn by us: rich's own refreshing would be a thread beside trio's.
+    # We redraw: rich's own refreshing would need a thread beside trio's.
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
         try:
             for handler, _ in before:
-                handler.setStream(cast(Output, sys.stderr))  # which is rich's by now
+                handler.setStream(cast(Output, sys.stderr))  # rich has replaced it
             yield lambda views: live.update(
                 table(views, trio.current_time(), console.height), refresh=True
             )
@@ -132,8 +131,8 @@ def _drawing(console: Console) -> Iterator[Callable[[Sequence[SlotView]], None]]
 
 
 def table(views: Sequence[SlotView], now: float, height: int) -> Table:
-    """The lines of all workers. Where there are too many for the screen, those on their way come
-    first, and the rest is counted."""
+    """The lines of all workers. If there are too many for the screen, starting workers come first
+    and the rest is counted."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,7 +1,7 @@
-"""All launched workers: which are wanted, and the slots that see to it.
+"""All launched workers: decides which are wanted, and runs a slot for each.
 
-The fleet registers them in the pool and keeps the records that let the next router take them
-over. A backend only runs what it is told to.
+The fleet registers workers in the pool and keeps the records with which the next router takes them
+over. A backend only runs launches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .slot import Slot
 
 logger = logging.getLogger("router.launch")
 
-_ROTATION = 30.0  # seconds between two looks at the sizes of logs
+_ROTATION = 30.0  # seconds between two checks of log sizes
 _PAUSE = 5.0  # seconds between two tries to reach an engine
 
 
@@ -36,8 +36,8 @@ _PAUSE = 5.0  # seconds between two tries to reach an engine
 class Fleet:
     """Keeps the wanted workers running. Nothing happens before `run`.
 
-    `drain`: takes a worker out of the pool once its work is done; raises a RouterError if somebody
-    has called that off.
+    `drain` takes a worker out of the pool once its work is done; raises a RouterError if the
+    draining was called off.
     """
 
     launchers: Sequence[Launcher]
@@ -45,16 +45,16 @@ class Fleet:
     drain: Callable[[Worker], Awaitable[None]]
     backends: Mapping[str, Backend] = field(factory=dict)  # of records, beside the launchers' own
     _slots: dict[str, Slot] = field(init=False, factory=dict)  # by `launcher/index`
-    _leaving: set[Slot] = field(init=False, factory=set)  # not wanted any more, but still there
-    _begun: set[Slot] = field(init=False, factory=set)  # those whose task runs
+    _leaving: set[Slot] = field(init=False, factory=set)  # no longer wanted, but still present
+    _begun: set[Slot] = field(init=False, factory=set)  # slots whose task runs
     _nursery: trio.Nursery | None = field(init=False, default=None)
     _ended: trio.Event = field(init=False, factory=trio.Event)
     _inherited: set[str] = field(init=False, factory=set)  # backends that have been looked through
     _unbidden: dict[str, trio.Event] = field(init=False, factory=dict)  # see `_clear`
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start and keep the workers until `close`. Started once all that are on this machine are
-        registered; raises StartError if one cannot be planned."""
+        """Start and keep the workers until `close`. Reports started once all workers on this
+        machine are registered. Raises StartError if one cannot be planned."""
         for launcher in self.launchers:
             indices = self._wanted(launcher)
             launcher.planner.check(indices)
@@ -75,8 +75,7 @@ class Fleet:
             self._nursery = None
 
     async def close(self) -> None:
-        """End all workers side by side, or leave them where they are to outlive us. Returns when
-        that is done."""
+        """End all workers, or leave them running for a later router. Returns when done."""
         self.shared.stopping = True
         for slot in self._all():
             slot.retire(leave=self.shared.keep)
@@ -88,10 +87,10 @@ class Fleet:
         self._ended.set()
 
     def stop(self) -> None:
-        """The router ends: start nothing any more."""
+        """The router ends: start no more workers."""
         self.shared.stopping = True
 
-    # What is asked of it.
+    # Requests.
 
     def views(self) -> list[SlotView]:
         """All launched workers as they stand now, in order."""
@@ -102,7 +101,7 @@ class Fleet:
         await self.shared.changed.wait()
 
     def describe(self, worker: Worker) -> dict[str, Any] | None:
-        """What `GET /workers` tells of a launched worker; None of any other."""
+        """The launch of a worker as `GET /workers` shows it; None if there was none."""
         slot = self._slot_of(worker)
         if slot is None:
             return None
@@ -118,8 +117,7 @@ class Fleet:
         }
 
     def proves(self, worker: Worker) -> bool | None:
-        """Whether the worker's process is the one that was launched, and still runs; None of a
-        worker that was not launched here."""
+        """Whether the worker's launched process still runs; None for workers launched elsewhere."""
         slot = self._slot_of(worker)
         return None if slot is None else slot.runs
 
@@ -153,7 +151,7 @@ class Fleet:
         slot.restart()
 
     async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
-        """Have so many workers of a launcher from now on; says which ones start and end.
+        """Change a launcher to this number of workers; returns which ones start and end.
 
         Raises BadRequest, NotFound, Conflict, StateUnavailable.
         """
@@ -183,14 +181,14 @@ class Fleet:
         }
 
     async def settled(self, worker: Worker) -> None:
-        """Wait until what ran for a removed worker has ended, and is not wanted after a restart
-        either. At once if nothing was launched for it. Raises StateUnavailable."""
+        """Wait until the launch of a removed worker has ended, and no restart brings it back.
+        Returns at once if the worker was not launched. Raises StateUnavailable."""
         for slot in self._all():
             if slot.worker is worker and slot.retiring:
                 await slot.over.wait()
         await self.shared.store.commit()
 
-    # How it begins.
+    # Start.
 
     def _wanted(self, launcher: Launcher) -> list[int]:
         size = self.shared.store.restored(SizeRecord).get(launcher.name)
@@ -217,7 +215,7 @@ class Fleet:
     async def _inherit(
         self, nursery: trio.Nursery, backend: Backend, records: Iterable[LaunchRecord]
     ) -> None:
-        """Take over what runs there, end what is not wanted, then start the others."""
+        """Take over this backend's wanted launches, end the others, then start new workers."""
         while True:
             try:
                 found = await adoption.inherit(backend, records, partial(self._on, backend))
@@ -237,7 +235,7 @@ class Fleet:
                 slot.prepare()
                 self._begin_slot(nursery, slot)
             return
-        # They may have the others' GPUs and ports.
+        # The unwanted launches may hold GPUs and ports that other slots need.
         cleared = trio.Event()
         self._unbidden[backend.name] = cleared
         nursery.start_soon(self._clear, backend, found, cleared)
@@ -251,12 +249,12 @@ class Fleet:
         await adoption.clear(self.shared.store, backend, found.unwanted, patience)
         cleared.set()
 
-    # What happens to slots.
+    # Changes of slots.
 
     def _add(self, launcher: Launcher, index: int) -> Slot:
         assert self._nursery is not None
         slot = self._slots[f"{launcher.name}/{index}"] = Slot(launcher, index, self.shared)
-        if launcher.backend.name in self._inherited:  # else it may be taken over yet
+        if launcher.backend.name in self._inherited:  # otherwise it may still take over a launch
             self._begin_slot(self._nursery, slot)
         return slot
 
@@ -265,7 +263,7 @@ class Fleet:
         nursery.start_soon(self._keep, slot)
 
     async def _keep(self, slot: Slot) -> None:
-        """The life of one slot, which begins when what stands in its way has gone."""
+        """The life of one slot; it begins when earlier holders of its resources are gone."""
         cleared = self._unbidden.get(slot.launcher.backend.name)
         if slot.handle is None and cleared is not None:
             await cleared.wait()
@@ -284,7 +282,7 @@ class Fleet:
             self.shared.registry.remove(slot.worker)
 
     def _dismiss(self, slot: Slot) -> None:
-        """Have the slot no more, once its worker has done its work."""
+        """Give the slot up once its worker has done its work."""
         assert self._nursery is not None
         del self._slots[f"{slot.launcher.name}/{slot.index}"]
         if slot in self._begun:
@@ -297,13 +295,13 @@ class Fleet:
         if slot.worker is not None and not slot.worker.removed:
             try:
                 await self.drain(slot.worker)
-            except RouterError:  # somebody has put it back into service: it stays
+            except RouterError:  # the worker was put back into service: it stays
                 self._take_back(slot)
                 return
         slot.retire()
 
     def _call_back(self, launcher: Launcher, workers: int) -> None:
-        """Rather than start others, put those back into service that still do their work."""
+        """Put draining workers back into service before starting new ones."""
         missing = workers - sum(slot.launcher is launcher for slot in self._slots.values())
         for slot in sorted(self._leaving, key=lambda slot: slot.index):
             if missing <= 0 or slot.retiring or slot.launcher is not launcher:
@@ -330,7 +328,7 @@ class Fleet:
                     self._removed(slot)
 
     def _removed(self, slot: Slot) -> None:
-        """Somebody has removed its worker from the pool."""
+        """The slot's worker was removed from the pool."""
         key = f"{slot.launcher.name}/{slot.index}"
         if self._slots.get(key) is slot:
             del self._slots[key]
@@ -344,7 +342,7 @@ class Fleet:
             SizeRecord(launcher.name, launcher.settings.num_workers, tuple(sorted(indices)))
         )
 
-    # Small things.
+    # Helpers.
 
     def _on(self, backend: Backend) -> dict[str, Slot]:
         return {key: slot for key, slot in self._slots.items() if slot.launcher.backend is backend}
@@ -383,8 +381,8 @@ class Fleet:
                         logger.warning("%s: %s", slot.log, describe(error))
 
     async def watch_for_collapse(self) -> None:
-        """Wait until every launched worker has exited for good, none was ever ready, and there is
-        no other worker."""
+        """Wait until every launched worker has exited for good, none was ever ready, and no other
+        worker exists."""
         while True:
             slots, registry = self._all(), self.shared.registry
             ours = {slot.worker for slot in slots}

@@ -1,4 +1,4 @@
-"""A launcher as the fleet needs it, and how its workers are looked after."""
+"""A launcher as the fleet sees it, and the rules for supervising its workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .local import PATIENCE
 
 @frozen
 class Launcher:
-    """Some equal workers: what plans them, what runs them, and their settings."""
+    """A group of equal workers: their planner, their backend and their settings."""
 
     planner: Planner
     backend: Backend
@@ -37,32 +37,32 @@ class Launcher:
 class Supervision:
     """When workers are given up, restarted and ended. Times in seconds."""
 
-    settled: float = 60.0  # a death after so long a service is no quick one
-    quick_deaths: int = 5  # in a row, then it is given up
+    settled: float = 60.0  # a death after this much service is not a quick one
+    quick_deaths: int = 5  # in a row, then the worker is given up
     backoff_most: float = 60.0
     unhealthy: float = 60.0  # then it counts as dead
     patience: tuple[float, ...] = PATIENCE
-    end_within: float = 120.0  # for engines; then its end is left to the engine
+    end_within: float = 120.0  # for engines; after that the engine must end it alone
 
     def pause(self, first: float, quick: int, rng: random.Random) -> float:
-        """How long to wait before a restart, after so many quick deaths in a row."""
+        """The pause before a restart after `quick` quick deaths in a row."""
         longest: float = first * 2.0 ** min(max(quick - 1, 0), 30)
         return min(longest, self.backoff_most) * rng.uniform(0.5, 1)
 
 
 @frozen
 class Death:
-    """How a launch came to its end by itself."""
+    """How a launch ended by itself."""
 
     reason: str  # `exited with status 1`
     status: int | None = None
     hopeless: bool = False  # it could not be started, and never can
-    condemned: bool = False  # it still runs, and serves nobody
-    lost: bool = False  # it is where nobody can end it
-    taken: frozenset[int] = frozenset()  # ports that it wanted, and somebody else has
+    condemned: bool = False  # it still runs, and serves no request
+    lost: bool = False  # it runs where it cannot be ended
+    taken: frozenset[int] = frozenset()  # its ports that another process has
 
     def calls_for(self, policy: Restart) -> bool:
-        """Whether a worker of this policy is started again."""
+        """Whether a worker with this policy is started again."""
         if policy is Restart.ON_FAILURE:
             return self.status != 0
         return policy is Restart.ALWAYS
@@ -70,7 +70,7 @@ class Death:
 
 @define(eq=False)
 class Shared:
-    """What all slots of a fleet work with."""
+    """What all slots of a fleet share."""
 
     registry: Registry
     store: Store
@@ -81,9 +81,9 @@ class Shared:
     rng: random.Random = field(factory=random.Random)
     changed: trio.Event = field(factory=trio.Event)  # replaced at each change of any slot
     ever_ready: bool = False
-    stopping: bool = False  # nothing is started any more
+    stopping: bool = False  # no worker is started any more
 
     def tell(self) -> None:
-        """Wake whoever shows the slots."""
+        """Wake the tasks that show the slots."""
         self.changed.set()
         self.changed = trio.Event()

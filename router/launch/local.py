@@ -1,8 +1,8 @@
 """The backend for this machine: workers are processes in groups of their own.
 
-They outlive a router that is killed, and are recognised by pid and start time. One that was
-spawned by a router that died before it could note the pid is found by the token in its
-environment, or as the writer of its log.
+Workers outlive a killed router, and are recognised by pid and start time. If the router died before
+it could record the pid, the worker is found by the token in its environment, or as the writer of
+its log file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from . import output, processes
 from .base import TOKEN_VARIABLE, Handle, Order, Run, RunState
 
 PATIENCE = (5.0, 3.0)
-"""Seconds that a worker has after SIGINT, then after SIGTERM. Without
-`--http-graceful-shutdown-timeout` one waits for ever after the first (worker contract)."""
+"""Seconds for a worker after SIGINT, then after SIGTERM. Without `--http-graceful-shutdown-timeout`
+a worker waits for ever after SIGINT (worker contract)."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_POLL = 0.1  # seconds, where the system cannot tell us of an exit
-_FORCE = 5.0  # seconds that SIGKILL may take: a process in the kernel's hands dies later
+_POLL = 0.1  # seconds, if the system cannot report an exit
+_FORCE = 5.0  # seconds that SIGKILL may take: a process blocked in the kernel dies later
 _KILL = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
 
 
@@ -59,13 +59,13 @@ class LocalBackend:
         if handle.token not in self._children:
             return Run(RunState.ENDED, reason="ended")
         _, child = self._children[handle.token]
-        # Its group first: until its status is read, its number is nobody else's.
+        # The group first: until the status is read, no other group can get its number.
         processes.signal_group(child.pid, _KILL)
         status = await child.wait()
         return Run(RunState.ENDED, status=status, reason=how_it_ended(status))
 
     async def end(self, handle: Handle, *, patience: Sequence[float] = PATIENCE) -> None:
-        """End the process, its group, and whatever else carries its token."""
+        """End the process, its group, and every other process that carries its token."""
         try:
             for number, seconds in zip(_SIGNALS, patience, strict=False):
                 if not await trio.to_thread.run_sync(_lives, handle):
@@ -74,7 +74,7 @@ class LocalBackend:
                 with trio.move_on_after(seconds):
                     await self._exit(handle)
         finally:
-            # Also after a clean exit: its children must not outlive it.
+            # Even after a clean exit: the worker's children must not outlive it.
             with trio.CancelScope(shield=True):
                 await self._force(handle)
 
@@ -83,7 +83,7 @@ class LocalBackend:
         return await trio.to_thread.run_sync(_find, handles)
 
     async def tail(self, handle: Handle, lines: int) -> list[str]:
-        """The end of its log."""
+        """The end of the launch's log."""
         if handle.log is None:
             return []
         try:
@@ -102,7 +102,7 @@ class LocalBackend:
                 await trio.sleep(_POLL)
             return
         try:
-            # Only now: before it was opened, the pid may have become another process's.
+            # Only now: before it was opened, another process may have got the pid.
             if await trio.to_thread.run_sync(_lives, handle):
                 await trio.lowlevel.wait_readable(waiting)
         finally:
@@ -142,8 +142,8 @@ async def _spawn(order: Order) -> trio.Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **plan.env, TOKEN_VARIABLE: order.token},
-                # A group of its own, so that Ctrl-C reaches it through us, and that its
-                # children end with it.
+                # A group of its own, so that Ctrl-C reaches it only through us, and its children
+                # end with it.
                 start_new_session=sys.platform != "win32",
             )
     except OSError as error:
@@ -152,12 +152,12 @@ async def _spawn(order: Order) -> trio.Process:
 
 
 def _pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable at the exit of a process, where there is such a thing."""
+    """A descriptor that becomes readable when the process exits; None if the system has none."""
     if sys.platform != "linux":
         return None
     try:
         return os.pidfd_open(pid)
-    except OSError:  # gone, or the system does not let us
+    except OSError:  # gone, or the system does not permit it
         return None
 
 
@@ -173,14 +173,14 @@ def _find(handles: Sequence[Handle]) -> dict[str, Handle]:
         candidates = [*marked[handle.token]]
         candidates += _writers(handle)
         for process in candidates:
-            if process.pid == process.group:  # the one that we spawned
+            if process.pid == process.group:  # the process that we spawned
                 known = partial(Handle, handle.token, log=handle.log)
                 found[handle.token] = known(ident=str(process.pid), process=process.identity)
     return found
 
 
 def _kill_all(handle: Handle) -> bool:
-    """SIGKILL what is left of a launch; whether there was anything."""
+    """SIGKILL the remains of a launch; returns whether there were any."""
     left = {process.pid: process for process in _rest(handle)}
     for process in left.values():
         with suppress(ProcessLookupError, PermissionError):  # gone meanwhile
@@ -189,8 +189,8 @@ def _kill_all(handle: Handle) -> bool:
 
 
 def _writers(handle: Handle) -> list[processes.Process]:
-    """Who writes to its log, but for those that carry another launch's token: somebody else may
-    have named the same file."""
+    """The processes that write to the launch's log, except those with another launch's token:
+    another launcher may name the same file."""
     if handle.log is None:
         return []
     return [
@@ -206,8 +206,8 @@ def _rest(handle: Handle) -> list[processes.Process]:
     if not handle.ident:
         return rest
     leader, group = processes.look_up(int(handle.ident)), processes.members(int(handle.ident))
-    # A number is not given anew while its group has members. If another process has it as its
-    # own by now, the group is that one's.
+    # A number is not reused while its group has members. If another process leads the group by now,
+    # the group belongs to that process.
     if leader is None or leader.identity == handle.process:
         rest += group
     return rest

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 _HIDDEN = "***"
 _WORDS = r"(?:api-?key|key|token|secret|password|passwd|passphrase|credentials?|auth)"
-# A flag, variable or field one of whose words says that it holds a secret. One that names a file
-# (`--api-key-file`) does not.
+# A flag, variable or field with a word that indicates a secret. Names of files (`--api-key-file`)
+# do not count.
 _NAME = rf"(?:[A-Za-z0-9]+[-_.])*{_WORDS}(?:[-_.](?!files?\b|paths?\b|dir\b)[A-Za-z0-9]+)*"
 _FLAG = re.compile(rf"--?{_NAME}", re.IGNORECASE)
 _ASSIGNED = re.compile(
@@ -20,7 +20,7 @@ _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def masked(command: Iterable[str]) -> tuple[str, ...]:
-    """The words of a command, with what looks like a secret replaced."""
+    """The words of a command, with apparent secrets replaced."""
     words: list[str] = []
     hide = False
     for word in command:

@@ -1,7 +1,8 @@
-"""The files that workers write their output to.
+"""The files with the output of workers.
 
-A worker appends to its file by itself and knows nothing of us: a pipe would die with the router,
-and the worker with it. So a file that has grown is copied and truncated, and never renamed.
+A worker appends to its file itself, because a pipe would die with the router, and the worker with
+the pipe. The worker cannot be told of a new file, so a file that has grown is copied and truncated,
+and never renamed.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from ..errors import describe
 from . import processes
 
 MOST_BYTES = 64 * 1024 * 1024
-"""A file that is larger is rotated; as large as that is the older half, kept beside it."""
+"""A larger file is rotated; the older half, kept beside it, is about as large."""
 
 _CHUNK = 64 * 1024
 _LONGEST_LINE = 4096
-_MOST_TAIL = 1024 * 1024  # bytes that are read to find the last lines
+_MOST_TAIL = 1024 * 1024  # bytes read to find the last lines
 _BEGINS = "---- sglang-d-router starts "  # the beginning of the line before each start
-_POLL = 0.25  # seconds between two looks at a file that is followed
+_POLL = 0.25  # seconds between two looks at a followed file
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a file, of its last MiB at most; a long one is cut. Raises OSError."""
+    """The last lines of a file, from its last MiB; a long line is cut. Raises OSError."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         at = file.seek(max(0, end - min(_MOST_TAIL, (count + 1) * _LONGEST_LINE)))
         data = file.read(end - at)
     if at > 0 and b"\n" in data:
-        data = data[data.index(b"\n") + 1 :]  # what is before it lacks its beginning
+        data = data[data.index(b"\n") + 1 :]  # drop the line whose beginning is missing
     lines = data.decode(errors="replace").splitlines()[-count:] if count > 0 else []
     return [
         line if len(line) <= _LONGEST_LINE else f"... {line[-_LONGEST_LINE:]}" for line in lines
@@ -44,7 +45,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def separate(file: BinaryIO, name: str) -> None:
-    """Write the line that tells the output of a start from what is before it. Raises OSError."""
+    """Write the line that separates the output of a start from earlier output. Raises OSError."""
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     if file.seek(0, os.SEEK_END) > 0:
         file.seek(-1, os.SEEK_END)
@@ -66,8 +67,8 @@ def last_words(path: Path | None, count: int = 12) -> str:
 
 
 def unshared(path: Path) -> Path:
-    """This file, or one of another name beside it if a process writes to it: the worker of another
-    router, or one that `--fresh` has left alone. They could not be told apart by their log."""
+    """This file, or a file of another name beside it if a process writes to this one: the worker of
+    another router, or one that `--fresh` left alone. Otherwise both would write to one log."""
     candidate, number = path, 1
     while processes.writers(candidate):
         number += 1
@@ -76,7 +77,7 @@ def unshared(path: Path) -> Path:
 
 
 def size(path: Path) -> int:
-    """Its size in bytes; 0 if it is not there."""
+    """The size of a file in bytes; 0 if there is none."""
     try:
         return path.stat().st_size
     except OSError:
@@ -86,8 +87,8 @@ def size(path: Path) -> int:
 def rotate(path: Path, most: int = MOST_BYTES) -> bool:
     """Copy a file that has grown beyond `most` bytes to `NAME.1` and empty it.
 
-    What is written between the two is lost: the price of a writer that knows nothing of it. Its
-    next line goes to the beginning of the file, as it appends. Raises OSError.
+    Output written between copy and truncation is lost, because the writer knows of neither. It
+    appends, so its next line goes to the beginning of the file. Raises OSError.
     """
     try:
         if path.stat().st_size <= most:
@@ -104,7 +105,7 @@ def rotate(path: Path, most: int = MOST_BYTES) -> bool:
 
 @define
 class Follower:
-    """Hands on each new line of a file, from `at` on; None: from its end at the start."""
+    """Passes on each new line of a file, from `at` on; None: from the file's present end."""
 
     path: Path
     tell: Callable[[str], None] = lambda _: None
@@ -112,7 +113,7 @@ class Follower:
     _rest: bytes = field(init=False, default=b"")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the file through rotations; never returns. Started once it knows where."""
+        """Follow the file through rotations; never returns. Started once the position is known."""
         if self.at is None:
             self.at = await trio.to_thread.run_sync(size, self.path)
         task_status.started()
@@ -122,12 +123,12 @@ class Follower:
             await trio.sleep(_POLL)
 
     def new(self) -> list[str]:
-        """The lines since the last time."""
+        """The lines since the last call."""
         if self.at is None:
             self.at = size(self.path)
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self.at:  # it was emptied
+                if file.seek(0, os.SEEK_END) < self.at:  # the file was emptied
                     self.at = 0
                 file.seek(self.at)
                 data = file.read(16 * _CHUNK)

@@ -1,4 +1,4 @@
-"""Where each launched worker stands, as people and `GET /workers` see it."""
+"""The phase of each launched worker, for people and `GET /workers`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Phase(StrEnum):
 
     QUEUED = "queued"  # not started yet: it waits for room, for an engine or for the disk
     STARTING = "starting"  # its process runs, and has not served yet
-    READY = "ready"  # it has served since it was started
+    READY = "ready"  # it has served since its start
     RESTARTING = "restarting"  # it has died, and starts again after a pause
     DOWN = "down"  # it died while it slept, and starts again at the next wake
     ENDING = "ending"
-    EXITED = "exited"  # it has exited, and its restart policy says to leave it so
+    EXITED = "exited"  # it has exited, and its restart policy does not restart it
     FAILED = "failed"  # given up: it could not be started, or died too often too soon
 
 
@@ -36,18 +36,18 @@ class SlotView:
     pid: int | None = None
     restarts: int = 0
     detail: str | None = None  # why it is so, in a sentence
-    last_line: str | None = None  # of its log; kept up while it starts
+    last_line: str | None = None  # of its log; updated while it starts
     log: Path | None = None
 
     @property
     def over(self) -> bool:
-        """Whether it has exited for good, unless somebody asks for a restart."""
+        """Whether it has exited for good, unless a request restarts it."""
         return self.phase in (Phase.EXITED, Phase.FAILED)
 
 
 @frozen
 class PhaseChanged(Event):
-    """The launched worker of this name has come to another phase; `detail` says why."""
+    """The launched worker of this name has entered another phase; `detail` says why."""
 
     name: str
     phase: Phase

@@ -1,4 +1,4 @@
-"""Planners for workers on this machine: they share its GPUs and ports out."""
+"""Planners for workers on this machine: they share out its GPUs and ports."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ async def make_planners(
     *,
     alive: bool = False,
 ) -> list[LocalPlanner]:
-    """One planner for each launcher; no two of their workers share a port, or a GPU that the
-    router chose. Looks for GPUs if a launcher wants some.
+    """One planner for each launcher. No two workers share a port, or a GPU that the router chose.
+    Looks for GPUs if a launcher wants some.
 
-    Raises StartError with all that keeps workers from being started, as far as that is known
-    before: too few GPUs, a program or an address that is not there. Where workers may be `alive`,
-    which need no program any more, its lack is only told.
+    Raises StartError with all faults that can be known before a start: too few GPUs, a missing
+    program or address. If workers may be `alive`, a missing program is only logged, because living
+    workers do not need it.
     """
     chosen = any(each.num_gpus_per_worker and not each.worker_gpu_ids for each in launchers)
     found = await probing.find_gpus(environ) if chosen else None
     machine = Found()
     if any(each.worker_gpu_ids for each in launchers):
-        # Whatever the environment leaves to us, a name may mean any of them.
+        # A name may mean any GPU of the machine, even one that the environment hides from us.
         narrowed = found is None or from_environment(environ) is not None
         machine = await probing.find_gpus({}) if narrowed else found or machine
     gpus = GpuShares(launchers, found, machine)
@@ -61,7 +61,7 @@ async def make_planners(
 
 
 def _program_fault(settings: LauncherSettings, environ: Mapping[str, str]) -> str | None:
-    """Why its command cannot be run; None if its program is there."""
+    """Why the launcher's command cannot be run; None if its program exists."""
     program = settings.command[0]
     path = settings.worker_env.get("PATH", environ.get("PATH"))
     if "{" in program or shutil.which(program, path=path) is not None:
@@ -73,14 +73,14 @@ def _program_fault(settings: LauncherSettings, environ: Mapping[str, str]) -> st
 
 @define(eq=False)
 class _Asked:
-    """What commands know, each asked once."""
+    """What commands support; each command is asked once."""
 
     _environ: Mapping[str, str]
     _strict: dict[tuple[str, ...], bool] = field(init=False, factory=dict)
     _lock: trio.Lock = field(init=False, factory=trio.Lock)
 
     def knows_strict_ports(self, settings: LauncherSettings) -> bool:
-        """False until it was asked."""
+        """False until the command was asked."""
         return self._strict.get(settings.command, False)
 
     async def ask(self, settings: LauncherSettings) -> None:
@@ -97,7 +97,7 @@ class _Asked:
 
 @define(eq=False)
 class LocalPlanner:
-    """Says what the workers of one launcher on this machine are to be. A `Planner`."""
+    """Plans the workers of one launcher on this machine. A `Planner`."""
 
     settings: LauncherSettings
     _gpus: GpuShares
@@ -111,17 +111,17 @@ class LocalPlanner:
         return self.settings.name
 
     def check(self, indices: Collection[int]) -> None:
-        """Whether there are GPUs for these workers, which are theirs from now on. Raises
-        StartError if not, and then nobody has got any."""
+        """Give these workers their GPUs. Raises StartError if any is lacking; then none gets
+        any."""
         self._gpus.take(self.settings, indices)
 
     def forget(self, index: int) -> None:
-        """The worker is not wanted any more: others may have its GPUs."""
+        """The worker is no longer wanted: others may have its GPUs."""
         self._gpus.give_back(self.settings, index)
 
     async def learn(self) -> None:
-        """Ask the command which flags it knows; at once if that is known. To be awaited before a
-        plan is made that is to be launched; a living worker can be adopted without.
+        """Ask the command which flags it knows; returns at once if that is known. Await it before
+        making a plan to launch; a living worker can be adopted without.
 
         Raises StartError if there is no such program.
         """
@@ -133,8 +133,8 @@ class LocalPlanner:
     def reserve(
         self, index: int, *, keep: WorkerPorts | None = None, avoid: Collection[int] = ()
     ) -> HeldPorts:
-        """Find and bind ports for a worker: `keep` if they are free, else those of the settings,
-        else the next ones; never one of `avoid`. Raises StartError."""
+        """Find and bind ports for a worker: `keep` if free, else the ports of the settings, else
+        the next ones; never one of `avoid`. Raises StartError."""
         return self._ports.reserve(self.settings, index, keep=keep, avoid=avoid)
 
     def adopt(self, index: int, ports: WorkerPorts) -> HeldPorts:
@@ -142,16 +142,16 @@ class LocalPlanner:
         return self._ports.adopt(ports, self.settings.replicas)
 
     def taken(self, words: str, ports: WorkerPorts) -> frozenset[int]:
-        """Which of its ports somebody else had, by a dead worker's last words."""
+        """The ports of a dead worker that another process had, by the worker's last words."""
         return taken_ports(words, ports, self.settings.replicas)
 
     def moved(self, words: str, ports: WorkerPorts) -> int | None:
-        """Where a worker says that it serves, instead of its HTTP port; None if it does not."""
+        """The port on which a worker says that it serves instead of its HTTP port, or None."""
         return moved_to(words, ports.http)
 
     def plan(self, index: int, ports: WorkerPorts) -> WorkerPlan:
-        """The worker of this index on these ports. The same every time, once `learn` has run.
-        Raises StartError."""
+        """The plan of the worker of this index on these ports. Always the same once `learn` has
+        run. Raises StartError."""
         gpus = self._gpus.of(self.settings, index)
         hide = self.settings.num_gpus_per_worker == 0
         return make_plan(
@@ -160,7 +160,7 @@ class LocalPlanner:
             gpus=gpus,
             ports=ports,
             first_choice=first_choice(self.settings, index),
-            # Without GPUs there is nothing to hide, and workers on other hardware know their own.
+            # Without GPUs there is nothing to hide, and workers on other hardware find their own.
             visible=variables(gpus, self._gpus.found, self._environ) if gpus or hide else {},
             strict_ports=self._asked.knows_strict_ports(self.settings),
         )

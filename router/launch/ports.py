@@ -1,4 +1,4 @@
-"""Ports for workers: found free, bound by us until the spawn, and told apart from one another."""
+"""Ports for workers: found free, bound by us until the spawn, and never given to two workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .base import WorkerPorts
 
 _ATTEMPTS = 200
 _HIGHEST = 65535
-# Where "any port" is looked for, below what the kernel gives to connections.
+# Where a free port is searched, below the kernel's range for connections.
 _QUIET = (20000, 30000)
 _CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -42,7 +42,7 @@ class HeldPorts:
         _close(self._sockets)
 
     def give_back(self) -> None:
-        """The worker is gone for good, or takes others; also unbinds."""
+        """Release the ports, bound or not: the worker is gone for good, or takes others."""
         self.unbind()
         self._book.forget(self)
 
@@ -61,9 +61,8 @@ class PortBook:
         keep: WorkerPorts | None = None,
         avoid: Collection[int] = (),
     ) -> HeldPorts:
-        """Find and bind ports for a worker: `keep` where free, else those of the settings, else
-        the next ones; never one of `avoid`. Raises StartError.
-        """
+        """Find and bind ports for a worker: `keep` if free, else the ports of the settings, else
+        the next ones; never one of `avoid`. Raises StartError."""
         fault = host_fault(settings)
         if fault is not None:
             raise StartError(f"Launcher {settings.name}: {fault}")
@@ -90,11 +89,11 @@ class PortBook:
             return self._enter(WorkerPorts(*found), settings.replicas, search.keep())
 
     def adopt(self, ports: WorkerPorts, replicas: int) -> HeldPorts:
-        """Note ports that a living worker has, without binding them."""
+        """Note ports that a living worker holds, without binding them."""
         return self._enter(ports, replicas, [])
 
     def forget(self, held: HeldPorts) -> None:
-        """Others may have these ports now."""
+        """Release these ports for other workers."""
         self._held.pop(held, None)
 
     def _enter(self, ports: WorkerPorts, replicas: int, sockets: list[socket.socket]) -> HeldPorts:
@@ -104,7 +103,7 @@ class PortBook:
 
 
 def first_choice(settings: LauncherSettings, index: int) -> WorkerPorts:
-    """The ports that the settings give a worker if nobody else has them. A base of 0 stays 0."""
+    """The ports that the settings give a worker if they are free. A base of 0 stays 0."""
     return WorkerPorts(
         http=next(http_candidates(settings, index), 0),
         master=next(master_candidates(settings, index), 0),
@@ -115,7 +114,7 @@ def first_choice(settings: LauncherSettings, index: int) -> WorkerPorts:
 def http_candidates(
     settings: LauncherSettings, index: int, keep: WorkerPorts | None = None
 ) -> Iterator[int]:
-    """Ports to try for HTTP, best first; 0 means any that is free."""
+    """Ports to try for HTTP, best first; 0 means any free port."""
     base = settings.worker_base_port
     if keep is not None:
         yield keep.http
@@ -123,7 +122,7 @@ def http_candidates(
         yield from [0] * _ATTEMPTS
         return
     yield base + 2 * index
-    # Then none that another worker of this launcher would have first.
+    # Then ports that are no other worker's first choice in this launcher.
     yield from range(base + 2 * settings.num_workers, _HIGHEST, 2)
     yield from range(base, _HIGHEST)
 
@@ -131,7 +130,7 @@ def http_candidates(
 def master_candidates(
     settings: LauncherSettings, index: int, keep: WorkerPorts | None = None
 ) -> Iterator[int]:
-    """Ports to try for --master-port, best first; 0 means any that is free."""
+    """Ports to try for --master-port, best first; 0 means any free port."""
     if keep is not None:
         yield keep.master
     yield from _strided(settings.master_port_base, settings.internal_port_stride, index, 1)
@@ -140,7 +139,7 @@ def master_candidates(
 def scheduler_candidates(
     settings: LauncherSettings, index: int, keep: WorkerPorts | None = None
 ) -> Iterator[int]:
-    """Ports to try for --scheduler-port, best first; 0 means any that is free."""
+    """Ports to try for --scheduler-port, best first; 0 means any free port."""
     if keep is not None:
         yield keep.scheduler
     base, wide = settings.scheduler_port_base, settings.replicas
@@ -148,9 +147,9 @@ def scheduler_candidates(
 
 
 def _strided(base: int, stride: int, index: int, wide: int) -> Iterator[int]:
-    """Multiples of the stride above the base, the own one first; then all between them.
+    """Multiples of the stride above the base, the worker's own first; then all ports between.
 
-    The stride keeps free what workers take beside the ports that they are told: some versions take
+    The stride keeps ports free that workers take beyond the ones they are given: some versions take
     one for NCCL, up to 1000 above the scheduler's.
     """
     if base == 0:
@@ -164,7 +163,7 @@ def _strided(base: int, stride: int, index: int, wide: int) -> Iterator[int]:
 
 
 class _Search:
-    """Binds what it finds, and closes it again unless told to keep it."""
+    """Binds the ports that it finds, and closes them again unless told to keep them."""
 
     def __init__(self, taken: Collection[int]) -> None:
         self._taken = frozenset(taken)
@@ -177,7 +176,7 @@ class _Search:
         _close(self._sockets)
 
     def take(self, candidates: Iterator[int], wide: int) -> int | None:
-        """The first candidate that is free, with the ports above it, `wide` in all."""
+        """The first candidate that is free together with the ports above it, `wide` in all."""
         for candidate in candidates:
             port = self._bind(candidate, wide)
             if port is not None:
@@ -198,7 +197,7 @@ class _Search:
             else:
                 self._sockets += bound
                 return port
-        except (OSError, OverflowError):  # taken, not ours to take (below 1024), above the last
+        except (OSError, OverflowError):  # taken, not permitted (below 1024), or above the last
             pass
         except BaseException:
             _close(bound)
@@ -207,14 +206,15 @@ class _Search:
         return None
 
     def keep(self) -> list[socket.socket]:
-        """All that was bound."""
+        """Hand over all bound sockets."""
         kept, self._sockets = self._sockets, []
         return kept
 
 
 def quiet_port() -> int:
-    """Any port that the kernel gives to no connection: else one of another program may get it in
-    the moment between our closing of the port and the worker's bind. 0 where there is none."""
+    """A random port outside the kernel's range for connections, or 0 if there is none. A port
+    inside that range could go to another program's connection between our close and the worker's
+    bind."""
     first, end = _QUIET
     try:
         lowest = int(_CONNECTIONS.read_text(encoding="ascii").split()[0])
@@ -224,17 +224,17 @@ def quiet_port() -> int:
 
 
 def bind(port: int) -> socket.socket:
-    """Bind a port on every address, so that nobody else can have it on any. Raises OSError.
+    """Bind a port on every address, so that no other process can have it on any. Raises OSError.
 
-    Workers look for free ports on every address too, and some of theirs listen there.
+    Workers look for free ports on every address too, and some of their sockets listen on all.
     """
     try:
         return _bind_any(port, exclusive=True)
     except OSError as error:
         if error.errno != errno.EADDRINUSE or port == 0:
             raise
-    # Perhaps nobody listens there, and only connections of the last worker are still fading. Now
-    # it takes a listening socket to keep others out.
+    # Perhaps no process listens there, and only the last worker's connections still fade. Then only
+    # a listening socket keeps others out.
     held = _bind_any(port, exclusive=False)
     try:
         held.listen(0)
@@ -275,7 +275,7 @@ def _close(sockets: list[socket.socket]) -> None:
 
 
 def host_fault(settings: LauncherSettings) -> str | None:
-    """Why workers cannot listen on their address; None if they can. Names are left to them."""
+    """Why workers cannot listen on their address; None if they can. Names are not checked."""
     try:
         address = ip_address(settings.worker_host)
     except ValueError:
@@ -302,9 +302,8 @@ _MOVED = re.compile(
 
 
 def taken_ports(words: str, ports: WorkerPorts, replicas: int = 1) -> frozenset[int]:
-    """Which ports of a worker somebody else had, by the last words of its log; none if it ended
-    for another reason. All of them if it did not say which.
-    """
+    """The ports of a worker that another process had, according to the last words in its log; none
+    if the worker ended for another reason. All ports if the log does not say which."""
     mine = ports_of(ports, replicas)
     lines = [line for line in words.splitlines() if _TAKEN.search(line)]
     named = {int(number) for line in lines for number in re.findall(r"(?<!\d)\d{1,5}(?!\d)", line)}
@@ -314,7 +313,7 @@ def taken_ports(words: str, ports: WorkerPorts, replicas: int = 1) -> frozenset[
 
 
 def moved_to(words: str, port: int) -> int | None:
-    """Where a worker went that found its HTTP port taken, and may do that; None if it stayed."""
+    """The port that a worker moved to because its HTTP port was taken; None if it stayed."""
     for found in _MOVED.finditer(words):
         if int(found["old"]) == port:
             return int(found["new"])

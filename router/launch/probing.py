@@ -1,4 +1,4 @@
-"""Looking at this machine: which GPUs it has, and which flags a worker's command knows."""
+"""Probes this machine: which GPUs it has, and which flags a worker's command knows."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ logger = logging.getLogger("router.launch")
 _NVML_WITHIN = 30.0  # seconds; without the persistence daemon each look loads the driver
 _TOOL_WITHIN = 30.0
 HELP_WITHIN = 60.0
-"""Seconds that a worker's command has for its --help: some import all of torch for it."""
+"""Seconds for a worker's command to answer --help: some commands import all of torch for it."""
 _MOST_HELP = 4 * 1024 * 1024  # bytes
 
 
 async def find_gpus(environ: Mapping[str, str] = os.environ) -> Found:
     """The GPUs that we may use: those of the environment, else those of the machine.
 
-    Asks NVML, then `nvidia-smi`, then `rocm-smi`; none of them imports torch. Not finding any is
-    no error.
+    Asks NVML, then `nvidia-smi`, then `rocm-smi`; none of them imports torch. Finding none is no
+    error.
     """
     said = from_environment(environ)
     if said is not None:
         return said
     gpus: tuple[Gpu, ...] = ()
     with trio.move_on_after(_NVML_WITHIN):
-        # Left alone if it hangs, as it does when a driver is stuck.
+        # Abandoned if it hangs, as it does with a stuck driver.
         gpus = await trio.to_thread.run_sync(nvml_gpus, abandon_on_cancel=True)
     if gpus:
         return Found(gpus, "NVML", Vendor.NVIDIA, by_bus=True)
@@ -52,7 +52,7 @@ async def find_gpus(environ: Mapping[str, str] = os.environ) -> Found:
 
 
 async def _output(command: list[str]) -> str:
-    """What a tool prints; nothing if there is no such tool, or it fails."""
+    """The output of a tool; empty if there is no such tool, or it fails."""
     if shutil.which(command[0]) is None:
         return ""
     text, status = await _run(command, None, _TOOL_WITHIN)
@@ -63,9 +63,9 @@ async def _output(command: list[str]) -> str:
 
 
 async def knows_flag(command: Sequence[str], flag: str, env: Mapping[str, str]) -> bool:
-    """Whether a command that shows its help tells of a flag; false if that fails. `env` is all of
-    its environment. Bounded in time and in bytes; nothing of the command is left running.
-    """
+    """Whether the help output of a command mentions a flag; False if the command fails. `env` is
+    the command's whole environment. Bounded in time and bytes; no process of the command is left
+    running."""
     try:
         text, status = await _run(command, env, HELP_WITHIN)
     except OSError as error:
@@ -79,7 +79,7 @@ async def knows_flag(command: Sequence[str], flag: str, env: Mapping[str, str]) 
 async def _run(
     command: Sequence[str], env: Mapping[str, str] | None, within: float
 ) -> tuple[str, int | None]:
-    """What a command prints, and its status; None if it took too long. Raises OSError."""
+    """The output and the status of a command; None if it took too long. Raises OSError."""
     process = await trio.lowlevel.open_process(
         list(command),
         stdin=subprocess.DEVNULL,
@@ -98,7 +98,7 @@ async def _run(
             status = await process.wait()
     finally:
         with trio.CancelScope(shield=True):
-            # Also after its end: what it started must not outlive it.
+            # Even after its end: processes that it started must not outlive it.
             _kill(process)
             await process.wait()
             if process.stdout is not None:
@@ -113,11 +113,11 @@ def _kill(process: trio.Process) -> None:
         else:
             process.kill()
     except (ProcessLookupError, PermissionError):
-        pass  # it is gone
+        pass  # already gone
 
 
 def nvml_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that NVIDIA's library reports, or their parts (MIG); none if there is no library.
+    """The GPUs that NVIDIA's library reports, or their parts (MIG); none without the library.
 
     Takes up to seconds: not for the event loop.
     """
@@ -131,7 +131,7 @@ def nvml_gpus() -> tuple[Gpu, ...]:
 
 @contextmanager
 def _nvml(library: ctypes.CDLL) -> Iterator[bool]:
-    """Whether NVML works; it is shut down afterwards."""
+    """Whether NVML works; shuts NVML down afterwards."""
     status = library.nvmlInit_v2()
     if status != 0:
         logger.debug("nvmlInit failed with status %d", status)
@@ -158,12 +158,12 @@ def _devices(library: ctypes.CDLL) -> Iterator[Gpu]:
 
 
 def _is_in_parts(library: ctypes.CDLL, device: ctypes.c_void_p) -> bool:
-    """Whether MIG is on; the GPU as a whole cannot be used then."""
+    """Whether MIG is on; then the GPU cannot be used as a whole."""
     mode, pending = ctypes.c_uint(), ctypes.c_uint()
     try:
         status = library.nvmlDeviceGetMigMode(device, ctypes.byref(mode), ctypes.byref(pending))
     except AttributeError:
-        return False  # a library from before MIG
+        return False  # the library predates MIG
     return status == 0 and mode.value == 1
 
 

@@ -1,8 +1,8 @@
-"""Processes of this machine: which one is which, who belongs to whom.
+"""Processes of this machine: their identities, groups and owners.
 
-A pid alone names nothing: it is used again. A pid with its start time does. On Linux all is read
-from /proc; elsewhere from `ps`, more slowly. Everything here may block: call it from a thread
-where many processes are looked at.
+A pid alone identifies nothing, because pids are reused. A pid with its start time does. Linux reads
+everything from /proc; other systems use `ps`, which is slower. Every function here may block: use a
+thread to look at many processes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Process:
 
     @property
     def identity(self) -> str:
-        """Names this process for ever, on this machine and over reboots."""
+        """Identifies this process for ever, on this machine and over reboots."""
         return f"{self.pid}@{self.started}"
 
 
 def look_up(pid: int) -> Process | None:
-    """The process of a pid; None if there is none, or only its exit status waits to be read."""
+    """The process of a pid; None if there is none, or if only its exit status remains."""
     return _from_proc(pid) if _LINUX else next(_from_ps(["-p", str(pid)]), None)
 
 
 def identity_of(pid: int) -> str:
-    """The identity of a process that is known to be there, though perhaps as a zombie."""
+    """The identity of a process that is known to exist, though perhaps as a zombie."""
     found = _from_proc(pid, dead=True) if _LINUX else look_up(pid)
     return found.identity if found else f"{pid}@unknown"
 
@@ -54,7 +54,7 @@ def is_alive(pid: int, identity: str) -> bool:
 
 
 def all_processes() -> Iterator[Process]:
-    """All living processes that can be seen."""
+    """All living processes that are visible to us."""
     if not _LINUX:
         yield from _from_ps(["-A"])
         return
@@ -72,7 +72,7 @@ def members(group: int) -> list[Process]:
 
 def marked(variable: str, values: Collection[str]) -> Mapping[str, list[Process]]:
     """Our own user's living processes with one of these values in an environment variable, by
-    value. What has overwritten its environment, to show another title, is not found."""
+    value. A process that has overwritten its environment to show another title is not found."""
     found: dict[str, list[Process]] = {value: [] for value in values}
     wanted = {f"{variable}={value}": value for value in values}
     for process, words in _environments():
@@ -82,7 +82,7 @@ def marked(variable: str, values: Collection[str]) -> Mapping[str, list[Process]
 
 
 def writers(file: Path) -> list[Process]:
-    """The living processes whose standard output is this file; none where nobody can tell."""
+    """The living processes whose standard output is this file; none if the system cannot tell."""
     if not _LINUX:
         return []
     try:
@@ -101,8 +101,8 @@ def writers(file: Path) -> list[Process]:
 
 
 def mark_of(process: Process, variable: str) -> str | None:
-    """What an environment variable of a process says; None if it is not there, or nobody can
-    tell. Linux only."""
+    """The value of an environment variable of a process; None if it is absent or unreadable. Linux
+    only."""
     try:
         data = _environ(process.pid)
     except OSError:  # another user's, or gone
@@ -113,10 +113,10 @@ def mark_of(process: Process, variable: str) -> str | None:
 
 
 def signal_group(group: int, number: signal.Signals) -> bool:
-    """Signal a process group; False if nobody is left in it."""
+    """Signal a process group; False if it has no members left."""
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # macOS says the latter of zombies
+    except (ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
         return False
     return True
 
@@ -126,7 +126,7 @@ def _from_proc(pid: int, *, dead: bool = False) -> Process | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The name, in brackets, may hold anything. proc(5): state is field 3, starttime field 22.
+    # The name, in brackets, may hold any character. proc(5): state is field 3, starttime field 22.
     fields = stat[stat.rfind(b")") + 2 :].split()
     if not dead and fields[0].decode() in _DEAD:
         return None
@@ -135,7 +135,7 @@ def _from_proc(pid: int, *, dead: bool = False) -> Process | None:
 
 @cache
 def _boot() -> str:
-    """Start times count from the boot."""
+    """An id of the present boot, since start times count from the boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     except OSError:
@@ -168,8 +168,8 @@ def _environments() -> Iterator[tuple[Process, set[str]]]:
 def _environ(pid: int) -> bytes:
     """The environment of a process. Linux only; raises OSError.
 
-    It is empty for a moment after the program was started, though spawning has returned by then:
-    whoever took that for an answer would take a process for nobody's.
+    It is empty for a moment after the program was started, though spawning has returned by then.
+    Waits for this moment to pass: an empty environment would hide the process's token.
     """
     data = b""
     for _ in range(1000):
@@ -182,7 +182,7 @@ def _environ(pid: int) -> bytes:
 
 def _is_being_loaded(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat").read_bytes()
-    # proc(5): vsize is field 23, none for threads of the kernel; env_end is field 51.
+    # proc(5): vsize is field 23, 0 for kernel threads; env_end is field 51.
     fields = stat[stat.rfind(b")") + 2 :].split()
     return fields[20] != b"0" and fields[48] == b"0"
 

@@ -1,4 +1,4 @@
-"""What the launcher must know after a restart of the router."""
+"""What the launcher must remember over a restart of the router."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from .masking import masked
 
 @frozen
 class LaunchRecord:
-    """One launch. It is durable before the worker is started, then without `ident` and `process`:
-    whoever finds it so asks the backend whether the token was ever used."""
+    """One launch. The record is durable before the worker is started, at first without `ident` and
+    `process`. A router that finds it in that state asks the backend whether the token was ever
+    used."""
 
     table: ClassVar[str] = "launches"
 
@@ -24,7 +25,7 @@ class LaunchRecord:
     backend: str
     token: str
     fingerprint: str
-    # For people, so without its secrets; compared are fingerprints.
+    # For people, so without secrets; fingerprints are compared instead.
     command: tuple[str, ...] = field(converter=masked)
     ports: WorkerPorts
     log: str | None = None
@@ -38,16 +39,16 @@ class LaunchRecord:
 
     @property
     def handle(self) -> Handle:
-        """What its backend finds it by."""
+        """The handle by which the backend finds the launch."""
         log = None if self.log is None else Path(self.log)
         return Handle(self.token, self.ident, self.process, log)
 
 
 @frozen
 class SizeRecord:
-    """Which workers of a launcher are wanted, where requests changed that.
+    """Which workers of a launcher are wanted, if requests changed that.
 
-    It holds as long as the settings want as many as they did then.
+    Valid as long as the settings ask for the same number as at that time.
     """
 
     table: ClassVar[str] = "launcher_sizes"

@@ -1,6 +1,6 @@
-"""GPUs for workers: what was found, and which worker gets which. Looks at nothing itself.
+"""GPUs for workers: assigns the GPUs that were found. Looks at no hardware.
 
-Ids are texts as CUDA_VISIBLE_DEVICES takes them: an index, `GPU-<uuid>`, `MIG-<uuid>`.
+Ids are texts that CUDA_VISIBLE_DEVICES takes: an index, `GPU-<uuid>`, `MIG-<uuid>`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Vendor(Enum):
 
 @frozen
 class Gpu:
-    """One GPU, or one part of it (MIG) that works as one."""
+    """One GPU, or one part of a GPU (MIG) that works as one."""
 
     id: str
-    uuid: str = ""  # also names it, where that is known; may be abbreviated by users
+    uuid: str = ""  # another name, if known; users may abbreviate it
 
     def is_called(self, name: str) -> bool:
-        """Whether `name` means this one."""
+        """Whether `name` means this GPU."""
         return name == self.id or (len(name) > 4 and self.uuid.lower().startswith(name.lower()))
 
 
@@ -43,24 +43,24 @@ class Found:
     gpus: tuple[Gpu, ...] = ()
     source: str = ""
     vendor: Vendor = Vendor.NVIDIA
-    # Where indices stand for places on the bus. CUDA itself counts the fastest first.
+    # Whether indices are places on the bus. CUDA by itself counts the fastest GPU first.
     by_bus: bool = False
-    # A variable that hides all others, so that workers must be told by the same one.
+    # The variable that hides all other GPUs here; workers must be given theirs by the same one.
     variable: str = CUDA
 
     def lacks(self, name: str) -> bool:
-        """Whether there is certainly no GPU of this name here. Where none was found, and of parts
-        that are named by the GPU and their place in it, nobody can tell."""
+        """Whether this machine certainly has no GPU of this name. False while that is unknown: if
+        no GPU was found, or for a MIG part named by its GPU and place."""
         if not self.gpus or any(gpu.is_called(name) for gpu in self.gpus):
             return False
         if name.startswith("MIG-"):
             return "/" not in name
         if any(gpu.id.startswith("MIG-") for gpu in self.gpus):
-            return False  # the whole of one that is in parts, which is not listed
+            return False  # a GPU in parts is not listed as a whole
         return name.isdigit() or all(gpu.uuid for gpu in self.gpus)
 
     def id_of(self, name: str) -> str:
-        """The id of the GPU that `name` means; `name` itself if none is known by it."""
+        """The id of the GPU that `name` means; `name` itself if no known GPU has it."""
         return next((gpu.id for gpu in self.gpus if gpu.is_called(name)), name)
 
     def describe(self) -> str:
@@ -72,7 +72,7 @@ class Found:
 
 
 def from_environment(environ: Mapping[str, str]) -> Found | None:
-    """The GPUs that the environment leaves to us; None if it says nothing of them."""
+    """The GPUs that the environment allows us; None if it does not mention any."""
     for variable in (CUDA, HIP, ROCR):
         text = environ.get(variable)
         if text is not None:
@@ -83,11 +83,11 @@ def from_environment(environ: Mapping[str, str]) -> Found | None:
 
 
 def visible(text: str) -> list[str]:
-    """The ids of a list like `0,2,GPU-5ee`. As CUDA does, all after a wrong one are left out."""
+    """The ids of a list like `0,2,GPU-5ee`. Like CUDA, ignores everything after an invalid id."""
     names: list[str] = []
     for part in text.split(","):
         name = part.strip()
-        # "NoDevFiles" and "none" are what some schedulers write for no GPU at all.
+        # Some schedulers write "NoDevFiles" or "none" for no GPU at all.
         if not re.fullmatch(r"[0-9]+|(GPU|MIG)-[\w:./-]+", name) or name in names:
             break
         names.append(name)
@@ -99,7 +99,7 @@ def _uuid(name: str) -> str:
 
 
 def from_nvidia_smi(text: str) -> tuple[Gpu, ...]:
-    """What `nvidia-smi -L` lists. Of a GPU in parts (MIG), the parts."""
+    """The GPUs that `nvidia-smi -L` lists; for a GPU in parts (MIG), the parts."""
     found: list[Gpu] = []
     whole: Gpu | None = None
     for line in text.splitlines():
@@ -116,7 +116,7 @@ def from_nvidia_smi(text: str) -> tuple[Gpu, ...]:
 
 
 def from_rocm_smi(text: str) -> tuple[Gpu, ...]:
-    """What `rocm-smi --showid` lists."""
+    """The GPUs that `rocm-smi --showid` lists."""
     indices = sorted({int(index) for index in re.findall(r"^GPU\[(\d+)\]", text, re.MULTILINE)})
     return tuple(Gpu(str(index)) for index in indices)
 
@@ -124,10 +124,10 @@ def from_rocm_smi(text: str) -> tuple[Gpu, ...]:
 def variables(
     ids: Sequence[str], found: Found | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """What makes a worker see these GPUs and no others; for none, what hides them all."""
+    """The variables that show a worker exactly these GPUs; without ids, none at all."""
     text = ",".join(ids)
     if found is not None and found.variable == ROCR and ids:
-        return {ROCR: text}  # its ids mean nothing to the other two, which count what it leaves
+        return {ROCR: text}  # HIP and CUDA variables would count among the GPUs that ROCR leaves
     amd = HIP in environ or ROCR in environ or (found is not None and found.vendor is Vendor.AMD)
     # HIP obeys both, so they must agree.
     names = {CUDA: text, HIP: text} if amd else {CUDA: text}
@@ -150,19 +150,19 @@ def by_cause(faults: Iterable[tuple[str, str | None]]) -> list[str]:
 
 @define(eq=False)
 class GpuShares:
-    """Which worker of which launcher has which GPUs. No two of them share one that we chose.
+    """Which worker has which GPUs. No two workers share a GPU that the router chose.
 
-    Made with all launchers, so that none takes a GPU that another names. `found` is None where
-    nobody had to look, since all launchers name their GPUs or want none; `machine` has all GPUs
-    that a name can mean.
+    Made with all launchers, so that none takes a GPU that another names. `found` is None if no look
+    was necessary, because all launchers name their GPUs or want none. `machine` has all GPUs that a
+    name can mean.
     """
 
     launchers: Sequence[LauncherSettings]
     found: Found | None
     machine: Found = field(factory=Found)
     _shares: dict[tuple[str, int], tuple[str, ...]] = field(init=False, factory=dict)
-    # What the workers of the settings get if it is free. Others get these last, so that after a
-    # restart all find the GPUs that they had.
+    # The GPUs that each worker of the settings gets if they are free. Other workers get these last,
+    # so that after a restart all workers find the GPUs they had.
     _first_choice: dict[tuple[str, int], tuple[str, ...]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -203,12 +203,12 @@ class GpuShares:
 
     @property
     def cpu(self) -> bool:
-        """Whether there are no GPUs though somebody wants some: workers run on the CPU."""
+        """Whether workers run on the CPU: a launcher wants GPUs, but there are none."""
         return self.found is not None and not self.found.gpus
 
     def take(self, launcher: LauncherSettings, indices: Collection[int]) -> None:
-        """Give each of these workers its GPUs, unless it has them. Raises StartError, and then
-        none of them has got any."""
+        """Give each of these workers its GPUs, unless it has them. Raises StartError; then none of
+        them gets any."""
         before = dict(self._shares)
         try:
             for index in sorted(indices):
@@ -229,7 +229,7 @@ class GpuShares:
         self._shares.pop((launcher.name, index), None)
 
     def shared(self) -> dict[str, list[str]]:
-        """GPUs that several workers were told to use, with the names of these workers."""
+        """GPUs that the settings name for several workers, with the names of these workers."""
         users: dict[str, list[str]] = {}
         for launcher in self.launchers:
             for index, group in enumerate(launcher.worker_gpu_ids[: launcher.num_workers]):
@@ -258,14 +258,14 @@ class GpuShares:
         if len(free) < wanted:
             raise StartError(self._too_few(launcher, index, len(free)))
         chosen_first = {name for group in self._first_choice.values() for name in group}
-        free.sort(key=lambda name: name in chosen_first)  # the order is kept otherwise
+        free.sort(key=lambda name: name in chosen_first)  # stable: keeps the order otherwise
         return tuple(free[:wanted])
 
     def _free(self) -> list[Gpu]:
         assert self.found is not None, "made without looking, though somebody leaves it to us"
         taken = {name for group in self._shares.values() for name in group}
         for launcher in self.launchers:
-            # All that it names, also for workers that may be added later.
+            # All GPUs that it names, even for workers that may be added later.
             taken.update(name for group in launcher.worker_gpu_ids for name in group)
         return [gpu for gpu in self.found.gpus if not any(map(gpu.is_called, taken))]
 

@@ -1,8 +1,7 @@
 """One wanted worker of a launcher: started, watched, started again, ended.
 
 A slot outlives the processes that fill it. Its task is one loop: launch, live, clean up, decide
-what follows. What others want of it (`retire`, `restart`) is noted, and breaks off whatever the
-loop waits for.
+what follows. Requests (`retire`, `restart`) are noted, and interrupt any wait of the loop.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from .records import LaunchRecord
 
 logger = logging.getLogger("router.launch")
 
-_PAUSE_MOST = 30.0  # seconds between two tries of what cannot be done just now
+_PAUSE_MOST = 30.0  # seconds between two tries of a launch that is impossible now
 
 
 @define(eq=False)
 class Slot:
-    """A worker that should run, and what runs for it."""
+    """A worker that should run, and its current launch."""
 
     launcher: Launcher
     index: int
@@ -50,20 +49,20 @@ class Slot:
     run: Run | None = None
     record: LaunchRecord | None = None
     retiring: bool = False
-    left: bool = False  # retired, but its worker goes on for a later router
+    left: bool = False  # retired, but the worker keeps running for a later router
     over: trio.Event = field(factory=trio.Event)
     moved: trio.Event = field(factory=trio.Event)  # replaced when a facet of the worker changes
     begun: float = 0.0  # when the present launch began to run
     ready_at: float | None = None  # when it first served
-    log_from: int | None = None  # where in its log the present launch begins; None: not known
+    log_from: int | None = None  # where in the log the present launch begins; None: unknown
     _log: Path | None = None  # of the last launch
     _reservation: Reservation | None = None
-    _used: bool = False  # a worker may have the reserved ports, or have had them
+    _used: bool = False  # a worker has or had the reserved ports
     _scope: trio.CancelScope = field(factory=trio.CancelScope)
     _again: bool = False
-    _quick: int = 0  # deaths in a row, each soon after its start
+    _quick: int = 0  # quick deaths in a row
     _told: bool = True  # the registry knows that the last process has ended
-    _outlived: bool = False  # it has outlived a process that an earlier router launched
+    _outlived: bool = False  # a process that an earlier router launched here has ended
     _avoid: set[int] = field(factory=set)
 
     @property
@@ -72,12 +71,12 @@ class Slot:
 
     @property
     def runs(self) -> bool:
-        """Whether its process is known to run."""
+        """Whether the slot's process is known to run."""
         return self.run is not None and self.run.state is RunState.RUNNING
 
     @property
     def log(self) -> Path | None:
-        """Where its output goes, if that is a file of ours."""
+        """The file of the worker's output, if it is one of ours."""
         if self.handle is not None and self.handle.log is not None:
             return self.handle.log
         return self._log or self._first_log
@@ -89,7 +88,7 @@ class Slot:
         return (self.launcher.log_dir or self.shared.log_dir) / f"{self.plan.name}.log"
 
     def view(self) -> SlotView:
-        """It as people see it now."""
+        """The slot as people see it now."""
         return SlotView(
             name=self.name,
             launcher=self.launcher.name,
@@ -104,21 +103,21 @@ class Slot:
             log=self.log,
         )
 
-    # What others want.
+    # Requests.
 
     def retire(self, *, leave: bool = False) -> None:
-        """Have no such worker any more: end it, or `leave` it to a later router."""
+        """Give the worker up: end it, or `leave` it running for a later router."""
         self.retiring = True
         self.left = self.left or leave
         self._scope.cancel()
 
     def restart(self) -> None:
-        """Start it again now, whether it runs or was given up."""
+        """Start the worker again now, whether it runs or was given up."""
         self._again = True
         self._scope.cancel()
 
     def noticed(self) -> None:
-        """The registry has changed a facet of its worker."""
+        """The registry has changed a facet of the slot's worker."""
         worker = self.worker
         if worker and self.phase is Phase.STARTING and worker.health is Health.HEALTHY:
             self.ready_at = trio.current_time()
@@ -130,10 +129,10 @@ class Slot:
         self.moved.set()
         self.moved = trio.Event()
 
-    # Before its task runs.
+    # Before the task runs.
 
     def prepare(self) -> None:
-        """Choose its ports, and register it where they are its address. Raises StartError."""
+        """Choose ports, and register the worker if they are its address. Raises StartError."""
         planner, keep = self.launcher.planner, None
         if self._reservation is not None and self._used:
             keep = self._reservation.ports
@@ -147,13 +146,13 @@ class Slot:
             self.register(self.plan.url)
 
     def adopt(self, record: LaunchRecord, handle: Handle) -> None:
-        """Take over what an earlier router launched. Raises StartError."""
+        """Take over a launch of an earlier router. Raises StartError."""
         planner = self.launcher.planner
         self.plan = planner.plan(self.index, record.ports)
         self._reservation = planner.adopt(self.index, record.ports)
         self._used = True
         self.handle, self.restarts, self._log = handle, record.restarts, handle.log
-        self.run = Run(RunState.RUNNING, process=handle.process)  # so its backend has just said
+        self.run = Run(RunState.RUNNING, process=handle.process)  # the backend has just said so
         self.record = evolve(record, ident=handle.ident, process=handle.process)
         self.shared.store.put(self.record)
         if self.launcher.backend.local:
@@ -162,13 +161,13 @@ class Slot:
             self.shared.registry.identify(self.worker, handle.process)
 
     def outlive(self) -> None:
-        """Note that what an earlier router launched for it has ended, or is ended now."""
+        """Note that an earlier router's launch for this slot has ended, or is being ended."""
         self._outlived = True
 
-    # Its task.
+    # The task.
 
     async def keep(self) -> None:
-        """Fill the slot until it is retired. Cancelled, it ends what runs by force."""
+        """Fill the slot until it is retired. If cancelled, ends the launch by force."""
         try:
             while not self.retiring:
                 await self._fill()
@@ -203,12 +202,12 @@ class Slot:
             await self._report(death)
         if self.handle is not None:
             if death is None and self.worker and not self.retiring:
-                # What waits for it waits on while its process takes its time to end.
+                # Requests that wait for the worker go on waiting while its process ends.
                 self.shared.registry.expect(self.worker, "it is restarted", ending=True)
             if death is None or death.condemned:
                 await self._end(self.shared.supervision.patience)
             elif not death.lost:
-                await self._end(())  # what its first process has left behind
+                await self._end(())  # clean up after its first process
             self.handle = self.run = self.record = None
         if death is not None:
             await self._wait_after(death)
@@ -222,15 +221,15 @@ class Slot:
         return self._scope
 
     async def _launch(self) -> Death | None:
-        """Have a worker started; None if that was done. What fails for want of an engine or of
-        a disk is tried until it is done."""
+        """Have a worker started; returns None once it is. Retries while an engine or the disk
+        fails."""
         backoff, token = Backoff(most=_PAUSE_MOST), secrets.token_hex(16)
         while True:
             try:
                 if self.record is None:
                     await self.launcher.planner.learn()
                     self.prepare()
-                # Perhaps it was put to sleep while it was about to start again.
+                # The worker may have been put to sleep just before it was to start again.
                 if self.worker is not None and _rests(self.worker):
                     await self._park(Phase.DOWN, "it has ended, and its pool sleeps")
                 await self._order(token)
@@ -261,7 +260,7 @@ class Slot:
             log=str(log) if log else None,
             restarts=self.restarts,
         )
-        # Durable before the spawn: a worker that nobody knows of would hold its GPU for ever.
+        # Durable before the spawn: an unrecorded worker would hold its GPU for ever.
         store.check()
         store.put(self.record)
         await store.commit()
@@ -270,11 +269,11 @@ class Slot:
         self._used = True
         self.handle = await backend.launch(Order(plan, token, log, self.shared.owner))
         self.record = evolve(self.record, ident=self.handle.ident, process=self.handle.process)
-        store.put(self.record)  # durable soon: until then it is found by its token
+        store.put(self.record)  # durable soon: until then the token finds it
         logger.info("%s started: %s", self.name, " ".join(masked(plan.command)))
 
     async def _live(self) -> Death:
-        """Watch what runs until it ends, or must be ended."""
+        """Watch the launch until it ends, or must be ended."""
         self._told = False
         self.begun, self.ready_at = trio.current_time(), None
         self.enter(Phase.QUEUED)
@@ -316,7 +315,7 @@ class Slot:
             self.enter(Phase.QUEUED)
         self.register(url)
         assert self.worker is not None
-        if self._outlived:  # what is known of the worker may be of the one that has ended
+        if self._outlived:  # the pool's facts may be about the ended process
             self._outlived = False
             self._replaced("its process ended while no router ran")
             self._told = False
@@ -324,17 +323,17 @@ class Slot:
         if self.phase is Phase.QUEUED:
             self.begun, self.ready_at = trio.current_time(), None
             self.enter(Phase.STARTING)
-        self.noticed()  # it may be ready already
+        self.noticed()  # it may already be ready
 
-    # When it has ended.
+    # After the end.
 
     async def _report(self, death: Death) -> None:
-        """Tell the registry and the log of the death."""
+        """Report the death to the registry and the log."""
         now = trio.current_time()
         served = 0.0 if self.ready_at is None else now - self.ready_at
         self._quick = 0 if served >= self.shared.supervision.settled else self._quick + 1
         self.enter(Phase.ENDING if death.condemned else Phase.RESTARTING, self._how(death))
-        # A sleeper stays one, without a process, until its pool wakes up.
+        # A sleeping worker stays asleep, without a process, until its pool wakes up.
         if self.worker is not None and not _rests(self.worker):
             self._replaced(f"its process {death.reason}")
         if death.hopeless:
@@ -350,7 +349,7 @@ class Slot:
         logger.error(told, self.name, death.reason, age, extra={"quoted": last})
 
     async def _wait_after(self, death: Death) -> None:
-        """Wait as long as it takes until it may be started again."""
+        """Wait until the worker may be started again."""
         with self._interruptible():
             worker, supervision = self.worker, self.shared.supervision
             settings = self.launcher.settings
@@ -388,13 +387,14 @@ class Slot:
         if worker is not None and not self._told:
             self._told = True
             registry.identify(worker, None)
-            registry.expect(worker, why)  # first: a process that has ended must get no request
+            registry.expect(worker, why)  # first: a dead process must get no request
             registry.reincarnate(worker, why)
 
     async def _end(self, patience: tuple[float, ...]) -> None:
         backend, handle = self.launcher.backend, self.handle
         assert handle is not None
-        # An engine may never answer again; then our claim on the worker goes with the record.
+        # An engine may never answer again; then the record, our claim on the worker, is deleted
+        # anyway.
         with trio.move_on_after(self.shared.supervision.end_within):
             await keep_running(
                 f"ending {self.name}", lambda: backend.end(handle, patience=patience)
@@ -402,10 +402,10 @@ class Slot:
         self.shared.store.delete(LaunchRecord, f"{self.launcher.name}/{self.index}")
         self.handle = self.run = self.record = None
 
-    # Small things.
+    # Helpers.
 
     def register(self, url: str) -> None:
-        """Have its worker in the pool under this URL."""
+        """Register the slot's worker in the pool under this URL."""
         registry, old = self.shared.registry, self.worker
         if old is not None and (old.url != url or old.removed):
             self.worker = None
@@ -419,11 +419,11 @@ class Slot:
                 starting=True,
                 label=self.name,
             )
-            # It was known before: to an earlier router, if that is not the one we took over.
+            # The worker was known to an earlier router, unless this slot adopted its process.
             self._outlived = self._outlived or (self.worker.met and not self.runs)
 
     def enter(self, phase: Phase, detail: str | None = None) -> None:
-        """Note where it stands, and why."""
+        """Note the slot's phase, and the reason for it."""
         if phase is not self.phase:
             self.phase, self.since = phase, trio.current_time()
             self.shared.registry.bus.publish(PhaseChanged(self.name, phase, detail))
@@ -435,7 +435,7 @@ class Slot:
         return trio.current_time() - self.begun
 
     async def last_words(self, count: int = 12) -> str:
-        """The end of its output, for people."""
+        """The end of the worker's output, for people."""
         if self.log is None and self.handle is not None:
             return "\n".join(await self.launcher.backend.tail(self.handle, count))
         return await trio.to_thread.run_sync(output.last_words, self.log, count)
@@ -445,5 +445,5 @@ class Slot:
 
 
 def _rests(worker: Worker) -> bool:
-    """Whether its GPU is somebody else's until a wake: no process is needed, or wanted, there."""
+    """Whether the worker sleeps: until a wake it needs no process, and others may use its GPU."""
     return worker.memory in (Memory.ASLEEP, Memory.FALLING_ASLEEP)

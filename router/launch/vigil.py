@@ -1,4 +1,4 @@
-"""What is watched about a worker that runs: its health, its readiness and its output."""
+"""Watches a running worker: its health, its readiness and its output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("router.launch")
 _output = logging.getLogger("router.launch.output")
 
-_LOOK = 1.0  # seconds between two looks at the output of a worker that starts
+_LOOK = 1.0  # seconds between two looks at the output of a starting worker
 
 
 async def hopelessly_unhealthy(slot: Slot) -> Death:
@@ -37,14 +37,14 @@ async def hopelessly_unhealthy(slot: Slot) -> Death:
 
 
 async def gone_astray(slot: Slot) -> Death:
-    """Wait until the worker says that it serves on another port, as those do that do not know
-    --strict-ports: whoever answers on its own is somebody else."""
+    """Wait until the worker says that it serves on another port, as workers without --strict-ports
+    do. Then a stranger answers on the planned port."""
     log, plan = slot.log, slot.plan
     if log is None or plan is None:
         await trio.sleep_forever()
     follower, served = output.Follower(log, at=slot.log_from), False
     while not served:
-        served = slot.ready_at is not None  # then once more: somebody else may have answered
+        served = slot.ready_at is not None  # then one more look: a stranger may have answered
         words = "\n".join(await trio.to_thread.run_sync(follower.new))
         port = slot.launcher.planner.moved(words, plan.ports)
         if port is not None:
@@ -73,7 +73,7 @@ async def tell_slowness(slot: Slot) -> None:
 
 
 async def watch_output(slot: Slot) -> None:
-    """Keep its last line up while it starts, and follow all of it into a verbose log."""
+    """Keep `last_line` current while the worker starts, and copy all its output to a debug log."""
     log = slot.log
     if log is None:
         return
