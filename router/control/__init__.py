@@ -1,1 +1,1 @@
-"""Tasks that act on workers, over an HTTP client and connections of their own."""
+"""Tasks that act on workers, with an HTTP client and connections of their own."""

@@ -1,8 +1,8 @@
-"""One task for each worker, its agent: it brings the worker to what is wanted of it.
+"""One task per worker, its agent: it brings the worker to the wanted state.
 
-An agent looks at what is known and wanted, does what `plan.next_action` says, and looks again: at
-once when something has changed, and every few seconds anyway. A wake-up that is
-missed costs seconds. What hangs at one worker holds up no other.
+An agent compares the known and the wanted state, does what `plan.next_action` says, and looks
+again: at once after a change, and every few seconds anyway. A missed wake-up costs only seconds. A
+worker that hangs delays no other worker.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from .replay import Replayer
 from .tasks import SoftLimiter, Tasks
 from .worker_memory import RELEASE, RESUME, WorkerMemory
 
-# Seconds until an agent looks again though nothing seems to have changed.
+# Seconds until an agent looks again although nothing seems to have changed.
 _LOOK_AGAIN = 5.0
-# Replays side by side: storage is shared. One that takes longer than this many seconds may hang,
-# and no longer counts.
+# Replays side by side: storage is shared. A replay that takes longer than _COUNTED seconds may
+# hang, and no longer counts.
 _AT_ONCE, _COUNTED = 8, 60.0
 
 
@@ -48,9 +48,9 @@ class RemovalCalledOff(Conflict):
 
 @define(eq=False)
 class _Agent:
-    changed: ParkingLot = field(factory=ParkingLot)  # until something may have changed
+    changed: ParkingLot = field(factory=ParkingLot)  # parked here until something may have changed
     claim: Claim | None = None
-    # What it does just now, and what was known when that began.
+    # The running action, and the knowledge at its start.
     action: Action = Action.REST
     begun: Known | None = None
     scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -58,7 +58,7 @@ class _Agent:
 
 @define(eq=False)
 class Agents(Tasks):
-    """The agents of all workers. `drain_timeout`: seconds until a worker is idle."""
+    """The agents of all workers. `drain_timeout`: seconds that a worker may take to become idle."""
 
     registry: Registry
     dispatcher: Dispatcher
@@ -67,11 +67,11 @@ class Agents(Tasks):
     worker_memory: WorkerMemory
     replayer: Replayer
     drain_timeout: float = 1800.0
-    # Makes the pending changes of a worker's model; set by whoever makes changes.
+    # Makes the pending changes of a worker's model; set by the code that makes changes.
     catch_up: Callable[[Worker], Awaitable[None]] = field(init=False)
     _replays: SoftLimiter = field(init=False, factory=lambda: SoftLimiter(_AT_ONCE, _COUNTED))
     _agents: dict[Worker, _Agent] = field(init=False, factory=dict)
-    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until something about a worker has
+    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # parked until any worker changes
 
     def _begin(self) -> None:
         self.registry.subscribe(
@@ -85,8 +85,8 @@ class Agents(Tasks):
 
     @contextmanager
     def having(self, claims: Iterable[Claim]) -> Iterator[None]:
-        """Have these claims met as long as the block runs, or until they are dropped. The caller
-        has taken the workers (`Operations.take`)."""
+        """Have the agents meet these claims while the block runs, or until the claims are dropped.
+        The caller has taken the workers (`Operations.take`)."""
         claims = list(claims)
         for claim in claims:
             self._agent(claim.worker).claim = claim
@@ -97,7 +97,7 @@ class Agents(Tasks):
             self.drop(claims)
 
     def drop(self, claims: Iterable[Claim]) -> None:
-        """The operation is done with these workers."""
+        """The operation no longer needs the workers of these claims."""
         for claim in claims:
             if claim.row is None:
                 claim.fail("it was let go")
@@ -109,7 +109,7 @@ class Agents(Tasks):
                 self.look([claim.worker])
 
     def look(self, workers: Iterable[Worker]) -> None:
-        """Something about these workers may have changed."""
+        """Wake the agents of these workers: something may have changed."""
         for worker in workers:
             agent = self._agents.get(worker)
             if agent is None:
@@ -120,8 +120,8 @@ class Agents(Tasks):
                 agent.scope.cancel()
 
     async def retire(self, worker: Worker, reason: str = "by request") -> None:
-        """Have the worker removed once its work has ended, whether or not the caller waits for
-        that. It is called off when somebody enables the worker meanwhile: the last word counts.
+        """Have the worker removed once its work has ended, even if the caller stops waiting. If an
+        operator enables the worker meanwhile, the removal is called off: the last word counts.
 
         Raises RemovalCalledOff, StateUnavailable.
         """
@@ -132,8 +132,8 @@ class Agents(Tasks):
             raise RemovalCalledOff(f"Worker {worker.url} was enabled again; it stays in the pool")
 
     async def sync(self, workers: list[Worker], within: float) -> bool:
-        """Bring all of these up that can be called; whether they are current, after so many
-        seconds at most."""
+        """Bring all callable workers of these to the current weights; returns whether they are
+        current after at most `within` seconds."""
 
         def current() -> bool:
             up = [w for w in workers if reachable(w) and not w.is_sleeping and w.capabilities]
@@ -143,7 +143,7 @@ class Agents(Tasks):
         return await self.until(current, within)
 
     async def until(self, is_true: Callable[[], bool], within: float = math.inf) -> bool:
-        """Wait until this is true of the workers; whether it is, after so many seconds at most."""
+        """Wait until the condition holds, at most `within` seconds; returns whether it holds."""
         with trio.move_on_after(within):
             while not is_true():
                 with trio.move_on_after(_LOOK_AGAIN):
@@ -151,7 +151,7 @@ class Agents(Tasks):
         return is_true()
 
     def known(self, worker: Worker) -> Known:
-        """What is known and wanted of a worker now."""
+        """The known and the wanted state of a worker now."""
         lacking, awaiting = self.replayer.lacks(worker)
         agent = self._agents.get(worker)
         claim = None if agent is None else agent.claim
@@ -178,7 +178,7 @@ class Agents(Tasks):
             self._agent(worker)
             calls = (RELEASE, RESUME)
             moving = any(self.client.is_calling(worker.url, path) for path in calls)
-            if moving and worker.memory is Memory.AWAKE:  # it was removed in the middle of it
+            if moving and worker.memory is Memory.AWAKE:  # the worker was removed during this call
                 self.worker_memory.wake_again(worker)
         if worker.weights is Weights.CURRENT or worker.removed:
             self.replayer.restarted.discard(worker)
@@ -214,7 +214,8 @@ class Agents(Tasks):
                 backoff.reset()
 
     async def _changed(self, worker: Worker, agent: _Agent, known: Known, within: float) -> bool:
-        """Wait until something else is known of the worker, or so many seconds have passed."""
+        """Wait until the knowledge about the worker changes, at most `within` seconds; returns
+        whether it changed."""
         with trio.move_on_after(within):
             await self._until(agent, lambda: self.known(worker) != known)
             return True
@@ -225,7 +226,7 @@ class Agents(Tasks):
             await agent.changed.park()
 
     async def _act(self, worker: Worker, agent: _Agent, action: Action, known: Known) -> None:
-        """Do it, as long as it is worth going on with, and record what came of it."""
+        """Do the action while it is worth continuing, and record the outcome."""
         agent.action, agent.begun = action, known
         claim = agent.claim
         what = f"bringing worker {worker.url} to what is wanted ({action})"
@@ -248,7 +249,7 @@ class Agents(Tasks):
                     claim.fail()
                 case _ if claim is not None:
                     await self._call(claim)
-                case _:  # the facet says what is wanted of its memory
+                case _:  # no claim: the facet `memory` says what to do
                     async with self.operations.take([worker]):
                         if next_action(self.known(worker)) is action:
                             claim = self.worker_memory.own_claim(worker)
@@ -258,9 +259,9 @@ class Agents(Tasks):
         if attempt.error is not None and action is Action.REPLAY:
             self.replayer.delayed(worker, f"its replay failed: {words(attempt.error)}")
         if claim is None or (known.claim is not None and agent.claim is not claim):
-            return  # nobody wants to know
+            return  # no operation waits for the outcome
         if claim.row is None and claim.called is not None:
-            claim.fail()  # it was broken off
+            claim.fail()  # the call was broken off
         if claim.row is not None:
             await claim.end()
 
@@ -271,7 +272,8 @@ class Agents(Tasks):
             await self.dispatcher.idle(worker, math.inf)
             if claim is None:
                 return
-            # What a new process was sent while it was taken for the old one would be forgotten.
+            # Wait out the suspicion: work sent to a new process that was taken for the old one
+            # would be forgotten.
             await self._until(agent, lambda: claim.incarnation is None or worker.suspicion is None)
             claim.idle.set()
             return

@@ -1,5 +1,5 @@
-"""Calls to workers: a body for one or for many, what each of them answered, and the claims by which
-operations have agents make them."""
+"""Calls to workers: one body for one or many workers, the workers' answers, and the claims through
+which operations have agents make the calls."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _WINDOW = 4  # pieces that a slower taker may lag behind
 
 
 class BodyBrokeOff(BadRequest):
-    """The body ended before it was whole. Nobody may take it for a complete one."""
+    """The body ended before it was complete. No taker may treat it as complete."""
 
 
 @define(eq=False)
 class Pipe:
-    """A body on its way to one taker, which may outlive whoever fills it: an iterator of pieces,
-    after those that were `held` already.
+    """A body on its way to one taker, which may outlive the filling task: an iterator of pieces,
+    first the bytes already `held`.
 
-    Raises the RouterError with which the reading ended, where the body is not whole.
+    If the body is not complete, iteration raises the RouterError that ended the reading.
     """
 
     _held: bytes = b""
@@ -67,19 +67,19 @@ class Pipe:
         self._receive.close()
 
     async def put(self, piece: bytes) -> None:
-        """Give it a piece once there is room, or it wants no more."""
+        """Give the taker a piece once there is room. Does nothing if the taker wants no more."""
         with suppress(trio.BrokenResourceError):
             await self._send.send(piece)
 
     def end(self, failure: RouterError | None) -> None:
-        """No more comes; without a failure that was all."""
+        """No more pieces follow. Without a failure the body is complete."""
         self._failure = failure
         self._send.close()
 
 
 async def fill(pipes: Sequence[Pipe], source: AsyncIterable[bytes]) -> RouterError | None:
-    """Read the source and give every piece to each pipe, at the pace of the slowest; why it broke
-    off. Ends early once nobody wants more."""
+    """Read the source and give every piece to each pipe, at the pace of the slowest taker. Returns
+    why the source broke off, or None. Ends early once no taker wants more."""
     failure: RouterError | None = BodyBrokeOff("The request body broke off")
     try:
         async for piece in source:
@@ -98,7 +98,7 @@ async def fill(pipes: Sequence[Pipe], source: AsyncIterable[bytes]) -> RouterErr
 
 @asynccontextmanager
 async def filling(pipe: Pipe, source: AsyncIterable[bytes]) -> AsyncIterator[None]:
-    """Fill the pipe while the block runs. A RouterError of the block comes out as it is."""
+    """Fill the pipe while the block runs. A RouterError of the block is raised bare."""
     failure: RouterError | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fill, [pipe], source)
@@ -113,9 +113,10 @@ async def filling(pipe: Pipe, source: AsyncIterable[bytes]) -> AsyncIterator[Non
 
 @frozen
 class Row:
-    """What one worker answered; `status` is 502 or 504 where no answer came.
+    """The answer of one worker; `status` is 502 or 504 if no answer came.
 
-    `sent`: the worker may have acted on the call though no answer came. `answered`: one came.
+    `sent`: the worker may have acted on the call, even without an answer. `answered`: an answer
+    came.
     """
 
     worker: Worker
@@ -133,7 +134,7 @@ class Row:
 
     @property
     def success(self) -> bool:
-        """2xx, and the worker does not say otherwise."""
+        """Whether the status is 2xx and the body does not deny success."""
         return succeeded(self.status, self.body)
 
     @property
@@ -142,27 +143,27 @@ class Row:
         return self.status in (400, 422)
 
     def wire(self) -> dict[str, Any]:
-        """The row as clients know it."""
+        """The row as clients see it."""
         return {"worker_url": self.worker.url, "status_code": self.status, "body": self.body}
 
 
 @define(eq=False)
 class Claim:
-    """What an operation wants of a worker, which its agent brings about: that the worker is idle,
-    and then that it is sent the `call`.
+    """What an operation wants from a worker: that the worker becomes idle, and then gets the
+    `call`. The worker's agent makes this happen.
 
-    `record` is awaited when there is a `row`, which says what came of it.
+    `record` is awaited once `row` holds the outcome.
     """
 
     worker: Worker
     record: Callable[[Claim], Awaitable[None]] = field(repr=False)
-    within: float  # seconds until the worker is idle, from now on
+    within: float  # seconds that the worker may take to become idle, from now on
     call: Call | None = None
-    incarnation: int | None = None  # it is about this process; None: about any that answers
+    incarnation: int | None = None  # for this process only; None: for any process that answers
     deadline: float = field(init=False)
     called: int | None = field(init=False, default=None)  # the process that may have got the call
     row: Row | None = field(init=False, default=None)
-    idle: trio.Event = field(init=False, factory=trio.Event)  # the worker is, or there is a row
+    idle: trio.Event = field(init=False, factory=trio.Event)  # the worker is idle, or a row exists
     over: trio.Event = field(init=False, factory=trio.Event)  # the row is recorded
 
     def __attrs_post_init__(self) -> None:
@@ -170,7 +171,7 @@ class Claim:
 
     @property
     def stage(self) -> Stage:
-        """How far it is."""
+        """How far the claim has come."""
         if self.row is not None:
             return Stage.OVER
         if not self.idle.is_set():
@@ -179,21 +180,22 @@ class Claim:
 
     @property
     def left(self) -> str | None:
-        """Why it cannot be met any more; None if it can."""
+        """Why the claim can no longer be met; None if it can."""
         replaced = self.incarnation not in (None, self.worker.incarnation)
         if replaced and not self.worker.removed:
             return "another process took its place"
         return why_unreachable(self.worker)
 
     def fail(self, why: str | None = None, code: str | None = None, status: int = 502) -> None:
-        """There is no answer, and none is waited for any more."""
+        """Set a failed row: no answer came, and none is awaited any more."""
         why = why or self.left or "another process took its place"
         code = code or ("worker_failed" if self.incarnation is None else "left_change")
         sent = self.called is not None
         self.row = Row.failed(self.worker, why, code, status=status, sent=sent)
 
     def send(self, call: Call | None) -> None:
-        """The next call, where one was answered already; None: the worker is held."""
+        """Set the next call, after an answer to the previous one; None holds the worker without a
+        call."""
         self.call, self.row, self.called = call, None, None
         self.over = trio.Event()
 
@@ -209,14 +211,14 @@ class Claim:
 
 
 async def send(client: ControlClient, worker: Worker, call: Call) -> Row:
-    """Send the call to one worker; what it answered, or how that failed."""
+    """Send the call to one worker; returns its answer, or the failure as a row."""
     with contained("worker", f"{call.path} at worker {worker.url}") as attempt:
         try:
             answer = await client.call(worker.url, call)
         except Unreachable as error:
             status, code = (504, "worker_timeout") if error.timed_out else (502, "worker_failed")
             return Row.failed(worker, str(error), code, status=status, sent=error.sent)
-        except RouterError as error:  # of the body; of an incomplete call it does nothing
+        except RouterError as error:  # of reading the body; a worker ignores an incomplete call
             return Row.failed(worker, error.message, "worker_failed", sent=False)
         content = answer.json()
         if content is None:
@@ -227,7 +229,7 @@ async def send(client: ControlClient, worker: Worker, call: Call) -> Row:
 
 
 async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call) -> list[Row]:
-    """Send the call to all targets in parallel; their rows, in the order of the targets."""
+    """Send the call to all targets in parallel; returns their rows in the order of the targets."""
     rows: dict[Worker, Row] = {}
 
     async def one(worker: Worker) -> None:
@@ -240,7 +242,7 @@ async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call
 
 
 def answer(rows: list[Row], targets: Targets) -> Outcome:
-    """Status and body of an answer: partial success never looks like success."""
+    """Status and body of the answer to the client: partial success never looks like success."""
     success = all(row.success for row in rows)
     body = {
         "results": [row.wire() for row in rows],

@@ -1,4 +1,4 @@
-"""The HTTP client for control calls. httpx exceptions are mapped here, and nowhere else."""
+"""The HTTP client for control calls. It maps httpx exceptions; no other module does."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _POOLS = 256
 Headers: TypeAlias = Sequence[tuple[str, str]]
 _HEADERS: Headers = (
     ("accept", "*/*"),
-    ("accept-encoding", "identity"),  # bodies are taken as they come
-    # What a worker sends after its answer must not be read as the answer to the next call.
+    ("accept-encoding", "identity"),  # bodies are read undecoded
+    # Bytes that a worker sends after its answer must not be read as the answer to the next call.
     ("connection", "close"),
     ("user-agent", "sglang-d-router"),
 )
 
 
 class Unreachable(Exception):
-    """No answer came. `refused`: nobody listens there; `timed_out`: it took too long; `sent`: the
-    worker may have acted on the call."""
+    """No answer came. `refused`: no process listens at the address; `timed_out`: the answer took
+    too long; `sent`: the worker may have acted on the call."""
 
     def __init__(
         self, message: str, *, refused: bool = False, timed_out: bool = False, sent: bool = True
@@ -45,10 +45,10 @@ class Unreachable(Exception):
 
 @frozen
 class Call:
-    """What workers are sent."""
+    """A request to a worker."""
 
     path: str
-    # Seconds from the last byte sent to the answer: it may queue behind a generation.
+    # Seconds from the last byte sent to the answer: the call may queue behind a generation.
     within: float
     body: bytes | AsyncIterable[bytes] = b""
     headers: Headers = ()
@@ -57,25 +57,25 @@ class Call:
 
     @classmethod
     def of_json(cls, path: str, within: float, body: bytes) -> Call:
-        """A call of the router's own."""
+        """A call of the router itself."""
         return cls(path, within, body, (("content-type", "application/json"),))
 
 
 @frozen
 class Answer:
-    """What a worker answered to a control call."""
+    """A worker's answer to a control call."""
 
     status: int
     body: bytes
-    instance: str | None = None  # of the router that answered, if it was one
+    instance: str | None = None  # the id of the answering router, if a router answered
 
     def json(self) -> Any:
-        """The body as JSON, None if it is none."""
+        """The body as JSON; None if the body is not JSON."""
         return text.from_json(self.body)
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The members of the body, if it is a JSON object; else none."""
+        """The members of the body if it is a JSON object; else an empty dict."""
         content = self.json()
         return content if isinstance(content, dict) else {}
 
@@ -87,8 +87,9 @@ class ControlClient:
         self.instance = Instance()
         self.addresses = addresses or Addresses()
         self.trust = trust or Trust()
-        self._calls: dict[str, list[str]] = {}  # paths of those under way, by the worker's URL
-        # Not httpx's client: it keeps cookies, which know no ports, and reads what redirects say.
+        self._calls: dict[str, list[str]] = {}  # paths of running calls, by the worker's URL
+        # Not httpx's client: it keeps cookies, which ignore ports, and reads the content of
+        # redirects.
         self._pools = _Pools(self.addresses, self.trust)
 
     async def __aenter__(self) -> Self:
@@ -98,23 +99,23 @@ class ControlClient:
         await self._pools.aclose()
 
     async def get(self, url: str, path: str, *, within: float) -> Answer:
-        """GET a path of a worker within so many seconds in all. Raises Unreachable."""
+        """GET a path of a worker, within `within` seconds in all. Raises Unreachable."""
         return await self._in_time(url, Call(path, within, method="GET"))
 
     async def status(self, url: str, path: str, *, within: float) -> int:
-        """The status of a GET of a file, without fetching more of it than a byte. Raises
+        """The status of a GET of a file, fetching at most one byte of the file. Raises
         Unreachable."""
         call = Call(path, within, headers=[("range", "bytes=0-0")], method="GET")
         return (await self._in_time(url, call, whole=False)).status
 
     def is_calling(self, url: str, path: str | None = None) -> bool:
-        """Whether a call (to this path) is under way at the worker, which may keep it from
-        answering others."""
+        """Whether a call (to this path) is under way at the worker: it may delay other answers."""
         paths = self._calls.get(url, ())
         return bool(paths) if path is None else path in paths
 
     async def call(self, url: str, call: Call) -> Answer:
-        """One call to a worker. Raises Unreachable, and what reading the body raises."""
+        """Make one call to a worker. Raises Unreachable, and the errors of reading the call's
+        body."""
         self._calls.setdefault(url, []).append(call.path)
         try:
             return await self._call(url, call)
@@ -124,13 +125,13 @@ class ControlClient:
                 del self._calls[url]
 
     async def _in_time(self, url: str, call: Call, *, whole: bool = True) -> Answer:
-        # httpx's own timeouts are for each read: an answer that drips would never end.
+        # httpx's own timeouts apply to each read: an answer that drips would never end.
         with trio.move_on_after(call.within):
             return await self._call(url, call, whole=whole)
         raise Unreachable(f"GET {call.path} had no answer within {call.within:g} s", timed_out=True)
 
     async def _call(self, url: str, call: Call, *, whole: bool = True) -> Answer:
-        """`whole`: with the body of the answer."""
+        """`whole`: read the body of the answer."""
         what, within = f"{call.method} {call.path}", call.within
         # Connecting is quick or hopeless; the answer may wait behind a generation.
         patience = httpx.Timeout(within, connect=min(within, _CONNECT), write=call.stall)
@@ -164,7 +165,7 @@ class ControlClient:
                 timed_out=True,
                 sent=not isinstance(error, httpx.ConnectTimeout),
             ) from error
-        # Beside its own errors httpx lets out those of reading host names.
+        # Besides its own errors, httpx raises errors from parsing host names.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise Unreachable(
                 f"{what} failed: {text.of_bytes(describe(error))}",
@@ -174,11 +175,12 @@ class ControlClient:
 
 
 class _Pools(httpx.AsyncBaseTransport):
-    """Many small pools of connections: one takes time with the square of what is in it."""
+    """Many small connection pools: the time of one pool grows with the square of its
+    connections."""
 
     def __init__(self, addresses: Addresses, trust: Trust) -> None:
         self._addresses = addresses
-        verify = trust.tls  # httpx would bring certificates of its own
+        verify = trust.tls  # httpx would use its own certificates
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._pools = [
             httpx.AsyncHTTPTransport(verify=verify, limits=limits) for _ in range(_POOLS)
@@ -194,7 +196,7 @@ class _Pools(httpx.AsyncBaseTransport):
             raise httpx.ConnectError(describe(error), request=request) from error
         except trio.TooSlowError as error:
             raise httpx.ConnectTimeout("no address was found", request=request) from error
-        # To the worker's one address, with its name for Host (which is set already) and TLS.
+        # Connect to the worker's one address; Host (already set) and TLS keep the worker's name.
         request.url = request.url.copy_with(host=address)
         request.extensions = {**request.extensions, "sni_hostname": origin.host}
         number = zlib.crc32(request.url.netloc) % _POOLS
@@ -206,8 +208,8 @@ class _Pools(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """A body as it comes, or in one piece. httpx would wrap it into a generator, and leave that
-    behind where the worker breaks off."""
+    """A streamed body, or a body in one piece. httpx would wrap the body in a generator and abandon
+    the generator if the worker breaks off."""
 
     def __init__(self, body: bytes | AsyncIterable[bytes]) -> None:
         self._body = body
@@ -224,7 +226,8 @@ class _Body(httpx.AsyncByteStream):
 
 async def _read(response: httpx.Response, what: str) -> bytes:
     data = bytearray()
-    # Cancelled, not left: httpx's generators end properly only at a failed or finished read.
+    # Cancel instead of breaking out: httpx's generators end properly only at a failed or finished
+    # read.
     with trio.CancelScope(deadline=trio.current_time() + _READING) as scope:
         async for piece in response.aiter_raw():
             data += piece

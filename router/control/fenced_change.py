@@ -1,6 +1,6 @@
 """One weight change on its workers: intent on disk, fence, drain, calls, outcomes on disk, unfence.
 
-The agents of the workers drain and call them.
+The workers' agents drain and call the workers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .operations import Operation
 
 @define(eq=False)
 class FencedChange(ABC):
-    """The workers of a change, from its intent until each of them is let go.
+    """The workers of a change, from its intent until each worker is let go.
 
-    `operation`: what they are released from one by one. `keeps`: not before its own end.
+    `operation` holds the workers and releases them one by one; with `keeps`, only at its own end.
     """
 
     change: Change
@@ -42,10 +42,10 @@ class FencedChange(ABC):
     async def fenced(
         self, workers: Sequence[Worker], reason: str, call: Call | None = None
     ) -> AsyncIterator[None]:
-        """Fence the workers during the block, and have each drained, then called.
+        """Fence the workers during the block; have each worker drained and then called.
 
-        Raises StateUnavailable if the intent cannot be made durable, and then nothing was done.
-        If the block is cancelled the intent stays open, as after a crash.
+        Raises StateUnavailable if the intent cannot be made durable; then nothing was done. If the
+        block is cancelled, the intent stays open, as after a crash.
         """
         self.ledgers.open(self.change, workers)
         self.claims = {
@@ -66,11 +66,12 @@ class FencedChange(ABC):
 
     @abstractmethod
     async def record(self, claim: Claim) -> None:
-        """What came of a call, or of the wait for a worker."""
+        """Record the outcome of a call, or of the wait for a worker."""
 
     async def send(self, claims: Sequence[Claim], call: Call) -> RouterError | None:
-        """Send the call to all of these at once; where its body breaks off, why, and then nobody
-        got it. The body is read once and copied to all, in bounded memory."""
+        """Send the call to all these workers at once. Returns why the body of the call broke off,
+        or None; after a break no worker got the whole call. The body is read once and copied to all
+        workers, in bounded memory."""
         failure: RouterError | None = None
         streamed = not isinstance(call.body, bytes)
         pipes = [Pipe() for _ in claims] if streamed else []
@@ -95,20 +96,20 @@ class FencedChange(ABC):
 
 @define(eq=False)
 class OneCallChange(FencedChange):
-    """A change of one call, which each worker gets as soon as it is idle; all at once where its
-    body is streamed."""
+    """A change of one call. Each worker gets the call as soon as it is idle; a streamed body goes
+    to all workers at once."""
 
-    # What was done could not be made durable.
+    # Set if a success could not be made durable.
     undurable: StateUnavailable | None = field(init=False, default=None)
-    # Why workers refused, in words that mean nothing until all have answered.
+    # The reasons of refusals; their meaning is open until all workers have answered.
     _refusals: dict[Worker, str] = field(init=False, factory=dict)
-    # What was answered: the same for refusals that say the same, None for anything else.
+    # The distinct answers: equal for refusals that say the same, None for any other answer.
     _said: set[object] = field(init=False, factory=set)
 
     async def run(self, call: Call, workers: Sequence[Worker]) -> list[Row]:
-        """Make it; the rows of the workers in their order.
+        """Make the change; returns the rows of the workers in their order.
 
-        Raises what `fenced` raises, and what reading a streamed body raises.
+        Raises the errors of `fenced`, and of reading a streamed body.
         """
         failure: RouterError | None = None
         streamed = not isinstance(call.body, bytes)
@@ -132,7 +133,7 @@ class OneCallChange(FencedChange):
         return rows
 
     async def record(self, claim: Claim) -> None:
-        """Tell the ledger what came of it, and let the worker go."""
+        """Report the outcome to the ledger, and let the worker go."""
         worker, change, row = claim.worker, self.change, claim.row
         assert row is not None
         reason = words(row.body)
@@ -145,7 +146,7 @@ class OneCallChange(FencedChange):
                 assert claim.called is not None
                 self.ledgers.applied(change, worker, claim.called)
                 self._judge_refusals()
-                # Its outcome is durable before it serves again.
+                # The outcome is durable before the worker serves again.
                 try:
                     await self.store.commit()
                 except StateUnavailable as error:
@@ -163,13 +164,13 @@ class OneCallChange(FencedChange):
         self._judge_refusals()
 
     def _judge_refusals(self) -> None:
-        """A refusal has changed nothing if all that were called give the same. Those serve on once
-        that is so: a worker that is still busy holds nobody else. It is not known what the others
-        have."""
+        """Judge the workers that refused. If all called workers refuse alike, the refusals changed
+        nothing, and the workers serve on once this is known: a worker that is still busy delays no
+        other. Otherwise the weights of the refusing workers are unknown."""
         unknown = self.change.version is not None or len(self._said) > 1
         claims = self.claims.values()
         if not unknown and any(c.called is not None and c.row is None for c in claims):
-            return  # one that was called may say something else
+            return  # a worker that was called may still answer differently
         report = self.ledgers.unknown if unknown else self.ledgers.unchanged
         for worker, reason in self._refusals.items():
             report(self.change, worker, reason)

@@ -1,9 +1,9 @@
-"""Follows what occupies a worker though no exchange does: unfinished jobs, and ghosts.
+"""Follows the work that occupies a worker without an exchange: unfinished jobs, and ghosts.
 
 A video or mesh job is load until its status is terminal. A ghost is a generation whose client has
-left: a worker cannot abort, so its slot stays taken until a call that queues behind running work
-has come back. A restored worker has one for whatever it did when the router ended; it is then also
-asked for jobs that were submitted in the moment in which the router died, and never recorded.
+left: a worker cannot abort, so the slot stays taken until a call that queues behind running work
+has returned. A restored worker has one ghost for the work that it had when the router ended; it is
+then also asked for jobs that were submitted at the moment the router died and never recorded.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .tasks import Tasks
 logger = logging.getLogger("router.control")
 
 _KINDS = {"video": AssetKind.VIDEO, "mesh": AssetKind.MESH}
-# Seconds between two looks at a job: a share of what is expected to be left, within bounds; and a
-# share of how late it is, so that one that takes long is not asked without end.
+# Seconds between two polls of a job: a share of the expected remaining time, within bounds; for a
+# late job a share of its delay, so that a long job is not polled without end.
 _SOONEST, _LATEST = 0.1, 15.0
 _OF_LEFT, _OF_LATE, _OF_UNKNOWN = 0.25, 0.5, 0.05
-_PATIENCE = 5.0  # seconds for an answer to a look
-_AT_ONCE = 4  # looks at the jobs of one worker side by side
+_PATIENCE = 5.0  # seconds for the answer to a poll
+_AT_ONCE = 4  # concurrent polls of one worker's jobs
 _BARRIER = 1800.0  # seconds that a ghost's barrier may take
-_AGAIN = 5.0  # seconds at most until a barrier that broke is tried again
+_AGAIN = 5.0  # longest pause in seconds before a broken barrier is tried again
 
 
 @define(eq=False)
@@ -52,14 +52,14 @@ class Follower(Tasks):
     dispatcher: Dispatcher
     jobs: JobControl
     rng: random.Random = field(factory=random.Random)
-    # Of each worker with jobs: one that hangs holds up no look at another.
+    # One limiter per worker with jobs: a worker that hangs delays no poll of another.
     _looks: WeakKeyDictionary[Worker, trio.CapacityLimiter] = field(
         init=False, factory=WeakKeyDictionary
     )
 
     def _begin(self) -> None:
         for worker in self.registry:
-            for hold in worker.holds:  # since before a restart of the router
+            for hold in worker.holds:  # from before a restart of the router
                 self._follow(hold)
         self.registry.subscribe(self._observe, events.Held, events.FacetChanged)
 
@@ -75,7 +75,7 @@ class Follower(Tasks):
     def _follow(self, hold: Hold) -> None:
         worker = hold.worker
         if hold.kind is HoldKind.GHOST and hold.restored:
-            # It is of use once the worker is healthy, and there may be a thousand of them at once.
+            # The barrier works only once the worker is healthy, and a thousand may start at once.
             if worker.health is not Health.HEALTHY:
                 return
             hold.restored = False
@@ -87,7 +87,7 @@ class Follower(Tasks):
         self._start(keep_running, what, partial(follow, hold))
 
     async def _job(self, hold: Hold) -> None:
-        """Look at the job until it has ended; passing polls may tell us first."""
+        """Poll the job until it has ended; a client's poll may report the end first."""
         kind = _KINDS[hold.endpoint]
         assert hold.job_id is not None
         path = f"/v1/{kind}/{segment(hold.job_id)}"
@@ -99,16 +99,16 @@ class Follower(Tasks):
                 try:
                     answer = await self.jobs.client.get(hold.worker.url, path, within=_PATIENCE)
                 except Unreachable:
-                    continue  # its health is judged elsewhere; a new process ends the hold
+                    continue  # probes judge its health; a new process ends the hold
             job = answer.fields
-            # It may have been deleted while we looked: then a ghost has taken its place.
+            # The job may have been deleted during the poll: then a ghost has taken its place.
             over = answer.status == 404 or (answer.status == 200 and is_over(job))
             if over and _occupies(hold, HoldKind.JOB):
                 self.jobs.assets.finish(hold.job_id)
                 self.dispatcher.job_ended(hold.job_id, job.get("status"))
 
     def _pause(self, hold: Hold) -> float:
-        """Seconds until the next look at a job."""
+        """Seconds until the next poll of a job."""
         now, speeds, worker = trio.current_time(), self.dispatcher.speeds, hold.worker
         if speeds.per_unit(worker.url, hold.endpoint) is None:
             pause = (now - hold.since) * _OF_UNKNOWN
@@ -126,7 +126,7 @@ class Follower(Tasks):
         return min(_LATEST, max(_SOONEST, pause))
 
     async def _ghost(self, hold: Hold) -> None:
-        """Free the slot once the worker has done what it was doing."""
+        """Free the slot once the worker has finished the abandoned work."""
         backoff = Backoff(most=_AGAIN)
         with trio.move_on_after(_BARRIER):
             while _occupies(hold, HoldKind.GHOST):
@@ -136,16 +136,15 @@ class Follower(Tasks):
         self.registry.drop(hold)
 
     async def _barrier(self, hold: Hold) -> bool:
-        """Wait until the worker has nothing to do any more that came before; False if that cannot
-        be told yet."""
+        """Wait until the worker has finished all earlier work; False if that cannot be told yet."""
         url = hold.worker.url
         try:
             call = Call("/v1/list_loras", _BARRIER, method="GET")
             answer = await self.jobs.client.call(url, call)
         except Unreachable as error:
-            return error.refused  # what it did ended with it
+            return error.refused  # the work ended with the process
         if answer.status in (502, 504):
-            return False  # something in between gave up, not the worker
+            return False  # a proxy gave up, not the worker
         if answer.status in (404, 405):
             speeds = self.dispatcher.speeds
             expected = speeds.expected(url, hold.endpoint, hold.work)

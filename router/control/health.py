@@ -1,4 +1,4 @@
-"""Probing one worker: is it healthy, and what can it do."""
+"""Probes one worker: its health, and its capabilities."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MOST_TOGETHER = 10_000  # as for max_concurrency
 
 @frozen
 class Finding:
-    """What a probe found."""
+    """The result of a probe."""
 
     probe: Probe
     reason: str | None = None
-    # Something in between says that it cannot reach the worker.
+    # A proxy answered that it cannot reach the worker.
     behind: bool = False
-    # The router that answered, if it was one.
+    # The id of the answering router, if a router answered.
     instance: str | None = None
 
 
@@ -37,7 +37,7 @@ async def probe(client: ControlClient, url: str) -> Finding:
 
 
 def judge(answer: Answer) -> Finding:
-    """What an answer of `/health` means (worker contract, "Seen on a real worker")."""
+    """The meaning of an answer of `/health` (worker contract, "Seen on a real worker")."""
     if answer.status == 200:
         return Finding(Probe.OK)
     if answer.status == 503 and not answer.body.strip():
@@ -47,7 +47,7 @@ def judge(answer: Answer) -> Finding:
     if answer.status == 503 and answer.fields.get("status") == "unhealthy":
         why = answer.fields.get("error") or "no reason given"
         return Finding(Probe.BACKEND_DEAD, f"its backend died: {words(why)}")
-    # A worker has no other 503, and never a 502: these are of a proxy.
+    # A worker has no other 503 and never a 502: these come from a proxy.
     behind = answer.status in (502, 503)
     return Finding(Probe.FAILED, f"GET /health answered {answer.status}", behind)
 
@@ -59,7 +59,7 @@ def _unauthorized(path: str, status: int) -> Finding:
 
 
 class NotRead(Exception):
-    """The capabilities could not be read; `finding` says what that means for health."""
+    """The capabilities could not be read; `finding` is the consequence for health."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.reason)
@@ -67,9 +67,9 @@ class NotRead(Exception):
 
 
 async def read_capabilities(client: ControlClient, url: str) -> Capabilities:
-    """What the worker says it can do. Raises NotRead.
+    """The capabilities that the worker tells. Raises NotRead.
 
-    A worker that answers 404 or 405 to one of the three simply does not have it.
+    A worker that answers 404 or 405 to one of the three paths does not have that path.
     """
     models = await _read(client, url, "/v1/models")
     server = await _read(client, url, "/server_info")
@@ -82,7 +82,7 @@ async def _read(client: ControlClient, url: str, path: str) -> Any:
         answer = await client.get(url, path, within=PROBE_TIMEOUT)
     except Unreachable as error:
         if error.timed_out and path == "/v1/models":
-            # It hangs until warm-up ends.
+            # `/v1/models` hangs until warm-up ends.
             raise NotRead(Finding(Probe.WARMING, "it is warming up (/v1/models hangs)")) from error
         kind = Probe.REFUSED if error.refused else Probe.FAILED
         raise NotRead(Finding(kind, str(error))) from error
@@ -98,7 +98,8 @@ async def _read(client: ControlClient, url: str, path: str) -> Any:
 
 
 def structure(models: Any, server: Any, info: Any) -> Capabilities:
-    """Capabilities from the three answers; whatever is missing or of a wrong type is left out."""
+    """Capabilities from the three answers; missing values and values of a wrong type are left
+    out."""
     models, server, info = (x if isinstance(x, dict) else {} for x in (models, server, info))
     cards = models.get("data")
     cards = [c for c in cards if isinstance(c, dict)] if isinstance(cards, list) else []
@@ -109,7 +110,7 @@ def structure(models: Any, server: Any, info: Any) -> Capabilities:
         kinds += listed if isinstance(listed, list) else []
         kinds.append(source.get("task_type"))
     outputs = info.get("output_types")
-    # Some versions answer with their arguments at the top, others with a mapping of them.
+    # Some versions put their arguments at the top level, others in a nested mapping.
     nested = server.get("server_args")
     arguments = {**(nested if isinstance(nested, dict) else {}), **server}
     return Capabilities(

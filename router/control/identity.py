@@ -1,10 +1,10 @@
-"""Is it still the same process? What tells one process of a worker from the next.
+"""Is it still the same process? The evidence that tells one process of a worker from the next.
 
-No endpoint of a worker says. One idle connection to each worker, on which nothing is ever written,
-is evidence: a worker keeps such a connection open; when its process dies the end of file arrives
-within milliseconds. Then whoever knows more (the launcher, by pid and start time) is asked first,
-and after that the worker itself, for jobs and images that it made: these are in the memory of its
-process and nowhere else, so one that it still knows is proof.
+No endpoint of a worker tells. The first evidence is one idle connection to each worker, on which
+nothing is ever written: a worker keeps such a connection open, and when its process dies the end of
+file arrives within milliseconds. Then provers with better knowledge are asked (the launcher, by pid
+and start time). After them the worker itself is asked for jobs and images that it made: these exist
+only in the memory of its process, so an asset that the worker still knows is proof.
 """
 
 from __future__ import annotations
@@ -30,63 +30,63 @@ from .client import ControlClient, Unreachable
 _MOST_ASKED = 3
 _PATIENCE = 5.0  # seconds for an answer; reads of jobs and images queue behind nothing
 
-# What a worker says of an image that is in its table, though there is no file to give: none was
-# kept, it is not written yet, or it is stored elsewhere.
+# The answers for an image that is in the worker's table but has no file to give: the file was not
+# kept, is not written yet, or is stored elsewhere.
 _KNOWS_IMAGE = ("Image was not persisted", "Image is still being", "Image has been uploaded")
 
 CONNECT_TIMEOUT = 5.0  # seconds
-# A machine that loses its power sends no end of file, and one behind a broken network cannot. So
-# the kernel asks it, and whoever is reached again without knowing the connection says so. Long
-# patience (ten minutes) costs nothing: a network that fails is no restart. Seconds, and a count.
+# A machine that loses power, or sits behind a broken network, sends no end of file. So the kernel
+# probes the connection: a machine that is reachable again and does not know the connection says so.
+# Long patience (ten minutes) costs nothing: a network failure is no restart. Seconds, and a count.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 120}
 _CHALLENGE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1}
-_CHALLENGED = 1.5  # seconds until the answer is here
-# So many ends in a row that meant nothing, and they say nothing any more.
+_CHALLENGED = 1.5  # seconds until the answer has arrived
+# After this many meaningless ends in a row, ends are no evidence any more.
 _MOST_VAIN = 3
-# Ends that come as regularly as this are no deaths of processes: a share of the time that the
-# connection lasted, and seconds.
+# Ends this regular are no deaths of processes: tolerance as a share of the connection's duration,
+# and in seconds.
 _ALIKE, _ALIKE_AT_LEAST = 0.1, 0.5
 _MUCH_LONGER, _MUCH_LONGER_AT_LEAST = 2.0, 1.0
 
 
 class Verdict(StrEnum):
-    """What is known of the process behind a URL, against the one that was there before."""
+    """Whether the process behind a URL is the one that was there before."""
 
     SAME = "same"
     OTHER = "other"
-    UNKNOWN = "unknown"  # nothing tells
-    SILENT = "silent"  # there was no answer: ask again
+    UNKNOWN = "unknown"  # there is no evidence
+    SILENT = "silent"  # no answer came: ask again
 
 
 Prover: TypeAlias = Callable[[Worker], Awaitable[Verdict]]
-"""Says whether the process is the one of the worker's present incarnation; must not raise."""
+"""Tells whether the process is that of the worker's present incarnation; must not raise."""
 
 
 def trusts_absence(absence: float | None, trust_downtime: float) -> bool:
-    """Whether restored workers are taken to be the same without proof (`--trust-downtime`).
+    """Whether restored workers count as the same processes without proof (`--trust-downtime`).
 
-    `absence`: seconds for which no router ran; None if that is not known, and then they are not.
+    `absence`: seconds without a running router; None if unknown, and then the result is False.
     """
     return absence is not None and 0 <= absence < trust_downtime
 
 
 @define(eq=False)
 class ProcessIdentity:
-    """Finds out whether a worker's process is still the one that was known."""
+    """Finds out whether a worker's process is still the known one."""
 
     assets: AssetMap
     client: ControlClient
     provers: list[Prover] = field(factory=list)  # asked in this order, before the worker itself
 
     def recall(self, worker: Worker) -> tuple[Made, ...]:
-        """What the known process has made, as far as it can testify.
+        """Assets that the known process has made and that can testify for it.
 
-        To be called in the moment of the suspicion: what is made later may be of another process.
+        Call this at the moment of the suspicion: later assets may come from another process.
         """
         return self.assets.latest(worker)
 
     async def judge(self, worker: Worker, recalled: Iterable[Made]) -> Verdict:
-        """Whether the process is the one that made these."""
+        """Whether the process is the one that made these assets."""
         silent = False
         for prove in self.provers:
             verdict = await prove(worker)
@@ -114,12 +114,12 @@ class ProcessIdentity:
         return Verdict.OTHER if asked and denied == asked else Verdict.UNKNOWN
 
     async def _knows(self, worker: Worker, made: Made) -> bool | None:
-        """Whether the worker knows what it made; None if its answer does not tell. Raises
+        """Whether the worker knows the asset that it made; None if its answer does not tell. Raises
         Unreachable."""
         path = f"/v1/{made.owner.kind}/{segment(made.asset_id)}"
         if made.owner.kind is AssetKind.IMAGE:
             path += "/content"
-            # Megabytes would follow.
+            # A full GET would fetch megabytes.
             status = await self.client.status(worker.url, path, within=_PATIENCE)
             if status in (200, 206):
                 return True
@@ -130,22 +130,23 @@ class ProcessIdentity:
             if answer.status in (400, 404) and str(detail).startswith(_KNOWS_IMAGE):
                 return True
         elif answer.status == 200:
-            # Something in between may answer anything with 200.
+            # A proxy may answer anything with 200.
             return True if said.get("id") == made.asset_id else None
         return False if answer.status == 404 else None
 
 
 @define
 class Evidence:
-    """Whether the end of a worker's idle connection says that its process has ended.
+    """Whether the end of a worker's idle connection means that its process has ended.
 
-    Something in between (a proxy, a tunnel) may end it again and again though the process goes on.
-    Then it is no evidence, until a connection lasts much longer than the ones before.
+    Something in between (a proxy, a tunnel) may end the connection again and again although the
+    process goes on. Then ends are no evidence, until a connection lasts much longer than the ones
+    before.
     """
 
-    # Seconds that the last connections lasted; their ends meant nothing.
+    # Durations of the last connections whose ends meant nothing, in seconds.
     _vain: list[float] = field(init=False, factory=list)
-    # Seconds that the connection lasted whose end is not explained yet.
+    # Duration of the connection whose end is not explained yet, in seconds.
     _open: float | None = field(init=False, default=None)
 
     @property
@@ -153,7 +154,7 @@ class Evidence:
         return len(self._vain) < _MOST_VAIN
 
     def ended(self, lasted: float) -> bool:
-        """The connection has ended after so many seconds; whether that is evidence."""
+        """The connection has ended after `lasted` seconds; returns whether the end is evidence."""
         if not self.counts:
             usual = max(self._vain)
             if lasted > max(_MUCH_LONGER * usual, usual + _MUCH_LONGER_AT_LEAST):
@@ -162,13 +163,13 @@ class Evidence:
         return self.counts
 
     def take(self) -> float | None:
-        """How long the connection lasted whose end is to be explained now, if there is one."""
+        """The duration of the connection whose end is to be explained now, or None."""
         lasted, self._open = self._open, None
         return lasted
 
     def was_vain(self, lasted: float, *, proven: bool) -> None:
-        """The worker was well at once after that end; `proven`: and its process is the same.
-        What cannot be proven is believed where the ends are regular."""
+        """The worker was well right after that end; `proven`: its process is the same. Without
+        proof, the end counts as meaningless only if the ends are regular."""
         if not proven:
             if not self.counts:
                 return
@@ -177,13 +178,13 @@ class Evidence:
         self._vain = [*self._vain, lasted][-_MOST_VAIN:]
 
     def was_true(self) -> None:
-        """The process has ended, or the worker could not be reached for a while."""
+        """The process has ended, or the worker was out of reach for a while."""
         self._vain.clear()
 
 
 async def open_idle(url: str, addresses: Addresses, trust: Trust) -> trio.abc.Stream | None:
-    """Open the idle connection, to where the URL leads now. None if that fails: the probe beside it
-    finds out why. Raises Unresolved."""
+    """Open the idle connection to the URL's present address. None if that fails: the probe that
+    runs next finds the cause. Raises Unresolved."""
     origin = Origin.of(url)
     stream: trio.abc.Stream | None = None
     opened = False
@@ -193,7 +194,7 @@ async def open_idle(url: str, addresses: Addresses, trust: Trust) -> trio.abc.St
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             _set(plain, _KEEPALIVE)
             if origin.scheme == "https":
-                # Without a handshake the worker would close it as a stalled client.
+                # Without a handshake the worker would close the connection as a stalled client.
                 stream = secure = trio.SSLStream(
                     plain,
                     trust.tls,
@@ -213,8 +214,8 @@ async def open_idle(url: str, addresses: Addresses, trust: Trust) -> trio.abc.St
 
 
 async def challenge(stream: trio.abc.Stream) -> None:
-    """Let the kernel ask the other side whether it still has the connection, and wait for the
-    answer: if it has not, the connection has ended by then."""
+    """Have the kernel ask whether the other side still has the connection, and wait for the answer.
+    If the other side does not have it, the connection has ended by then."""
     plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     if isinstance(plain, trio.SocketStream):
         with suppress(trio.ClosedResourceError, OSError):
@@ -230,7 +231,7 @@ def _set(stream: trio.SocketStream, options: Mapping[str, int]) -> None:
 
 
 async def wait_closed(stream: trio.abc.Stream) -> str:
-    """Wait until the worker ends the idle connection; says how, and closes our side."""
+    """Wait until the worker ends the idle connection; returns how it ended, and closes our side."""
     try:
         data = await stream.receive_some(1)
         return "it sent bytes that nobody asked for" if data else "its idle connection was closed"

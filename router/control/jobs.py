@@ -1,4 +1,4 @@
-"""Finding and listing the videos, meshes and images that workers hold."""
+"""Finds and lists the videos, meshes and images that workers hold."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .client import ControlClient, Unreachable
 from .operations import Operation, Operations
 
 _PATIENCE = 5.0  # seconds for a worker's answer; job reads do not queue behind generations
-_AT_ONCE = 64  # workers asked side by side
-_NEGATIVE = 2.0  # seconds that "nobody knows it" holds
+_AT_ONCE = 64  # workers asked at the same time
+_NEGATIVE = 2.0  # seconds that "no worker knows the id" holds
 _MOST_NEGATIVE = 10_000
-_MOST_PAGES = 1_000  # of one worker's list
-_RESTARTS = 3  # of reading one, where jobs are deleted meanwhile
+_MOST_PAGES = 1_000  # per worker's list
+_RESTARTS = 3  # restarts of reading a list in which jobs are deleted meanwhile
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def unknown_asset(asset_id: str, kind: AssetKind) -> NotFound:
 
 @define(eq=False)
 class JobControl:
-    """Asks workers for what they hold, and keeps the asset map up to date with it."""
+    """Asks workers for their jobs and images, and keeps the asset map up to date."""
 
     registry: Registry
     assets: AssetMap
@@ -57,10 +57,10 @@ class JobControl:
         )
 
     async def owner(self, asset_id: str, kind: AssetKind) -> Worker:
-        """The worker that holds an asset; workers are asked if it is not known.
+        """The worker that holds an asset; if the asset map does not know, the workers are asked.
 
-        Raises NotFound if every worker said no, PoolUnavailable (`asset_lookup_incomplete`) if
-        some did not answer.
+        Raises NotFound if every worker said no, PoolUnavailable (`asset_lookup_incomplete`) if some
+        workers did not answer.
         """
         key = (kind, asset_id)
         known = self.assets.owner(asset_id, kind)
@@ -72,7 +72,8 @@ class JobControl:
         return await self.operations.start(search, identity=key, begun=False).result()
 
     async def page(self, kind: AssetKind, page: Page) -> dict[str, Any]:
-        """One page of all workers' jobs, as OpenAI's list. Raises NotFound for a bad cursor."""
+        """One page of all workers' jobs, in the form of OpenAI's list. Raises NotFound for a bad
+        cursor."""
         since = self.assets.deletions
         asked = able(self.registry, kind)
         lists = await self._ask_all(asked, partial(self.all_jobs, kind=kind))
@@ -86,7 +87,7 @@ class JobControl:
         places = {job_id: place_of(self.assets.order(job_id), job) for job_id, job in jobs.items()}
         after: Place | None = None
         if page.after is not None:
-            # The cursor may have been deleted since: it still has its place.
+            # The cursor may have been deleted since: its place is still known.
             order = self.assets.order(page.after)
             after = places.get(page.after) or (place_of(order, {}) if order else None)
             if after is None:
@@ -103,8 +104,8 @@ class JobControl:
         }
 
     def learn(self, kind: AssetKind, listed: Iterable[tuple[Worker, dict[str, Any]]]) -> int:
-        """Enter what workers list; how much of it was new to the router, and has got its place
-        now, for good."""
+        """Enter the jobs that workers list. Returns how many were new to the router: each new job
+        gets its final place in the order now."""
         fresh = 0
         for worker, job in sorted(listed, key=lambda row: told_place(row[1])):
             job_id, over = job["id"], is_over(job)
@@ -112,13 +113,14 @@ class JobControl:
                 if over:
                     self.assets.finish(job_id)
             elif not self.assets.full:
-                # Else a list would drop what was learned otherwise, or itself.
+                # Only if there is room: otherwise a list would push out assets learned elsewhere,
+                # or its own.
                 self.assets.learn(job_id, worker, kind, finished=over)
                 fresh += 1
         return fresh
 
     async def _search(self, asset_id: str, kind: AssetKind, _: Operation[Worker]) -> Worker:
-        """One search serves all who want the id."""
+        """One search serves all clients that want the id."""
         arrivals = self._arrivals
         knows = partial(self._knows, asset_id=asset_id, kind=kind)
         said = await self._ask_all(self.registry, knows, enough=True)
@@ -138,7 +140,7 @@ class JobControl:
         *,
         enough: T | None = None,
     ) -> dict[Worker, T | None]:
-        """What each of the workers says, None if it does not, until one of them says `enough`."""
+        """The answer of each worker, None if it gave none; ends once a worker answers `enough`."""
         said: dict[Worker, T | None] = {}
         limit = trio.CapacityLimiter(_AT_ONCE)
         async with trio.open_nursery() as nursery:
@@ -166,15 +168,15 @@ class JobControl:
             else:
                 status = (await self.client.get(worker.url, path, within=_PATIENCE)).status
         except Unreachable as error:
-            # Whatever a process held is gone with it.
+            # The assets of a process are gone with it.
             return False if error.refused else None
         if status in (200, 206):
             return True
-        # 405: it has no such endpoint, 422: it cannot be an id there.
+        # 405: the worker has no such endpoint; 422: this cannot be an id there.
         return False if status in (400, 404, 405, 422) else None
 
     async def all_jobs(self, worker: Worker, kind: AssetKind) -> list[dict[str, Any]] | None:
-        """All jobs of one worker; None if it did not answer."""
+        """All jobs of one worker; None if the worker did not answer."""
         for _ in range(_RESTARTS):
             try:
                 return await self._read_list(worker, kind)
@@ -207,25 +209,25 @@ class JobControl:
         return list(jobs.values())
 
     async def _sweep(self) -> None:
-        """Drop what those that are gone have made. There may be a million of it."""
+        """Drop the assets of owners that are gone. There may be a million of them."""
         for _ in self.assets.sweep():
             await trio.lowlevel.checkpoint()
 
     def _observe(self, event: events.Event) -> None:
         match event:
             case events.WorkerAdded() | events.FacetChanged(facet="health", new=Health.HEALTHY):
-                self._unknown.clear()  # it may know what nobody knew
+                self._unknown.clear()  # this worker may know an id that no other knew
                 self._arrivals += 1
             case events.WorkerRemoved() | events.Reincarnated():
                 self.operations.start(lambda _: self._sweep())
 
 
 class _CursorLost(Exception):
-    """The job after which the next page begins was deleted: workers then give an empty page."""
+    """The job before the next page was deleted: workers then return an empty page."""
 
 
 def _conclude(said: Mapping[Worker, bool | None], asset_id: str, kind: AssetKind) -> Worker:
-    """The owner. Raises NotFound, or PoolUnavailable if it is not certain that there is none."""
+    """The owner. Raises NotFound, or PoolUnavailable if some workers did not answer."""
     owner = next(filter(said.get, said), None)
     if owner is not None:
         return owner
@@ -240,6 +242,6 @@ def _conclude(said: Mapping[Worker, bool | None], asset_id: str, kind: AssetKind
 
 
 def able(workers: Iterable[Worker], kind: AssetKind) -> list[Worker]:
-    """The workers that may hold jobs of the kind: all but those known to be unable to."""
+    """The workers that may hold jobs of the kind: all except workers known to be unable to."""
     task = _TASKS[kind]
     return [w for w in workers if not w.capabilities or w.capabilities.can(task) is not False]

@@ -22,9 +22,9 @@ from .worker_memory import WorkerMemory, said
 class MemoryControl:
     """Puts workers to sleep and wakes them, in order of arrival. Both are idempotent.
 
-    A worker that was named but could not be called is brought there by its agent: it is
-    `falling_asleep` or `waking` until then, and not routable. So is another process in the place
-    of a sleeper, which must give its GPU back before anything else.
+    If a chosen worker cannot be called, its agent sleeps or wakes it later: until then it is
+    `falling_asleep` or `waking`, and not routable. The same holds for a new process in the place of
+    a sleeping one: it must give its GPU back before anything else.
     """
 
     agents: Agents
@@ -34,16 +34,16 @@ class MemoryControl:
         self.worker_memory = self.agents.worker_memory
 
     async def sleep(self, chosen: list[Worker], call: Call) -> Outcome:
-        """Put the chosen workers to sleep; status and body of the answer.
+        """Put the chosen workers to sleep; returns status and body of the answer.
 
-        It goes on if the caller is cancelled, unless its turn has not come. Raises PoolUnavailable
-        if there is nobody to call, StateUnavailable.
+        The work goes on if the caller is cancelled, unless its turn has not come. Raises
+        PoolUnavailable if no worker can be called, StateUnavailable.
         """
         return await self._do(partial(self._sleep, chosen, call), chosen)
 
     async def wake(self, chosen: list[Worker], call: Call) -> Outcome:
-        """Wake the chosen workers, like `sleep`; the answer comes when they are awake. Those that
-        still miss a weight change are among the `deferred`."""
+        """Wake the chosen workers, like `sleep`; the answer comes when they are awake. Workers that
+        still lack a weight change are among the `deferred`."""
         return await self._do(partial(self._wake, chosen, call), chosen)
 
     async def _do(self, work: Work[Outcome], chosen: list[Worker]) -> Outcome:
@@ -80,11 +80,11 @@ class MemoryControl:
         targets = Targets.of(w for w in present if w.is_sleeping)
         eligible, deferred = targets.eligible, targets.deferred
         awake = [w for w in present if not w.is_sleeping and not w.is_dead]
-        # A launched worker that died asleep is started again, now that it may wake.
+        # A launched worker that died asleep is started again, because it may wake now.
         launched = any(worker.origin is Origin.LAUNCHED for worker in deferred)
         if not eligible and not awake and not launched:
             raise no_workers()
-        # Until it has an outcome it counts as a sleep: the GPU is not the worker's yet.
+        # A wake is stored as a sleep until it has an outcome: the GPU is not the worker's yet.
         intents = {
             worker: Memory.FALLING_ASLEEP
             if worker in eligible and worker.memory is not Memory.WAKING
@@ -108,15 +108,15 @@ class MemoryControl:
         event: MemoryEvent,
         call: Call,
     ) -> list[Row]:
-        """Have the eligible ones brought there by their agents, and the others of the intents once
-        they can be called; the rows of those that are not removed."""
+        """Have agents sleep or wake the eligible workers now, and the other workers of the intents
+        once they can be called. Returns the rows of workers that were not removed."""
         operations, before = self.agents.operations, {w: w.memory for w in eligible}
         await self._intend(intents)
 
         async def record(claim: Claim) -> None:
             await self.worker_memory.record(claim, before[claim.worker])
             self.agents.drop([claim])
-            operations.release(operation, claim.worker)  # it does not wait for the others
+            operations.release(operation, claim.worker)  # this worker does not wait for the others
 
         claims = [Claim(worker, record, self.agents.drain_timeout, call) for worker in eligible]
         if event is MemoryEvent.WAKE:
@@ -132,7 +132,7 @@ class MemoryControl:
         return [row for row in rows if row.sent or not row.worker.removed]
 
     async def _intend(self, intents: Mapping[Worker, Memory]) -> None:
-        """Make durable what is about to be done. If that fails, nothing is intended."""
+        """Make the intents durable. If that fails, nothing is intended."""
         for worker, memory in intents.items():
             self.worker_memory.note(worker, memory)
         try:
@@ -144,9 +144,9 @@ class MemoryControl:
 
 
 def _answer(rows: list[Row], targets: Targets, *, aim: bool) -> Outcome:
-    """Status and body; a worker that says that it is not what it should be has not succeeded."""
+    """Status and body. A worker whose answer denies the wanted state has not succeeded."""
     if not rows and targets.eligible:
-        raise no_workers()  # all were removed
+        raise no_workers()  # all workers were removed
     status, body = answer(rows, targets)
     if status == 200 and any(said(row, aim=aim) is not aim for row in rows):
         status, body["success"] = 502, False
@@ -154,5 +154,5 @@ def _answer(rows: list[Row], targets: Targets, *, aim: bool) -> Outcome:
 
 
 def _left_out(targets: Targets) -> dict[str, Any]:
-    """Partial success must not look like success: name those that could not be asked."""
+    """Partial success must not look like success: name the workers that could not be called."""
     return {"deferred": targets.deferred_rows()} if targets.deferred else {}

@@ -1,4 +1,4 @@
-"""Names whose every address is a worker of its own (`--resolve-all`), as a headless service has."""
+"""Names whose every address is a separate worker (`--resolve-all`), such as headless services."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from .agent import Agents, RemovalCalledOff
 
 logger = logging.getLogger("router.control")
 
-# An address leaves after so many answers without it: some servers tell only a part of them.
+# An address leaves after this many answers without it: some servers return only a part.
 _MISSED = 2
-# Why a worker leaves: its name no longer leads to it.
+# The reason with which a worker leaves when its name no longer leads to it.
 _GONE = "its name leads to it no longer"
 
 
 @frozen
 class NameRecord:
-    """A name that is followed, and the workers that it led to last."""
+    """A followed name, and the workers that it led to last."""
 
     table: ClassVar[str] = "names"
 
     url: str
-    registered: bool  # by a request; else a flag names it
+    registered: bool  # by a request; else by a flag
     concurrency: int | None = None
     members: tuple[str, ...] = ()
 
@@ -49,14 +49,14 @@ class NameRecord:
 @define(eq=False)
 class _Name:
     record: NameRecord
-    missed: dict[str, int] = field(factory=dict)  # answers in a row, by member
-    # Members that somebody else removed: they stay away for as long as the name leads to them.
+    missed: dict[str, int] = field(factory=dict)  # answers in a row without the member
+    # Members removed by other code or a request: they stay away while the name leads to them.
     left_out: set[str] = field(factory=set)
 
 
 @define(eq=False)
 class Names:
-    """Keeps a worker for each address of each name. `interval`: seconds between two look-ups."""
+    """Keeps one worker for each address of each name. `interval`: seconds between two look-ups."""
 
     store: Store
     registry: Registry
@@ -67,8 +67,8 @@ class Names:
     _names: dict[str, _Name] = field(init=False, factory=dict)
 
     def takes(self, url: str) -> bool:
-        """Whether the URL is one whose every address is to be a worker. `localhost` is not: its
-        addresses are those of one machine."""
+        """Whether every address of the URL's host becomes a worker. Not for `localhost`: its
+        addresses all belong to one machine."""
         host = Origin.of(url).host
         with suppress(ValueError):
             ip_address(host)
@@ -76,8 +76,7 @@ class Names:
         return self.enabled and host != "localhost"
 
     def restore(self, static: Mapping[str, int | None]) -> dict[str, int | None]:
-        """The static workers, with the last members of each name in its place. Raises
-        StateRefused."""
+        """The static workers, with each name replaced by its last members. Raises StateRefused."""
         for record in self.store.restored(NameRecord).values():
             if self.enabled and (record.registered or record.url in static):
                 self._names[record.url] = _Name(record)
@@ -99,7 +98,7 @@ class Names:
         return workers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the names there are, and those that are added; never returns."""
+        """Look up all followed names at each interval; never returns."""
         self.registry.subscribe(self._observe, events.WorkerRemoved)
         task_status.started()
         while True:
@@ -109,7 +108,7 @@ class Names:
             await trio.sleep(self.interval)
 
     async def follow(self, url: str, concurrency: int | None) -> list[Worker]:
-        """Follow a name from now on; its workers. Raises BadWorkerURL."""
+        """Follow a name from now on; returns its workers. Raises BadWorkerURL."""
         name = self._names.get(url)
         if name is None:
             name = _Name(NameRecord(url, registered=True, concurrency=concurrency))
@@ -126,19 +125,20 @@ class Names:
         return self.members(url)
 
     def members(self, url: str) -> list[Worker]:
-        """The workers of a name that is followed."""
+        """The workers of a followed name."""
         found = map(self.registry.find, self._names[url].record.members)
         return [worker for worker in found if worker is not None]
 
     def find(self, worker_id: str) -> str | None:
-        """The URL of a name that is followed, by its id or URL; None if it is not."""
+        """The URL of a followed name, by its id or URL; None if the name is not followed."""
         with suppress(BadWorkerURL):
             url = url_of(worker_id)
             return url if url in self._names else None
         return None
 
     async def remove(self, url: str, *, drain: bool) -> None:
-        """Follow the name no longer, and remove its workers; a drain goes on if it is cancelled."""
+        """Stop following the name, and remove its workers. A drain goes on if the caller is
+        cancelled."""
         members = self.members(url)
         del self._names[url]
         self.store.delete(NameRecord, url)
@@ -164,7 +164,7 @@ class Names:
                 self._apply(name, found)
 
     async def _find(self, name: _Name) -> list[str] | None:
-        """The URLs of the name's workers; None where no name server tells. Raises NotOneAddress."""
+        """The URLs of the name's workers; None if no name server answers. Raises NotOneAddress."""
         origin = Origin.of(name.record.url)
         try:
             found = await self.addresses.all_of(origin)

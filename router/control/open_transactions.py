@@ -1,6 +1,6 @@
 """Changes of many calls, or made past the router: `POST /weights/begin`, `/commit`, `/abort`.
 
-From begin to commit the workers are fenced and idle, and belong to whoever began.
+From begin to commit the workers are fenced and idle, and belong to the client that began.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ logger = logging.getLogger("router.control")
 
 
 class UnknownTransaction(NotFound):
-    """It was never begun, or is over: committed, aborted, or out of time."""
+    """The transaction never began, or is over: committed, aborted, or out of time."""
 
     default_code = "unknown_transaction"
 
 
 class NothingApplied(Conflict):
-    """No worker has all of the transaction."""
+    """No worker has applied all of the transaction."""
 
     default_code = "nothing_applied"
 
 
 @define(eq=False)
 class OpenTransaction(FencedChange):
-    """A transaction that is open."""
+    """An open transaction."""
 
     deferred: Sequence[Worker] = field(init=False, default=())
-    begun: bool = field(init=False, default=False)  # whoever began it knows its name
-    # Why some have left it; what they have nobody can say.
+    begun: bool = field(init=False, default=False)  # the client knows the transaction's id
+    # Why workers have left; the weights of these workers are unknown.
     left: dict[Worker, str] = field(init=False, factory=dict)
-    # Those that refused a part of it, or may have: they will not have all.
+    # Workers that refused a part, or may have applied only a part: they lack the whole.
     spoilt: set[Worker] = field(init=False, factory=set)
     lock: trio.Lock = field(init=False, factory=trio.Lock)
     over: trio.Event = field(init=False, factory=trio.Event)
@@ -66,7 +66,8 @@ class OpenTransaction(FencedChange):
             self.part(claim.worker, words(claim.row.body))
 
     def part(self, worker: Worker, why: str) -> None:
-        """A worker leaves. What it has nobody can say, once there may have been a call."""
+        """A worker leaves. Its weights are unknown if the transaction has begun, because there may
+        have been a call."""
         if worker in self.left or self.over.is_set():
             return
         self.left[worker] = why
@@ -77,8 +78,7 @@ class OpenTransaction(FencedChange):
         self.let_go(worker)
 
     def applied_by(self, rows: list[Row], path: str) -> list[Row]:
-        """Those rows that say that the call was applied; workers that may have applied a part of
-        it are spoilt."""
+        """The rows whose call was applied; workers that may have applied a part are spoilt."""
         applied: list[Row] = []
         for row in rows:
             what = meaning(path, row.status, row.body, sent=row.sent)
@@ -91,8 +91,8 @@ class OpenTransaction(FencedChange):
         return applied
 
     def release(self, touched: Sequence[Worker] | None, why: str = "it was not completed") -> None:
-        """It is over: let the workers go, those that were touched (None: all) as of unknown
-        weights."""
+        """The transaction is over: let the workers go. The weights of `touched` workers (None: all)
+        are unknown."""
         if self.over.is_set():
             return
         self.over.set()
@@ -106,13 +106,13 @@ class OpenTransaction(FencedChange):
 
 @define(eq=False)
 class Transactions:
-    """The transactions that clients hold open, at most one for each model."""
+    """The transactions that clients hold open, at most one per model."""
 
     weights: WeightControl
     _open: dict[str, OpenTransaction] = field(init=False, factory=dict)
 
     async def begin(self, choose: Choose, label: str | None, within: float) -> Outcome:
-        """Fence and drain the workers, and hold them for `within` seconds at most."""
+        """Fence and drain the workers, and hold them for at most `within` seconds."""
         control = self.weights
         control.store.check()
         model = control.one_model(choose())
@@ -123,12 +123,12 @@ class Transactions:
         try:
             return await operation.result()
         except trio.Cancelled:
-            if change.change_id in self._open:  # nobody knows its name: nothing can have happened
+            if change.change_id in self._open:  # no client knows the id: nothing can have happened
                 self._open[change.change_id].release(touched=())
             raise
 
     async def call(self, txn: str, order: Order) -> Outcome:
-        """Make one call of the transaction on all of its workers. It goes on if the caller is
+        """Make one call of the transaction on all of its workers. The call goes on if the caller is
         cancelled, like `commit` and `abort`."""
         return await self._finish(lambda _: self._call(txn, order))
 
@@ -172,10 +172,10 @@ class Transactions:
         return status, said
 
     async def commit(self, txn: str, label: str | None) -> Outcome:
-        """Issue one version for all of it, and let the workers go.
+        """Issue one version for the whole transaction, and let the workers go.
 
-        Raises UnknownTransaction; NothingApplied if no worker has all of it, and then it is as
-        if it had been aborted; StateUnavailable.
+        Raises UnknownTransaction; NothingApplied if no worker has applied all of it, which also
+        aborts it; StateUnavailable.
         """
         return await self._finish(lambda _: self._commit(txn, label))
 
@@ -184,7 +184,7 @@ class Transactions:
         async with opened.lock:
             self._find(txn)
             control, change = self.weights, opened.change
-            control.store.check()  # it stays open, and may be committed once the disk is well
+            control.store.check()  # it stays open, and may be committed once the disk works
             good = [worker for worker in opened.present if worker not in opened.spoilt]
             if not good:
                 opened.release(touched=None)
@@ -208,7 +208,8 @@ class Transactions:
             }
 
     async def abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:
-        """Give it up. The workers that were `touched` (ids; None: all) are of unknown weights."""
+        """Abort the transaction. The weights of the `touched` workers (ids; None: all) are
+        unknown."""
         return await self._finish(lambda _: self._abort(txn, touched))
 
     async def _abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:
@@ -231,8 +232,8 @@ class Transactions:
     async def _hold(
         self, change: Change, choose: Choose, within: float, operation: Operation[Outcome]
     ) -> Outcome:
-        """Tell whoever began it once its workers are idle, and hold them until it is over. Until
-        then it ends with its client."""
+        """Answer the client that began once the workers are idle, and hold them until the
+        transaction is over. Until the answer, the transaction ends with its client."""
         control = self.weights
         opened = OpenTransaction(change, operation, control.agents, control.ledgers, control.store)
         try:
@@ -280,7 +281,7 @@ class Transactions:
 
 
 def _nobody_left(opened: OpenTransaction) -> PoolUnavailable:
-    """All have left before they were idle, or were busy for too long."""
+    """The error if all workers left before they were idle, or were busy for too long."""
     left = {worker.worker_id: why for worker, why in opened.left.items()}
     said = "; ".join(f"{name}: {why}" for name, why in left.items())
     return PoolUnavailable(

@@ -1,4 +1,5 @@
-"""What clients ask for: done in order of arrival, and to its end though the client has left."""
+"""Clients' operations on workers: run in order of arrival, and to their end even without the
+client."""
 
 from __future__ import annotations
 
@@ -22,15 +23,15 @@ T = TypeVar("T")
 
 @define(eq=False)
 class Operation(Generic[T]):
-    """Work that is under way or waits for its turn, and the wait for its result.
+    """Work that runs or waits for its turn, and the wait for its result.
 
-    It takes its `workers`, and with `model` the ledger of that model. Once it has begun it goes on
-    though nobody waits for it any more; before, it ends with the last of those that wait.
+    An operation takes its `workers` and, with `model`, the ledger of that model. Once it has begun,
+    it goes on even if no task waits for it; before, it ends with the last waiting task.
     """
 
     workers: set[Worker]
     model: str | None = None
-    identity: object = None  # equal for work that is the same, which one operation does for all
+    identity: object = None  # equal for equal work, which one operation does for all callers
     begun: bool = False
     scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
     _waiting: int = field(init=False, default=0)
@@ -39,14 +40,14 @@ class Operation(Generic[T]):
     _error: RouterError | None = field(init=False, default=None)
 
     async def begin(self) -> None:
-        """From now on nothing may break it off."""
-        # Its client may have left in the moment in which its turn came.
+        """From now on nothing may break the operation off."""
+        # The client may have left at the moment its turn came.
         await trio.lowlevel.checkpoint_if_cancelled()
         self.begun = True
 
     @asynccontextmanager
     async def unbroken(self) -> AsyncIterator[None]:
-        """During the block nothing may break it off."""
+        """During the block nothing may break the operation off."""
         begun = self.begun
         await self.begin()
         try:
@@ -57,14 +58,14 @@ class Operation(Generic[T]):
                 self.scope.cancel()
 
     def tell(self, value: T | None, error: RouterError | None = None) -> None:
-        """This comes of it, though it may go on."""
+        """Set the result. The operation may still go on."""
         self._value, self._error = value, error
         self._over.set()
         if error is not None and not self._waiting:
             logger.warning("what nobody waits for has failed: %s", error)
 
     async def result(self) -> T:
-        """Wait for what comes of it. Raises the RouterError that it raised."""
+        """Wait for the result. Raises the RouterError that the work raised."""
         self._waiting += 1
         try:
             await self._over.wait()
@@ -77,7 +78,7 @@ class Operation(Generic[T]):
         return self._value  # type: ignore[return-value]
 
     def collides(self, other: Operation[Any]) -> bool:
-        """Whether not both can be under way at once."""
+        """Whether the two operations cannot run at the same time."""
         same_model = self.model is not None and self.model == other.model
         return same_model or not self.workers.isdisjoint(other.workers)
 
@@ -87,14 +88,14 @@ Work: TypeAlias = Callable[[Operation[Any]], Awaitable[T]]
 
 @define(eq=False)
 class Operations(Tasks):
-    """Lets one at a time work on a worker; who came first goes first.
+    """Lets one operation at a time work on a worker; first come, first served.
 
-    What takes several workers begins once none of them is taken by an earlier one. Operations run
-    in a nursery of their own: they must not be broken off half-way.
+    An operation on several workers begins once no earlier operation holds any of them. Operations
+    run in their own nursery, because they must not be broken off half-way.
     """
 
     _line: list[Operation[Any]] = field(init=False, factory=list)  # in order of arrival
-    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until one is in the way of less
+    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until an operation holds less
 
     def start(
         self,
@@ -105,12 +106,12 @@ class Operations(Tasks):
         *,
         begun: bool = True,
     ) -> Operation[T]:
-        """Have the work done when its turn comes, unless the router stops. Any other error of it
-        than a RouterError is fatal.
+        """Do the work when its turn comes, unless the router stops. Any error of the work except a
+        RouterError is fatal.
 
-        With an `identity`, the same work is joined instead, where it waits or is under way and
-        nothing has come after it. `begun`: it does not end with those that wait for it; else it
-        says itself from when on (`Operation.begin`).
+        With an `identity`, join equal work that waits or runs, if no colliding operation came after
+        it. `begun`: the operation does not end with its waiting tasks; otherwise the work calls
+        `Operation.begin` when this should hold.
         """
         same = None if identity is None else self._find(model, identity)
         if same is not None:
@@ -125,20 +126,20 @@ class Operations(Tasks):
     async def take(
         self, workers: Iterable[Worker], model: str | None = None
     ) -> AsyncIterator[Operation[None]]:
-        """Wait for these workers, and with `model` for its ledger, and have them for the length of
-        the block, or until they are released one by one."""
+        """Wait for these workers and, with `model`, for its ledger. Hold them while the block runs,
+        or until they are released one by one."""
         operation: Operation[None] = Operation(set(workers), model, begun=True)
         self._line.append(operation)
         async with self._turn_of(operation):
             yield operation
 
     def release(self, operation: Operation[Any], *workers: Worker) -> None:
-        """Let others have these workers already."""
+        """Give these workers up before the operation ends."""
         operation.workers.difference_update(workers)
         self._moved.unpark_all()
 
     def extend(self, operation: Operation[Any], worker: Worker) -> bool:
-        """Take one more worker into an operation that has begun, if nothing has it or waits for
+        """Take one more worker into a running operation, if no operation holds it or waits for
         it."""
         if worker not in operation.workers:
             if self.busy(worker):
@@ -147,7 +148,7 @@ class Operations(Tasks):
         return True
 
     def busy(self, worker: Worker) -> bool:
-        """Whether something has the worker, or waits for it."""
+        """Whether an operation holds the worker, or waits for it."""
         return any(worker in operation.workers for operation in self._line)
 
     def _find(self, model: str | None, identity: object) -> Operation[Any] | None:

@@ -1,4 +1,4 @@
-"""Keeps the pool in the store, and restores it from there: workers, jobs, speeds and assets."""
+"""Stores the pool, and restores it from the store: workers, jobs, speeds and assets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ..text import is_id
 from .identity import trusts_absence
 
 _SPEEDS_EVERY = 15.0  # seconds
-_PREFIX = "assets/"  # of the tables of assets, one for each owner
+_PREFIX = "assets/"  # prefix of the asset tables, one table per owner
 
 
 @frozen
 class JobRecord:
-    """A video or mesh job that has not ended. Times are seconds by the clock on the wall."""
+    """A video or mesh job that has not ended. Times are wall-clock seconds."""
 
     table: ClassVar[str] = "jobs"
 
@@ -45,7 +45,7 @@ class JobRecord:
 
 @frozen
 class SpeedRecord:
-    """The last measurements of a worker, or of all together (`*`), by kind of endpoint."""
+    """The last measurements of a worker, or of all workers together (`*`), by kind of endpoint."""
 
     table: ClassVar[str] = "speeds"
 
@@ -61,9 +61,9 @@ class SpeedRecord:
 class OwnerRecord:
     """A worker's process as the owner of assets of one kind.
 
-    They are in a table of their own, `assets/NUMBER`: asset id to its place in the order of
-    creation, negative once it has ended. So an owner that is gone takes them along at once, and
-    rows are small: there may be a million.
+    The assets have their own table, `assets/NUMBER`: it maps an asset id to its place in the order
+    of creation, negative once the asset has ended. So an owner that is gone takes its assets along
+    at once, and rows are small: there may be a million.
     """
 
     table: ClassVar[str] = "owners"
@@ -80,16 +80,16 @@ class OwnerRecord:
 
 @define(eq=False)
 class StoredAssets(AssetLog):
-    """The log of an asset map, and what it restores."""
+    """Logs an asset map to the store, and restores it."""
 
     store: Store
     assets: AssetMap
-    # What waits for its worker to be added.
+    # Owners that wait for their workers to be added.
     _waiting: dict[str, list[OwnerRecord]] = field(init=False, factory=dict)
 
     def restore(self, find: Callable[[str], Worker | None], awaited: Callable[[str], bool]) -> None:
-        """Take up what the store has of the workers that there are, and keep what is `awaited`
-        of those that may be added later. Everything else is gone."""
+        """Restore the assets of present workers, and keep the assets of `awaited` workers, which
+        may be added later. Drop all others."""
         if not self.store.keeps:
             return
         owners = self.store.restored(OwnerRecord)
@@ -110,7 +110,7 @@ class StoredAssets(AssetLog):
         self.assets.log = self
 
     def added(self, worker: Worker) -> None:
-        """Take up what waited for the worker."""
+        """Restore the assets that waited for the worker."""
         waiting = self._waiting.pop(worker.url, [])
         for owner in waiting:
             self._adopt(owner, worker)
@@ -118,7 +118,7 @@ class StoredAssets(AssetLog):
             self.assets.sort()
 
     def drop_waiting(self) -> None:
-        """Nobody is awaited any more."""
+        """Drop the assets of workers that were never added."""
         for owners in self._waiting.values():
             for owner in owners:
                 self.owner_gone(owner.number)
@@ -154,13 +154,13 @@ class StoredAssets(AssetLog):
 
 @define(eq=False)
 class PoolPersistence:
-    """Puts what happens in the pool into the store, in the moment in which it happens."""
+    """Puts each event of the pool into the store as it happens."""
 
     store: Store
     registry: Registry
     dispatcher: Dispatcher
     assets: AssetMap
-    trust_downtime: float = 0.0  # seconds; an absence shorter than this replaced no worker
+    trust_downtime: float = 0.0  # seconds; a shorter absence replaced no worker
     wall: Callable[[], float] = lambda: wall.seconds()
     _stored_assets: StoredAssets = field(init=False)
     _recorded: dict[Worker, WorkerRecord] = field(init=False, factory=dict)
@@ -170,12 +170,11 @@ class PoolPersistence:
         self._stored_assets = StoredAssets(self.store, self.assets)
 
     def restore(self, static: Mapping[str, int | None]) -> str | None:
-        """Make the pool what it was; says what that is, for people, or None if nothing was there.
-        `static` are the URLs that today's settings name, with the slots that they say.
+        """Restore the pool. Returns a summary for people, or None if the store held no workers.
+        `static` are the URLs that today's settings name, with their slots.
 
-        To be called when all observers of the registry have subscribed. Workers that were launched
-        are taken up when their launcher adds them; `settle` forgets the others. Raises
-        StateRefused.
+        Call this after all observers of the registry have subscribed. Launched workers are restored
+        when their launcher adds them; `settle` forgets the others. Raises StateRefused.
         """
         records = sorted(self.store.restored(WorkerRecord).values(), key=lambda r: r.number)
         kept = []
@@ -208,7 +207,7 @@ class PoolPersistence:
         return self._summarise(len(kept), len(jobs)) if records else None
 
     def settle(self) -> None:
-        """Forget what belongs to workers that were not added again: all launchers have."""
+        """Forget the rows of workers that were not added again: all launchers have added theirs."""
         for url in self.registry.past:
             self.store.delete(WorkerRecord, url)
         self.registry.past.clear()
@@ -225,14 +224,14 @@ class PoolPersistence:
         self.store.release()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Put now and then what changes with every generation; never returns."""
+        """Store the speeds regularly, because they change with every generation; never returns."""
         task_status.started()
         while True:
             await trio.sleep(_SPEEDS_EVERY)
             self.put_speeds()
 
     def put_speeds(self) -> None:
-        """Put the speeds that were measured lately."""
+        """Store the speeds measured since the last call."""
         for name, measured in self.dispatcher.speeds.changed().items():
             self.store.put(SpeedRecord(name, measured))
 
@@ -257,19 +256,19 @@ class PoolPersistence:
                 self._stored_assets.added(worker)
                 self._enter_ghost(worker)
                 if past.origin is worker.origin:
-                    return  # what it can do is told next
+                    return  # the event with its capabilities follows
             case events.WorkerRemoved():
                 self._recorded.pop(worker, None)
                 self.store.delete(WorkerRecord, worker.url)
                 self.store.delete(SpeedRecord, worker.url)
             case events.Reincarnated():
-                for hold in worker.holds:  # of the jobs that this process was given
+                for hold in worker.holds:  # jobs that this process was given
                     if hold.kind is HoldKind.JOB and hold.job_id is not None:
                         self._put_job(hold, hold.job_id)
             case events.Held(hold) if hold.job_id is not None:
                 if hold.kind is HoldKind.JOB:
                     self._put_job(hold, hold.job_id)
-                else:  # deleted: nobody asks for it any more
+                else:  # deleted: no client asks for the job any more
                     self.store.delete(JobRecord, hold.job_id)
             case events.SlotFreed(hold) if hold.job_id is not None and hold.kind is HoldKind.JOB:
                 self.store.delete(JobRecord, hold.job_id)
@@ -277,10 +276,10 @@ class PoolPersistence:
             self._put(worker)
 
     def _put(self, worker: Worker) -> None:
-        """Put the worker's record if it has changed."""
+        """Store the worker's record if it has changed."""
         record, before = WorkerRecord.of(worker), self._recorded.get(worker)
         if before is None:
-            # One that was launched has yet to serve: a start that fails leaves nothing.
+            # A launched worker has yet to serve: a start that fails leaves no record.
             before = WorkerRecord(
                 worker.url, worker.number, Origin.LAUNCHED, incarnation=worker.incarnation
             )
@@ -289,8 +288,9 @@ class PoolPersistence:
             self.store.put(record)
 
     def _enter_ghost(self, worker: Worker) -> None:
-        """What the worker was doing when the router ended may go on: one slot stays taken until it
-        has come to what it is asked then. So too where nothing proves which process it is."""
+        """The work that the worker had when the router ended may go on: a ghost takes one slot
+        until the worker gets to a call that queues behind that work. The ghost stays even if
+        nothing proves which process runs."""
         now = trio.current_time()
         ghost = Hold(
             *(worker, worker.incarnation, HoldKind.GHOST), since=now, begun=now, doubtful=True

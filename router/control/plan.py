@@ -1,4 +1,4 @@
-"""What is to be done at a worker next, by what is known and wanted of it. Pure."""
+"""The next action for a worker, from the known and the wanted state. Pure."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from ..pool.worker import Memory
 
 
 class Action(StrEnum):
-    """What the agent of a worker can do."""
+    """The actions of a worker's agent."""
 
-    REST = "rest"  # nothing is to be done, or nothing can be
+    REST = "rest"  # nothing to do, or nothing possible
     DRAIN = "drain"  # wait until the worker is idle
-    SLEEP = "sleep"  # have it give its memory back
-    WAKE = "wake"  # have it take its memory again
-    CALL = "call"  # send it the call of the operation that has it
-    LEAVE = "leave"  # tell the operation that has it that it cannot take part any more
-    CATCH_UP = "catch up"  # have the pending changes of its model made
-    REPLAY = "replay"  # send it the weight changes that it lacks
-    EMPTY = "empty"  # wait until nothing is under way there, answers to clients included
-    REMOVE = "remove"  # take it out of the pool
+    SLEEP = "sleep"  # have the worker give its memory back
+    WAKE = "wake"  # have the worker take its memory again
+    CALL = "call"  # send the call of the operation that holds the worker
+    LEAVE = "leave"  # tell the operation that holds the worker that the worker drops out
+    CATCH_UP = "catch up"  # make the pending changes of the worker's model
+    REPLAY = "replay"  # send the weight changes that the worker lacks
+    EMPTY = "empty"  # wait until no work is left, answers to clients included
+    REMOVE = "remove"  # remove the worker from the pool
 
 
 class Stage(StrEnum):
-    """How far an operation is with a worker that it has."""
+    """How far an operation has come with a worker that it holds."""
 
     DRAINING = "draining"
-    HELD = "held"  # idle, and there is nothing to be sent
-    DUE = "due"  # idle, and there is a call to be sent
-    OVER = "over"  # its outcome is known
+    HELD = "held"  # idle, without a call to send
+    DUE = "due"  # idle, with a call to send
+    OVER = "over"  # the outcome is known
 
 
 @frozen
 class Known:
-    """What is known of a worker, and wanted of it. `memory` is both: `falling_asleep` and `waking`
-    are wishes that are yet to be met."""
+    """The known and the wanted state of a worker. `memory` is both: `falling_asleep` and `waking`
+    are wishes that are not met yet."""
 
     incarnation: int
     healthy: bool
-    reachable: bool  # healthy, and not quarantined: calls may be sent to it
-    certain: bool  # its process is the known one, and has said what it can do
+    reachable: bool  # healthy, and not quarantined: calls may be sent
+    certain: bool  # its process is the known one, and has told its capabilities
     idle: bool
     memory: Memory
-    doubted: bool  # it counts as asleep, but its process has not said so
-    lacking: bool  # a replay would bring it up to its ledger
-    awaiting: bool  # a pending change comes before that
-    leaving: bool = False  # it is to be removed once its work has ended
-    drained: bool = False  # which it has
-    claim: object | None = None  # of the operation that has the worker
+    doubted: bool  # counts as asleep, but its process has not said so
+    lacking: bool  # a replay would bring the worker to its ledger's version
+    awaiting: bool  # a pending change comes before the replay
+    leaving: bool = False  # to be removed once its work has ended
+    drained: bool = False  # its work has ended
+    claim: object | None = None  # of the operation that holds the worker
     stage: Stage | None = None
-    left: bool = False  # what that operation wanted of it cannot be done any more
+    left: bool = False  # the operation's wish can no longer be met
 
 
 def next_action(known: Known) -> Action:
-    """What to do now. Memory comes first: what sleeps, or is to sleep, has no weights to change."""
+    """The action to do now. Memory comes first: a sleeping worker has no weights to change."""
     stage = known.stage
     if stage is Stage.OVER:
         return Action.REST
@@ -80,7 +80,7 @@ def _next_while_it_stays(known: Known) -> Action:
         return Action.REST
     if stage is not None:
         return Action.CALL if ready else Action.DRAIN
-    if not known.certain or known.leaving:  # it will not serve any more
+    if not known.certain or known.leaving:  # the worker will not serve again
         return Action.REST
     if known.awaiting:
         return Action.CATCH_UP
@@ -90,7 +90,7 @@ def _next_while_it_stays(known: Known) -> Action:
 
 
 def goes_on(action: Action, begun: Known, now: Known) -> bool:
-    """Whether an action that was begun is worth going on with."""
+    """Whether a running action is worth continuing."""
     if now.incarnation != begun.incarnation or now.claim is not begun.claim:
         return False
     match action:

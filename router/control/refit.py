@@ -1,4 +1,4 @@
-"""Weight and LoRA changes on the workers of a model, and questions about them."""
+"""Weight and LoRA changes on the workers of a model, and questions about weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .operations import Operation, Operations
 
 logger = logging.getLogger("router.control")
 
-# After a start, seconds that pending changes wait for the first probes of all workers.
+# Seconds after a start that pending changes wait for the first probes of all workers.
 _FIRST_PROBES = 10.0
 
 Choose: TypeAlias = Callable[[], list[Worker]]
@@ -44,9 +44,9 @@ class LoraActive(Conflict):
 
 @frozen
 class Order:
-    """What a client asks for: a call, whom it is meant for, and what its body says.
+    """A client's request: the call, its target workers, and the content of its body.
 
-    `who`: the query's words for them. `content`: None where the body is streamed.
+    `who`: the target as the query names it. `content`: None if the body is streamed.
     """
 
     call: Call
@@ -56,7 +56,7 @@ class Order:
 
     @property
     def identity(self) -> object:
-        """Equal for orders that ask for the same; of a streamed one nobody can tell."""
+        """Equal for orders that ask for the same; a streamed order equals no other."""
         body = self.call.body
         if not isinstance(body, bytes):
             return object()
@@ -65,7 +65,7 @@ class Order:
 
 @define(eq=False)
 class WeightControl:
-    """Changes weights, one change at a time for each model, in order of arrival.
+    """Changes weights, one change at a time per model, in order of arrival.
 
     `call_timeout`: seconds for the answer to a change that had to wait.
     """
@@ -83,11 +83,12 @@ class WeightControl:
         self.agents.catch_up = self.catch_up
 
     async def change(self, order: Order) -> Outcome:
-        """Make the change; status and body of the answer. One that waits or runs already and asks
-        for the same is joined.
+        """Make the change; returns status and body of the answer. Joins an equal change that waits
+        or runs already.
 
-        It goes on if the caller is cancelled, unless its turn has not come. Raises BadRequest
-        (`ambiguous_target`), Conflict (`lora_active`), PoolUnavailable, StateUnavailable.
+        The change goes on if the caller is cancelled, unless its turn has not come. Raises
+        BadRequest (`ambiguous_target`), Conflict (`lora_active`), PoolUnavailable,
+        StateUnavailable.
         """
         self.store.check()
         model = self.one_model(order.choose())
@@ -98,7 +99,7 @@ class WeightControl:
 
     def one_model(self, chosen: list[Worker]) -> str:
         """The model that the chosen workers serve. Raises BadRequest if they serve several,
-        PoolUnavailable if none is known."""
+        PoolUnavailable if no worker's model is known."""
         models = dict.fromkeys(self.ledgers.model_of(worker) for worker in chosen)
         models.pop(None, None)
         names = [name for name in models if name is not None]
@@ -114,8 +115,8 @@ class WeightControl:
         return names[0]
 
     def members(self, operation: Operation[Any], chosen: list[Worker], path: str = "") -> Targets:
-        """Who of the chosen gets a change whose turn has come. One that joined later is taken in,
-        unless something else waits for it."""
+        """The chosen workers that get a change whose turn has come. A worker that joined later is
+        taken in, unless another operation holds it or waits for it."""
         targets = Targets.of((w for w in chosen if not w.removed), awake=True)
         eligible = [
             worker
@@ -128,7 +129,7 @@ class WeightControl:
         return Targets(eligible, [*targets.deferred, *left])
 
     def check_loras(self, path: str, model: str, workers: list[Worker]) -> None:
-        """Raises LoraActive if an update would miss layers of some of the workers."""
+        """Raises LoraActive if an update would miss layers of some workers."""
         if path not in (DISK, TENSOR):
             return
         some = self.ledgers.had_lora(workers)
@@ -141,8 +142,8 @@ class WeightControl:
             )
 
     async def catch_up(self, worker: Worker) -> None:
-        """Make the changes that have waited for workers of this one's model, in their turn. It
-        goes on if the caller is cancelled."""
+        """Make the pending changes of this worker's model, in their turn. The work goes on if the
+        caller is cancelled."""
         model = self.ledgers.model_of(worker)
         if model is None:
             return
@@ -163,14 +164,14 @@ class WeightControl:
     async def targets(
         self, choose: Choose, operation: Operation[Any], path: str = "", *, last: bool = False
     ) -> Targets:
-        """Who gets a change whose turn has come, once those that came before it are made: as far
-        as that can be done now, or with `last` all of them.
+        """The workers that get a change whose turn has come, once the earlier pending changes are
+        made: as many as can be made now or, with `last`, all.
 
         Raises BadRequest, PoolUnavailable.
         """
         chosen = choose()
         if self.one_model(chosen) != operation.model:
-            raise no_workers()  # those that were meant are gone
+            raise no_workers()  # the meant workers are gone
         ledger = self.ledgers.ledger(operation.model)
         await self._make_what_came_before(ledger, operation)
         targets = self.members(operation, chosen, path)
@@ -190,13 +191,13 @@ class WeightControl:
         return targets
 
     def _is_settled(self, change: Change, operation: Operation[Any]) -> bool:
-        """Whether a worker can be given a pending change, or none will be before somebody acts."""
+        """Whether a worker can take a pending change, or none will without an operator."""
         workers = [w for w in operation.workers if reachable(w) and not w.is_sleeping]
         hope = any(w.suspicion is not None or self.ledgers.needs_replay(w) for w in workers)
         return bool(self._ready(change, operation)) or not hope
 
     def _ready(self, change: Change, operation: Operation[Any]) -> list[Worker]:
-        """The workers that can be given a pending change now."""
+        """The workers that can take a pending change now."""
         targets = self.members(operation, self.ledgers.workers_of(change.model))
         certain = [worker for worker in targets.eligible if worker.suspicion is None]
         return [worker for worker in certain if self.ledgers.may_begin(change, worker)]
@@ -207,7 +208,7 @@ class WeightControl:
                 pass
 
     async def _make_pending(self, change: Change, operation: Operation[Any]) -> bool:
-        """Make a change that has waited for its workers; whether that is over."""
+        """Make a pending change; returns whether the change is no longer pending."""
         ledger, ready = self.ledgers.ledger(change.model), self._ready(change, operation)
         able = [w for w in ready if change.path != DISK or not self.ledgers.had_lora([w])]
         if not ready:
@@ -215,7 +216,7 @@ class WeightControl:
         if able:
             body = (change.body or "").encode()
             call = Call.of_json(change.path, self.call_timeout, body)
-            # What waits behind it needs the workers too.
+            # Changes behind this one need the workers too.
             await self._carry_out(change, call, able, operation, keeps=True)
         else:
             change.error = "its workers had a LoRA since their start"
@@ -224,7 +225,8 @@ class WeightControl:
         return change not in ledger.pending
 
     async def ask(self, chosen: list[Worker], call: Call) -> Outcome:
-        """Ask every healthy worker; the answer also says whether those of each model agree."""
+        """Ask every reachable worker of the chosen. The answer also tells whether the workers of
+        each model agree."""
         targets = Targets.of(chosen)
         if not targets.eligible:
             raise no_workers()
@@ -241,12 +243,12 @@ class WeightControl:
         await operation.begin()
         path, body = order.call.path, order.call.body
         content = order.content or {}
-        # Not as it came: JSON may come as UTF-16, or with a byte order mark.
+        # Encoded anew: the client's JSON may be UTF-16, or start with a byte order mark.
         text = json.dumps(content) if path != TENSOR and isinstance(body, bytes) else None
         ledger = self.ledgers.ledger(model)
-        # What cannot be repeated cannot wait on the disk behind them.
+        # A change that cannot be repeated cannot wait on the disk behind pending changes.
         targets = await self.targets(order.choose, operation, path, last=text is None)
-        # Who is awake and yet deferred is about to be brought up.
+        # A worker that is awake and yet deferred is about to be brought to the current weights.
         sleepers = [
             w
             for w in targets.deferred
@@ -314,7 +316,8 @@ class WeightControl:
         return rows
 
     def _warn_of_repetition(self, change: Change) -> None:
-        """Workers that read the path at different times would have different weights."""
+        """Warn if the path was loaded before: workers that read it at different times may have
+        different weights."""
         path = change.content.get("model_path")
         base = self.ledgers.ledger(change.model).recipe.base
         old = [from_json(step.body) or {} for step in base]

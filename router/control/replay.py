@@ -1,7 +1,7 @@
 """Sends a worker the weight changes that it lacks.
 
-Joiners, new processes, sleepers that woke, those that missed a change or failed one: whoever is
-not current and can be called gets what it lacks, before it is routable.
+Workers that joined, new processes, workers that woke, and workers that missed or failed a change:
+every reachable worker that is not current gets the missing changes before it is routable.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ logger = logging.getLogger("router.control")
 
 @define(eq=False)
 class Replayer:
-    """Replays ledgers on workers. Its agent calls it while the worker is idle and can be called.
+    """Replays ledgers on workers. A worker's agent calls it while the worker is idle and reachable.
 
-    `restart`: starts a worker of ours again, which is tried where it can be helped in no other way.
+    `restart` starts a launched worker again; used only if nothing else can help the worker.
     """
 
     client: ControlClient
@@ -35,12 +35,12 @@ class Replayer:
     store: Store
     call_timeout: float = 1800.0
     restart: Callable[[Worker], None] | None = None
-    # Those that were restarted, and are not current since: once must be enough.
+    # Workers that were restarted and have not been current since: one restart must be enough.
     restarted: set[Worker] = field(init=False, factory=set)
 
     def lacks(self, worker: Worker) -> tuple[bool, bool]:
-        """Whether a replay would bring the worker up; and whether a pending change, which it
-        can be given, comes first."""
+        """Whether a replay would make the worker current; and whether a pending change that the
+        worker can take comes first."""
         ledger = self.ledgers.ledger_of(worker)
         if ledger is None or worker.removed or worker.weights is Weights.UPDATING:
             return False, False
@@ -49,11 +49,11 @@ class Replayer:
         return lags and self.ledgers.needs_replay(worker), awaiting
 
     def delayed(self, worker: Worker, reason: str) -> None:
-        """The replay did not come about; it is due again."""
+        """The replay did not happen; it is due again."""
         self.ledgers.delayed(worker, reason)
 
     async def replay(self, worker: Worker) -> None:
-        """Send the worker its plan. What came of it is in the ledgers."""
+        """Send the worker its plan. The outcome is in the ledgers."""
         ledger = self.ledgers.ledger_of(worker)
         assert ledger is not None
         plan, recipe, version = self.ledgers.plan(worker), ledger.recipe, ledger.version
@@ -75,7 +75,7 @@ class Replayer:
         await self._save()
 
     async def _send(self, worker: Worker, step: Step, incarnation: int) -> bool:
-        """Send one call of a plan; whether the next one may follow."""
+        """Send one call of a plan; returns whether the next call may follow."""
         before = self.ledgers.weight_state(worker)
         if not step.optional:
             self.ledgers.sending(worker, lora=step.is_lora)
@@ -98,7 +98,7 @@ class Replayer:
             self.ledgers.delayed(worker, reason)
             return False
         ours = worker.origin is Origin.LAUNCHED and worker not in self.restarted
-        # A process that nothing was done to yet would refuse it again.
+        # A fresh process would refuse the call again.
         if ours and self.restart is not None and before != FRESH:
             self.restarted.add(worker)
             self.ledgers.delayed(worker, f"{reason}; it is restarted")  # requests may wait for it
@@ -108,7 +108,7 @@ class Replayer:
         return False
 
     async def _acts_no_lora(self, worker: Worker) -> bool:
-        """Whether the worker says that no LoRA has an effect on it."""
+        """Whether the worker says that no LoRA is active."""
         row = await send(
             self.client, worker, Call("/v1/list_loras", self.call_timeout, method="GET")
         )
@@ -122,5 +122,5 @@ class Replayer:
 
 
 def _is(worker: Worker, incarnation: int) -> bool:
-    """Whether it is still the same registration of the same process."""
+    """Whether this is still the same registration of the same process."""
     return worker.incarnation == incarnation and not worker.removed

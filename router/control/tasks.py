@@ -1,4 +1,4 @@
-"""Tasks of a part of the router: how long they run, and how many of them side by side."""
+"""Tasks of a part of the router: their lifetime, and how many run side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs import define, field
 
 @define(eq=False)
 class Tasks:
-    """Owns its tasks, in a nursery of its own. Once the router stops it takes no more."""
+    """Owns its tasks, in its own nursery. Accepts no more tasks once the router stops."""
 
     _nursery: trio.Nursery | None = field(init=False, default=None)
 
@@ -27,7 +27,7 @@ class Tasks:
                 self._nursery = None
 
     def _begin(self) -> None:
-        """Start the tasks that there are from the beginning."""
+        """Start the initial tasks."""
 
     def _start(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
         if self._nursery is not None:
@@ -36,11 +36,11 @@ class Tasks:
 
 @define(eq=False)
 class SoftLimiter:
-    """Lets `most` through side by side: with one processor for many workers, a thousand calls at
-    once would all come too late.
+    """Lets `most` tasks run side by side: one processor serves many workers, and a thousand calls
+    at once would all be late.
 
-    Whoever takes longer than `patience` seconds is not counted any more: workers that hang hold
-    up nobody for long.
+    A task that takes longer than `patience` seconds no longer counts: workers that hang delay other
+    tasks only briefly.
     """
 
     most: int = 64
@@ -52,7 +52,7 @@ class SoftLimiter:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for one's turn, and have it for the length of the block."""
+        """Wait for a turn, and keep it while the block runs."""
         await self._tokens.acquire()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._count)

@@ -1,4 +1,4 @@
-"""Watches every registered worker: a task each that probes it and holds its idle connection."""
+"""Watches every registered worker: one task per worker probes it and holds its idle connection."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ from .tasks import SoftLimiter, Tasks
 
 logger = logging.getLogger("router.control")
 
-# After a failure, and until health is regained, probes come at these distances (seconds).
+# Seconds between probes after a failure, until the worker is healthy again: the first pause and the
+# longest.
 _RETRY_FIRST, _RETRY_MOST = 1.0, 10.0
-# While a worker has work (an exchange, a job, a ghost, a control call), silence counts only after
-# so many seconds.
+# Seconds before silence counts while a worker has work (an exchange, a job, a ghost, a control
+# call).
 PATIENCE_WHILE_BUSY = 60.0
 _JITTER = 0.1
-# An idle connection that ends sooner, twice in a row, does not ask for a probe: something in
-# between may accept it and hang up, again and again (seconds).
+# Seconds. An idle connection that ends sooner, twice in a row, causes no probe: something in
+# between may accept connections and hang up, again and again.
 _BRIEF = 1.0
 _UNSEEN = "it no longer knows what it made"
-_MOST_SILENT = 3  # times without an answer about its identity, before a worker counts as another
+_MOST_SILENT = 3  # unanswered identity checks before a worker counts as another
 
 
 @define(eq=False)
@@ -50,17 +51,17 @@ class _Watch:
     worker: Worker
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     wake: trio.Event = field(factory=trio.Event)
-    looked: ParkingLot = field(factory=ParkingLot)  # until another look is over
-    begun: int = 0  # the number of the last look that was begun, and of the last that is over
+    looked: ParkingLot = field(factory=ParkingLot)  # parked until the next look is over
+    begun: int = 0  # number of the last look begun; `over`: of the last look done
     over: int = 0
     refresh: bool = False
     idle: trio.abc.Stream | None = None
     evidence: Evidence = field(factory=Evidence)
     brief: int = 0  # idle connections in a row that ended at once
-    # What may testify that the process is the same; None while nothing has given cause to ask.
+    # Assets that may prove that the process is the same; None while there is no cause to ask.
     recalled: tuple[Made, ...] | None = None
-    silent: int = 0  # times in a row that there was no answer to it
-    silent_since: float | None = None  # when the first probe began that was not answered well
+    silent: int = 0  # identity checks in a row without an answer
+    silent_since: float | None = None  # start of the first FAILED probe in a row
     backoff: Backoff = field(factory=lambda: Backoff(_RETRY_FIRST, _RETRY_MOST))
 
 
@@ -96,26 +97,26 @@ class Watchman(Tasks):
         )
 
     def nudge(self, worker: Worker, *, refresh: bool = False) -> None:
-        """Probe the worker at once; `refresh` also reads its capabilities again."""
+        """Probe the worker at once; with `refresh`, also read its capabilities again."""
         watch = self._watches.get(worker)
         if watch is not None:
             watch.refresh = watch.refresh or refresh
             watch.wake.set()
 
     async def first_contact(self, worker: Worker, *, within: float) -> bool:
-        """Wait until the worker's first probe is over, at most so many seconds; False if it is
-        not over by then. Raises BadWorkerURL where it found what is no worker, and
-        SamePeer where it found one that is registered already."""
+        """Wait until the worker's first probe is over, at most `within` seconds; returns False if
+        it is not over by then. Raises BadWorkerURL if the URL cannot be a worker, and SamePeer if
+        the worker is registered already under another URL."""
         watch = self._watches.get(worker)
         if watch is not None:
             await self._until_over(watch, 1, within)
-        if worker in self._refusals:  # it may have been removed before this began to wait
+        if worker in self._refusals:  # the worker may have been removed before this wait began
             raise self._refusals[worker]
         return watch is not None and watch.over > 0 and not worker.removed
 
     async def look_again(self, worker: Worker, *, within: float) -> None:
-        """Probe the worker now, read its capabilities again, and wait until that is over, at
-        most so many seconds."""
+        """Probe the worker now and read its capabilities again; wait until that is over, at most
+        `within` seconds."""
         watch = self._watches.get(worker)
         if watch is None:
             return
@@ -167,7 +168,7 @@ class Watchman(Tasks):
                 try:
                     while True:
                         watch.begun += 1
-                        if watch.begun == 1:  # all there are begin with the router
+                        if watch.begun == 1:  # all first looks start together with the router
                             async with self._first_looks.slot():
                                 await self._look(watch, nursery)
                         else:
@@ -182,7 +183,7 @@ class Watchman(Tasks):
             there = self.registry.find(worker.url)
             if there is worker:
                 self.addresses.held.discard(worker.url)
-            elif there is None:  # it may have been met in the moment of its removal
+            elif there is None:  # the worker may have been met at the moment of its removal
                 self.addresses.forget(worker.url)
 
     def _look_is_over(self, watch: _Watch) -> None:
@@ -190,7 +191,7 @@ class Watchman(Tasks):
         watch.looked.unpark_all()
 
     def _recall(self, watch: _Watch) -> None:
-        """Note what the process has made, before another one may make something."""
+        """Note the assets that the process has made, before another process may make some."""
         if watch.recalled is None:
             watch.recalled = self.identity.recall(watch.worker)
 
@@ -201,18 +202,18 @@ class Watchman(Tasks):
             watch.backoff.reset()
             delay = self.interval * self.rng.uniform(1 - _JITTER, 1 + _JITTER)
         else:
-            # One of ours that loads may serve at any moment, and a look at it costs little.
+            # A launched worker that loads may serve at any moment, and a look costs little.
             pause = watch.backoff.next()
             delay = min(self.interval, _RETRY_FIRST if watch.worker.starting else pause)
         with trio.move_on_after(delay):
             await watch.wake.wait()
 
     async def _look(self, watch: _Watch, nursery: trio.Nursery) -> None:
-        """One probe with all that follows from it."""
+        """One probe, and its consequences."""
         watch.wake = trio.Event()
         worker = watch.worker
-        # Before the probe, so that no death between the two goes unseen. Where there was nobody to
-        # connect to, and a moment later there is: again.
+        # Connect before the probe, so that no death between the two goes unseen. If the connection
+        # failed but the probe succeeds, the worker has just come up: do both again.
         for _ in range(2):
             asked = trio.current_time()
             if watch.idle is None:
@@ -244,10 +245,10 @@ class Watchman(Tasks):
         took = trio.current_time() - asked
         self.registry.probed(worker, finding.probe, finding.reason, seconds=took)
         if watch.idle is None:
-            self._recall(watch)  # until one is open, another process may come unseen
+            self._recall(watch)  # while no connection is open, another process may come unseen
 
     async def _connect(self, watch: _Watch, nursery: trio.Nursery) -> None:
-        """Open the idle connection, if it can be. Raises Unresolved."""
+        """Open the idle connection if possible. Raises Unresolved."""
         stream = await open_idle(watch.worker.url, self.addresses, self.trust)
         if stream is not None:
             watch.idle = stream
@@ -260,7 +261,7 @@ class Watchman(Tasks):
             self.registry.suspect(worker, f"its name leads to {now} now, and not to {before}")
 
     def _turn_away(self, watch: _Watch, error: Unresolved) -> None:
-        """At first contact, note what speaks against registering such a worker."""
+        """At first contact, note why such a worker must not be registered."""
         worker = watch.worker
         if watch.over:
             return
@@ -268,7 +269,7 @@ class Watchman(Tasks):
             self._refusals[worker] = BadWorkerURL(f"Worker URL {worker.url} is refused: {error}")
         elif isinstance(error, SamePeer):
             other = self.registry.find(error.url)
-            # One of the other scheme that never answered well was a slip.
+            # A worker of the other scheme that never had a good probe was a slip.
             slip = other and not other.met and other.url[:5] != worker.url[:5]
             if worker.origin is not Origin.LAUNCHED and not slip:
                 logger.warning("%s: it is left out", error)
@@ -280,8 +281,8 @@ class Watchman(Tasks):
                 watch.wake.set()
 
     def _is_itself(self, watch: _Watch, finding: Finding) -> bool:
-        """Whether this router has answered. At first contact the worker is removed: no request
-        could ever be served through it."""
+        """Whether this router has answered. At first contact a worker that was not launched is
+        removed: it could never serve a request."""
         if not finding.instance or finding.instance != self.instance:
             return False
         worker = watch.worker
@@ -295,31 +296,31 @@ class Watchman(Tasks):
         return True
 
     def _not_well(self, watch: _Watch, finding: Finding) -> None:
-        """It may have been down, so the end of its connection was no chance."""
+        """The worker may have been down, so the end of its connection was no chance."""
         if watch.evidence.take() is not None:
             watch.evidence.was_true()
-        self._recall(watch)  # to ask once it is well again
+        self._recall(watch)  # to ask the worker once it is well again
         if watch.worker.met and (watch.idle is None or finding.behind or not watch.evidence.counts):
-            # With a connection that tells, and is intact, it would be no more than a flap.
+            # A worker with a sound connection as evidence is no suspect: its health only flaps.
             self.registry.suspect(watch.worker, finding.reason or "it was not well")
 
     async def _well(self, watch: _Watch, idle: trio.abc.Stream | None) -> Finding:
-        """`/health` is well: is it the same process, and what is not known of it yet?
+        """`/health` is well: check whether the process is the same, and read what is not known yet.
 
-        `idle`: the connection that was open before it was asked.
+        `idle`: the connection that was open before the probe.
         """
         worker = watch.worker
         if not worker.met and worker.suspicion is None:
-            watch.recalled = None  # no process was known that another could have replaced
+            watch.recalled = None  # no known process could have been replaced
         verdict = None if watch.recalled is None else await self._judge(watch)
         if verdict is Verdict.UNKNOWN and watch.silent_since is not None and idle is not None:
-            await challenge(idle)  # a restart that was out of reach has not ended it
+            await challenge(idle)  # a restart while out of reach has not ended the connection
         doubt = worker.suspicion
         new = verdict is Verdict.OTHER or (verdict is Verdict.UNKNOWN and doubt is not None)
         back = worker.met and worker.health is Health.UNHEALTHY
         capabilities = None
         if worker.capabilities is None or new or back or watch.refresh:
-            # Before reading: a wish that comes while we read is for another look.
+            # Cleared before reading: a refresh requested during the read is for another look.
             watch.refresh, wished = False, watch.refresh
             try:
                 capabilities = await read_capabilities(self.client, worker.url)
@@ -340,8 +341,7 @@ class Watchman(Tasks):
         return Finding(Probe.OK)
 
     async def _judge(self, watch: _Watch) -> Verdict:
-        """Whether the process is the one that was known, and what the end of its idle connection
-        has meant then."""
+        """Whether the process is the known one, and what the end of its idle connection meant."""
         evidence = watch.evidence
         lasted, counted = evidence.take(), evidence.counts
         verdict = await self.identity.judge(watch.worker, watch.recalled or ())
@@ -371,5 +371,5 @@ class Watchman(Tasks):
         self._recall(watch)
         if watch.evidence.ended(lasted) and watch.worker.met:
             self.registry.suspect(watch.worker, reason)
-        if watch.brief <= 1:  # else we would look without a pause
+        if watch.brief <= 1:  # else the watch would look without a pause
             watch.wake.set()

@@ -1,7 +1,7 @@
-"""What is known of sleepers: who sleeps, who said so, and what a restarted router makes of them.
+"""Which workers sleep, how the router knows, and what a restarted router makes of it.
 
-While a worker sleeps, its GPU belongs to whoever put it to sleep: whatever is
-not known for sure counts as a worker that has yet to give it back.
+While a worker sleeps, its GPU belongs to the client that put it to sleep. A worker whose state is
+not known for sure therefore counts as one that must still give its GPU back.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 
 @frozen
 class SleepRecord:
-    """What is to become of a worker that is not simply awake.
+    """The intent for a worker that is not simply awake.
 
-    `asleep`: nothing, it said that it is. `falling_asleep`: it is to be put to sleep, be it that a
-    call had no outcome yet, of a wake too. `waking`: it is to be woken once it can be called.
+    `asleep`: no intent, the worker said that it sleeps. `falling_asleep`: put the worker to sleep;
+    also stored for a call, even a wake, that has no outcome yet. `waking`: wake the worker once it
+    can be called.
     """
 
     table: ClassVar[str] = "sleeps"
@@ -47,9 +48,9 @@ class SleepRecord:
 
 @define(eq=False)
 class WorkerMemory:
-    """Drives the facet `memory`, and keeps on the disk what must be known of it.
+    """Drives the facet `memory`, and stores what a restarted router must know of it.
 
-    `call_timeout`: seconds for the answer to a call of the router's own.
+    `call_timeout`: seconds for the answer to a call of the router itself.
     """
 
     registry: Registry
@@ -57,17 +58,17 @@ class WorkerMemory:
     call_timeout: float = 1800.0
     # The incarnation that said that it sleeps.
     _said: dict[Worker, int] = field(init=False, factory=dict)
-    # Workers that slept before a restart of the router: whether they still do is not known.
+    # Workers that slept before a restart of the router and may be awake now.
     _doubted: set[Worker] = field(init=False, factory=set)
     _restored: dict[str, SleepRecord] = field(init=False, factory=dict)
 
     def restore(self) -> None:
-        """Take up who sleeps by the store; before any worker is probed."""
+        """Restore the sleepers from the store, before any worker is probed."""
         self._restored = self.store.restored(SleepRecord)
         for worker in self.registry:
             self._restore(worker)
-        # Launched workers may still be added. Any other, should it be added one day, must not be
-        # put to sleep for a request that is long forgotten.
+        # Launched workers may still be added. Any other worker added later must not be put to sleep
+        # for a request that is long forgotten.
         if not self.store.rows("launches"):
             for url in self._restored.keys() - self.registry.past.keys():
                 del self._restored[url]
@@ -77,17 +78,18 @@ class WorkerMemory:
         )
 
     def sleeps(self, worker: Worker) -> bool:
-        """Whether its process said so itself."""
+        """Whether the worker's process itself said that it sleeps."""
         said = self._said.get(worker) == worker.incarnation
         return worker.memory is Memory.ASLEEP and said
 
     def doubts(self, worker: Worker) -> bool:
-        """Whether it counts as asleep by what was known before a restart of the router alone."""
+        """Whether the worker counts as asleep only by knowledge from before a restart of the
+        router."""
         asleep = worker.memory is Memory.ASLEEP
         return asleep and worker in self._doubted and not self.sleeps(worker)
 
     def note(self, worker: Worker, memory: Memory | None = None) -> None:
-        """Record what a restarted router is to make of the worker: `memory`, else what it is."""
+        """Record the worker's state for a restarted router: `memory`, else its present state."""
         if worker.removed:
             return
         if memory is None:
@@ -99,14 +101,14 @@ class WorkerMemory:
             self.store.put(SleepRecord(worker.url, memory))
 
     def begin(self, workers: Iterable[Worker], event: MemoryEvent) -> None:
-        """A request puts them to sleep or wakes them; its intents are durable."""
+        """A request puts the workers to sleep or wakes them; its intents are durable."""
         for worker in workers:
             self._doubted.discard(worker)
             if not worker.removed:
                 self.registry.apply_memory_event(worker, event, "by request")
 
     def wake_again(self, worker: Worker) -> None:
-        """Wake a worker that was registered again while it is still being put to sleep or woken."""
+        """Wake a worker that was registered again during a sleep or wake call."""
         for event in (MemoryEvent.SLEEP, MemoryEvent.WAKE):
             self.registry.apply_memory_event(
                 worker, event, "it fell asleep or woke up when it left the pool"
@@ -114,21 +116,21 @@ class WorkerMemory:
         self.note(worker)
 
     def own_claim(self, worker: Worker) -> Claim:
-        """What the facet of a worker wants though no request is under way."""
+        """The claim for the facet's wish while no request is under way."""
         waking = worker.memory is Memory.WAKING
         before = Memory.WAKING if waking else Memory.FALLING_ASLEEP
         call = Call.of_json(RESUME if waking else RELEASE, self.call_timeout, b"{}")
         return Claim(worker, partial(self.record, before=before), math.inf, call)
 
     async def record(self, claim: Claim, before: Memory) -> None:
-        """What came of a call. Where it failed the worker is again what it was `before`, or else
-        what it says."""
+        """Record the outcome of a call. After a failure the worker's state is `before` again, or
+        the state that the worker tells."""
         worker, row = claim.worker, claim.row
         assert row is not None
         assert claim.call is not None
         aim = claim.call.path == RELEASE
         if worker.removed or (aim and not row.sent and not reachable(worker)):
-            return  # it falls asleep when it is back
+            return  # the agent puts it to sleep when it is back
         replaced = claim.called not in (None, worker.incarnation)
         if replaced and row.answered:
             claim.fail()
@@ -145,12 +147,12 @@ class WorkerMemory:
         if event is None:
             what = "put to sleep" if aim else "woken"
             logger.warning("%s cannot be %s: %s; trying again", worker.url, what, reason)
-        elif worker.memory is not Memory.ASLEEP:  # else it is what it was taken for
+        elif worker.memory is not Memory.ASLEEP:  # else the facet is right already
             self.registry.apply_memory_event(worker, event, reason)
         self.note(worker)
 
     def _restore(self, worker: Worker) -> None:
-        """Make the worker what its record says."""
+        """Set the worker's facet by its record."""
         record = self._restored.pop(worker.url, None)
         if record is not None:
             found: list[MemoryEvent] = []
@@ -168,9 +170,9 @@ class WorkerMemory:
     def _observe(self, event: events.Event) -> None:
         match event:
             case events.WorkerAdded(worker) if worker.origin is not Origin.REGISTERED:
-                self._restore(worker)  # else nobody knew of it in between
+                self._restore(worker)  # else it was not in the pool before
             case events.Reincarnated(worker) if worker.memory is Memory.ASLEEP:
-                self.note(worker)  # it is not the process that said so
+                self.note(worker)  # this process did not say that it sleeps
             case events.WorkerRemoved(worker):
                 self._said.pop(worker, None)
                 self._doubted.discard(worker)
@@ -178,8 +180,8 @@ class WorkerMemory:
 
 
 def said(row: Row, *, aim: bool) -> bool | None:
-    """Whether the worker sleeps, by its answer to a call that should make it so (`aim`) or end it;
-    None if that is not known."""
+    """Whether the worker sleeps, by its answer to a sleep call (`aim` is True) or a wake call; None
+    if unknown."""
     word = row.body.get("sleeping") if isinstance(row.body, dict) else None
     if isinstance(word, bool):
         return word
@@ -189,7 +191,7 @@ def said(row: Row, *, aim: bool) -> bool | None:
 def _after_failure(
     row: Row, before: Memory, sleeps: bool | None, *, aim: bool, replaced: bool
 ) -> MemoryEvent | None:
-    """What happens to a worker that did not do as it was told; None: it is told again."""
+    """The event for a worker whose call failed; None: call it again."""
     if before is (Memory.FALLING_ASLEEP if aim else Memory.WAKING) or (aim and replaced):
         return None
     if not aim:
