@@ -1,4 +1,4 @@
-"""Settings: frozen classes, made of flags and YAML, every mistake reported at once by its path.
+"""Settings: frozen classes made from flags and YAML; all mistakes are reported together, by path.
 
 One declaration per setting (`fields.setting`) gives its flag, its YAML key, its check, its help and
 its row in the docs.

@@ -1,5 +1,5 @@
-"""One declaration per setting, from which the flag, the YAML key, the check, the help and the table
-in the docs all come: `port: Annotated[int, WholeNumber(0, 65535)] = setting(30080, "its help")`."""
+"""One declaration per setting gives the flag, the YAML key, the check, the help and the row in the
+docs: `port: Annotated[int, WholeNumber(0, 65535)] = setting(30080, "its help")`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .kinds import Choice, Kind, Many, Switch, Text, Unfit
 
 @frozen
 class Setting:
-    """One setting as help, tables and parsers see it."""
+    """One setting, as help, tables and parsers see it."""
 
     name: str
     kind: Kind
@@ -40,11 +40,11 @@ class Setting:
 
 
 def setting(default: object, help: str = "", *, group: str = "", default_text: str = "") -> Any:
-    """An attrs field for one setting, whose kind is in its annotation.
+    """An attrs field for one setting; its annotation has the kind.
 
-    The default is written as in a file (`"30m"`); `default_text` says what one such as None means.
-    A group goes on until a setting names the next. Without `help` there is no flag: the setting
-    stands only in the file. However the object is made, a wrong value raises ValueError.
+    The default is written as in a file (`"30m"`); `default_text` explains a default such as None. A
+    group lasts until a setting names another one. A setting without `help` has no flag: only a file
+    can set it. A wrong value raises ValueError, however the object is made.
     """
     if default is attrs.NOTHING:
         default_text = "required"
@@ -63,7 +63,7 @@ def _convert(value: object, field: attrs.Attribute[Any]) -> object:
 
 
 def _kind(annotation: Any) -> Kind:
-    """The kind that an annotation names; switches, choices and texts by their type."""
+    """The kind in an annotation; for switches, choices and texts the type decides."""
     if annotation in (bool, str):
         return Switch() if annotation is bool else Text()
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):

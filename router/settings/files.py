@@ -1,4 +1,4 @@
-"""What settings name by a file: keys, certificates and launchers. Steps for `load`."""
+"""Settings that name files: keys, certificates and launchers. Steps for `load`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from .sections import field_name
 
 
 def with_launchers(settings: RouterSettings) -> tuple[RouterSettings, list[Problem]]:
-    """The settings with all launchers in `launchers`, and what is wrong with the file of
-    --launcher-config."""
+    """The settings with all launchers in `launchers`, and the problems of --launcher-config."""
     problems: list[Problem] = []
     found = settings.launcher, settings.launchers
     if settings.launcher_config is not None:
         from .yamlfile import read_yaml  # late: most starts read no file
 
         data, problems = read_yaml(settings.launcher_config)
-        if data or not problems:  # else the file could not be read, and says nothing
+        if data or not problems:  # otherwise the file could not be read
             try:
                 file = LauncherFile.of(data)
             except Unfit as unfit:
-                # Rather than that each of its keys is unknown.
+                # Better than a problem for each key.
                 wrong = [NO_LAUNCHER] if _is_one_launcher(data) else unfit.problems
                 problems += [at(settings.launcher_config, problem) for problem in wrong]
             else:
@@ -46,7 +45,7 @@ def _is_one_launcher(data: object) -> bool:
 
 
 def with_credentials(settings: RouterSettings) -> tuple[RouterSettings, list[Problem]]:
-    """The settings with the keys themselves, and what is wrong with the files of keys and
+    """The settings with the keys themselves, and the problems of the files of keys and
     certificates."""
     problems: list[Problem] = []
     found: dict[str, Any] = {}

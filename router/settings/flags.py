@@ -1,4 +1,4 @@
-"""Splitting a command line into named texts. What the texts mean is the settings' business."""
+"""Splits a command line into named texts; the settings interpret them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = Setting(
 
 @frozen
 class Flags:
-    """What a command line says: raw values by setting name, and the mistakes in its form."""
+    """A split command line: raw values by setting name, and its formal mistakes."""
 
     values: dict[str, object]
     config: str | None
@@ -32,8 +32,8 @@ class Flags:
 def split_flags(arguments: Sequence[str], cls: type, *, config: bool = False) -> Flags:
     """Split `--flag value` and `--flag=value` for the settings of `cls`.
 
-    The last of a repeated flag wins; one that takes several values gathers them all. `--no-flag`
-    turns a switch off. Nothing is abbreviated. With `config` there is also `--config FILE`.
+    The last of a repeated flag wins; a flag with several values gathers all of them. `--no-flag`
+    turns a switch off. Flags cannot be abbreviated. With `config` there is also `--config FILE`.
     """
     known = {setting.flag: setting for setting in [*settings_of(cls), *[CONFIG] * config]}
     turned_off = {f"--no-{flag[2:]}": each for flag, each in known.items() if each.is_switch}
@@ -59,7 +59,7 @@ def split_flags(arguments: Sequence[str], cls: type, *, config: bool = False) ->
         elif flag in turned_off:
             values[turned_off[flag].name] = False
         elif setting is None:
-            following(len(rest))  # its value, if it has one, is no mistake of its own
+            following(len(rest))  # the value of an unknown flag is not a second mistake
             hint = did_you_mean(flag, [*known, "--help", "--version"])
             problems.append(Problem(flag, f"unknown flag{hint}"))
         elif setting.is_switch:

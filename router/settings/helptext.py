@@ -43,7 +43,7 @@ def _meaning(setting: Setting) -> str:
 
 
 def markdown_table(cls: type, *, flags: bool = True, keys: bool = True) -> str:
-    """The settings of `cls` as a Markdown table; without the flags or the YAML keys if so told."""
+    """The settings of `cls` as a Markdown table, optionally without the flags or the YAML keys."""
     titles = ["Flag"] * flags + ["YAML key"] * keys + ["Default", "Range", "Meaning"]
     lines = [titles, ["---"] * len(titles)]
     for each in settings_of(cls):

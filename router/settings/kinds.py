@@ -1,4 +1,4 @@
-"""What a setting can be: how it is read from a flag or a YAML file, checked, and shown.
+"""The kinds of settings: how each is read from a flag or a YAML file, checked, and shown.
 
 One kind reads both sources. A flag always gives text; YAML gives numbers and booleans too.
 """
@@ -19,8 +19,8 @@ from ..errors import Problem
 
 
 class Unfit(ValueError):
-    """A value that a setting cannot take: a sentence that follows the setting's path, or a problem
-    for each wrong part of the value, with its path within the value."""
+    """A value that a setting cannot take. Holds a sentence to follow the setting's path, or a
+    problem for each wrong part of the value, with its path within the value."""
 
     def __init__(self, wrong: str | Iterable[Problem]) -> None:
         self.problems = [Problem("", wrong)] if isinstance(wrong, str) else list(wrong)
@@ -39,18 +39,18 @@ def noting(problems: list[Problem], path: str) -> Iterator[None]:
 
 
 def at(source: str, problem: Problem) -> Problem:
-    """`problem` with the file it was found in."""
+    """`problem` with the name of its file."""
     return Problem(": ".join(filter(None, (source, problem.path))), problem.message)
 
 
 def step(key: object) -> str:
-    """The path of what is below a key: its name, or the key in brackets if it is no name."""
+    """The path step for a key: its name, or the key in brackets if it is not a name."""
     name = key if isinstance(key, str) else "null" if key is None else got(key)
     return name if re.fullmatch(r"[\w-]+", name) else f"[{got(key)}]"
 
 
 def got(value: object) -> str:
-    """Say what was found, in the words of somebody who writes YAML."""
+    """Describe a wrong value, in the words of YAML."""
     match value:
         case None:
             return "nothing"
@@ -71,7 +71,7 @@ def got(value: object) -> str:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """` (did you mean X?)`, or nothing if no known word is near."""
+    """` (did you mean X?)`, or nothing if no known word is similar."""
     import difflib  # only mistakes need it
 
     near = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) else []
@@ -82,13 +82,13 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 class Kind(ABC):
     """How one setting is read, checked and described."""
 
-    metavar = ""  # what stands for a value in help
-    expected = ""  # what to write, as it follows the word "expected"
-    range = ""  # the allowed values, for help and tables; empty where anything goes
+    metavar = ""  # stands for a value in help
+    expected = ""  # what to write, after the word "expected"
+    range = ""  # allowed values, for help and tables; empty if there is no limit
 
     @abstractmethod
     def parse(self, value: object) -> Any:
-        """Read `value`, or raise `Unfit`. What was read before stays as it is."""
+        """Read `value`, or raise `Unfit`. A value that is already parsed stays unchanged."""
 
     def unfit(self, value: object, hint: str = "") -> Unfit:
         return Unfit(f"expected {self.expected}, got {got(value)}{hint}")
@@ -99,8 +99,7 @@ _NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?) ?([a
 
 @frozen
 class Number(Kind):
-    """A finite number with inclusive bounds, which are shown as they are written here. `none` is
-    the word for no number at all."""
+    """A finite number with inclusive bounds, shown as written. `none` is the word for no number."""
 
     minimum: float | str | None = None
     maximum: float | str | None = None
@@ -137,12 +136,12 @@ class Number(Kind):
         return int(number) if self.whole else float(number)
 
     def read(self, value: object) -> int | float:
-        """The number that `value` stands for, in its unit; not finite if it stands for none."""
+        """The number that `value` means, in the kind's unit; a non-finite one if it means none."""
         if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
             return int(value)
         if isinstance(value, str) and (found := _NUMBER.fullmatch(value)):
             unit = self.units.get(found[2].lower(), math.nan)
-            # Dividing keeps 300ms equal to 0.3, which multiplying by 0.001 does not promise.
+            # Dividing makes 300ms exactly 0.3; multiplying by 0.001 might not.
             number = float(found[1]) / 1000 if unit == 0.001 else float(found[1]) * unit
             return number if number.is_integer() or not self.whole else math.nan
         if isinstance(value, int) and not isinstance(value, bool):
@@ -152,7 +151,7 @@ class Number(Kind):
 
 @frozen
 class WholeNumber(Number):
-    """An integer. A boolean or 3.0 is none."""
+    """An integer. Booleans and 3.0 do not count."""
 
     metavar = "N"
     noun = "a whole number"
@@ -162,7 +161,7 @@ class WholeNumber(Number):
 
 @frozen
 class Duration(Number):
-    """A length of time: a float of seconds. Written as seconds, or as 500ms, 30s, 5m, 1h."""
+    """A length of time: a float of seconds. Written in seconds, or as 500ms, 30s, 5m, 1h."""
 
     metavar = "TIME"
     noun = "a time"
@@ -172,7 +171,7 @@ class Duration(Number):
 
 @frozen
 class Size(Number):
-    """A number of bytes: an int. Written as bytes, or as 64MiB, 64M (the same), 1GiB, 64MB."""
+    """A number of bytes: an int. Written in bytes, or as 64MiB, 64M (the same), 1GiB, 64MB."""
 
     metavar = "SIZE"
     noun = "a size"
@@ -225,8 +224,8 @@ class Choice(Kind):
 
 @frozen
 class Text(Kind):
-    """Text of a pattern, by default any that is not blank; with `optional` also nothing at all (in
-    YAML: null)."""
+    """Text of a pattern, by default any that is not blank; with `optional` also none (YAML:
+    null)."""
 
     expected: str = "text"
     pattern: str = r"(?s).*\S.*"

@@ -1,4 +1,4 @@
-"""What only the settings of launchers can be: command lines, environments, groups of GPUs."""
+"""Kinds that only launchers' settings have: command lines, environments, groups of GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GPU = re.compile(r"[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z][\w./-]*", re.ASCII)
 
 @frozen
 class Words(Kind):
-    """A command line: text that is split as a shell does, or a list. A tuple in the settings.
+    """A command line: text, split like a shell does, or a list. A tuple in the settings.
 
     Each `{name}` in it must be one of the `placeholders`.
     """
@@ -57,7 +57,7 @@ def _word(item: object, place: int) -> str:
 
 
 def _text_of(value: object) -> str | None:
-    """Text, also where YAML has read a whole number: `- --dp-size` and `- 2` beside it."""
+    """Text, or a whole number that YAML has read: `- 2` after `- --dp-size`."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return str(value)
     return value if isinstance(value, str) else None
@@ -65,7 +65,7 @@ def _text_of(value: object) -> str | None:
 
 @frozen
 class Pairs(Kind):
-    """Environment variables: a mapping of names to texts. Those of `refused` are refused."""
+    """Environment variables: a mapping of names to texts, without the names in `refused`."""
 
     refused: tuple[str, ...]
     reason: str
@@ -90,7 +90,7 @@ class Pairs(Kind):
             raise Unfit(self.reason)
         text = _text_of(value)
         if text is None:
-            # What YAML made of `yes`, `1.10` or `null` is perhaps not what was written.
+            # The file may have said `yes`, `1.10` or `null`, which YAML has changed.
             raise Unfit(f"expected text, got {got(value)}; put it in quotes")
         if "\0" in text:
             raise Unfit("expected text without a NUL character")

@@ -1,6 +1,6 @@
-"""What a launcher can be told: which workers to start, and how. docs/launching.md explains it."""
+"""The settings of a launcher: which workers to start, and how. docs/launching.md explains them."""
 
-# Annotations hold the kinds of settings, so they must be evaluated: no `annotations` of the future.
+# No `from __future__ import annotations`: the kinds in annotations must be evaluated.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,10 +24,10 @@ ADDED_FLAGS = (
     ("--master-port", "master_port", "master_port_base"),
     ("--scheduler-port", "scheduler_port", "scheduler_port_base"),
 )
-"""Flags that are added to a command which lacks their placeholder; and the setting of each."""
+"""The flags added to a command that lacks their placeholder, with their settings."""
 
 PLACEHOLDERS = (*(placeholder for _, placeholder, _ in ADDED_FLAGS), "gpu_ids", "index", "name")
-"""What may stand in braces in a command."""
+"""The names that may stand in braces in a command."""
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _NOT_THERE = "is set for each worker by the launcher; use worker_gpu_ids"
@@ -60,7 +60,7 @@ def _name_of(launcher: "LauncherSettings") -> str:
 
 @frozen(kw_only=True)
 class LauncherSettings(Settings):
-    """One launcher: some equal workers. Times in seconds."""
+    """One launcher: a group of equal workers. Times in seconds."""
 
     backend: LauncherBackend = setting(
         "local", "what runs the workers: local starts processes on this machine", group="Workers"
@@ -126,7 +126,7 @@ class LauncherSettings(Settings):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The command with the further arguments, placeholders and all."""
+        """The command and the further arguments, with placeholders."""
         return (*self.command, *self.worker_extra_args)
 
     @property
@@ -136,11 +136,11 @@ class LauncherSettings(Settings):
 
     @property
     def batching(self) -> int:
-        """Requests of one shape that a copy runs together."""
+        """How many requests of one shape a copy runs together."""
         return _count(self.words, "--batching-max-size")
 
     def problems(self) -> Iterator[Problem]:
-        """What no single field can tell; paths are field names."""
+        """Problems that involve several fields; paths are field names."""
         words = [word.partition("=")[0] for word in self.worker_extra_args]
         for word in words:
             for flag, _, name in ADDED_FLAGS:
@@ -179,7 +179,7 @@ NO_LAUNCHER = Problem(
 
 @frozen(kw_only=True)
 class LauncherFile(Settings):
-    """What a file for --launcher-config holds."""
+    """The content of a --launcher-config file."""
 
     launcher: Annotated[LauncherSettings | None, Section(LauncherSettings, True)] = setting(None)
     launchers: Annotated[tuple[LauncherSettings, ...], Many(Section(LauncherSettings))] = setting(
@@ -187,14 +187,14 @@ class LauncherFile(Settings):
     )
 
     def problems(self) -> Iterator[Problem]:
-        """What no single launcher can tell."""
+        """Problems that involve several launchers."""
         if self.launcher is None and not self.launchers:
             yield NO_LAUNCHER
         yield from same_names(self.launcher, self.launchers)
 
 
 def too_many_ports(first: int, workers: int) -> Iterator[Problem]:
-    """A problem if the ports of the workers go beyond the last port there is."""
+    """A problem if the workers need ports beyond the last one."""
     # A worker also takes the port after its own (worker contract, "Starting").
     last = 65536 - 2 * workers
     if first > last:
@@ -208,10 +208,10 @@ def too_many_ports(first: int, workers: int) -> Iterator[Problem]:
 def same_names(
     launcher: LauncherSettings | None, launchers: Sequence[LauncherSettings]
 ) -> Iterator[Problem]:
-    """A problem for each launcher whose name, and so its log files, would be that of another."""
+    """A problem for each launcher with another's name: their log files would be the same."""
     places: dict[str, str] = {}
     for place, each in _placed(launcher, launchers):
-        # Log files are named after them, and some file systems take a and A for the same.
+        # Log files have these names, and some file systems treat a and A alike.
         earlier = places.setdefault(each.name.lower(), place)
         if earlier != place:
             yield Problem(f"{place}.name", f"{each.name!r} is also the name of {earlier}")

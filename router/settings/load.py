@@ -1,4 +1,4 @@
-"""Settings from flags over a YAML file over defaults, with the mistakes of all told at once."""
+"""Makes settings from flags over a YAML file over defaults, and reports all mistakes at once."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ Step = Callable[[S], tuple[S, Sequence[Problem]]]
 def load(
     cls: type[S], flags: Flags, *, checks: Sequence[Check[S]] = (), steps: Sequence[Step[S]] = ()
 ) -> S:
-    """Make the settings, or raise SettingsError with every mistake of flags and file.
+    """Make the settings, or raise SettingsError with every mistake in flags and file.
 
-    `checks` are further tests of the settings, beside their own `problems()`; the paths of what
-    they find are field names (`worker_urls[1]`), which become the flag or the file's key. `steps`
-    complete the settings, as from another file; the paths of their problems are left as they are.
+    `checks` are further tests of the settings, besides their own `problems()`. The paths of their
+    problems are field names (`worker_urls[1]`), which become flags or keys of the file. `steps`
+    complete the settings, for example from another file; the paths of their problems stay as they
+    are.
     """
     problems = list(flags.problems)
     from_file: dict[str, Any] = {}
@@ -53,5 +54,5 @@ def load(
 
 
 def _at_flag(problem: Problem) -> Problem:
-    # Only names of fields stand in these paths, and indices: `--worker-urls[1]`.
+    # These paths hold only field names and indices: `--worker-urls[1]`.
     return Problem("--" + problem.path.replace("_", "-"), problem.message)

@@ -1,6 +1,6 @@
-"""The settings themselves. To add one, add a field; nothing else has to be told."""
+"""The settings themselves. To add one, add a field; no other code changes."""
 
-# Annotations hold the kinds of settings, so they must be evaluated: no `annotations` of the future.
+# No `from __future__ import annotations`: the kinds in annotations must be evaluated.
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -57,7 +57,7 @@ class LogLevel(StrEnum):
 
 @frozen(kw_only=True)
 class WorkerSettings(Settings):
-    """One worker that somebody else has started, as the file names it."""
+    """One worker in the file that was started elsewhere."""
 
     url: str = setting(attrs.NOTHING, "its address, such as http://10.0.0.5:30000")
     max_concurrency: Slots = setting(
@@ -67,7 +67,7 @@ class WorkerSettings(Settings):
 
 @frozen(kw_only=True)
 class RouterSettings(Settings):
-    """Everything that `serve` can be told. Times in seconds, sizes in bytes."""
+    """All settings of `serve`. Times in seconds, sizes in bytes."""
 
     host: Annotated[str, Text(metavar="HOST")] = setting(
         "0.0.0.0", "address to listen on", group="Listening"
@@ -91,7 +91,7 @@ class RouterSettings(Settings):
     keep_workers: bool = setting(
         "off", "leave the started workers running at the end; the next start takes them over"
     )
-    # Only in the file: they are no single values. See docs/operations.md and docs/launching.md.
+    # Only in the file, because they have parts. See docs/operations.md and docs/launching.md.
     workers: Annotated[tuple[WorkerSettings, ...], Many(Section(WorkerSettings))] = setting(())
     launcher: Annotated[LauncherSettings | None, Section(LauncherSettings, True)] = setting(None)
     launchers: Annotated[tuple[LauncherSettings, ...], Many(Section(LauncherSettings))] = setting(
@@ -227,11 +227,11 @@ class RouterSettings(Settings):
 
     @property
     def effective_log_level(self) -> LogLevel:
-        """`log_level`, unless `verbose` says debug."""
+        """`log_level`, or debug if `verbose` is set."""
         return LogLevel.DEBUG if self.verbose else self.log_level
 
     def problems(self) -> Iterator[Problem]:
-        """What no single field can tell. The one place for such checks; paths are field names."""
+        """Problems that involve several fields; paths are field names. All such checks go here."""
         if self.admin_api_key is not None and self.admin_api_key_file is not None:
             yield Problem("admin_api_key_file", "cannot be given beside admin_api_key")
         if self.worker_api_key is not None and self.worker_api_key_file is not None:
@@ -247,7 +247,7 @@ class RouterSettings(Settings):
 
 @frozen(kw_only=True)
 class DemoSettings(Settings):
-    """Everything that `demo` can be told."""
+    """All settings of `demo`."""
 
     host: Annotated[str, Text(metavar="HOST")] = setting(
         "127.0.0.1", "address the router listens on", group="Router"
@@ -270,5 +270,5 @@ class DemoSettings(Settings):
     verbose: bool = setting("off", "show what the router and the workers log")
 
     def problems(self) -> Iterator[Problem]:
-        """What no single field can tell; paths are field names."""
+        """Problems that involve several fields; paths are field names."""
         yield from too_many_ports(self.worker_base_port, self.workers)

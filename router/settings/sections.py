@@ -1,4 +1,4 @@
-"""Plain data to settings, strictly, with every mistake told at once and by its path."""
+"""Turns plain data into settings, strictly; reports all mistakes at once, by path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Settings:
 
     @classmethod
     def of(cls, data: object) -> Self:
-        """Make one of plain data, as YAML or JSON gives it. Raises Unfit with all problems."""
+        """Make an object from data as YAML or JSON gives it. Raises Unfit with all problems."""
         values, wrong = cls.read(data)
         if not wrong:
             made = cls(**values)
@@ -29,10 +29,10 @@ class Settings:
 
     @classmethod
     def read(cls, data: object) -> tuple[dict[str, Any], list[Problem]]:
-        """The good values in a mapping by the names of settings, and what is wrong with the rest.
+        """The good values in a mapping by setting name, and the problems of the others.
 
-        Strict: no unknown or repeated keys, `true` is no number, 3 is no text. Keys may be written
-        with `-` for `_`. Paths are dotted: `launchers[1].model`.
+        Strict: no unknown or repeated keys, `true` is not a number, 3 is not text. Keys may have
+        `-` instead of `_`. Paths are dotted: `launchers[1].model`.
         """
         if not isinstance(data, Mapping):
             return {}, [Problem("", f"expected a mapping, got {got(data)}")]
@@ -61,7 +61,8 @@ class Settings:
         return values, wrong + unknown + repeated
 
     def problems(self) -> Iterator[Problem]:
-        """What no single field can tell; paths are field names. Asked once all fields are good."""
+        """Problems that involve several fields; paths are field names. Called if all fields are
+        good."""
         yield from ()
 
 
@@ -72,7 +73,7 @@ def field_name(key: object) -> object:
 
 @frozen
 class Section(Kind):
-    """A mapping of settings: an object of `cls`. With `optional` also nothing at all."""
+    """A mapping of settings: an object of `cls`. With `optional` also null."""
 
     cls: type[Settings]
     optional: bool = False

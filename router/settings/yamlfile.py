@@ -1,4 +1,4 @@
-"""Reading a YAML file strictly: mistakes are problems with line and column, never tracebacks."""
+"""Reads a YAML file strictly: mistakes become problems with line and column, never tracebacks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import yaml
 
 from ..errors import Problem
 
-_LEAST_VALUES = 100_000  # that aliases may always add up to
+_LEAST_VALUES = 100_000  # aliases may always add up to this many
 
 
 def read_yaml(path: str) -> tuple[object, list[Problem]]:
-    """What the one document in `path` says, and what is wrong with it.
+    """The content of the one document in `path`, and its problems.
 
-    An empty file is an empty mapping. A key given twice is a problem, but the data is returned, so
-    that its other mistakes can be told too; after any other problem the data is an empty mapping.
-    Dates stay text. Each problem's path is `path`.
+    An empty file is an empty mapping. A repeated key is a problem, but the data is returned, so
+    that its other mistakes can be reported too; after any other problem the data is an empty
+    mapping. Dates stay text. Each problem's path is `path`.
     """
     try:
         with open(path, "rb") as file:
@@ -28,7 +28,7 @@ def read_yaml(path: str) -> tuple[object, list[Problem]]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # Replacing keeps the count of characters right even if the bad byte is not the first.
+        # `replace`: after a byte order mark `error.start` may fall within a character.
         before = raw[: error.start].decode("utf-8-sig", "replace")
         return {}, [Problem(path, f"{_place(before)}: not UTF-8 text")]
     return _parse(path, text)
@@ -38,7 +38,7 @@ def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        # Before anything is constructed: unfolding merge keys takes as long as what they add up to.
+        # Before construction: unfolding merge keys takes time in proportion to their total.
         if node is not None and _unfolded(node, {}) > max(_LEAST_VALUES, len(text)):
             return {}, [Problem(path, "not usable: its aliases add up to too many values")]
         data = None if node is None else loader.construct_document(node)
@@ -51,17 +51,17 @@ def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
         return {}, [Problem(path, f"{place}: not valid YAML: a control character")]
     except RecursionError:
         return {}, [Problem(path, "not valid YAML: nested too deeply")]
-    except (ValueError, LookupError):  # PyYAML on a value that its tag belies: `!!int x`
+    except (ValueError, LookupError):  # PyYAML on a value that contradicts its tag: `!!int x`
         return {}, [Problem(path, "not valid YAML: a tag with a value that does not fit it")]
     twice = [Problem(path, message) for message in loader.repeated]
     return {} if data is None else data, twice
 
 
 def _unfolded(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
-    """How many values a node has with each alias replaced by what it stands for; infinity for a
-    node within itself. Never more than its characters where there is no alias."""
+    """The number of values of a node with each alias replaced by its target; infinity for a node
+    within itself. Without aliases, never more than the node's characters."""
     if node not in known:
-        known[node] = math.inf  # if it is met within itself
+        known[node] = math.inf  # in case the node is met within itself
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             inner = node.value
@@ -80,14 +80,14 @@ _DATE = "tag:yaml.org,2002:timestamp"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but it sees repeated keys, and knows no dates."""
+    """PyYAML's safe loader, with checks for repeated keys and without dates."""
 
     def __init__(self, text: str) -> None:
         self.repeated: list[str] = []
         super().__init__(text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        # Before merge keys (<<) are unfolded: what is written beside one may override it.
+        # Before merge keys (<<) are unfolded: keys beside a merge key may override its keys.
         seen: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):

@@ -1,1 +1,1 @@
-"""What outlives the process: records in a journal and snapshots."""
+"""The state that outlives the process: records in a journal and snapshots."""

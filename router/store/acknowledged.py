@@ -1,8 +1,9 @@
-"""A note of the last batch that was acknowledged, beside the journals.
+"""A note of the last acknowledged batch, beside the journals.
 
-The chain of lines cannot tell a journal that has lost its last lines from one that never had them.
-The note can. It is written after each sync of the journal and not synced itself: it outlives the
-process, and after a failure of the machine it may be older than the journal, but never newer.
+The chain of lines cannot tell a journal that has lost its last lines from a journal that never had
+them. The note can. It is written after each sync of the journal, but not synced itself: it survives
+a crash of the process; after a crash of the machine it may be older than the journal, but never
+newer.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _MOST = 4096  # bytes
 
 @frozen
 class Acknowledged:
-    """What the note says: batch `seq` is in this journal, or before it."""
+    """The content of the note: batch `seq` is in this journal, or in an earlier one."""
 
     seq: int
     journal: int
-    file: int  # the journal's inode: a copy of a running router's files may be older than the note
+    file: int  # the journal's inode: files copied from a running router may be older than the note
 
     def lost(self, folder: Path, seq: int | None) -> bool:
-        """Whether files that end with batch `seq` lack some that this speaks of."""
+        """Whether files that end with batch `seq` lack batches that the note knows."""
         try:
             same = files.journal(folder, self.journal).stat().st_ino == self.file
         except FileNotFoundError:
@@ -39,7 +40,7 @@ class Acknowledged:
 
 @define(eq=False)
 class Note:
-    """The note while a journal is written."""
+    """The open note beside the journal being written."""
 
     _fd: int
     _journal: int
@@ -47,13 +48,13 @@ class Note:
 
     @classmethod
     def of(cls, journal: Path, number: int, fd: int) -> Note:
-        """The note of a journal, by its descriptor. Raises OSError."""
+        """The note for a journal with this descriptor. Raises OSError."""
         note = os.open(journal.with_name(NAME), files.OURS | os.O_CREAT, 0o600)
         return cls(note, number, os.fstat(fd).st_ino)
 
     def write(self, seq: int) -> None:
-        """Say that the journal has this batch, and that it is on the disk."""
-        # Less than it could say does no harm, so a failure is none.
+        """Record that the journal has this batch on the disk."""
+        # An outdated note does no harm, so a failure is ignored.
         with contextlib.suppress(OSError):
             line = sealed({"seq": seq, "journal": self._journal, "inode": self._file})
             os.lseek(self._fd, 0, os.SEEK_SET)
@@ -65,7 +66,7 @@ class Note:
 
 
 def read(folder: Path) -> Acknowledged | None:
-    """What the note says; None if there is none, or none that can be believed. Raises OSError."""
+    """The content of the note; None if it is missing or damaged. Raises OSError."""
     try:
         with (folder / NAME).open("rb") as file:
             content = opened(file.read(_MOST))

@@ -1,4 +1,4 @@
-"""A set of changes to the tables: what waits to be written, and what a journal adds up to."""
+"""A set of changes to the tables: pending changes, or the sum of a journal."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ Op = Sequence[Any]  # ["put", table, key, value], ["del", table, key] or ["clear
 
 @define(eq=False)
 class Changes:
-    """Changes by table and key; a later one replaces an earlier one of the same key.
+    """Changes by table and key; a later change replaces an earlier one of the same key.
 
-    So it never holds more than there are rows, however long it grows. Tables keep the order of
-    the last puts.
+    The set therefore never outgrows the tables. Tables keep the order of the last puts.
     """
 
-    # What was put or deleted since the table was cleared, if it was.
+    # Puts and deletions; for a cleared table, only those since it was cleared.
     tables: Tables = field(factory=dict)
     cleared: dict[str, None] = field(factory=dict)
-    # Keys that no file can hold yet: deleted again, nothing is left of them.
+    # Keys that no file can hold yet: deleting one leaves no trace.
     _new: dict[str, set[str]] = field(init=False, factory=dict)
 
     def __bool__(self) -> bool:
@@ -40,7 +39,7 @@ class Changes:
         return len(self.cleared) + sum(map(len, self.tables.values()))
 
     def put(self, table: str, key: str, value: Any, *, new: bool = False) -> None:
-        """Enter a row. `new`: there was none of this key before."""
+        """Enter a row. `new`: no row had this key before."""
         rows = self.tables.setdefault(table, {})
         if new and key not in rows:
             self._new.setdefault(table, set()).add(key)
@@ -65,7 +64,7 @@ class Changes:
         self.cleared[table] = None
 
     def follow(self, later: Changes) -> None:
-        """Let the later changes come after these."""
+        """Add later changes after these."""
         for table in later.cleared:
             self.clear(table)
         for table, rows in later.tables.items():
@@ -77,7 +76,7 @@ class Changes:
                     self.put(table, key, value, new=key in new)
 
     def apply(self, op: Op) -> None:
-        """Enter an op of a journal. Raises ValueError for what is none."""
+        """Enter an op of a journal. Raises ValueError if it is not a valid op."""
         match op:
             case ["put", str(table), str(key), value]:
                 self.put(table, key, value)
@@ -89,7 +88,7 @@ class Changes:
                 raise ValueError(f"no such change: {op!r:.100}")
 
     def ops(self) -> Iterator[Op]:
-        """All of it as ops of a journal."""
+        """All changes as ops of a journal."""
         for table in self.cleared:
             yield ["clear", table]
         for table, rows in self.tables.items():
@@ -97,7 +96,7 @@ class Changes:
                 yield ["del", table, key] if value is DELETED else ["put", table, key, value]
 
     def onto(self, tables: Tables) -> None:
-        """Carry the changes out on whole tables."""
+        """Apply the changes to whole tables."""
         for table in self.cleared:
             tables.pop(table, None)
         for table, rows in self.tables.items():

@@ -1,6 +1,6 @@
-"""The files of a state directory: their names, and writing them so that they are really there.
+"""The files of a state directory: their names, and durable writes.
 
-Once a directory is taken, whatever changes it goes through functions of this module.
+Once a directory is taken, every change to it goes through functions of this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = "lock"
-# How files are opened that stay. Nobody can make us write elsewhere by a link.
+# Flags for opening lasting files. O_NOFOLLOW: no link can make us write elsewhere.
 OURS = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NAME = re.compile(r"(journal|snapshot)-(\d+)\.jsonl\Z")
 _PATIENCE, _PAUSE = 0.5, 0.02  # seconds: a reader may have the lock for a moment
@@ -37,7 +37,7 @@ def snapshot(folder: Path, number: int) -> Path:
 
 
 def numbered(folder: Path, holds: str) -> list[int]:
-    """The numbers of the journals or snapshots that are there, in their order."""
+    """The numbers of the existing journals or snapshots, in order."""
     found = (_NAME.match(name) for name in os.listdir(folder))
     return sorted(int(match[2]) for match in found if match and match[1] == holds)
 
@@ -48,7 +48,7 @@ def now() -> str:
 
 
 def age(path: Path) -> float | None:
-    """Seconds since a file was touched, by the clock on the wall: it outlives processes."""
+    """Seconds since a file was touched, by the wall clock, which continues across processes."""
     try:
         return max(0.0, wall.seconds() - path.stat().st_mtime)
     except OSError:
@@ -56,7 +56,7 @@ def age(path: Path) -> float | None:
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write all of it where the file stands. Raises OSError."""
+    """Write all data at the file's current position. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -68,7 +68,7 @@ def truncate(fd: int, size: int) -> None:
 
 
 def sync(fd: int) -> None:
-    """Wait until what was written to a file is on the disk. Raises OSError."""
+    """Wait until all data written to a file is on the disk. Raises OSError."""
     if sys.platform == "linux":
         os.fdatasync(fd)
     else:
@@ -76,7 +76,7 @@ def sync(fd: int) -> None:
 
 
 def replace(path: Path, target: Path) -> None:
-    """Give a file another name, which it takes from whoever had it. Raises OSError."""
+    """Rename a file, replacing any file of that name. Raises OSError."""
     os.replace(path, target)
 
 
@@ -86,12 +86,12 @@ def unlink(path: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    """Note on a file that it was looked after now. Raises OSError."""
+    """Set a file's modification time to now. Raises OSError."""
     os.utime(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that came and went durable. Raises OSError."""
+    """Make new, changed and removed names durable. Raises OSError."""
     if sys.platform == "win32":
         return  # folders cannot be opened there
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -103,9 +103,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[int]:
-    """Write a file under another name, and give it its own once it is on the disk.
+    """Write a file under a temporary name, and rename it once it is on the disk.
 
-    Gives the descriptor. Raises OSError; whatever is raised, `path` is what it was.
+    Yields the descriptor. Raises OSError; after any exception `path` is unchanged.
     """
     beside = path.with_name(path.name + ".tmp")
     fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
@@ -125,15 +125,15 @@ def replacing(path: Path) -> Iterator[int]:
 
 @define(eq=False)
 class Lock:
-    """The right to write in a state directory; it ends with the process, however that ends."""
+    """The right to write in a state directory; ends with the process, even after a crash."""
 
     path: Path
     fd: int | None
 
     @classmethod
     def take(cls, folder: Path) -> Lock | None:
-        """None if another process has it. No sign of life yet. Raises OSError, with ELOOP if it
-        is a symbolic link."""
+        """Take the lock; None if another process has it. Leaves the last sign of life unchanged.
+        Raises OSError, with ELOOP if the lock file is a symbolic link."""
         path = folder / LOCK
         fd = os.open(path, OURS | os.O_CREAT, 0o600)
         if sys.platform != "win32":
@@ -153,7 +153,7 @@ class Lock:
         return cls(path, fd)
 
     def touch(self) -> None:
-        """Show that its holder lives. Raises OSError."""
+        """Record a sign of life of the lock's holder. Raises OSError."""
         if self.fd is not None:
             touch(self.path)
 
@@ -164,7 +164,7 @@ class Lock:
 
 
 def holder(folder: Path) -> str | None:
-    """The process that has the lock, as far as it can be told; None if nobody has it."""
+    """The process that has the lock, as far as the system can tell; None if the lock is free."""
     if sys.platform == "win32":
         return None
     try:

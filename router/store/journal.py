@@ -1,4 +1,4 @@
-"""The journal that is being written: batches of changes, each on the disk before it counts."""
+"""The journal being written: batches of changes, each on the disk before it counts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .acknowledged import Note
 from .changes import Changes, Op
 from .lines import checksum, header, sealed
 
-_OPS = 256  # of one line: the interpreter is held for no longer than one takes
+_OPS = 256  # per line: JSON blocks the interpreter for a line at a time
 
 
 @define(eq=False)
 class Journal:
-    """One file, to the end of which is written. All calls may block; they raise OSError."""
+    """One file, written at its end. All calls may block, and raise OSError."""
 
     path: Path
     number: int
-    size: int  # up to which it is good; what is behind was never acknowledged
+    size: int  # of the good part; bytes beyond were never acknowledged
     after: str  # the checksum of the last good line
     _fd: int = field(alias="fd", repr=False)
     _note: Note = field(alias="note", repr=False)
@@ -32,8 +32,8 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, number: int, seq: int = 0, after: str = "") -> Journal:
-        """An empty journal, which is on the disk with its name. `seq` and `after`: the last batch
-        before it, and the checksum of the last line."""
+        """Create an empty journal, with file and name on the disk. `seq` is the last batch before
+        it, `after` the checksum of the last line before it."""
         path = files.journal(folder, number)
         first = header("journal", number, files.now(), seq=seq, after=after)
         try:
@@ -46,7 +46,7 @@ class Journal:
                 os.close(fd)
                 raise
         except BaseException:
-            # The one before goes on, and only the last one may end torn.
+            # The previous journal continues, and only the last journal may end torn.
             with contextlib.suppress(OSError):
                 files.unlink(path)
             raise
@@ -54,7 +54,7 @@ class Journal:
         return cls(path, number, len(first), checksum(first), fd=fd, note=note)
 
     def append(self, changes: Changes, seq: int) -> None:
-        """Write one batch; once this returns it is on the disk."""
+        """Write one batch; after the return it is on the disk."""
         lines = list(_lines(changes, seq, self.after))
         data = b"".join(lines)
         if self._torn:

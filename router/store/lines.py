@@ -21,10 +21,10 @@ from attrs import frozen
 from .changes import Op
 
 FORMAT = 2
-_CHAINED = 2  # the first format whose lines say what they follow
+_CHAINED = 2  # the first format whose lines name their predecessor
 
-# Reads a row of the format of its key as one of the next: table, key and value become others, or
-# None if there is no use for it any more. The value of a deletion is None.
+# Converts a row of one format to the next: takes and returns table, key and value; None drops the
+# row. A deletion has the value None.
 Migration = Callable[[str, str, Any], tuple[str, str, Any] | None]
 MIGRATIONS: dict[int, Migration] = {1: lambda table, key, value: (table, key, value)}
 
@@ -33,7 +33,7 @@ _LONGEST = 256 * 1024 * 1024
 
 
 class BadLine(Exception):
-    """A line is not what was written; by its number, from 1 on."""
+    """A line is damaged; `number` counts lines from 1."""
 
     def __init__(self, message: str, number: int = 1) -> None:
         super().__init__(message)
@@ -41,11 +41,11 @@ class BadLine(Exception):
 
 
 class Unreadable(Exception):
-    """A file is of a format that this program does not know. The message is a sentence."""
+    """A file has a format that this program cannot read. The message is a sentence."""
 
 
 def sealed(content: Mapping[str, Any]) -> bytes:
-    """The line of an object, which must not be empty."""
+    """The line for an object, which must not be empty."""
     body = json.dumps(content, separators=(",", ":")).encode()[:-1]
     return b'%b,"crc":"%08x"}\n' % (body, zlib.crc32(body))
 
@@ -72,24 +72,24 @@ def checksum(line: bytes) -> str:
 
 
 def header(holds: str, number: int, made: str, **more: Any) -> bytes:
-    """The first line of a file. `holds`: journal or snapshot; `made`: when, for people."""
+    """The first line of a file. `holds`: journal or snapshot; `made`: its time, for people."""
     return sealed({"format": FORMAT, "holds": holds, "number": number, "made": made, **more})
 
 
 @frozen
 class Header:
-    """What the first line of a file says."""
+    """The content of a file's first line."""
 
     format: int
-    # Of a journal: the number of the last batch before it, and the checksum of the last line
-    # before it, which is empty where there is none. None in format 1.
+    # Journals only: the number of the last batch and the checksum of the last line before the
+    # journal; the checksum is empty if there is no such line. None in format 1.
     seq: int | None
     after: str | None
 
 
 def read_header(line: bytes, holds: str, number: int) -> Header:
-    """The first line of a file. Raises BadLine, or Unreadable."""
-    # The checksum of another format may be another: its number counts first.
+    """Parse the first line of a file. Raises BadLine, or Unreadable."""
+    # Another format may use another checksum, so the format is checked first.
     try:
         content = json.loads(line)
     except ValueError:
@@ -108,8 +108,8 @@ def read_header(line: bytes, holds: str, number: int) -> Header:
 def lines_after(
     file: BinaryIO, first: bytes, head: Header
 ) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
-    """The lines of a file after its first: number, line and content. No content: a last line
-    whose end is missing. Raises BadLine at the first that is not what was written there."""
+    """The lines of a file after its first: number, line and content. The content is None for a last
+    line that is cut off. Raises BadLine at the first damaged line."""
     before = checksum(first)
     for number, line in enumerate(lines_of(file), 2):
         try:
@@ -126,7 +126,7 @@ def lines_after(
 
 
 def migrated(op: Op, form: int) -> Op | None:
-    """An op of an older format as one of today's; None if it is void."""
+    """Convert an op of an older format to the current one; None drops the op."""
     for old in range(form, FORMAT):
         if op[0] == "clear":
             renamed = MIGRATIONS[old](op[1], "", None)
@@ -143,5 +143,5 @@ def migrated(op: Op, form: int) -> Op | None:
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file from where it stands."""
+    """The lines of a file from its current position."""
     return iter(lambda: file.readline(_LONGEST), b"")

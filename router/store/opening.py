@@ -1,4 +1,4 @@
-"""Taking a state directory: its lock, what is in it, and mending what a crash has left."""
+"""Takes a state directory: locks it, reads it, and repairs the damage of a crash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("router.store")
 
 PROGRAM = "sglang-d-router"
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
-ASIDE = "before-fresh"  # where `--fresh` puts what was there
+ASIDE = "before-fresh"  # `--fresh` moves old files there
 
 
 class StateRefused(StartError):
@@ -36,18 +36,18 @@ class StateRefused(StartError):
 
 @frozen
 class Taken:
-    """A state directory that is ours, and what was in it."""
+    """A state directory that this process has taken, and its content."""
 
     folder: Path
     lock: files.Lock
     loaded: Loaded
     journal: Journal
-    # Seconds since the last sign of life of the router before; None: there was none.
+    # Seconds since the previous router's last sign of life; None if there was none.
     absence: float | None
 
 
 def default_folder(port: int) -> Path:
-    """Where a router on this port of this host keeps its state. Raises RuntimeError if the user
+    """The state directory of a router on this port of this host. Raises RuntimeError if the user
     has no home."""
     home = os.environ.get("XDG_STATE_HOME", "")
     base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state"
@@ -56,7 +56,7 @@ def default_folder(port: int) -> Path:
 
 
 def take(folder: Path, *, fresh: bool = False) -> Taken:
-    """Take a state directory; make it if it is not there. `fresh` sets aside what is in it.
+    """Take a state directory, creating it if necessary. `fresh` sets aside its content.
 
     Raises StateRefused if another router has it, if others may write to it, or if it cannot be
     read; OSError if it cannot be written.
@@ -80,8 +80,8 @@ def take(folder: Path, *, fresh: bool = False) -> Taken:
 
 
 def lock_of(folder: Path) -> files.Lock:
-    """The lock of a state directory. Raises StateRefused if another router has it, or if others
-    may write there; OSError."""
+    """Lock a state directory. Raises StateRefused if another router has it, or if others may write
+    there; OSError."""
     _only_ours(folder)
     try:
         lock = files.Lock.take(folder)
@@ -101,7 +101,7 @@ def lock_of(folder: Path) -> files.Lock:
 
 
 def _make(folder: Path) -> None:
-    """Make a directory and those above it, for this user alone."""
+    """Make a directory and its missing parents, for this user alone."""
     for path in (*reversed(folder.parents), folder):
         if not path.is_dir():
             path.mkdir(mode=0o700, exist_ok=True)
@@ -158,7 +158,7 @@ def _mend(folder: Path, loaded: Loaded) -> None:
             files.truncate(file.fileno(), torn.good)
             files.sync(file.fileno())
     elif loaded.last:
-        # A router that was killed has written what it did not sync; it was read, and counts.
+        # A killed router may have left bytes written but not synced; we read them, so they count.
         with files.journal(folder, loaded.last).open("r+b") as file:
             files.sync(file.fileno())
     for path in folder.glob("*.tmp"):
@@ -171,7 +171,7 @@ def _set_aside(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(aside)
     aside.mkdir(mode=0o700)
-    # The note first: it speaks of journals that are about to go.
+    # The note first: it refers to journals that are about to be moved.
     for path in [folder / acknowledged.NAME, *folder.glob("*.jsonl")]:
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, aside / path.name)

@@ -1,4 +1,4 @@
-"""Reading journals and snapshots back, and telling a torn end from damage."""
+"""Reads journals and snapshots, and tells a torn end from damage."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .lines import (
 
 
 class Damaged(Exception):
-    """State that was acknowledged cannot be read any more. The message is a sentence."""
+    """Acknowledged state can no longer be read. The message is a sentence."""
 
 
 @define
 class Torn:
-    """The end of a journal that was being written when the process ended: nobody was told of it."""
+    """The cut-off end of a journal whose process ended while writing; never acknowledged."""
 
     path: Path
     good: int  # bytes before it
@@ -37,16 +37,16 @@ class Torn:
 
 @define(eq=False)
 class Loaded:
-    """What a state directory holds."""
+    """The content of a state directory."""
 
     tables: Tables = field(factory=dict)
     base: int = 0  # the number of the snapshot; 0: none, from the first journal on
     last: int = 0  # the number of the last journal
-    seq: int | None = None  # of the last batch; None while it is not known
-    after: str | None = None  # the checksum of the last line of the last journal, likewise
+    seq: int | None = None  # of the last batch; None while unknown
+    after: str | None = None  # the checksum of the last journal's last line; None while unknown
     batches: int = 0  # since the snapshot
     torn: Torn | None = None
-    corrupt: list[tuple[Path, str]] = field(factory=list)  # snapshots, and what is wrong with them
+    corrupt: list[tuple[Path, str]] = field(factory=list)  # damaged snapshots, with the damage
 
 
 def load(folder: Path) -> Loaded:
@@ -101,8 +101,8 @@ def read_snapshot(path: Path, number: int) -> tuple[Tables, int]:
 
 
 def snapshot_lines(path: Path, number: int) -> Iterator[dict[str, Any]]:
-    """The lines of a snapshot after its first, in today's format. Raises BadLine at the first one
-    that is wrong, or if the end is missing."""
+    """The lines of a snapshot after its first, in the current format. Raises BadLine at the first
+    damaged line, or if the end is missing."""
     count, over = 0, False
     with path.open("rb") as file:
         first = file.readline()
@@ -145,9 +145,9 @@ def read_journal(
     loaded: Loaded,
     rest: Callable[[], None] = lambda: None,
 ) -> None:
-    """Enter a journal's batches. A torn end is noted if it is the last journal. `rest` is called
-    after each line. Raises Damaged for anything else that is wrong, Unreadable, OSError.
-    """
+    """Enter a journal's batches into `changes`. A torn end is allowed in the last journal, and
+    noted. `rest` is called after each line. Raises Damaged for any other fault, Unreadable,
+    OSError."""
     try:
         with path.open("rb") as file:
             first = file.readline()
@@ -179,9 +179,9 @@ def read_journal(
 
 
 def _join(head: Header, number: int, loaded: Loaded) -> None:
-    """Check that a journal goes on where what was read before it ends. Raises BadLine."""
+    """Check that a journal continues where the files before it end. Raises BadLine."""
     if head.seq is None:
-        return  # in format 1 nothing tells
+        return  # format 1 does not tell
     if loaded.seq is not None and head.seq != loaded.seq:
         raise BadLine(
             f"it goes on after batch {head.seq}, but what is before it ends with {loaded.seq}"
@@ -192,7 +192,7 @@ def _join(head: Header, number: int, loaded: Loaded) -> None:
 
 
 def _batch(content: dict[str, Any], last: int | None, index: int) -> tuple[int, list[Op]]:
-    """The number and ops of a line, which must come after batch `last`. Raises BadLine."""
+    """The number and ops of a line, which must be of the batch after `last`. Raises BadLine."""
     match content:
         case {"seq": int(seq), "ops": list(ops)}:
             if last is not None and seq != last + 1:

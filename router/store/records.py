@@ -1,4 +1,4 @@
-"""What a record is. Each room defines its own: a frozen attrs class that cattrs structures."""
+"""The protocol of records. Each package defines its own: frozen attrs classes for cattrs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from cattrs.preconf.json import make_converter
 
 
 class Record(Protocol):
-    """One thing that must be known after a restart: a row of a table, under a key."""
+    """A fact that must survive a restart: a row of a table, under a key."""
 
     table: ClassVar[str]
 
     @property
     def key(self) -> str:
-        """What names it within its table; a record with the same key replaces it."""
+        """The record's name within its table; a record with the same key replaces it."""
         ...
 
 
 R = TypeVar("R", bound=Record)
 
-# Unknown fields are passed over and missing ones take their default: a room may add a field
-# without a new format, and an older program reads what a newer one of the same format wrote.
+# Unknown fields are ignored and missing fields take their defaults. So a package may add a field
+# without a new format, and an older program can read what a newer program of the same format wrote.
 _converter = make_converter()
 
 
@@ -31,5 +31,5 @@ def unstructured(record: Record) -> Any:
 
 
 def structured(value: Any, kind: type[R]) -> R:
-    """The record of such values. Raises whatever cattrs finds wrong with them."""
+    """The record from JSON values. Raises any error of cattrs."""
     return _converter.structure(value, kind)

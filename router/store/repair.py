@@ -1,7 +1,7 @@
-"""Repairing a damaged state directory: what can be read is kept, and what is lost is listed.
+"""Repairs a damaged state directory: keeps what can be read, and lists what is lost.
 
-Lines have a checksum of their own, so a lost one costs no more than itself. The files as they were
-are set aside whole; a snapshot of what was kept takes their place.
+Each line has its own checksum, so a damaged line costs no other line. The original files are all
+set aside, and a snapshot of the kept rows takes their place.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _Lines = list[tuple[bytes, dict[str, Any]]]
 
 @define(eq=False)
 class Salvage:
-    """What could be read of a state directory."""
+    """The readable part of a state directory."""
 
     tables: Tables = field(factory=dict)
-    seq: int = 0  # of the last batch that there was
+    seq: int = 0  # of the last batch that existed
     last: int = 0  # the highest number of a file
-    wrong: list[str] = field(factory=list)  # what is damaged or missing, by file and line
-    lost: list[str] = field(factory=list)  # what was acknowledged and is gone
+    wrong: list[str] = field(factory=list)  # damaged or missing parts, by file and line
+    lost: list[str] = field(factory=list)  # acknowledged data that is gone
 
 
 def repair(folder: Path, *, dry_run: bool = False) -> Iterator[str]:
-    """Repair a state directory; what was done, in sentences. `dry_run`: only say it.
+    """Repair a state directory; yields sentences about what was done. `dry_run`: changes nothing.
 
     Raises StateRefused if a router has it, or if it is of a newer version; OSError.
     """
@@ -88,7 +88,7 @@ def _report(found: Salvage) -> Iterator[str]:
 
 
 def _replace(folder: Path, found: Salvage) -> Path:
-    """Put what was kept in the place of the files, which go aside."""
+    """Replace the files with the kept rows; returns the folder where the old files are."""
     old = list(folder.glob("*.jsonl"))
     rows = ((table, key, row) for table, rows in found.tables.items() for key, row in rows.items())
     number = found.last + 1
@@ -105,12 +105,12 @@ def _replace(folder: Path, found: Salvage) -> Path:
 @define(eq=False)
 class _Batch:
     format: int
-    parts: dict[bytes, list[Op]] = field(factory=dict)  # by line: a doubled one counts once
-    whole: bool = False  # the last part is there
+    parts: dict[bytes, list[Op]] = field(factory=dict)  # by line: a doubled line counts once
+    whole: bool = False  # the last part was found
 
 
 def salvage(folder: Path) -> Salvage:
-    """Read all that can be read; changes nothing. Raises StateRefused if a file is of a newer
+    """Read everything readable; changes nothing. Raises StateRefused if a file is of a newer
     version, OSError."""
     found = Salvage()
     noted = acknowledged.read(folder)
@@ -118,7 +118,7 @@ def salvage(folder: Path) -> Salvage:
     found.last = max([0, *journals, *files.numbered(folder, "snapshot")])
     first = _begin(folder, journals, found)
     batches: dict[int, _Batch] = {}
-    end = found.seq  # the last batch that there was, as far as anything tells
+    end = found.seq  # the last batch known to have existed
     for number in range(first, found.last + 1):  # a snapshot comes with a journal
         path = files.journal(folder, number)
         if number not in journals:
@@ -135,7 +135,7 @@ def salvage(folder: Path) -> Salvage:
     end = max([end, *batches])
     last = batches.get(end)
     if last is not None and not last.whole and (noted is None or noted.seq < end):
-        del batches[end]  # it was being written, and nobody was told of it
+        del batches[end]  # it was being written, and never acknowledged
         end -= 1
     if noted is not None and noted.lost(folder, end):
         end = noted.seq
@@ -150,8 +150,8 @@ def salvage(folder: Path) -> Salvage:
 
 
 def _begin(folder: Path, journals: list[int], found: Salvage) -> int:
-    """Enter the newest snapshot that is whole; the number of the first journal to read. If there
-    is none, and the first journal is gone, what is left of the oldest snapshot."""
+    """Enter the newest intact snapshot; returns the number of the first journal to read. Without an
+    intact snapshot, and if the first journal is gone, enters the rest of the oldest snapshot."""
     damaged: list[tuple[int, Header, _Lines]] = []
     for number in reversed(files.numbered(folder, "snapshot")):
         path = files.snapshot(folder, number)
@@ -161,7 +161,7 @@ def _begin(folder: Path, journals: list[int], found: Salvage) -> int:
         except (BadLine, Unreadable) as error:
             before = len(found.wrong)
             damaged.append((number, *_read(path, "snapshot", number, found)))
-            if len(found.wrong) == before:  # each line is good, and they do not add up
+            if len(found.wrong) == before:  # each line is good, but the lines do not add up
                 found.wrong.append(f"{path.name}: {error}")
     if not damaged or 1 in journals:
         return 1
@@ -185,8 +185,8 @@ def _begin(folder: Path, journals: list[int], found: Salvage) -> int:
 def _read(
     path: Path, holds: str, number: int, found: Salvage, *, torn: bool = False
 ) -> tuple[Header, _Lines]:
-    """The good lines of a file; of the others it is told what is wrong. `torn`: its last line may
-    lack its end. Raises StateRefused if the file is of a newer version, OSError."""
+    """The good lines of a file; notes what is wrong with the others. `torn`: the last line may be
+    cut off. Raises StateRefused if the file is of a newer version, OSError."""
     head, good = Header(FORMAT, None, None), _Lines()
     newer: Unreadable | None = None
     before: str | None = None
@@ -200,14 +200,14 @@ def _read(
                         newer = error
                         opened(line)
                     except BadLine as error:
-                        good.append((line, opened(line)))  # its own beginning is lost
+                        good.append((line, opened(line)))  # the file's own beginning is lost
                         found.wrong.append(f"{path.name}, line 1: {error}")
                     before = checksum(line)
                     continue
                 if torn and not line.endswith(b"\n"):
                     break
                 content = opened(line)
-                newer = None  # the beginning is damaged: lines of a newer format look otherwise
+                newer = None  # only the beginning is damaged: this line is not of a newer format
                 after, before = before, checksum(line)
                 if after is not None and content.get("after", after) != after:
                     found.wrong.append(f"{path.name}, line {index}: what was before it is missing")
@@ -224,7 +224,7 @@ def _read(
 
 
 def _said(line: bytes) -> str:
-    """What a damaged line may have said."""
+    """The legible changes in a damaged line, as a clause of a report."""
     said = [
         f"{op} {table} {key!r}"
         for op, table, key in (
@@ -238,7 +238,7 @@ def _said(line: bytes) -> str:
 
 
 def _gaps(batches: Mapping[int, _Batch], first: int, end: int) -> Iterator[str]:
-    """The batches that are not there, or not whole."""
+    """A sentence for each run of missing batches, and for each incomplete batch."""
     missing = [seq for seq in range(first, end + 1) if seq not in batches]
     while missing:
         run = next((n for n, seq in enumerate(missing) if seq != missing[0] + n), len(missing))

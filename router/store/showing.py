@@ -1,4 +1,4 @@
-"""A state directory for people: `state show` and `state check`. Neither changes anything there."""
+"""Shows a state directory to people: `state show` and `state check`. Neither changes it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .lines import BadLine, Unreadable
 from .reading import Damaged, Loaded, load, read_journal, read_snapshot
 
 _TRIES = 5  # a running router may replace files while they are read
-_ASSETS = "assets/"  # tables with an owner each, and up to a million rows
+_ASSETS = "assets/"  # a table for each owner, with up to a million rows
 
 
 def show(folder: Path, table: str | None = None) -> Iterator[str]:
-    """The lines of `state show`; with `table` all rows of that one. Raises StartError."""
+    """The lines of `state show`; with `table`, all rows of that table. Raises StartError."""
     loaded = _load(folder)
     if table is not None:
         if table not in loaded.tables:
@@ -98,7 +98,7 @@ def check(folder: Path) -> tuple[list[str], bool]:
 
 
 def look_for(folder: Path) -> None:
-    """Raises StartError if a router has never kept anything there."""
+    """Raises StartError if no router has ever kept state there."""
     if not folder.is_dir():
         raise StartError(f"{folder} is no directory")
     if not any(folder.glob("*.jsonl*")) and not (folder / "acknowledged").exists():

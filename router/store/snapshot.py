@@ -1,7 +1,7 @@
-"""Snapshots: made of the one before and the journals since, from file to file.
+"""Snapshots, made from the previous snapshot and the journals since, from file to file.
 
-Nothing of what lives is read, so nobody has to stand still for it; and no more is held than the
-journals since, however many rows there are.
+No live state is read, so the router need not pause. Memory holds only the journals since, however
+many rows there are.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .changes import DELETED, Changes
 from .lines import checksum, header, sealed
 from .reading import Loaded, read_journal, snapshot_lines
 
-_ROWS = 256  # of one line: the interpreter is held for no longer than one takes
+_ROWS = 256  # per line: JSON blocks the interpreter for a line at a time
 _FLUSH = 256 * 1024  # bytes written at once
-_SYNC = 4 * 1024 * 1024  # bytes left for one sync: others wait for the disk too
-_WORK, _REST = 0.001, 0.002  # seconds: the share of the interpreter that it takes
+_SYNC = 4 * 1024 * 1024  # bytes per sync: other writers wait for the disk too
+_WORK, _REST = 0.001, 0.002  # seconds: limits the share of the interpreter that this work takes
 
 
 @define(eq=False)
 class Pace:
-    """Lets others have their turn. `hurried`: nobody else needs it. `poll` may raise whatever
-    breaks the work off."""
+    """Gives other threads their turn. `hurried`: no other thread needs one. `poll` may raise to
+    break off the work."""
 
     hurried: bool = False
     poll: Callable[[], None] = lambda: None
@@ -44,7 +44,7 @@ class Pace:
 
 @define(eq=False)
 class _Writer:
-    """Writes rows, several to a line, and the end."""
+    """Writes rows, several per line, and the end."""
 
     fd: int
     pace: Pace
@@ -90,11 +90,11 @@ class _Writer:
 
 
 def compact(folder: Path, base: int, number: int, pace: Pace) -> int:
-    """Make snapshot `number` of snapshot `base` (0: none) and the journals since, which are closed
-    all; its size in bytes. Then drop what is older than `base`.
+    """Make snapshot `number` from snapshot `base` (0: none) and the journals since, all of them
+    closed. Returns its size in bytes. Then drop files older than `base`.
 
-    The journals since `base` stay: should the new snapshot be lost, nothing is. Raises OSError and
-    what reading raises.
+    The journals since `base` stay, so that nothing is lost if the new snapshot is. Raises OSError
+    and the errors of reading.
     """
     changes, read = Changes(), Loaded(last=number)
     for journal in range(base or 1, number):
@@ -112,8 +112,8 @@ def write_snapshot(
     seq: Callable[[], int],
     pace: Pace,
 ) -> Path:
-    """Make a snapshot of these rows. `seq`: the last batch in it, asked for after the rows. Raises
-    OSError and what the rows raise."""
+    """Make a snapshot of these rows. `seq` is called after the rows, and gives the last batch in
+    them. Raises OSError and the errors of `rows`."""
     path = files.snapshot(folder, number)
     with files.replacing(path) as fd:
         first = header("snapshot", number, files.now())
@@ -160,5 +160,5 @@ def _drop_older(folder: Path, base: int) -> None:
     for holds, name in (("snapshot", files.snapshot), ("journal", files.journal)):
         for number in files.numbered(folder, holds):
             if number < base:
-                with contextlib.suppress(OSError):  # the next one tries again
+                with contextlib.suppress(OSError):  # the next snapshot tries again
                     files.unlink(name(folder, number))

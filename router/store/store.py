@@ -1,4 +1,4 @@
-"""The records of this router: what was there at the start, and what is put since."""
+"""The records of this router: those found at the start, and those put since."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ logger = logging.getLogger("router.store")
 
 T = TypeVar("T")
 
-# What nobody waits for is written after so many seconds.
+# Seconds until changes are written that no `commit` waits for.
 _LAZY = 0.1
-# While batches follow one another within so many seconds, others join the next one for so many:
-# on a fast disk a thread for each would cost more than the disk does.
+# If a batch follows another within _BUSY seconds, it gathers changes for _GATHER seconds: on a fast
+# disk a thread per change would cost more than the disk does.
 _BUSY, _GATHER = 0.02, 0.008
-# After a failure, seconds until it is tried again.
+# Seconds until a failed write is tried again.
 _RETRY_FIRST, _RETRY_MOST = 0.25, 5.0
-# A snapshot is made when the journals since the last one are larger than it, and than this; or
-# when there are so many of them.
+# A snapshot is made when the journals since the last snapshot are larger than it and than _LEAST,
+# or when there are _MOST_JOURNALS of them.
 _LEAST = 8 * 1024 * 1024
 _MOST_JOURNALS = 16
-_COMPACT_AGAIN = 60.0  # seconds until one that failed is tried again
+_COMPACT_AGAIN = 60.0  # seconds until a failed snapshot is tried again
 _ALIVE = 5.0  # seconds between two signs of life
 _LAST = 30.0  # seconds that a stop waits for the disk
 
 
 @frozen
 class StateWritten(Event):
-    """A batch of changes is on the disk; its write and sync took so many seconds."""
+    """A batch of changes is on the disk; `seconds` is the time of its write and sync."""
 
     batch: int
     seconds: float
@@ -57,22 +57,23 @@ class StateWritten(Event):
 
 @define(eq=False)
 class Store:
-    """Keeps records; without a directory, for as long as the process lives.
+    """Keeps records; without a directory, only as long as the process lives.
 
-    `put` and `delete` take effect at once here and on the disk soon after, in their order.
-    Whoever acknowledges something awaits `commit` first. What is put between two awaits is on the
-    disk together or not at all.
+    `put` and `delete` take effect at once in memory and soon after on the disk, in order. Await
+    `commit` before acknowledging a change. Changes made between two awaits reach the disk together
+    or not at all.
     """
 
     # Why records cannot be made durable now, in one sentence; None while they can.
     failing: str | None = None
-    # Where they are kept; None: nowhere.
+    # The state directory; None: records are not kept.
     folder: Path | None = None
-    # Acknowledge what cannot be made durable rather than refuse it (`--state-best-effort`).
+    # Acknowledge changes that cannot be made durable, instead of refusing them
+    # (`--state-best-effort`).
     best_effort: bool = False
-    # Seconds since the last sign of life of the router before, at the start; None: there was none.
+    # Seconds from the previous router's last sign of life to the start; None if there was none.
     absence: float | None = None
-    # Where each batch that reaches the disk is told.
+    # Publishes each batch that reaches the disk.
     bus: Bus = field(init=False, factory=Bus, repr=False)
     _tables: Tables = field(factory=dict, alias="tables", repr=False)
     _lock: files.Lock | None = field(default=None, alias="lock", repr=False)
@@ -82,32 +83,32 @@ class Store:
     _unsaved: int = field(default=0, alias="unsaved")  # batches since the last snapshot
     _pending: Changes = field(init=False, factory=Changes, repr=False)
     _entered: int = field(init=False, default=0)  # changes so far
-    _durable: int = field(init=False, default=0)  # those that are on the disk
-    _due: trio.Event = field(init=False, factory=trio.Event, repr=False)  # something is pending
-    _wanted: trio.Event = field(init=False, factory=trio.Event, repr=False)  # and waited for
+    _durable: int = field(init=False, default=0)  # changes on the disk
+    _due: trio.Event = field(init=False, factory=trio.Event, repr=False)  # changes are pending
+    _wanted: trio.Event = field(init=False, factory=trio.Event, repr=False)  # and awaited
     _tried: trio.Event = field(init=False, factory=trio.Event, repr=False)  # replaced at each try
     _writing: trio.Lock = field(init=False, factory=trio.Lock, repr=False)
     _compacting: trio.Lock = field(init=False, factory=trio.Lock, repr=False)
     _compact_after: float = field(init=False, default=0.0)
-    # A snapshot that is being made is not waited for where its task is cancelled.
+    # If the task of a snapshot is cancelled, the snapshot is broken off.
     _pace: Pace = field(
         init=False, factory=lambda: Pace(poll=trio.from_thread.check_cancelled), repr=False
     )
     _alive: bool = field(init=False, default=False)  # it has given a sign of life
-    _closed_size: int = field(init=False, default=0)  # of the other journals since the snapshot
+    _closed_size: int = field(init=False, default=0)  # of the older journals since the snapshot
     _snapshot_size: int = field(init=False, default=0)
-    # Of its own, lest it wait behind other work.
+    # Of its own, so that it does not wait behind other work.
     _threads: trio.CapacityLimiter = field(
         init=False, factory=lambda: trio.CapacityLimiter(3), repr=False
     )
-    # When nothing is waited for any longer, once the store ends; and what is waited for now.
+    # When the ending store stops waiting for the disk; and the scopes that wait now.
     _last: float = field(init=False, default=math.inf)
     _waits: set[trio.CancelScope] = field(init=False, factory=set, repr=False)
 
     @classmethod
     def open(cls, folder: Path, *, fresh: bool = False, best_effort: bool = False) -> Store:
-        """The store of a directory. Raises StateRefused if it cannot be used, OSError if it
-        cannot be written."""
+        """The store of a directory. Raises StateRefused if it cannot be used, OSError if it cannot
+        be written."""
         taken = take(folder, fresh=fresh)
         loaded = taken.loaded
         store = cls(
@@ -130,17 +131,17 @@ class Store:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is a directory: else nothing outlives the process."""
+        """Whether there is a directory: otherwise nothing outlives the process."""
         return self._journal is not None
 
     def restored(self, kind: type[R]) -> dict[str, R]:
-        """The records of one table by key, as they were found at the start. Raises StateRefused
-        if they are not of that kind."""
+        """The records of one table by key, as found at the start. Raises StateRefused if they do
+        not fit `kind`."""
         found = {}
         for key, value in self.rows(kind.table).items():
             try:
                 found[key] = structured(value, kind)
-            # cattrs raises groups of whatever went wrong.
+            # cattrs raises groups of various errors.
             except (ExceptionGroup, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise StateRefused(
                     f"The state in {self.folder} has a row in {kind.table} that makes no sense, "
@@ -149,15 +150,15 @@ class Store:
         return found
 
     def rows(self, table: str) -> dict[str, Any]:
-        """The rows of a table as they were found at the start: JSON values by key."""
+        """The rows of a table as found at the start: JSON values by key."""
         return self._tables.get(table, {})
 
     def tables(self) -> list[str]:
-        """The tables that were found at the start."""
+        """The tables found at the start."""
         return list(self._tables)
 
     def release(self) -> None:
-        """Let go of what was found at the start: all of it is restored."""
+        """Release the rows found at the start: all of them are restored."""
         self._tables = {}
 
     def put(self, record: Record) -> None:
@@ -170,7 +171,7 @@ class Store:
         self.delete_row(kind.table, key)
 
     def put_row(self, table: str, key: str, value: Any, *, new: bool = False) -> None:
-        """Enter a row of JSON values. `new`: no file has one of this key."""
+        """Enter a row of JSON values. `new`: no file has a row of this key."""
         if self._journal is not None:
             self._pending.put(table, key, value, new=new)
             self._enter()
@@ -188,14 +189,15 @@ class Store:
             self._enter()
 
     def check(self) -> None:
-        """Refuse what could not be made durable, before it is begun. Raises StateUnavailable."""
+        """Refuse a change before it begins if it could not be made durable. Raises
+        StateUnavailable."""
         if self.failing is not None and not self.best_effort:
             raise StateUnavailable(f"The router cannot write its state: {self.failing}")
 
     async def commit(self) -> None:
-        """Wait until all that was put so far is durable. Raises StateUnavailable.
+        """Wait until all changes so far are durable. Raises StateUnavailable.
 
-        Without a directory, or with `best_effort` while the disk fails, it only yields.
+        Only yields without a directory, or with `best_effort` while the disk fails.
         """
         mine = self._entered
         if self._durable >= mine or self.failing is not None:
@@ -208,12 +210,12 @@ class Store:
 
     @asynccontextmanager
     async def running(self, *, serving: bool = True) -> AsyncIterator[None]:
-        """Write for the length of the block. What is pending at its end is written, if the disk
-        lets us within half a minute; `finish` before it also makes a snapshot. `serving`: a router
-        does that, so that from its end on it is absent.
+        """Write changes for the length of the block. At its end pending changes are written, if the
+        disk permits it within half a minute; call `finish` before the end to make a snapshot, too.
+        `serving`: a router runs, so give signs of life.
 
-        A disk that hangs has the directory locked until the process has ended: the write that it
-        has not finished may still come.
+        While the disk hangs, the directory stays locked until the process has ended, because an
+        unfinished write may still reach the disk.
         """
         if self._journal is None:
             yield
@@ -243,7 +245,7 @@ class Store:
             self.close()
 
     async def finish(self) -> None:
-        """Make a snapshot of everything: nobody puts more."""
+        """Make a snapshot of everything; nothing may be put afterwards."""
         self._pace.hurried = True
         self._end_soon()
         await self._write()
@@ -251,7 +253,7 @@ class Store:
             await self._compact()
 
     def close(self) -> None:
-        """Let another process have the directory, unless a thread of ours hangs in it."""
+        """Release the directory for other processes, unless a thread of ours hangs in it."""
         if self._threads.borrowed_tokens:
             return
         if self._journal is not None:
@@ -264,7 +266,7 @@ class Store:
             self._lock.release()
 
     def _end_soon(self) -> None:
-        """From now on there is an end to waiting for the disk."""
+        """From now on, bound all waiting for the disk."""
         self._last = min(self._last, trio.current_time() + _LAST)
         for scope in self._waits:
             scope.deadline = self._last
@@ -292,11 +294,11 @@ class Store:
                 await backoff.pause()
 
     async def _write(self) -> None:
-        """Try to write what is pending, as one batch."""
+        """Try to write all pending changes, as one batch."""
         async with self._writing:
             journal, batch, upto = self._journal, self._pending, self._entered
             for event in (self._due, self._wanted):
-                event.set()  # those who look at this one look again
+                event.set()  # tasks that wait for this event look again
             self._pending, self._due, self._wanted = Changes(), trio.Event(), trio.Event()
             try:
                 if journal is not None and batch:
@@ -340,7 +342,7 @@ class Store:
         return many or size > max(_LEAST, self._snapshot_size)
 
     async def _compact(self) -> None:
-        """Begin another journal, and make a snapshot of the ones before."""
+        """Begin a new journal, and make a snapshot of the older ones."""
         assert self.folder is not None
         async with self._compacting:
             closed = self._unsaved
@@ -359,8 +361,8 @@ class Store:
             self._unsaved -= closed
 
     async def _rotate(self) -> int | None:
-        """The number of the new journal. None while the disk fails: what it has of a batch must
-        stay at the end of the last one."""
+        """Begin a new journal and return its number. None while the disk fails: a partly written
+        batch must stay at the end of the last journal."""
         async with self._writing:
             journal, folder = self._journal, self.folder
             if journal is None or folder is None or self.failing is not None:
@@ -377,14 +379,14 @@ class Store:
     async def _show_life(self) -> None:
         assert self._lock is not None
         while True:
-            await trio.sleep(_ALIVE)  # one that ends at once has seen no worker
+            await trio.sleep(_ALIVE)  # a router that ends at once has seen no worker
             self._alive = True
             with contextlib.suppress(OSError):
                 await self._in_thread(self._lock.touch)
 
     async def _in_thread(self, work: Callable[[], T], *, polls: bool = False) -> T:
-        """Do work on the disk. `polls`: it asks by itself whether its task is cancelled; other work
-        is finished then. Raises OSError if it hangs beyond the end."""
+        """Do work on the disk in a thread. With `polls` the work itself checks for a cancellation;
+        other work is finished first. Raises OSError if it hangs beyond the end."""
         with trio.CancelScope(deadline=self._last, shield=not polls) as scope:
             self._waits.add(scope)
             try:
