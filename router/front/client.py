@@ -74,8 +74,7 @@ class ClientLink:
     def abort(self) -> None:
         """Reset the TCP connection now, so that the client sees a broken transfer.
 
-        Does nothing once the exchange is complete: by then the connection may serve another
-        exchange.
+        Does nothing once the exchange is complete: by then the connection may serve the next one.
         """
         if not self._over:
             self.gone = True

@@ -49,7 +49,7 @@ class Fleet:
     _begun: set[Slot] = field(init=False, factory=set)  # slots whose task runs
     _nursery: trio.Nursery | None = field(init=False, default=None)
     _ended: trio.Event = field(init=False, factory=trio.Event)
-    _inherited: set[str] = field(init=False, factory=set)  # backends that have been looked through
+    _inherited: set[str] = field(init=False, factory=set)  # backends already searched
     _unbidden: dict[str, trio.Event] = field(init=False, factory=dict)  # see `_clear`
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -181,8 +181,8 @@ class Fleet:
         }
 
     async def settled(self, worker: Worker) -> None:
-        """Wait until the launch of a removed worker has ended, and no restart brings it back.
-        Returns at once if the worker was not launched. Raises StateUnavailable."""
+        """Wait until the launch of a removed worker has ended, and no restart of the router brings
+        it back. Returns at once if the worker was not launched. Raises StateUnavailable."""
         for slot in self._all():
             if slot.worker is worker and slot.retiring:
                 await slot.over.wait()

@@ -77,7 +77,7 @@ class Shared:
     log_dir: Path
     supervision: Supervision = field(factory=Supervision)
     owner: str = ""
-    keep: bool = False  # workers are to outlive the router
+    keep: bool = False  # workers outlive the router
     rng: random.Random = field(factory=random.Random)
     changed: trio.Event = field(factory=trio.Event)  # replaced at each change of any slot
     ever_ready: bool = False

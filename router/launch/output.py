@@ -87,8 +87,8 @@ def size(path: Path) -> int:
 def rotate(path: Path, most: int = MOST_BYTES) -> bool:
     """Copy a file that has grown beyond `most` bytes to `NAME.1` and empty it.
 
-    Output written between copy and truncation is lost, because the writer knows of neither. It
-    appends, so its next line goes to the beginning of the file. Raises OSError.
+    Output written between copy and truncation is lost, because the worker knows of neither. The
+    worker appends, so its next line goes to the beginning of the file. Raises OSError.
     """
     try:
         if path.stat().st_size <= most:

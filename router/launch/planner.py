@@ -112,7 +112,7 @@ class LocalPlanner:
 
     def check(self, indices: Collection[int]) -> None:
         """Give these workers their GPUs. Raises StartError if any is lacking; then none gets
-        any."""
+        one."""
         self._gpus.take(self.settings, indices)
 
     def forget(self, index: int) -> None:

@@ -18,7 +18,7 @@ from .base import WorkerPorts
 
 _ATTEMPTS = 200
 _HIGHEST = 65535
-# Where a free port is searched, below the kernel's range for connections.
+# Where free ports are sought, below the kernel's range for connections.
 _QUIET = (20000, 30000)
 _CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 

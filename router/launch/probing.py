@@ -30,8 +30,7 @@ _MOST_HELP = 4 * 1024 * 1024  # bytes
 async def find_gpus(environ: Mapping[str, str] = os.environ) -> Found:
     """The GPUs that we may use: those of the environment, else those of the machine.
 
-    Asks NVML, then `nvidia-smi`, then `rocm-smi`; none of them imports torch. Finding none is no
-    error.
+    Asks NVML, then `nvidia-smi`, then `rocm-smi`; none imports torch. Finding none is no error.
     """
     said = from_environment(environ)
     if said is not None:

@@ -101,7 +101,7 @@ def writers(file: Path) -> list[Process]:
 
 
 def mark_of(process: Process, variable: str) -> str | None:
-    """The value of an environment variable of a process; None if it is absent or unreadable. Linux
+    """The value of an environment variable of a process; None if absent or unreadable. Linux
     only."""
     try:
         data = _environ(process.pid)

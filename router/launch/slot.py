@@ -184,7 +184,7 @@ class Slot:
             self.over.set()
 
     async def _fill(self) -> None:
-        """One launch, from its beginning to the decision what comes next."""
+        """One launch, from its beginning to the decision about the next one."""
         self._again = False
         death: Death | None = None
         with self._interruptible(), contained("worker", f"the launch of {self.name}") as attempt:
@@ -393,8 +393,7 @@ class Slot:
     async def _end(self, patience: tuple[float, ...]) -> None:
         backend, handle = self.launcher.backend, self.handle
         assert handle is not None
-        # An engine may never answer again; then the record, our claim on the worker, is deleted
-        # anyway.
+        # An engine may never answer again; then the record, our claim on the worker, goes anyway.
         with trio.move_on_after(self.shared.supervision.end_within):
             await keep_running(
                 f"ending {self.name}", lambda: backend.end(handle, patience=patience)

@@ -76,7 +76,7 @@ class Attempts:
 
     @staticmethod
     def check(lease: Lease) -> None:
-        """Check, on a fresh connection, that the worker is still as sound as when it was chosen.
+        """Check, once connected, that the worker is still as sound as when it was chosen.
 
         The connection may lead to a new process with other weights. Raises Withdrawn.
         """

@@ -307,7 +307,7 @@ def _form(
         is_file = b"filename" in parameters or b"filename*" in parameters
         if is_file and not past_files:
             return
-        # A line break before a delimiter belongs to it, even the one that ends the headers.
+        # A line break before a delimiter is part of it, even the line break that ends the headers.
         window.at += 2
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
         wanted = not is_file and name in WANTED and name not in seen

@@ -56,8 +56,8 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
 
 
 def retry_after(status: int, headers: Sequence[tuple[bytes, bytes]]) -> float | None:
-    """For how many seconds the sender asks to be left alone. 1 for a 429 without Retry-After and
-    for a Retry-After that makes no sense."""
+    """For how many seconds the sender asks to be left alone, None if it does not ask. 1 for a 429
+    without Retry-After and for a Retry-After that makes no sense."""
     asked = value(headers, b"retry-after")
     if asked is None:
         return 1.0 if status == 429 else None

@@ -1,6 +1,6 @@
 """One client connection: its socket, the task that reads from it, its one deadline.
 
-Replaces hypercorn's `TCPServer`, which spends a task per idle wait and shields sends without a
+Replaces hypercorn's `TCPServer`, which spends a task per idle wait and shields sends without
 deadline.
 """
 

@@ -45,7 +45,7 @@ class Http1Protocol:
         self._drained: int | None = None  # bytes of an upload read after its answer
         self._record: ExchangeRecord | None = None  # of the request being answered
         self.head_begun = False  # a part of a request head was read
-        self._lost = False  # the client is gone, or gets no more answers
+        self._lost = False  # nothing more is read from the client
 
     @property
     def idle(self) -> bool:

@@ -165,7 +165,7 @@ class WebsocketStream(WSStream):
         await self._protocol.answer(error)
 
     async def _carry(self, event: StreamEvent) -> None:
-        """Put on the wire what `WSStream` sends."""
+        """Send the events of `WSStream` to the client."""
         match event:
             case StreamClosed():
                 await self._ended()

@@ -36,8 +36,7 @@ class RunningClock(trio.abc.Clock):
         return now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """Note the sleep. trio calls this before it waits for I/O, and reads the clock right
-        after."""
+        """Note the sleep: trio calls this before it waits for I/O, then reads the clock."""
         self._due = math.inf
         now = self.current_time()
         self._since, self._due = now, max(now, deadline)

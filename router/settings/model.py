@@ -32,7 +32,7 @@ from .sections import Section, Settings
 
 
 class RoutingAlgorithm(StrEnum):
-    """How a worker is chosen among those that are free."""
+    """How one of the free workers is chosen."""
 
     LEAST_REQUEST = "least-request"
     ROUND_ROBIN = "round-robin"

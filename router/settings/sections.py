@@ -61,8 +61,7 @@ class Settings:
         return values, wrong + unknown + repeated
 
     def problems(self) -> Iterator[Problem]:
-        """Problems that involve several fields; paths are field names. Called if all fields are
-        good."""
+        """Problems that involve several fields; paths are field names. Called if all are good."""
         yield from ()
 
 

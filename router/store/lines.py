@@ -1,12 +1,12 @@
-"""The lines of journals and snapshots: JSON objects, each with a checksum of its own.
+"""The lines of journals and snapshots: JSON objects, each with its own checksum.
 
-Format 2. A file begins with a line that says what it is. A line of a journal holds one batch of
-changes, or with `more` a part of one; a line of a snapshot holds rows of one table; the last line
-of a snapshot says how many rows there were. Batches are numbered without a gap. Each line repeats
-the checksum of the line before it (`after`), and the first line of a journal that of the last line
-of the journal before: a line that is lost, doubled or in another place breaks the chain.
+Format 2: the first line of a file says which file it is. A journal's line holds one batch of
+changes, or a part of one if it has `more`. A snapshot's line holds rows of one table; the
+snapshot's last line has the number of rows. Batch numbers have no gaps. Each line repeats the
+checksum of the line before it (`after`). The first line of a journal repeats the checksum of the
+previous journal's last line. So a line that is lost, doubled or moved breaks the chain.
 
-In format 1 only batches were numbered, and lines did not say what they follow.
+Format 1 numbers batches, but its lines do not repeat checksums.
 """
 
 from __future__ import annotations
