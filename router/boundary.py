@@ -1,8 +1,7 @@
 """Where an unexpected error ends: at a client connection, or at a task about one worker.
 
-The error ends only that connection or task. It is logged once with its traceback, and counted; the
-rest of the router goes on. Errors of the shared core pass through: a change that broke off half-way
-leaves the shared state unknown.
+The error ends only that connection or task; it is logged once with its traceback, and counted.
+Errors of the shared core pass: a change that broke off half-way leaves the state unknown.
 """
 
 from __future__ import annotations
@@ -57,9 +56,8 @@ counts: Counter[Kind] = Counter()
 class contained:
     """Contain unexpected errors of the block. `error` is the error that ended the block, or None.
 
-    `what` names the failed work in the log. Cancellation, exceptions that end the process, and
-    errors of the core pass through. This is a class because a generator costs each exchange several
-    microseconds.
+    `what` names the failed work in the log. Cancellation, errors that end the process, and errors
+    of the core pass. A class, because a generator costs each exchange several microseconds.
     """
 
     def __init__(self, kind: Kind, what: Words, *, request_id: Words | None = None) -> None:

@@ -13,8 +13,7 @@ from . import wall
 
 
 class Event:
-    """A fact. Not an ABC: instance checks of an ABC are slow, and several observers match each
-    event."""
+    """A fact. Not an ABC: its instance checks are slow, and several observers match each event."""
 
 
 Observer: TypeAlias = Callable[[Any], None]
@@ -62,8 +61,7 @@ class Bus:
         self._settlers.append(decide)
 
     def publish(self, *events: Event) -> None:
-        """Tell these events. An event that an observer publishes is told after all observers have
-        heard the current event."""
+        """Tell these events. An observer's own events wait until all have heard the present one."""
         self._untold += events
         if self._telling:
             return

@@ -39,8 +39,7 @@ _UNMET = {"not_probed_yet", "unauthorized", "backpressure", "on_trial"}
 
 @frozen
 class QueueLimits:
-    """Bounds of waiting. `longest_first` orders requests by expected work, with ageing, instead of
-    by arrival."""
+    """Bounds of waiting. `longest_first`: by expected work, with ageing, instead of by arrival."""
 
     size: int = 10_000
     bytes: int = 1024**3  # of request bodies held while their requests wait
@@ -208,8 +207,7 @@ class Dispatcher:
             self._registry.free(lease)
 
     def succeeded(self, hold: Hold) -> None:
-        """The work of this slot is done: a job has completed, or the whole of a good answer has
-        come."""
+        """The work of this slot is done: a job has completed, or a good answer has come whole."""
         if hold.incarnation == hold.worker.incarnation:
             self._ejection.succeeded(hold.worker, trio.current_time())
             if self._ejection.next_look() < math.inf:
@@ -355,8 +353,7 @@ class Dispatcher:
             _tell(waiting, error=self.queue.why_refused(waiting.facts))
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
-        """If no worker is able: a worker that was never met. The 502 that may follow is the
-        truth."""
+        """If no worker is able, one that was never met: a 502 of this contact is the truth."""
         if any(map(able, self._registry)):
             return None
         for worker in self.queue.fitting(waiting.facts.wants):

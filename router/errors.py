@@ -1,5 +1,4 @@
-"""Every error that the router itself raises: whose fault it is, its HTTP status, and its error
-code.
+"""Every error that the router itself raises: whose fault it is, its HTTP status and its code.
 
 The JSON body is `{"error": sentence, "code": snake_case, "request_id": ...}`. Errors of workers are
 not here: the router passes them through untouched.
@@ -147,10 +146,9 @@ class SettingsError(Exception):
 
 
 class StartError(Exception):
-    """The router cannot start (for example, a port is in use). The message is one sentence for the
-    user."""
+    """The router cannot start (a port is in use, say). The message is one sentence for the user."""
 
-    status: ClassVar[int] = 1  # of the process
+    status: ClassVar[int] = 1  # exit status of the process
 
 
 @contextmanager

@@ -214,8 +214,7 @@ class Agents(Tasks):
                 backoff.reset()
 
     async def _changed(self, worker: Worker, agent: _Agent, known: Known, within: float) -> bool:
-        """Wait until the knowledge about the worker changes, at most `within` seconds; returns
-        whether it changed."""
+        """Wait until the knowledge about the worker changes; False after `within` seconds."""
         with trio.move_on_after(within):
             await self._until(agent, lambda: self.known(worker) != known)
             return True

@@ -115,8 +115,7 @@ async def filling(pipe: Pipe, source: AsyncIterable[bytes]) -> AsyncIterator[Non
 class Row:
     """The answer of one worker; `status` is 502 or 504 if no answer came.
 
-    `sent`: the worker may have acted on the call, even without an answer. `answered`: an answer
-    came.
+    `sent`: the worker may have acted on the call, even without an answer. `answered`: it answered.
     """
 
     worker: Worker
@@ -194,8 +193,7 @@ class Claim:
         self.row = Row.failed(self.worker, why, code, status=status, sent=sent)
 
     def send(self, call: Call | None) -> None:
-        """Set the next call, after an answer to the previous one; None holds the worker without a
-        call."""
+        """Set the next call, after an answer to the previous one; None: hold the worker."""
         self.call, self.row, self.called = call, None, None
         self.over = trio.Event()
 

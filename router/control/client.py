@@ -114,8 +114,7 @@ class ControlClient:
         return bool(paths) if path is None else path in paths
 
     async def call(self, url: str, call: Call) -> Answer:
-        """Make one call to a worker. Raises Unreachable, and the errors of reading the call's
-        body."""
+        """Make one call to a worker. Raises Unreachable, and the errors of reading its body."""
         self._calls.setdefault(url, []).append(call.path)
         try:
             return await self._call(url, call)
@@ -175,8 +174,7 @@ class ControlClient:
 
 
 class _Pools(httpx.AsyncBaseTransport):
-    """Many small connection pools: the time of one pool grows with the square of its
-    connections."""
+    """Many small connection pools: the time of one grows with the square of its connections."""
 
     def __init__(self, addresses: Addresses, trust: Trust) -> None:
         self._addresses = addresses

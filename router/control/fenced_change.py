@@ -69,9 +69,8 @@ class FencedChange(ABC):
         """Record the outcome of a call, or of the wait for a worker."""
 
     async def send(self, claims: Sequence[Claim], call: Call) -> RouterError | None:
-        """Send the call to all these workers at once. Returns why the body of the call broke off,
-        or None; after a break no worker got the whole call. The body is read once and copied to all
-        workers, in bounded memory."""
+        """Send the call to all these workers at once. The body is read once and copied to all, in
+        bounded memory. Returns why the body broke off (no worker got the whole call), or None."""
         failure: RouterError | None = None
         streamed = not isinstance(call.body, bytes)
         pipes = [Pipe() for _ in claims] if streamed else []

@@ -12,7 +12,7 @@ from ..text import is_name, words
 from .client import Answer, ControlClient, Unreachable
 
 PROBE_TIMEOUT = 5.0  # seconds
-_MOST_TOGETHER = 10_000  # as for max_concurrency
+_MOST_TOGETHER = 10_000  # the same bound as for max_concurrency
 
 
 @frozen
@@ -98,8 +98,7 @@ async def _read(client: ControlClient, url: str, path: str) -> Any:
 
 
 def structure(models: Any, server: Any, info: Any) -> Capabilities:
-    """Capabilities from the three answers; missing values and values of a wrong type are left
-    out."""
+    """Capabilities from the three answers, without missing values and values of a wrong type."""
     models, server, info = (x if isinstance(x, dict) else {} for x in (models, server, info))
     cards = models.get("data")
     cards = [c for c in cards if isinstance(c, dict)] if isinstance(cards, list) else []

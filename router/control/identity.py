@@ -43,8 +43,8 @@ _CHALLENGE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1}
 _CHALLENGED = 1.5  # seconds until the answer has arrived
 # After this many meaningless ends in a row, ends are no evidence any more.
 _MOST_VAIN = 3
-# Ends this regular are no deaths of processes: tolerance as a share of the connection's duration,
-# and in seconds.
+# Ends this regular are not process deaths: tolerance as a share of the connection's duration, and
+# in seconds.
 _ALIKE, _ALIKE_AT_LEAST = 0.1, 0.5
 _MUCH_LONGER, _MUCH_LONGER_AT_LEAST = 2.0, 1.0
 
@@ -139,9 +139,8 @@ class ProcessIdentity:
 class Evidence:
     """Whether the end of a worker's idle connection means that its process has ended.
 
-    Something in between (a proxy, a tunnel) may end the connection again and again although the
-    process goes on. Then ends are no evidence, until a connection lasts much longer than the ones
-    before.
+    Something in between (a proxy, a tunnel) may end it again and again while the process lives.
+    Then ends are no evidence, until a connection lasts much longer than the ones before.
     """
 
     # Durations of the last connections whose ends meant nothing, in seconds.

@@ -72,8 +72,7 @@ class JobControl:
         return await self.operations.start(search, identity=key, begun=False).result()
 
     async def page(self, kind: AssetKind, page: Page) -> dict[str, Any]:
-        """One page of all workers' jobs, in the form of OpenAI's list. Raises NotFound for a bad
-        cursor."""
+        """One page of all workers' jobs, as OpenAI's list. Raises NotFound for a bad cursor."""
         since = self.assets.deletions
         asked = able(self.registry, kind)
         lists = await self._ask_all(asked, partial(self.all_jobs, kind=kind))

@@ -137,8 +137,7 @@ class Names:
         return None
 
     async def remove(self, url: str, *, drain: bool) -> None:
-        """Stop following the name, and remove its workers. A drain goes on if the caller is
-        cancelled."""
+        """Stop following the name and remove its workers. A drain goes on if the caller leaves."""
         members = self.members(url)
         del self._names[url]
         self.store.delete(NameRecord, url)

@@ -66,8 +66,8 @@ class OpenTransaction(FencedChange):
             self.part(claim.worker, words(claim.row.body))
 
     def part(self, worker: Worker, why: str) -> None:
-        """A worker leaves. Its weights are unknown if the transaction has begun, because there may
-        have been a call."""
+        """A worker leaves. After the begin there may have been a call: its weights are then
+        unknown."""
         if worker in self.left or self.over.is_set():
             return
         self.left[worker] = why
@@ -208,8 +208,7 @@ class Transactions:
             }
 
     async def abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:
-        """Abort the transaction. The weights of the `touched` workers (ids; None: all) are
-        unknown."""
+        """Abort it. The weights of the `touched` workers (ids; None: all) are unknown."""
         return await self._finish(lambda _: self._abort(txn, touched))
 
     async def _abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:

@@ -1,5 +1,4 @@
-"""Clients' operations on workers: run in order of arrival, and to their end even without the
-client."""
+"""Operations on workers: run in order of arrival, and to their end even if the client leaves."""
 
 from __future__ import annotations
 
@@ -95,7 +94,7 @@ class Operations(Tasks):
     """
 
     _line: list[Operation[Any]] = field(init=False, factory=list)  # in order of arrival
-    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until an operation holds less
+    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until an operation gives way
 
     def start(
         self,
@@ -110,8 +109,8 @@ class Operations(Tasks):
         RouterError is fatal.
 
         With an `identity`, join equal work that waits or runs, if no colliding operation came after
-        it. `begun`: the operation does not end with its waiting tasks; otherwise the work calls
-        `Operation.begin` when this should hold.
+        it. `begun`: the operation does not end with its waiting tasks; otherwise the work itself
+        calls `Operation.begin` at the point of no return.
         """
         same = None if identity is None else self._find(model, identity)
         if same is not None:

@@ -61,9 +61,9 @@ class SpeedRecord:
 class OwnerRecord:
     """A worker's process as the owner of assets of one kind.
 
-    The assets have their own table, `assets/NUMBER`: it maps an asset id to its place in the order
-    of creation, negative once the asset has ended. So an owner that is gone takes its assets along
-    at once, and rows are small: there may be a million.
+    The assets have their own table, `assets/NUMBER`, which maps an asset id to its place in the
+    order of creation, negative once the asset has ended. So an owner that is gone takes its assets
+    along at once, and rows are small: there may be a million.
     """
 
     table: ClassVar[str] = "owners"
@@ -288,9 +288,9 @@ class PoolPersistence:
             self.store.put(record)
 
     def _enter_ghost(self, worker: Worker) -> None:
-        """The work that the worker had when the router ended may go on: a ghost takes one slot
-        until the worker gets to a call that queues behind that work. The ghost stays even if
-        nothing proves which process runs."""
+        """The work from before the restart may go on: a ghost takes one slot until the worker
+        gets to a call that queues behind it. The ghost stays even if nothing proves which process
+        runs."""
         now = trio.current_time()
         ghost = Hold(
             *(worker, worker.incarnation, HoldKind.GHOST), since=now, begun=now, doubtful=True

@@ -84,7 +84,7 @@ class WeightControl:
 
     async def change(self, order: Order) -> Outcome:
         """Make the change; returns status and body of the answer. Joins an equal change that waits
-        or runs already.
+        or runs.
 
         The change goes on if the caller is cancelled, unless its turn has not come. Raises
         BadRequest (`ambiguous_target`), Conflict (`lora_active`), PoolUnavailable,
@@ -171,7 +171,7 @@ class WeightControl:
         """
         chosen = choose()
         if self.one_model(chosen) != operation.model:
-            raise no_workers()  # the meant workers are gone
+            raise no_workers()  # the intended workers are gone
         ledger = self.ledgers.ledger(operation.model)
         await self._make_what_came_before(ledger, operation)
         targets = self.members(operation, chosen, path)
@@ -191,7 +191,7 @@ class WeightControl:
         return targets
 
     def _is_settled(self, change: Change, operation: Operation[Any]) -> bool:
-        """Whether a worker can take a pending change, or none will without an operator."""
+        """Whether a worker can take a pending change, or none will without outside action."""
         workers = [w for w in operation.workers if reachable(w) and not w.is_sleeping]
         hope = any(w.suspicion is not None or self.ledgers.needs_replay(w) for w in workers)
         return bool(self._ready(change, operation)) or not hope
@@ -225,8 +225,7 @@ class WeightControl:
         return change not in ledger.pending
 
     async def ask(self, chosen: list[Worker], call: Call) -> Outcome:
-        """Ask every reachable worker of the chosen. The answer also tells whether the workers of
-        each model agree."""
+        """Ask every reachable worker; the answer also tells whether those of each model agree."""
         targets = Targets.of(chosen)
         if not targets.eligible:
             raise no_workers()
@@ -316,8 +315,7 @@ class WeightControl:
         return rows
 
     def _warn_of_repetition(self, change: Change) -> None:
-        """Warn if the path was loaded before: workers that read it at different times may have
-        different weights."""
+        """Workers that read one path at different times may have different weights."""
         path = change.content.get("model_path")
         base = self.ledgers.ledger(change.model).recipe.base
         old = [from_json(step.body) or {} for step in base]

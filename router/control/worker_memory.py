@@ -32,9 +32,9 @@ RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 class SleepRecord:
     """The intent for a worker that is not simply awake.
 
-    `asleep`: no intent, the worker said that it sleeps. `falling_asleep`: put the worker to sleep;
-    also stored for a call, even a wake, that has no outcome yet. `waking`: wake the worker once it
-    can be called.
+    `asleep`: none, the worker said that it sleeps. `falling_asleep`: put the worker to sleep; also
+    stored for a call, even a wake, that has no outcome yet. `waking`: wake the worker once it can
+    be called.
     """
 
     table: ClassVar[str] = "sleeps"
@@ -83,7 +83,7 @@ class WorkerMemory:
         return worker.memory is Memory.ASLEEP and said
 
     def doubts(self, worker: Worker) -> bool:
-        """Whether the worker counts as asleep only by knowledge from before a restart of the
+        """Whether the worker counts as asleep only because it did before a restart of the
         router."""
         asleep = worker.memory is Memory.ASLEEP
         return asleep and worker in self._doubted and not self.sleeps(worker)

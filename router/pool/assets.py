@@ -36,8 +36,7 @@ class AssetKind(StrEnum):
 
 @frozen
 class Owner:
-    """One process of a worker, as the owner of assets of one kind. All its assets share the
-    object."""
+    """A worker's process, as the owner of assets of one kind. All its assets share the object."""
 
     worker: Worker
     incarnation: int
@@ -111,8 +110,7 @@ class AssetMap:
     def learn(
         self, asset_id: str, worker: Worker, kind: AssetKind, *, finished: bool = False
     ) -> None:
-        """Enter an asset, or note that a known asset has another owner. An image is always
-        finished.
+        """Enter an asset, or note that a known one has another owner. An image is always finished.
 
         A known asset keeps its place in the order of creation, even if it was dropped recently.
         """
@@ -203,9 +201,9 @@ class AssetMap:
         return self._deleted.get(asset_id, 0) > since
 
     def adopt(self, number: int, owner: Owner, orders: dict[str, int]) -> None:
-        """Enter the logged assets of an owner, which must be a present process. `orders` maps each
-        id to its place in the order of creation, negative if the asset has ended; the oldest first.
-        Tells the log nothing."""
+        """Enter the logged assets of an owner, a present process; the log is told nothing.
+        `orders`: places in the order of creation, negative if the asset has ended; the oldest
+        first."""
         self._owners[number], self._numbers[owner] = owner, number
         base = number << _ORDER_BITS
         self._finished.update((i, base | -order) for i, order in orders.items() if order < 0)
@@ -215,8 +213,7 @@ class AssetMap:
         self._latest.setdefault(number, {}).update(dict.fromkeys(reversed(newest)))
 
     def sort(self) -> None:
-        """Bring the adopted assets of several owners into one order; drop assets beyond the
-        limit."""
+        """Bring adopted assets of several owners into one order; drop those beyond the limit."""
         by_order = sorted(self._finished.items(), key=lambda item: item[1] & _ORDER)
         self._finished = dict(by_order)
         if len(self) > self.limit:

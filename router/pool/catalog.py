@@ -63,7 +63,7 @@ Place = tuple[int, float, str]
 
 def place_of(order: int, job: Mapping[str, Any]) -> Place:
     """The sort key of a job. Known jobs sort by their order in the asset map. Jobs that the asset
-    map has no room for sort before them, as their workers tell the time."""
+    map has no room for come before them, by the creation times that their workers tell."""
     if order:
         return (1, order, "")
     return (0, *told_place(job))

@@ -106,7 +106,7 @@ class _Track:
 class Speeds:
     """Learns seconds per unit of work, per worker and kind of endpoint.
 
-    `clock` returns the seconds with which holds are stamped.
+    `clock` returns seconds; the times in holds come from the same clock.
     """
 
     clock: Callable[[], float] = lambda: 0.0

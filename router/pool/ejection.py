@@ -1,9 +1,9 @@
 """Which workers are ejected: workers that fail while others that do the same work succeed.
 
-A broken worker that answers at once is always free, and would get every waiting request. A worker
-is therefore put on trial if its failures, compared with those of the other workers, cannot be
-chance. A worker on trial gets one request at a time, each after a longer pause. One success frees
-it. Nothing here waits or knows a clock.
+A broken worker that answers at once is always free, and would get every waiting request. If its
+failures, compared with those of the other workers, cannot be chance, it is put on trial: one
+request at a time, each after a longer pause. One success frees it. Nothing here waits or knows a
+clock.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class Ejection:
             self.tell(events.ProspectsChanged(worker))
 
     def granted(self, hold: Hold) -> None:
-        """A slot of the worker is taken. If a trial is due, this request is the trial. A session
-        never is: it may last long, and its end says nothing."""
+        """A slot of the worker is taken. If a trial is due, this request is the trial. A session is
+        never the trial: it may last long, and its end says nothing."""
         trial = hold.worker.trial
         if trial is not None and trial.due and hold.kind is not HoldKind.SESSION:
             trial.due = False
@@ -158,7 +158,7 @@ class Ejection:
                 self.tell(events.ProspectsChanged(worker))
 
     def forget(self, worker: Worker) -> None:
-        """Forget the worker's failures: another process runs, or an operator clears the worker.
+        """Forget the worker's failures: another process runs, or an operator says that all is well.
         Sends no event."""
         for known in (self._histories, self._trials, self._paused):
             known.pop(worker, None)
@@ -182,8 +182,7 @@ class Ejection:
         self.tell(events.Ejected(worker, reason))
 
     def _stands_out(self, worker: Worker, peers: Collection[Worker], now: float) -> bool:
-        """Whether the worker fails too often for chance, compared with the failures of its
-        peers."""
+        """Whether the worker fails too often for chance, going by the failures of its peers."""
         assert self.limits.failures is not None
         failures, count, run = self._histories[worker].count(now)
         theirs, of = _USUAL * _USUAL_WEIGHT, float(_USUAL_WEIGHT)

@@ -151,8 +151,7 @@ class Probed(bus.Event):
 
 @frozen
 class VersionIssued(bus.Event):
-    """The first worker has applied a weight change of the model: the model is at this version
-    now."""
+    """The first worker has applied a weight change of the model, which is at this version now."""
 
     model: str
     version: int

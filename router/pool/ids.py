@@ -132,8 +132,7 @@ def names_url(worker_id: str) -> bool:
 
 
 def names_of(text: str) -> frozenset[str]:
-    """The names that the text may mean: the text itself, and `host:port` in its one normal
-    spelling."""
+    """The names that may be meant: the text itself, and `host:port` in its one normal spelling."""
     text = unquote(text)
     names = {text}
     with suppress(BadWorkerURL):
@@ -149,8 +148,7 @@ def display_id(url: str) -> str:
 
 
 def is_blocked_address(address: IPv4Address | IPv6Address) -> bool:
-    """Whether the address, or an IPv4 address inside it, is link-local or a cloud's metadata
-    service."""
+    """Whether the address is link-local or a cloud's metadata service, also inside IPv6."""
     inner = _embedded_ipv4(address) if isinstance(address, IPv6Address) else None
     if inner is not None and is_blocked_address(inner):
         return True

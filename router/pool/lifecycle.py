@@ -200,7 +200,7 @@ def why_unreachable(worker: Worker) -> str | None:
 
 
 class Lack(StrEnum):
-    """A condition that the worker will not meet without an operator."""
+    """A condition that the worker will not meet without outside action."""
 
     LIFE = "life"  # dead, or taken out of service
     MEMORY = "memory"
@@ -210,8 +210,7 @@ class Lack(StrEnum):
 
 
 def lack(worker: Worker, version: int = 0) -> Lack | None:
-    """What keeps the worker from ever being `able` without an operator; None if it may become able
-    by itself."""
+    """What keeps the worker from becoming `able` without outside action; None if nothing does."""
     if worker.removed or worker.admin is not Admin.ENABLED or worker.health is Health.UNHEALTHY:
         return Lack.LIFE
     if worker.memory not in (Memory.AWAKE, Memory.WAKING):
@@ -230,14 +229,13 @@ def lack(worker: Worker, version: int = 0) -> Lack | None:
 
 
 def hopeful(worker: Worker, version: int = 0) -> bool:
-    """Whether the worker is able, or may become able without an operator."""
+    """Whether the worker is able, or may become able without outside action."""
     return lack(worker, version) is None
 
 
 @frozen
 class Census:
-    """Counts of workers by condition. Each worker is counted once; a worker on trial is counted
-    again."""
+    """Counts of workers by condition. Each counts once, but a worker on trial counts again."""
 
     total: int
     routable: int

@@ -40,8 +40,7 @@ class Waiting:
 
     @property
     def has_hope(self) -> bool:
-        """Whether an untried worker may come to serve the request by itself, without an
-        operator."""
+        """Whether an untried worker may come to serve the request without outside action."""
         line = self.line
         assert line is not None
         version = line.key.version

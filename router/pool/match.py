@@ -17,8 +17,8 @@ from .worker import Task, Worker
 
 # Names and model lists beyond these bounds are not compared: the time grows with both.
 _LONGEST_COMPARED, _MOST_COMPARED = 200, 200
-# Stand-ins for all models that no worker advertises. `_UNSERVED`: no worker will. `_AWAITED`: a
-# starting worker may.
+# Stand-ins for all models that no worker advertises. `_UNSERVED`: no worker is about to.
+# `_AWAITED`: a starting worker may.
 _UNSERVED, _AWAITED = "", "\0"
 
 
@@ -190,8 +190,7 @@ class Candidates:
         return () if wants.by_model and len(models_of(able)) > enough else able
 
     def misnamed(self, wants: Wants) -> RouterError | None:
-        """The error if a request fits no worker because of its model, named or missing; else
-        None."""
+        """The error if a request fits no worker because of its model, named or missing."""
         model = wants.model
         if not wants.by_model or model in self._by_model or self.fitting(wants):
             return None
@@ -257,8 +256,7 @@ class Targets:
 
     @classmethod
     def of(cls, chosen: Iterable[Worker], *, awake: bool = False) -> Targets:
-        """Split the chosen workers. Eligible are the reachable workers; with `awake`, only those
-        awake."""
+        """Split the chosen: eligible are the reachable; with `awake`, only the awake ones."""
         found: tuple[list[Worker], list[Worker]] = [], []
         for worker in chosen:
             found[reachable(worker) and not (awake and worker.is_sleeping)].append(worker)

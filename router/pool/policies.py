@@ -12,7 +12,7 @@ from .worker import Worker
 
 # Bounds of the memory: names of models and of workers must not pile up.
 _MOST_GROUPS = 256
-_MOST_WORKERS = 1024  # or twice the candidates, where there are more
+_MOST_WORKERS = 1024  # or twice the candidates, if that is more
 # Speeds are estimates: times within this factor count as equal.
 _SAME = 1.02
 
@@ -20,8 +20,8 @@ _SAME = 1.02
 class Policy(Protocol):
     """Chooses among workers that may all take the request.
 
-    `candidates` is never empty and in order of registration. `group` names the set of workers
-    that could serve such requests; policies with memory keep it per group, so that traffic for
+    `candidates` is never empty and in order of registration. `group` names the set of workers that
+    could serve such requests. Policies with memory keep one memory per group, so that traffic for
     one model does not disturb the rotation of another.
     """
 

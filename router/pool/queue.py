@@ -71,9 +71,8 @@ class Queue:
             self._refuse(waiting)
 
     def at_once(self, facts: Facts) -> Worker | None:
-        """The worker for a generation or session that need not wait; None if it must wait. Only for
-        requests that were tried nowhere. The caller occupies the slot and calls `taken`, both at
-        once.
+        """The worker for a new generation or session; None if the request must wait. The caller
+        occupies the slot and calls `taken`, both at once.
 
         A shortcut for what `add` would grant: no request waits while a worker is usable, so there
         is no request to overtake.

@@ -122,8 +122,7 @@ class Registry:
     ) -> Worker:
         """Register a normalised URL. A known URL keeps its record.
 
-        For a registered worker, `concurrency` comes from the request; for any other worker, from
-        the settings.
+        `concurrency` comes from the request for a registered worker, else from the settings.
         """
         registered = origin is Origin.REGISTERED
         known = self._workers.get(url)
@@ -172,16 +171,14 @@ class Registry:
         return worker
 
     def recall(self, past: Iterable[WorkerRecord], *, doubt: str | None) -> None:
-        """Remember the records from before a restart of the router; `add` takes them over. A
-        recalled worker that was met becomes a suspect, for the reason `doubt`, unless `doubt` is
-        None."""
+        """Remember the records from before a restart of the router; `add` takes them over. Workers
+        that were met become suspects, for the reason `doubt`, unless it is None."""
         self.past = {record.url: record for record in past}
         self._last = max((record.number for record in self.past.values()), default=0)
         self._doubt = doubt
 
     def retire(self, worker: Worker, reason: str) -> None:
-        """Drain the worker and remove it once it is drained, unless an operator enables it
-        first."""
+        """Drain the worker, then remove it, unless an operator enables it first."""
         if worker.removed or worker.leaving is not None:
             return
         worker.leaving = reason
@@ -227,8 +224,7 @@ class Registry:
             self.drop(hold)
 
     def keep(self, lease: Lease, kind: HoldKind) -> Hold | None:
-        """Let the lease's slot outlive the lease, as a job or a ghost. None if the lease has no
-        slot.
+        """Let the lease's slot outlive the lease, as a job or a ghost. None if there is no slot.
 
         The caller must drop the hold in the end.
         """
@@ -275,8 +271,7 @@ class Registry:
     def probed(
         self, worker: Worker, probe: Probe, reason: str | None = None, *, seconds: float = 0.0
     ) -> None:
-        """Record the finding of a health probe, which took `seconds`, and apply the
-        consequences."""
+        """Record the finding of a health probe that took `seconds`, and what follows from it."""
         if worker.removed:
             return
         self._tell(events.Probed(worker, probe, seconds, reason))
@@ -307,9 +302,8 @@ class Registry:
             self._tell(events.ProspectsChanged(worker))
 
     def expect(self, worker: Worker, reason: str, *, ending: bool = False) -> None:
-        """The worker's process was started, or will be without an operator: until the worker
-        serves, it warms up. `ending`: the process that still runs is about to end, whatever it
-        answers."""
+        """The worker's process was started, or will be without outside action: it warms up until it
+        serves. `ending`: the process that still runs is about to end, whatever it answers."""
         if worker.removed:
             return
         worker.starting, worker.ending = True, ending
@@ -318,7 +312,7 @@ class Registry:
         self._facet(worker, "health", Health.WARMING, reason)
 
     def give_up(self, worker: Worker, reason: str) -> None:
-        """The worker's process has ended, and will not come back without an operator."""
+        """The worker's process has ended, and will not come back without outside action."""
         if worker.removed:
             return
         worker.starting = worker.ending = False
@@ -344,8 +338,7 @@ class Registry:
         self._facet(worker, "admin", admin, reason)
 
     def forgive(self, worker: Worker) -> None:
-        """Clear quarantine, ill health and trial (`PUT {"is_dead": false}`); probes and outcomes
-        judge the worker anew."""
+        """Clear quarantine, ill health and trial (`PUT {"is_dead": false}`); judge all anew."""
         self.administer(worker, AdminEvent.CLEAR)
         if worker.trial is not None or worker.paused:
             self.ejection.forget(worker)
@@ -372,8 +365,8 @@ class Registry:
         stuck: bool = False,
     ) -> None:
         """Record where the worker stands against its ledger. `why`: why it is not current; `stuck`:
-        it stays so until an operator acts; `reason`: the cause of this change. Only for the code
-        that keeps the ledgers."""
+        it stays so until somebody acts; `reason`: the cause of this change. Only for the code that
+        keeps the ledgers."""
         hoped, old = (hopeful(worker), worker.weight_version), worker.weights
         worker.weight_version, worker.weights_reason, worker.stuck = version, why, stuck
         self._facet(worker, "weights", weights, reason)
@@ -381,8 +374,7 @@ class Registry:
             self._tell(events.ProspectsChanged(worker))
 
     def suspect(self, worker: Worker, reason: str) -> None:
-        """Doubt that the process is the same; the first reason is kept until the doubt is
-        cleared."""
+        """Doubt that the process is the same; the first reason stays until the doubt is cleared."""
         if worker.removed or worker.suspicion is not None:
             return
         worker.suspicion = reason

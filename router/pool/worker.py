@@ -34,7 +34,7 @@ class Admin(StrEnum):
 
 
 class Memory(StrEnum):
-    """Whether the weights are on the GPU. A worker cannot be asked: this is its last word."""
+    """Whether the weights are on the GPU. A worker cannot be asked: this is its last report."""
 
     AWAKE = "awake"
     FALLING_ASLEEP = "falling_asleep"
@@ -136,12 +136,11 @@ class Worker:
     admin: Admin = Admin.ENABLED
     memory: Memory = Memory.AWAKE
     weights: Weights = Weights.CURRENT
-    # The version of the last ledger entry that the worker has in full; 0: the weights of its start,
-    # before any change.
+    # The version of the last ledger entry that the worker has in full; 0: that of its start.
     weight_version: int = 0
     # Why the weights are not current, in one sentence for people; None while they are.
     weights_reason: str | None = None
-    # The worker is behind, and no replay can help until an operator acts.
+    # The worker is behind, and no replay can help until somebody acts.
     stuck: bool = False
     # Consecutive probes of one outcome; never both above zero.
     consecutive_failures: int = 0
@@ -149,8 +148,7 @@ class Worker:
     # Why health is not `healthy`, in one sentence for people; None while it is.
     health_reason: str | None = None
     unauthorized: bool = False  # the last probe lacked a key, or had the wrong one
-    # Known once the router has read `/v1/models`, `/server_info` and `/model_info` in this
-    # incarnation.
+    # Known once `/v1/models`, `/server_info` and `/model_info` were read in this incarnation.
     capabilities: Capabilities | None = None
     # A probe of this incarnation has succeeded.
     met: bool = False
@@ -164,7 +162,7 @@ class Worker:
     paused: bool = False
     # Set while the process may not be the one that was probed.
     suspicion: str | None = None
-    # The process was started, or will be without an operator: until the worker serves, a refused
+    # The process was started, or will be without outside action: until the worker serves, a refused
     # connection means that it loads. Only for launched workers.
     starting: bool = False
     ending: bool = False  # the process that still answers is about to end
@@ -172,8 +170,7 @@ class Worker:
     process: str | None = None
     # Registered by a request: the worker stays even if no flag names it.
     registered: bool = False
-    # Another system manages the weights (`--trust-external-weights`): doubt about the process does
-    # not keep the worker from generations.
+    # Another system manages the weights (`--trust-external-weights`): a doubt keeps nothing back.
     trusted: bool = False
     # Set by the operator; None: as many as the worker can do (see `max_concurrency`).
     concurrency_limit: int | None = None
@@ -185,8 +182,7 @@ class Worker:
     aliases: tuple[str, ...] = ()
     # The launcher's name for the worker; unique among launched workers.
     label: str | None = None
-    # Why the worker will be removed once its work has ended; None: it stays. Always None for an
-    # enabled worker.
+    # Why the worker leaves once its work has ended; None: it stays. None for every enabled worker.
     leaving: str | None = None
     removed: bool = False
     leases: set[Lease] = field(factory=set, repr=False)
@@ -386,8 +382,7 @@ class Lease:
     ended: bool = False
 
     def release(self) -> None:
-        """End the lease. Raises RuntimeError if the lease has ended already: a caller counts
-        twice."""
+        """End the lease. Raises RuntimeError if it has ended already: a caller counts twice."""
         if self.ended:
             raise RuntimeError(f"lease on {self.worker.url} released twice")
         self.ended = True

@@ -19,8 +19,7 @@ from .recipe import DISK, TENSOR, Recipe, Step, step_of
 class Change:
     """One change on the workers of one model, from its beginning until it is issued or void.
 
-    The store keeps a change while it is under way, and while it waits for its workers to wake
-    (`pending`).
+    The store keeps it while it is under way, and while it waits for its workers (`pending`).
     """
 
     table: ClassVar[str] = "changes"
@@ -95,8 +94,7 @@ class Change:
 
 
 def label_of(path: str, content: Mapping[str, Any]) -> str | None:
-    """The label for people: the label in the body, else the path or LoRA name that the change
-    loads."""
+    """The label for people: the label in the body, else the path or LoRA that the change loads."""
     for name in ("weight_version", "label", "model_path", "lora_nickname"):
         value = content.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
@@ -129,8 +127,7 @@ class Ledger:
 
     @property
     def live(self) -> bool:
-        """Whether there was a change, or one is pending. Before the first change nothing is
-        gated."""
+        """Whether there was a change, or one is pending; until then nothing is gated."""
         return self.version > 0 or bool(self.pending)
 
 

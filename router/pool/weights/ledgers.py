@@ -152,8 +152,7 @@ class Ledgers(LedgerView):
             self._put(worker, evolve(state, base=recipe.base_version))
 
     def replayed(self, worker: Worker, recipe: Recipe, *, lora: bool, reason: str) -> None:
-        """All calls of a plan for this recipe had good answers. `lora`: one of them was a LoRA
-        call."""
+        """All calls of a plan for this recipe had good answers. `lora`: one was a LoRA call."""
         known = self._of(worker)
         known.failure = None
         wrapped = known.state.wrapped or lora
@@ -161,8 +160,7 @@ class Ledgers(LedgerView):
         self._settle(worker, reason)
 
     def failed(self, worker: Worker, reason: str) -> None:
-        """A replay was refused: the worker does not serve, and the replay is tried again now and
-        then."""
+        """A replay was refused: the worker does not serve, and is tried again now and then."""
         self._of(worker).failure = reason
         self._settle(worker, reason)
 
@@ -183,9 +181,8 @@ class Ledgers(LedgerView):
     def attest(
         self, model: str, version: int, label: str | None, workers: Iterable[Worker] | None
     ) -> None:
-        """Record that these workers have this version of the ledger. With None, all workers have
-        it, and it becomes the ledger's version, whatever the ledger said before (the operator's way
-        out)."""
+        """Record that these workers have this version of the ledger. With None all workers have it,
+        and it becomes the ledger's own, whatever was there before (the operator's way out)."""
         ledger = self.ledger(model)
         if workers is None:
             workers = self.workers_of(model)

@@ -17,7 +17,7 @@ _ALL = "all"
 
 @frozen
 class Step:
-    """One call of a replay.
+    """One call that brings a worker closer to its ledger.
 
     `version`: the version of the ledger entry of this step. `modules`: the modules that a disk
     update loads (None: all), or the targets of a LoRA call. `optional`: a worker on which no LoRA
@@ -73,8 +73,8 @@ def _names(value: object) -> tuple[str, ...] | None:
 
 @frozen
 class Plan:
-    """The calls that make a worker current, in order. `blocked`: why no calls can do so without an
-    operator; `steps` is then empty."""
+    """The calls that make a worker current, in order. `blocked`: why no calls can do so without
+    outside action; `steps` is then empty."""
 
     steps: tuple[Step, ...] = ()
     blocked: str | None = None

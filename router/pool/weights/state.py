@@ -64,7 +64,7 @@ def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     new = change.applied_to(change.before, change.version)
     lora = change.has_lora
     wrapped = has.wrapped or lora
-    # The owner of a transaction vouches for the workers' weights, unless it only adds a small part.
+    # The owner of a transaction vouches for the workers' weights, unless it only adds a part.
     vouched = change.is_transaction and (new.opaque or new.is_full)
     if was_current or vouched:
         return WeightState(new.base_version, new.lora_version, wrapped)

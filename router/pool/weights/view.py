@@ -46,8 +46,7 @@ class LedgerView:
         return [worker for worker, known in self._known.items() if known.model == model]
 
     def only_launched(self, model: str) -> bool:
-        """Whether all workers of the model were launched, including workers that are starting
-        again."""
+        """Whether all workers of the model were launched, including those that start again."""
         pool = [w for w, known in self._known.items() if (known.model or known.former) == model]
         return bool(pool) and all(worker.origin is Origin.LAUNCHED for worker in pool)
 
@@ -55,13 +54,13 @@ class LedgerView:
         return self._of(worker).state
 
     def plan(self, worker: Worker) -> Plan:
-        """The calls that bring the worker to its ledger's entry; pending changes come on top."""
+        """The calls that bring the worker to its ledger's entry, without pending changes."""
         ledger = self.ledger_of(worker)
         return Plan() if ledger is None else self._plan(worker, ledger.recipe)
 
     def needs_replay(self, worker: Worker) -> bool:
-        """Whether calls to this worker alone would bring it to its ledger's entry, as far as is
-        known."""
+        """Whether calls to this worker alone would, as far as is known, bring it to its ledger's
+        entry."""
         return self.gating and not self._of(worker).fenced and bool(self.plan(worker).steps)
 
     def latest_issued(self, model: str | None) -> int:
@@ -89,8 +88,7 @@ class LedgerView:
         return fit and (change.is_full or not self.plan(worker).steps)
 
     def had_lora(self, workers: Iterable[Worker]) -> list[Worker]:
-        """The workers whose process had a LoRA, or may have had one: updates would miss some
-        layers."""
+        """The workers whose process had a LoRA, or may have: updates would miss some layers."""
         return [worker for worker in workers if self.weight_state(worker).wrapped]
 
     def _settle_all(self, model: str) -> None:
