@@ -14,7 +14,8 @@ class PlainStream:
 
     It has the methods of a trio stream but not the base class, because checks against an abstract
     class cost time. Sending does not yield when the kernel takes everything at once, so a loop that
-    sends must also wait for something else. A cancelled task sends nothing. Receiving yields.
+    sends must also wait for something else. A cancelled task sends nothing. Receiving always
+    yields.
     """
 
     def __init__(self, sock: socket.socket) -> None:
