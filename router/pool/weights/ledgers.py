@@ -206,8 +206,8 @@ class Ledgers(LedgerView):
         self._settle_all(model)
 
     def begin_anew(self, model: str) -> None:
-        """All workers of the model have ended: the weights of a start are current again. Issued
-        numbers are never issued again."""
+        """The workers with the model's weights have ended: the weights of a start are current
+        again. Issued numbers are never issued again."""
         ledger = self.ledger(model)
         if not ledger.live:
             return
@@ -218,7 +218,8 @@ class Ledgers(LedgerView):
         }
         ledger.label = None
         self.attest(model, 0, None, None)
-        # A worker that left the pool before and returns does not have the weights of its start.
+        # A worker that still lives (it left the pool, or its model is unknown) may not have the
+        # weights of its start.
         for url, known in alive.items():
             known.state = evolve(known.state, base=None, loras=None)
             self._store.put(known.record(url))
