@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from typing import Any
 
@@ -21,15 +22,14 @@ def read_yaml(path: str) -> tuple[object, list[Problem]]:
     """
     try:
         with open(path, "rb") as file:
-            raw = file.read()
+            raw = file.read().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         reason = error.strerror or str(error)
         return {}, [Problem(path, f"cannot be read: {reason}")]
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode()
     except UnicodeDecodeError as error:
-        # `replace`: after a byte order mark `error.start` may fall within a character.
-        before = raw[: error.start].decode("utf-8-sig", "replace")
+        before = raw[: error.start].decode()
         return {}, [Problem(path, f"{_place(before)}: not UTF-8 text")]
     return _parse(path, text)
 

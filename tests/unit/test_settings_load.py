@@ -197,6 +197,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(config: Path) -> None:
     assert from_line("--config", "router.yaml").port == 7
 
 
+def test_a_byte_order_mark_does_not_move_the_place_of_a_mistake(config: Path) -> None:
+    config.write_bytes(b"\xef\xbb\xbfport: 7\n\xff")
+    assert problems("--config", "router.yaml") == ["router.yaml: line 2, column 1: not UTF-8 text"]
+
+
 NESTED = "".join(
     f"k{i}: &m{i}\n  <<: [{', '.join([f'*m{i - 1}'] * 9) if i else '{port: 1}'}]\n"
     for i in range(9)

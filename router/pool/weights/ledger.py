@@ -78,6 +78,14 @@ class Change:
         """Whether the change sets all weights, whatever they were before."""
         return self.path == DISK and self.step(0).is_full
 
+    @property
+    def vouches(self) -> bool:
+        """Whether each worker that took the change has all weights of its version, whatever it had
+        before: the trainer of a transaction answers for that, unless all its calls add a part that
+        can be repeated."""
+        whole = self.opaque or not self.steps or any(step.is_full for step in self.steps)
+        return self.is_transaction and whole
+
     def step(self, version: int) -> Step:
         """The step of the change in the ledger."""
         return step_of(self.path, self.body or "{}", self.content, version)

@@ -64,9 +64,7 @@ def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     new = change.applied_to(change.before, change.version)
     lora = change.has_lora
     wrapped = has.wrapped or lora
-    # The owner of a transaction vouches for the workers' weights, unless it only adds a part.
-    vouched = change.is_transaction and (new.opaque or new.is_full)
-    if was_current or vouched:
+    if was_current or change.vouches:
         return WeightState(new.base_version, new.lora_version, wrapped)
     base, loras = has.base, has.loras
     if change.is_full:

@@ -12,10 +12,22 @@ from router.pool.lifecycle import Probe
 from router.pool.registry import Registry
 from router.pool.weights import Change, Ledger, Ledgers, WeightRecord
 from router.pool.weights.ledger import StoredRow
-from router.pool.weights.recipe import DISK, SET_LORA, TENSOR, UNMERGE
+from router.pool.weights.recipe import (
+    DISK,
+    MERGE,
+    SET_LORA,
+    TENSOR,
+    UNMERGE,
+    Step,
+    load_from,
+    step_of,
+)
 from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
 from router.store.records import unstructured
 
+PART = step_of(DISK, '{"model_path": "t"}', {"target_modules": ["t"]})
+WHOLE = load_from("p")
+MERGED = step_of(MERGE, "{}", {})
 CARD = Capabilities(models=("m",), model_path="start")
 
 
@@ -52,7 +64,10 @@ class Desk:
     def change(self, *workers: Worker, path: str = "p", **more: object) -> int:
         """A change from disk that these apply; its version."""
         content = {"model_path": path, **more}
-        change = self.ledgers.make("id", "m", DISK, json.dumps(content), None)
+        return self.apply(self.ledgers.make("id", "m", DISK, json.dumps(content), None), *workers)
+
+    def apply(self, change: Change, *workers: Worker) -> int:
+        """These apply the change; its version."""
         self.ledgers.open(change, workers)
         for worker in workers:
             self.ledgers.fence(worker, "a change")
@@ -279,3 +294,29 @@ def test_a_lora_with_an_unknown_outcome_leaves_the_weights_themselves_known() ->
     state = desk.ledgers.weight_state(worker)
     assert (state.base, state.loras, state.wrapped) == (1, None, True)
     assert [step.path for step in desk.ledgers.plan(worker).steps] == [UNMERGE]
+
+
+@pytest.mark.parametrize(
+    ("steps", "opaque", "current"),
+    [
+        ((PART,), False, False),  # adds a part that can be repeated
+        ((MERGED,), False, False),
+        ((PART, WHOLE), False, True),
+        ((PART,), True, True),  # sends tensors too, which the trainer answers for
+        ((), False, True),  # made past the router
+    ],
+)
+def test_what_a_worker_that_missed_tensors_has_after_a_transaction(
+    steps: tuple[Step, ...], opaque: bool, current: bool
+) -> None:
+    desk = Desk()
+    a, b = desk.join("a"), desk.join("b")
+    desk.change(a, b)
+    tensors = desk.ledgers.make("2", "m", TENSOR, None, None)
+    desk.apply(tensors, a)
+    assert b.weights is Weights.BEHIND
+    transaction = desk.ledgers.make("3", "m", "", None, None)
+    transaction.steps, transaction.opaque = list(steps), opaque
+    desk.apply(transaction, a, b)
+    assert a.weights is Weights.CURRENT
+    assert (b.weights is Weights.CURRENT) is current
