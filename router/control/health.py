@@ -23,6 +23,8 @@ class Finding:
     reason: str | None = None
     # A proxy answered that it cannot reach the worker.
     behind: bool = False
+    # There was no connection, and no refusal either: the network, or the machine, is gone.
+    unreached: bool = False
     # The id of the answering router, if a router answered.
     instance: str | None = None
 
@@ -32,7 +34,9 @@ async def probe(client: ControlClient, url: str) -> Finding:
     try:
         answer = await client.get(url, "/health", within=PROBE_TIMEOUT)
     except Unreachable as error:
-        return Finding(Probe.REFUSED if error.refused else Probe.FAILED, str(error))
+        if error.refused:
+            return Finding(Probe.REFUSED, str(error))
+        return Finding(Probe.FAILED, str(error), unreached=not error.sent)
     return evolve(judge(answer), instance=answer.instance)
 
 

@@ -62,6 +62,9 @@ class _Watch:
     recalled: tuple[Made, ...] | None = None
     silent: int = 0  # identity checks in a row without an answer
     silent_since: float | None = None  # start of the first FAILED probe in a row
+    # The idle connection that was open when the worker went out of reach: if it outlasts that time,
+    # the process is the same. None if anything else speaks against the process.
+    outlasting: trio.abc.Stream | None = None
     backoff: Backoff = field(factory=lambda: Backoff(_RETRY_FIRST, _RETRY_MOST))
 
 
@@ -258,6 +261,8 @@ class Watchman(Tasks):
     def _moved(self, url: str, before: str, now: str) -> None:
         worker = self.registry.find(url)
         if worker is not None and worker.met:
+            if watch := self._watches.get(worker):
+                watch.outlasting = None
             self.registry.suspect(worker, f"its name leads to {now} now, and not to {before}")
 
     def _turn_away(self, watch: _Watch, error: Unresolved) -> None:
@@ -300,8 +305,14 @@ class Watchman(Tasks):
         if watch.evidence.take() is not None:
             watch.evidence.was_true()
         self._recall(watch)  # to ask the worker once it is well again
-        if watch.worker.met and (watch.idle is None or finding.behind or not watch.evidence.counts):
-            # A worker with a sound connection as evidence is no suspect: its health only flaps.
+        if finding.probe is not Probe.FAILED or finding.behind:
+            watch.outlasting = None
+        elif finding.unreached and watch.worker.suspicion is None:
+            watch.outlasting = watch.idle
+        # The end of the idle connection comes from a worker that can be reached. There its health
+        # only flaps.
+        sound = watch.idle is not None and watch.evidence.counts and not finding.unreached
+        if watch.worker.met and (finding.behind or not sound):
             self.registry.suspect(watch.worker, finding.reason or "it was not well")
 
     async def _well(self, watch: _Watch, idle: trio.abc.Stream | None) -> Finding:
@@ -315,6 +326,8 @@ class Watchman(Tasks):
         verdict = None if watch.recalled is None else await self._judge(watch)
         if verdict is Verdict.UNKNOWN and watch.silent_since is not None and idle is not None:
             await challenge(idle)  # a restart while out of reach has not ended the connection
+            if watch.outlasting is idle and watch.idle is idle and watch.evidence.counts:
+                verdict = Verdict.SAME
         doubt = worker.suspicion
         new = verdict is Verdict.OTHER or (verdict is Verdict.UNKNOWN and doubt is not None)
         back = worker.met and worker.health is Health.UNHEALTHY
@@ -330,7 +343,7 @@ class Watchman(Tasks):
         if verdict is not None and verdict is not Verdict.SILENT:
             if watch.idle is not idle and watch.evidence.counts:
                 return Finding(Probe.OK)  # that process has ended since: look again
-            watch.recalled = None
+            watch.recalled = watch.outlasting = None
             if new:
                 proof = "" if verdict is Verdict.OTHER else "; nothing proves that it is the same"
                 self.registry.reincarnate(worker, f"{doubt or _UNSEEN}{proof}")
@@ -365,7 +378,7 @@ class Watchman(Tasks):
         opened = trio.current_time()
         reason = await wait_closed(stream)
         lasted = trio.current_time() - opened
-        watch.idle = None
+        watch.idle = watch.outlasting = None
         self.addresses.held.discard(watch.worker.url)
         watch.brief = watch.brief + 1 if lasted < _BRIEF else 0
         self._recall(watch)

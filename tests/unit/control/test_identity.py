@@ -604,3 +604,82 @@ def test_a_restart_out_of_reach_is_found_once_it_is_reached_again(
         assert worker.suspicion is None
 
     play(body)
+
+
+NO_ROUTE = Unreachable("no route to it", sent=False)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_what_was_out_of_reach_gets_nothing_until_its_connection_has_outlasted_that(
+    play: Play, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    async def body(scene: Scene) -> None:
+        worker = await refitted(scene)
+        if busy:
+            scene.registry.lease(worker)
+        scene.process.health(NO_ROUTE)
+        await trio.sleep(15)
+        assert not routable(worker)
+        assert worker.suspicion is not None
+        challenged: list[object] = []
+
+        async def challenge(stream: object) -> None:
+            challenged.append(stream)
+            assert not routable(worker)
+            await trio.sleep(1.5)
+
+        monkeypatch.setattr(watch_module, "challenge", challenge)
+        del scene.process.answers["/health"]
+        await trio.sleep(25)
+        assert challenged
+        assert routable(worker)
+        assert (worker.incarnation, worker.suspicion) == (1, None)
+
+    play(body)
+
+
+@pytest.mark.parametrize("meanwhile", ["moved", "refused", "proxy"])
+def test_a_connection_that_outlasts_proves_nothing_where_more_speaks_against_it(
+    play: Play, meanwhile: str
+) -> None:
+    async def body(scene: Scene) -> None:
+        worker = await refitted(scene)
+        scene.process.health(NO_ROUTE)
+        await trio.sleep(12)
+        match meanwhile:
+            case "moved":
+                scene.watchman._moved(worker.url, "10.0.0.1", "10.0.0.2")
+            case "refused":
+                scene.process.health(REFUSED)
+            case "proxy":
+                scene.process.health(Answer(502, b"Bad Gateway"))
+        await trio.sleep(12)
+        del scene.process.answers["/health"]
+        await trio.sleep(25)
+        assert (worker.incarnation, worker.suspicion) == (2, None)
+
+    play(body)
+
+
+def test_another_process_that_took_its_place_out_of_reach_is_found_before_it_gets_anything(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(scene: Scene) -> None:
+        worker = await refitted(scene)
+        scene.registry.lease(worker)  # silence of a busy worker is borne for a minute
+        scene.process.health(NO_ROUTE)
+        await trio.sleep(15)
+
+        async def challenge(stream: object) -> None:
+            scene.process.restart()  # the end of its connection comes only now
+            await settle()
+
+        monkeypatch.setattr(watch_module, "challenge", challenge)
+        scene.registry.subscribe(lambda _: seen.append((worker.incarnation, routable(worker))))
+        seen: list[tuple[int, bool]] = []
+        del scene.process.answers["/health"]
+        await trio.sleep(25)
+        assert worker.incarnation == 2
+        assert (1, True) not in seen
+
+    play(body)
