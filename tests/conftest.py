@@ -3,6 +3,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from hypothesis import settings
@@ -24,3 +25,8 @@ settings.load_profile("router")
 _state = tempfile.mkdtemp(prefix="router-tests-state-")
 atexit.register(shutil.rmtree, _state, ignore_errors=True)
 os.environ["XDG_STATE_HOME"] = _state
+
+# A shell that runs the tests in the background may ignore it, and processes that they start would
+# not end at the first signal either.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -127,6 +127,10 @@ class Agents(Tasks):
         """
         self.registry.retire(worker, reason)
         await self.worker_memory.store.commit()
+        await self.retired(worker)
+
+    async def retired(self, worker: Worker) -> None:
+        """Wait for the end of a removal (`Registry.retire`). Raises RemovalCalledOff."""
         await self.until(lambda: worker.removed or worker.leaving is None)
         if not worker.removed:
             raise RemovalCalledOff(f"Worker {worker.url} was enabled again; it stays in the pool")

@@ -146,9 +146,10 @@ class Names:
                 self.registry.retire(worker, "by request")
             else:
                 self.registry.remove(worker)
+        await self.store.commit()
         for worker in members if drain else ():
             with suppress(RemovalCalledOff):
-                await self.agents.retire(worker)
+                await self.agents.retired(worker)
         await self.store.commit()
 
     async def _refresh(self, name: _Name) -> None:

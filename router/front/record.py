@@ -14,8 +14,8 @@ class ExchangeRecord:
 
     Times are seconds of trio's clock; None if the exchange did not get that far. `arrived`: head of
     the request received. `leased`: first worker assigned. `delivered`: a worker has the whole
-    request. `answered`: head of the answer sent. `ended`: last byte sent, or the exchange broke
-    off. Sizes are bytes of bodies.
+    request. `answered`: head of the answer sent. `ended`: the app is done with the exchange, whole
+    or broken off. Sizes are bytes of bodies; of a WebSocket, of its frames.
 
     For a client that sends no readable request, the method is `client` and the path is its address.
     """
@@ -47,7 +47,8 @@ class ExchangeRecord:
         """The worker of this URL was assigned to the exchange."""
         self.worker = worker
         self.tries += 1
-        self.leased = self.leased or trio.current_time()
+        if self.leased is None:
+            self.leased = trio.current_time()
 
     def answer(self, status: int) -> None:
         """The head of the answer is sent."""

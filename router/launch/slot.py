@@ -423,10 +423,10 @@ class Slot:
 
     def enter(self, phase: Phase, detail: str | None = None) -> None:
         """Note the slot's phase, and the reason for it."""
+        self.detail = detail
         if phase is not self.phase:
             self.phase, self.since = phase, trio.current_time()
             self.shared.registry.bus.publish(PhaseChanged(self.name, phase, detail))
-        self.detail = detail
         self.shared.tell()
 
     def age(self) -> float:

@@ -37,6 +37,7 @@ from ..pool.cost import Speeds
 from ..pool.ejection import EjectionLimits
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, WeightRecord
+from ..pool.worker import Worker
 from ..relay.access import AdminKey
 from ..relay.asgi import Relay
 from ..relay.attempts import Attempts
@@ -94,7 +95,13 @@ def assemble(
     dispatcher = _dispatcher(settings, registry)
     operations = Operations()
     shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
-    fleet = make_fleet(settings, shared, planners, lambda worker: agents.retire(worker))
+
+    async def drain_and_remove(worker: Worker) -> None:
+        # A disk that fails must not bring back a worker that its launcher no longer wants.
+        registry.retire(worker, "its launcher no longer wants it")
+        await agents.retired(worker)
+
+    fleet = make_fleet(settings, shared, planners, drain_and_remove)
     assets = AssetMap(settings.max_assets)
     identity = ProcessIdentity(assets, client, [partial(prove, fleet)])
     jobs = JobControl(registry, assets, client, operations)

@@ -300,13 +300,14 @@ class Store:
             for event in (self._due, self._wanted):
                 event.set()  # tasks that wait for this event look again
             self._pending, self._due, self._wanted = Changes(), trio.Event(), trio.Event()
+            written: StateWritten | None = None
             try:
                 if journal is not None and batch:
                     began = trio.current_time()
                     await self._in_thread(partial(journal.append, batch, self._seq + 1))
                     self._seq += 1
                     self._unsaved += 1
-                    self.bus.publish(StateWritten(self._seq, trio.current_time() - began))
+                    written = StateWritten(self._seq, trio.current_time() - began)
             except BaseException as error:
                 batch.follow(self._pending)
                 self._pending = batch
@@ -316,6 +317,8 @@ class Store:
                 self._failed(describe(error))
             else:
                 self._durable = upto
+                if written is not None:
+                    self.bus.publish(written)
                 if self.failing is not None:
                     self.failing = None
                     logger.warning("the state in %s can be written again", self.folder)

@@ -17,10 +17,12 @@ import trio
 from attrs import evolve
 
 from router import program
+from router.errors import StateUnavailable
 from router.launch import processes
 from router.launch.phases import Phase
 from router.pool.lifecycle import routable
 from router.settings import LauncherSettings
+from router.store.store import Store
 from tests.integration.deployment import Deployment, deployed, until
 from tests.launchers import FREE_PORTS, restarting
 from tests.patience import fail_after
@@ -136,6 +138,28 @@ def test_eight_workers_serve_as_they_come_up(tmp_path: Path) -> None:
 
     extra = ("--batching-max-size", "2", "--time-scale", "0.01", "--load-seconds", "0")
     with_router(body, launcher(tmp_path, SIMULATED, num_workers=8, worker_extra_args=extra))
+
+
+def test_a_disk_that_fails_brings_back_no_worker_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(pool: Deployment) -> None:
+        async def fail(store: Store) -> None:
+            raise StateUnavailable("the disk is full")
+
+        await ready(pool, 2)
+        fleet, registry = pool.running.fleet, pool.running.parts.registry
+        second = registry.get("image-1")
+        lease = registry.lease(second)
+        with monkeypatch.context() as broken:
+            broken.setattr(Store, "commit", fail)
+            await pool.http.post("/launcher/scale", json={"num_workers": 1})
+            await until(lambda: second.leaving)
+            assert [slot.index for slot in fleet._slots.values()] == [0]
+            lease.release()
+            await until(lambda: len(registry) == 1, 20)
+
+    with_router(body, small(tmp_path, num_workers=2))
 
 
 def test_one_that_is_killed_comes_back_each_time_and_its_children_never_stay(

@@ -64,7 +64,7 @@ def test_a_removed_worker_is_gone_when_that_is_answered() -> None:
 
 
 def test_fewer_wait_for_work_to_end_and_more_call_them_back() -> None:
-    """As `router/control/retire.py` does it, a drain is called off where a worker is enabled."""
+    """As `Agents.retire` does it, a drain is called off where a worker is enabled."""
     gate = trio.Event()
 
     async def drain(registry: Registry, worker: Worker) -> None:
