@@ -173,8 +173,9 @@ def _environ(pid: int) -> bytes:
     """
     data = b""
     for _ in range(1000):
+        loading = _is_being_loaded(pid)  # asked first: it may end between two questions
         data = Path(f"/proc/{pid}/environ").read_bytes()
-        if data or not _is_being_loaded(pid):
+        if data or not loading:
             break
         time.sleep(0.001)
     return data

@@ -44,6 +44,7 @@ class Work:
     error: SchedulerError | WeightsError | None = None
     reached: float = 0.0
     """How far it had come when it ended, 0..1."""
+    hurried: trio.Event = field(factory=trio.Event)
     finished: trio.Event = field(factory=trio.Event)
     finished_at: int | None = None
     """Wall clock of the end, in whole seconds."""
@@ -85,7 +86,6 @@ class Scheduler:
     queue: deque[Work] = field(factory=deque)
     _changed: trio.Event = field(factory=trio.Event)
     _next_copy: int = 0
-    _hurried: trio.Event = field(factory=trio.Event)
 
     @classmethod
     def start(cls, config: WorkerConfig, record: Record, faults: Faults) -> Scheduler:
@@ -209,15 +209,15 @@ class Scheduler:
 
     def hurry(self) -> None:
         """End the generations that are running now: for tests, which make them slow first."""
-        self._hurried.set()
-        self._hurried = trio.Event()
+        for work in self.running:
+            work.hurried.set()
 
     async def _generate(self, batch: list[Work]) -> None:
         try:
             seconds = self._begin(batch)
             if seconds is not None:
                 with trio.move_on_after(seconds):
-                    await self._hurried.wait()
+                    await batch[0].hurried.wait()
                 for work in batch:
                     if work.finished.is_set():
                         continue

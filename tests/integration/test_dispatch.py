@@ -21,6 +21,9 @@ from tests.patience import fail_after, stretched
 
 Json = dict[str, Any]
 
+LONG = 60
+"""Seconds of a generation that lasts until the test ends it by `scheduler.hurry()`."""
+
 
 def image(seconds: float, **more: Any) -> Json:
     """An image that takes a simulated worker of time scale 1 about so long."""
@@ -100,13 +103,14 @@ def test_slots_can_be_set_while_requests_wait(run_router: RunRouter) -> None:
         answers: list[httpx.Response] = []
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(post, router, answers, image(0.4))
+                nursery.start_soon(post, router, answers, image(LONG))
             await until(lambda: router.running.parts.dispatcher.queue.waiting == 2)
             changed = await router.http.put(
                 f"/workers/{worker.url}", json={"max_concurrency": "auto"}
             )
             assert changed.json()["worker"]["max_concurrency"] == 3
             await until(lambda: len(worker.scheduler.running) == 3)
+            worker.scheduler.hurry()
         assert at_once(worker.log.generations()) == 3
 
     run_router(test, worker_concurrency=1)
@@ -136,12 +140,13 @@ def test_who_leaves_while_waiting_never_reaches_a_worker(run_router: RunRouter) 
         queue = router.running.parts.dispatcher.queue
         answers: list[httpx.Response] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(post, router, answers, image(0.5))
+            nursery.start_soon(post, router, answers, image(LONG))
             await until(lambda: worker.scheduler.running)
             async with meanwhile() as leaving:
                 leaving.start_soon(post, router, answers, image(0.05, prompt="leaves"))
                 await until(lambda: queue.waiting == 1)
             await until(lambda: queue.waiting == 0)
+            worker.scheduler.hurry()
             nursery.start_soon(post, router, answers, image(0.05, prompt="stays"))
         assert len(answers) == 2
         prompts = [entry.facts["prompt"] for entry in worker.log.generations()]
@@ -155,12 +160,13 @@ def test_who_leaves_while_it_generates_leaves_a_ghost(run_router: RunRouter) -> 
         worker = await registered(router)
         answers: list[httpx.Response] = []
         async with meanwhile() as leaving:
-            leaving.start_soon(post, router, answers, image(0.6, prompt="ghost"))
+            leaving.start_soon(post, router, answers, image(LONG, prompt="ghost"))
             await until(lambda: worker.scheduler.running)
         record = router.running.parts.registry.get(worker.url)
         await until(lambda: record.ghosts == 1)
         state = await worker_of(router, worker)
         assert (state["ghosts"], state["slots_in_use"], state["active_requests"]) == (1, 1, 0)
+        worker.scheduler.hurry()
         assert (await router.image(prompt="next")).status_code == 200
         ghost, following = worker.log.generations()
         assert ghost.end is not None
@@ -202,7 +208,7 @@ def test_images_avoid_a_worker_with_a_job(run_router: RunRouter) -> None:
     async def test(router: Deployment) -> None:
         tasks = ("T2I", "T2V")
         workers = [await registered(router, task_types=tasks) for _ in range(2)]
-        answer = await router.http.post("/v1/videos", json=video(0.8))
+        answer = await router.http.post("/v1/videos", json=video(LONG))
         job = answer.json()["id"]
         answers: list[httpx.Response] = []
         async with trio.open_nursery() as nursery:
@@ -210,6 +216,8 @@ def test_images_avoid_a_worker_with_a_job(run_router: RunRouter) -> None:
                 nursery.start_soon(post, router, answers, image(0.03))
         kinds = [Counter(entry.kind for entry in w.log.generations()) for w in workers]
         assert sorted(map(dict, kinds), key=str) == [{"image": 4}, {"video": 1}]
+        for worker in workers:
+            worker.scheduler.hurry()
         # A passing poll tells that it has ended.
         status = ""
         with fail_after(5):
@@ -228,12 +236,13 @@ def test_images_avoid_a_worker_with_a_job(run_router: RunRouter) -> None:
 def test_a_deleted_job_that_runs_is_a_ghost(run_router: RunRouter) -> None:
     async def test(router: Deployment) -> None:
         worker = await registered(router, model_path="wan/m")
-        answer = await router.http.post("/v1/videos", json=video(0.6))
+        answer = await router.http.post("/v1/videos", json=video(LONG))
         await until(lambda: worker.scheduler.running)
         deleted = await router.http.delete(f"/v1/videos/{answer.json()['id']}")
         assert deleted.status_code == 200
         state = await worker_of(router, worker)
         assert (state["jobs"], state["ghosts"], state["slots_in_use"]) == (0, 1, 1)
+        worker.scheduler.hurry()
         record = router.running.parts.registry.get(worker.url)
         await until(lambda: not record.holds)
         assert worker.log.generations()[0].end is not None
@@ -243,11 +252,11 @@ def test_a_deleted_job_that_runs_is_a_ghost(run_router: RunRouter) -> None:
 
 def test_a_full_queue_and_the_end_of_patience(run_router: RunRouter) -> None:
     async def test(router: Deployment) -> None:
-        await registered(router)
+        worker = await registered(router)
         answers: list[httpx.Response] = []
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(post, router, answers, image(1.0))
+                nursery.start_soon(post, router, answers, image(LONG))
             await until(lambda: answers)
             (full,) = answers
             assert (full.status_code, full.json()["code"]) == (503, "queue_full")
@@ -256,6 +265,7 @@ def test_a_full_queue_and_the_end_of_patience(run_router: RunRouter) -> None:
             late = answers[1]
             assert (late.status_code, late.json()["code"]) == (503, "queue_timeout")
             assert 1 <= int(late.headers["retry-after"]) <= 300
+            worker.scheduler.hurry()
         assert answers[2].status_code == 200
 
     run_router(test, queue_size=1, queue_timeout=0.3)
@@ -263,13 +273,16 @@ def test_a_full_queue_and_the_end_of_patience(run_router: RunRouter) -> None:
 
 def test_bodies_that_wait_are_bounded(run_router: RunRouter) -> None:
     async def test(router: Deployment) -> None:
-        await registered(router)
+        worker = await registered(router)
         answers: list[httpx.Response] = []
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(post, router, answers, {**image(0.5), "pad": "x" * 700})
-            await until(lambda: answers)
-            assert (answers[0].status_code, answers[0].json()["code"]) == (503, "queue_full")
+                nursery.start_soon(post, router, answers, {**image(LONG), "pad": "x" * 700})
+            for answered in (1, 2):
+                await until(lambda: len(answers) == answered)  # noqa: B023
+                await until(lambda: worker.scheduler.running)
+                worker.scheduler.hurry()
+        assert (answers[0].status_code, answers[0].json()["code"]) == (503, "queue_full")
         assert [answer.status_code for answer in answers[1:]] == [200, 200]
 
     run_router(test, queue_bytes=1200)
@@ -282,7 +295,7 @@ def test_what_waits_is_told(run_router: RunRouter) -> None:
         empty = (await router.http.get("/queue")).json()
         assert (empty["waiting"], empty["oldest_wait_seconds"], empty["groups"]) == (0, 0, [])
         async with meanwhile() as nursery:
-            nursery.start_soon(post, router, answers, image(5))
+            nursery.start_soon(post, router, answers, image(LONG))
             await until(lambda: worker.scheduler.running)
             for client in ("a", "a", "b"):
                 headers = {"x-client-id": client}
@@ -313,13 +326,14 @@ def test_clients_take_turns(run_router: RunRouter) -> None:
             return lambda: post(router, answers, image(0.05, prompt=prompt), headers=headers)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(post, router, answers, image(0.3))
+            nursery.start_soon(post, router, answers, image(LONG))
             await until(lambda: worker.scheduler.running)
             for _ in range(12):
                 nursery.start_soon(ask("burst", "burst"))
             await until(lambda: queue.waiting == 12)
             nursery.start_soon(ask("single", "single"))
             await until(lambda: queue.waiting == 13)
+            worker.scheduler.hurry()
         prompts = [entry.facts["prompt"] for entry in worker.log.generations()]
         assert prompts.index("single") <= 2
         assert len(prompts) == 14
@@ -333,7 +347,7 @@ def test_a_worker_that_is_removed_in_flight(run_router: RunRouter, again: bool) 
         worker = await registered(router)
         answers: list[httpx.Response] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(post, router, answers, image(0.4))
+            nursery.start_soon(post, router, answers, image(LONG))
             await until(lambda: worker.scheduler.running)
             nursery.start_soon(post, router, answers, image(0.01))
             await until(lambda: router.running.parts.dispatcher.queue.waiting == 1)
@@ -342,6 +356,7 @@ def test_a_worker_that_is_removed_in_flight(run_router: RunRouter, again: bool) 
             assert answers[0].json()["code"] == "no_workers"
             if again:
                 await router.register(worker.url)
+            worker.scheduler.hurry()
         assert answers[1].status_code == 200
         if again:
             assert (await router.image()).status_code == 200
@@ -436,7 +451,7 @@ def test_a_session_waits_a_moment_for_a_slot(
     async def test(router: Deployment) -> None:
         worker = await registered(router)
         async with meanwhile() as nursery:
-            nursery.start_soon(post, router, [], image(10))
+            nursery.start_soon(post, router, [], image(LONG))
             await until(lambda: worker.scheduler.running)
             stream = await trio.open_tcp_stream("127.0.0.1", router.running.port)
             async with stream:
@@ -467,11 +482,13 @@ def test_a_stop_refuses_what_waits_and_finishes_what_runs() -> None:
                     router = Deployment(running, http, outer)
                     worker = await registered(router)
                     async with trio.open_nursery() as clients:
-                        clients.start_soon(post, router, answers, image(0.5))
+                        clients.start_soon(post, router, answers, image(LONG))
                         await until(lambda: worker.scheduler.running)
                         clients.start_soon(post, router, answers, image(0.1))
                         await until(lambda: running.parts.dispatcher.queue.waiting == 1)
                         stop.set()
+                        await until(lambda: answers)
+                        worker.scheduler.hurry()
             worker.kill()
         refused, finished = answers
         assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")

@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -193,7 +194,16 @@ def test_another_launch_with_the_same_log_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_mark_of_a_process_that_was_just_spawned_is_seen() -> None:
+@pytest.mark.parametrize("seconds", [0, 0.005])
+def test_the_mark_of_a_process_that_was_just_spawned_is_seen(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    def slowly(pid: int) -> bool:
+        time.sleep(seconds)  # the program may be loaded before the answer or after it
+        return is_being_loaded(pid)
+
+    is_being_loaded = processes._is_being_loaded
+    monkeypatch.setattr(processes, "_is_being_loaded", slowly)
     command, env = [sys.executable, "-I", "-S", "-c", STAYS], {**os.environ, "MARK": "x"}
     for _ in range(150):  # a few of a hundred have no environment yet when they are looked at
         with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as child:
