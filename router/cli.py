@@ -90,14 +90,17 @@ def _simulate_worker(arguments: list[str]) -> int:
     import importlib.util
     import os
 
-    if importlib.util.find_spec("simulated_worker") is None:
-        # In a checkout it lies in a folder called sglang. That one is appended, and not imported
-        # as a package, so that it never hides the real sglang.
-        sys.path.append(os.path.join(program.ROOT, "sglang"))
+    name = f"{__package__}.simulated_worker"  # of a copy that pip installed
+    if importlib.util.find_spec(name) is None:
+        name = "simulated_worker"
+        if importlib.util.find_spec(name) is None:
+            # In a checkout it lies in a folder called sglang. That one is appended, and not
+            # imported as a package, so that it never hides the real sglang.
+            sys.path.append(os.path.join(program.ROOT, "sglang"))
     try:
-        worker = importlib.import_module("simulated_worker.cli")
+        worker = importlib.import_module(f"{name}.cli")
     except ModuleNotFoundError as error:
-        if error.name not in ("simulated_worker", "simulated_worker.cli"):
+        if error.name not in (name, f"{name}.cli"):
             raise
         raise StartError("this copy of the program has no simulated worker in it") from None
     return int(worker.main(arguments) or 0)

@@ -19,11 +19,11 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
-from router.errors import StartError
-from router.front.asgi import App
-from router.front.record import ExchangeRecord
-from router.server.connection import Connection
-from router.server.link import ServerLimits, log
+from ..errors import StartError
+from ..front.asgi import App
+from ..front.record import ExchangeRecord
+from .connection import Connection
+from .link import ServerLimits, log
 
 __all__ = ["ServerLimits", "open_listeners", "serve"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from router.server.link import Recorded, contained
+from .link import Recorded, contained
 
 if TYPE_CHECKING:
-    from router.server.http1 import Http1Protocol
+    from .http1 import Http1Protocol
 
 
 class Call(Recorded, Protocol):

@@ -19,11 +19,11 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr
 
-from router.front.asgi import App
-from router.front.client import Reason
-from router.front.record import ExchangeRecord
-from router.server.http1 import STOPPING, Http1Protocol
-from router.server.link import ServerLimits, contained
+from ..front.asgi import App
+from ..front.client import Reason
+from ..front.record import ExchangeRecord
+from .http1 import STOPPING, Http1Protocol
+from .link import ServerLimits, contained
 
 RECEIVE = 64 * 1024
 GLANCE = 1.0  # seconds between checks whether a client has left while we do not read from it

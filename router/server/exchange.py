@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
-from router.errors import RouterError
-from router.front.asgi import Message, Scope, extensions_with
-from router.front.client import ClientLink, ClientStalled, Reason
-from router.front.errors import error_answer, http_date, internal_error, log_error
-from router.front.record import ExchangeRecord
-from router.server.link import READ_AHEAD, log
+from ..errors import RouterError
+from ..front.asgi import Message, Scope, extensions_with
+from ..front.client import ClientLink, ClientStalled, Reason
+from ..front.errors import error_answer, http_date, internal_error, log_error
+from ..front.record import ExchangeRecord
+from .link import READ_AHEAD, log
 
 if TYPE_CHECKING:
-    from router.server.http1 import Http1Protocol
+    from .http1 import Http1Protocol
 
 _ROUNDS = 2  # of the event loop: the first asks the kernel, the second takes its bytes
 COALESCE = 16 * 1024  # smaller pieces are joined, because one-byte chunks would cost an object each

@@ -9,7 +9,7 @@ import re
 
 import h11
 
-from router.errors import BadRequest
+from ..errors import BadRequest
 
 Headers = list[tuple[bytes, bytes]]
 

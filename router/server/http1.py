@@ -12,16 +12,16 @@ import h11
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
-from router import text
-from router.errors import BadRequest, RouterError
-from router.front.client import ClientStalled, Reason
-from router.front.errors import error_answer, http_date, log_error, new_request_id, request_id
-from router.front.record import ExchangeRecord
-from router.server.calls import call_app
-from router.server.exchange import HttpExchange, phrase
-from router.server.handshake import tokens
-from router.server.link import Transport, log
-from router.server.websocket import WebsocketStream
+from .. import text
+from ..errors import BadRequest, RouterError
+from ..front.client import ClientStalled, Reason
+from ..front.errors import error_answer, http_date, log_error, new_request_id, request_id
+from ..front.record import ExchangeRecord
+from .calls import call_app
+from .exchange import HttpExchange, phrase
+from .handshake import tokens
+from .link import Transport, log
+from .websocket import WebsocketStream
 
 PIPELINED = 64 * 1024  # bytes of later requests held while one is answered
 STOPPING = 1.0  # seconds to complete a begun request head once the server is stopping

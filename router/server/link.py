@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from router import boundary
-from router.front.asgi import App
-from router.front.record import ExchangeRecord
+from .. import boundary
+from ..front.asgi import App
+from ..front.record import ExchangeRecord
 
 
 class Recorded(Protocol):

@@ -19,17 +19,17 @@ from wsproto.events import CloseConnection
 from wsproto.events import Event as FrameEvent
 from wsproto.frame_protocol import CloseReason
 
-from router.errors import BadRequest, RouterError
-from router.front.asgi import Message, extensions_with
-from router.front.client import ClientLink, Reason
-from router.front.errors import http_date, internal_error
-from router.front.record import ExchangeRecord
-from router.server.calls import call_app
-from router.server.handshake import vetted
-from router.server.link import READ_AHEAD
+from ..errors import BadRequest, RouterError
+from ..front.asgi import Message, extensions_with
+from ..front.client import ClientLink, Reason
+from ..front.errors import http_date, internal_error
+from ..front.record import ExchangeRecord
+from .calls import call_app
+from .handshake import vetted
+from .link import READ_AHEAD
 
 if TYPE_CHECKING:
-    from router.server.http1 import Http1Protocol
+    from .http1 import Http1Protocol
 
 
 _STREAM_ID = 1  # HTTP/1.1 has one stream

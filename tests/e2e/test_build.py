@@ -23,6 +23,7 @@ from build_zipapp import BuildError, Part
 
 ROOT = Path(build_zipapp.__file__).parent
 MAGIC = importlib.util.MAGIC_NUMBER
+PACKAGE = "sglang_diffusion_router"  # the name that pip installs
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -273,13 +274,21 @@ def test_the_wheel_installs_the_same_program(router_pyz: Path, tmp_path: Path) -
 
     assert done.returncode == 0, done.stderr
     site = next(home.glob("lib/python*/site-packages"))
+    assert {path.name for path in site.iterdir() if "dist-info" not in path.name} == {PACKAGE}
     installed = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
     with zipfile.ZipFile(router_pyz) as archived:
         bundled = {n for n in archived.namelist() if n.startswith(tuple(build_zipapp.OWN_PACKAGES))}
     own = {name for name in bundled if not name.endswith(("/", ".pyc"))}
-    assert own <= installed
+    places = {"router": PACKAGE, "simulated_worker": f"{PACKAGE}/simulated_worker"}
+    assert {places[(parts := n.split("/", 1))[0]] + "/" + parts[1] for n in own} <= installed
     # The dependencies are those of the environment that runs this test.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    said = run(home / "bin" / "sglang-d-router", "--version")
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.splitlines()[0] == version(router_pyz).splitlines()[0]
+    program = home / "bin" / "sglang-d-router"
+    python = home / "bin" / "python"
+    for command in ([program], [python, "-m", PACKAGE], [python, site / PACKAGE / "__main__.py"]):
+        said = run(*command, "--version")
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.splitlines()[0] == version(router_pyz).splitlines()[0]
+    helped = run(program, "simulate-worker", "--help")
+    assert helped.returncode == 0, helped.stderr
+    assert "--time-scale" in helped.stdout
