@@ -49,6 +49,17 @@ class QueueLimits:
     strict_model: bool = False  # refuse a model that no worker advertises
 
 
+class Cancelled(PoolUnavailable):
+    """A client has cancelled what waited; no worker has seen it."""
+
+    default_status = 409
+    default_code = "cancelled"
+
+    @property
+    def should_retry(self) -> bool:
+        return False  # a client library that asks again by itself would undo the cancellation
+
+
 @define(eq=False)
 class _Parked(Waiting):
     """A task that waits for a worker, and its outcome: a lease or an error."""
@@ -176,6 +187,17 @@ class Dispatcher:
 
     def _note_refusal(self, facts: Facts, error: RouterError, waited: float) -> None:
         self._registry.bus.publish(events.Refused(facts, error, waited))
+
+    def cancel(self, meant: Callable[[Facts], bool]) -> int:
+        """Refuse the waiting requests that are meant; returns how many there were. Requests that
+        have a worker go on."""
+        cancelled = [waiting for waiting in self.queue.all() if meant(waiting.facts)]
+        for waiting in cancelled:
+            self.queue.drop(waiting)
+            error = Cancelled("The request was cancelled while it waited for a worker")
+            error.details["retry_safe"] = True
+            _tell(waiting, error=error)
+        return len(cancelled)
 
     def close(self) -> None:
         """Refuse all waiting and later requests: the router is stopping. Leases go on."""

@@ -54,6 +54,11 @@ class RouterError(Exception):
         self.headers = tuple(headers)
 
     @property
+    def should_retry(self) -> bool:
+        """Whether a client should send the same request again without being told to."""
+        return bool(self.retry_safe)
+
+    @property
     def retry_safe(self) -> bool | None:
         """Whether a client may send the same request again without any work being done twice. None
         if that is unknown, or if the answer would be the same."""

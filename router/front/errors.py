@@ -41,7 +41,7 @@ def error_answer(record: ExchangeRecord, error: RouterError) -> tuple[Headers, b
         (b"x-request-id", record.request_id.encode()),
         *((name.lower().encode(), header(content)) for name, content in error.headers),
         # OpenAI's SDKs obey this header. Without it they repeat each 408, 409, 429 and 5xx.
-        (b"x-should-retry", b"true" if error.retry_safe else b"false"),
+        (b"x-should-retry", b"true" if error.should_retry else b"false"),
     ]
     return headers, body
 

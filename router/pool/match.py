@@ -17,6 +17,7 @@ from .worker import Task, Worker
 
 # Names and model lists beyond these bounds are not compared: the time grows with both.
 _LONGEST_COMPARED, _MOST_COMPARED = 200, 200
+_LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
 # Stand-ins for all models that no worker advertises. `_UNSERVED`: no worker is about to.
 # `_AWAITED`: a starting worker may.
 _UNSERVED, _AWAITED = "", "\0"
@@ -59,6 +60,7 @@ class Facts:
     work: float = 1.0  # units of work (pool.cost)
     kind: str = ""  # the kind of endpoint, as speeds are learnt
     min_version: int = 0  # the oldest acceptable weight version; 0: any current weights
+    group: str = ""  # by which waiting requests are cancelled together
 
     wants: Wants = field(init=False, repr=False, eq=False)
 
@@ -66,6 +68,11 @@ class Facts:
     def _wants(self) -> Wants:
         need = self.need
         return Wants(self.model, self.task, need is Need.JOB, need in _BY_MODEL, self.min_version)
+
+
+def client_class(client_id: bytes) -> str:
+    """The client class that an `X-Client-Id` names."""
+    return client_id[:_LONGEST_CLIENT].decode("latin-1")
 
 
 class NoCapableWorker(BadRequest):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from attrs import define
 
-from ..dispatch import Dispatcher
+from ..dispatch import Cancelled, Dispatcher
 from ..errors import Conflict, RouterError, WorkerFailed
 from ..pool.lifecycle import doubted
 from ..pool.match import Facts
@@ -57,6 +57,8 @@ class Attempts:
         while failure is None or len(tried) <= self.retries:
             try:
                 lease = await self.dispatcher.lease(facts, tried=tried, held=held)
+            except Cancelled:
+                raise
             except RouterError:
                 if failure is not None:
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl
 
@@ -9,15 +10,15 @@ from attrs import define, field
 
 from ..errors import BadRequest, RequestTooLarge
 from ..pool.cost import Costs
-from ..pool.match import AmbiguousModel, Facts, Need
+from ..pool.match import AmbiguousModel, Facts, Need, client_class
 from . import facts as reading
 from . import headers as heads
 from .exchange import Exchange
 from .routes import How, Route
 from .spool import Room, Spool
 
-_LONGEST_CLIENT = 128  # bytes of an X-Client-Id that count
 _LONGEST_SHOWN = 200  # characters of a model's name in an error
+_NAME = re.compile(rb"[!-~]{1,128}\Z")
 _LONGEST_VERSION = 18  # digits of an X-Min-Weight-Version: far beyond any issued version
 
 
@@ -147,7 +148,7 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
     if route.need is not Need.NOTHING:
         model = one_model(queried_models(exchange.target), model)
     needs_slot = route.need is not Need.NOTHING
-    client, min_version = wishes(exchange.headers)
+    client, group, min_version = wishes(exchange.headers)
     need = route.need
     if route.how is How.ANY and exchange.method not in ("GET", "HEAD"):
         need = Need.CALL
@@ -159,6 +160,7 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
         work=costs.work(model, route.kind, body.fields) if needs_slot else 0.0,
         kind=route.kind,
         min_version=min_version,
+        group=group,
     )
 
 
@@ -180,17 +182,31 @@ def one_model(queried: Sequence[str], other: str | None) -> str | None:
     return names[0]
 
 
-def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, int]:
+def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str, int]:
     """The client class that shares slots in turn (`X-Client-Id`; one class for all clients without
-    it), and the oldest acceptable weights (`X-Min-Weight-Version`). Raises BadRequest."""
-    client, version = b"", 0
+    it), the group that is cancelled together (`X-Group-Id`), and the oldest acceptable weights
+    (`X-Min-Weight-Version`). Raises BadRequest."""
+    client, group, version = b"", "", 0
     for name, content in reversed(headers):  # of several the first counts
         match name.lower():
             case b"x-client-id":
-                client = content[:_LONGEST_CLIENT]
+                client = content
+            case b"x-group-id":
+                group = name_in(content, "X-Group-Id")
             case b"x-min-weight-version":
                 version = _version(content)
-    return client.decode("latin-1"), version
+    return client_class(client), group, version
+
+
+def name_in(content: bytes, header: str) -> str:
+    """A name that a client has chosen. Raises BadRequest."""
+    if not _NAME.match(content):
+        raise BadRequest(
+            f"{header} must have 1 to 128 visible ASCII characters, not"
+            f" {content[:40].decode('latin-1')!r}",
+            code="invalid_header",
+        )
+    return content.decode()
 
 
 def _version(content: bytes) -> int:

@@ -94,7 +94,7 @@ ROUTES: tuple[Route, ...] = (
     Route(_P, "/add_worker", How.OWN),
     Route(_P, "/remove_worker", How.OWN),
     Route(_G, "/list_workers", How.OWN),
-    Route(_G, "/queue", How.OWN),
+    Route(_G + _D, "/queue", How.OWN),
     Route(("GET", "POST"), "/weights", How.OWN),
     Route(_P, "/weights/sync", How.OWN),
     Route(_P, "/weights/begin", How.OWN),

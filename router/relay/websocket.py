@@ -241,7 +241,7 @@ class WebSocketRelay:
             try:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
                 client.headers = self.instance.passed_by(client.headers)
-                name, version = wishes(client.headers)
+                name, group, version = wishes(client.headers)
                 named = heads.value(client.headers, b"model")
                 facts = Facts(
                     model=one_model(
@@ -252,6 +252,7 @@ class WebSocketRelay:
                     client=name,
                     kind="session",
                     min_version=version,
+                    group=group,
                 )
                 client.record.client, client.record.model = facts.client, facts.model
                 await self.attempts.run(facts, partial(self._session, client))

@@ -1,12 +1,15 @@
-"""`GET /queue`: what waits, for which models and clients, and for how long."""
+"""`/queue`: what waits, for which models and clients, and for how long; and to cancel it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import trio
-from quart import Blueprint
+from quart import Blueprint, request
 
+from ..errors import BadRequest
+from ..pool.match import client_class
+from .body import only
 from .parts import parts
 
 blueprint = Blueprint("queue", __name__)
@@ -38,6 +41,26 @@ async def queue() -> dict[str, Any]:
             for (model, task, client), some in since.items()
         ],
     }
+
+
+@blueprint.delete("/queue")
+async def cancel() -> dict[str, Any]:
+    """Cancel what waits, by group or client or both."""
+    only(request.args, ("group", "client"))
+    groups, clients = request.args.getlist("group"), request.args.getlist("client")
+    if not groups and not clients:
+        raise BadRequest(
+            "Say what to cancel: ?group=G (X-Group-Id), ?client=C (X-Client-Id), or both",
+            code="missing_field",
+        )
+    if "" in (*groups, *clients):
+        raise BadRequest("?group= and ?client= must not be empty", code="invalid_field")
+    names = {client_class(client.encode()) for client in clients}
+    among = set(groups)
+    count = parts().dispatcher.cancel(
+        lambda facts: (not among or facts.group in among) and (not names or facts.client in names)
+    )
+    return {"cancelled": count}
 
 
 def _longest(since: list[float], now: float) -> float:

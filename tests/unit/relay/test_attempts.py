@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
-from router.dispatch import Dispatcher
+from router.dispatch import Cancelled, Dispatcher
 from router.errors import WorkerFailed
 from router.pool.cost import Speeds
 from router.pool.lifecycle import Probe
@@ -47,3 +48,31 @@ def test_who_waits_does_not_get_the_slot_of_a_worker_that_just_failed() -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert [url for _, url in asked].count(REFUSING) == 1
     assert sorted(name for name, url in asked if url == GOOD) == ["a", "b", "c"]
+
+
+def test_a_request_that_is_cancelled_before_its_second_try_says_so() -> None:
+    async def main() -> None:
+        registry = Registry()
+        dispatcher = Dispatcher(registry, make("least-request", Speeds()))
+        attempts = Attempts(registry, dispatcher, retries=3)
+        refusing, good = (registry.add(url, Origin.REGISTERED) for url in (REFUSING, GOOD))
+        for worker in (refusing, good):
+            registry.learned(worker, Capabilities())
+            registry.probed(worker, Probe.OK)
+        busy = await dispatcher.lease(Facts(need=Need.SLOT), tried=[refusing])
+
+        async def refused(lease: Lease) -> None:
+            assert lease.worker is refusing
+            raise TryAnother(WorkerFailed("connection refused"))
+
+        async def request() -> None:
+            with pytest.raises(Cancelled):
+                await attempts.run(Facts(need=Need.SLOT), refused)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request)
+            await trio.testing.wait_all_tasks_blocked()
+            assert dispatcher.cancel(lambda _: True) == 1
+        busy.release()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
