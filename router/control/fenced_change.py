@@ -13,7 +13,7 @@ from typing import Any
 from attrs import define, evolve, field
 
 from ..errors import RouterError, StateUnavailable
-from ..pool.weights import Change, Ledgers, Meaning, meaning
+from ..pool.weights import Change, Ledgers, Meaning, meaning, wraps
 from ..pool.weights.answers import alike, words
 from ..pool.worker import Worker
 from ..store.store import Store
@@ -140,6 +140,8 @@ class OneCallChange(FencedChange):
         if row.answered:
             refused = what is Meaning.REFUSED
             self._said.add(alike(row.status, row.body) if refused else None)
+            if what is not Meaning.APPLIED and wraps(change.path, row.status, row.body):
+                self.ledgers.wrapped(worker, claim.called)
         match what:
             case Meaning.APPLIED:
                 assert claim.called is not None

@@ -17,8 +17,8 @@ from attrs import define, field
 
 from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers
-from ..pool.weights import Change, Meaning, meaning
-from ..pool.weights.answers import words
+from ..pool.weights import Change, Meaning, meaning, wraps
+from ..pool.weights.answers import alike, words
 from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
 from .calls import Claim, Outcome, Row, answer
@@ -78,16 +78,20 @@ class OpenTransaction(FencedChange):
         self.let_go(worker)
 
     def applied_by(self, rows: list[Row], path: str) -> list[Row]:
-        """The rows whose call was applied; workers that may have applied a part are spoilt."""
+        """The rows whose call was applied; workers that may have applied a part are spoilt. A
+        refusal that all workers share changed nothing."""
         applied: list[Row] = []
+        shared = len({alike(row.status, row.body) for row in rows}) == 1
         for row in rows:
             what = meaning(path, row.status, row.body, sent=row.sent)
             if what is Meaning.APPLIED:
                 applied.append(row)
-            else:
-                self.change.error = words(row.body)
-                if what is not Meaning.UNCHANGED:
-                    self.spoilt.add(row.worker)
+                continue
+            self.change.error = words(row.body)
+            if row.answered and wraps(path, row.status, row.body):
+                self.ledgers.wrapped(row.worker, self.claims[row.worker].incarnation)
+            if what is Meaning.UNKNOWN or (what is Meaning.REFUSED and not shared):
+                self.spoilt.add(row.worker)
         return applied
 
     def release(self, touched: Sequence[Worker] | None, why: str = "it was not completed") -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ..errors import StateUnavailable
-from ..pool.weights import Ledgers, Meaning, Step, meaning
+from ..pool.weights import Ledgers, Meaning, Step, meaning, wraps
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import FRESH
 from ..pool.worker import Origin, Weights, Worker
@@ -92,7 +92,8 @@ class Replayer:
         if step.optional and row.answered and await self._acts_no_lora(worker):
             return True
         if what is Meaning.UNCHANGED:
-            self.ledgers.returned(worker, before)
+            wrapped = before.wrapped or wraps(step.path, row.status, row.body)
+            self.ledgers.returned(worker, evolve(before, wrapped=wrapped))
         reason = f"{step.path}: {words(row.body)}"
         if not row.answered:
             self.ledgers.delayed(worker, reason)

@@ -127,6 +127,7 @@ class LorasApi:
             if fault is None or fault.text("effect", "none") == "applied":
                 act()
             if fault is not None:
+                self.state.scheduler.loras.wrapped = True  # a worker wraps before it loads
                 raise WeightsError(fault.text("message", "simulated failure"))
 
         try:

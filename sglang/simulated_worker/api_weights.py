@@ -151,7 +151,8 @@ def checksum(scheduler: Scheduler, name: str) -> str:
         return "not_found"
     parts = [name, module.identity]
     if name == "transformer" and scheduler.loras.wrapped:
-        parts += ["wrapped", scheduler.loras.identity]
+        worn = "with adapters" if scheduler.loras.active else "bare"
+        parts += ["wrapped", worn, scheduler.loras.identity]
     return digest("checksum a", *parts) + digest("checksum b", *parts)
 
 

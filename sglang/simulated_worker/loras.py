@@ -29,7 +29,8 @@ class Loras:
     loaded: dict[str, str] = field(factory=dict)
     active: dict[str, Applied] = field(factory=dict)
     wrapped: bool = False
-    """Layers are wrapped at the first adapter and stay so: updates of weights then skip them."""
+    """Layers are wrapped for the first adapter, even one that cannot be loaded, and stay so:
+    updates of weights then skip them."""
 
     @property
     def identity(self) -> str:
@@ -54,6 +55,7 @@ class Loras:
         invalid = [target for target in targets if target not in TARGETS]
         if invalid:
             raise WeightsError(f"Invalid target(s): {invalid}. Valid targets: {list(TARGETS)}")
+        self.wrapped = True  # before it looks for the adapters
         fresh: dict[str, str] = {}
         for nickname, path in zip(nicknames, paths, strict=True):
             known = self.loaded.get(nickname) or fresh.get(nickname)
@@ -67,7 +69,6 @@ class Loras:
                     raise WeightsError(f"Weight path does not exist: {path}")
                 fresh[nickname] = path
         self.loaded.update(fresh)
-        self.wrapped = True
         acting = [i for i, target in enumerate(targets) if target in ("all", "transformer")]
         if acting:
             self.active["transformer"] = Applied(

@@ -8,7 +8,7 @@ the outcomes to it.
 
 from __future__ import annotations
 
-from .answers import Meaning, meaning
+from .answers import Meaning, meaning, wraps
 from .ledger import Change, Ledger, WeightRecord, label_of
 from .ledgers import Ledgers
 from .recipe import Recipe, Step
@@ -23,4 +23,5 @@ __all__ = [
     "WeightRecord",
     "label_of",
     "meaning",
+    "wraps",
 ]

@@ -7,12 +7,15 @@ from enum import StrEnum
 from typing import Any
 
 from ... import text
-from .recipe import DISK, TENSOR
+from .recipe import DISK, SET_LORA, TENSOR
 
 _LONGEST = 2000  # characters kept of a worker's own words
 
 # A disk update with such an error has begun to load: the weights before it are lost.
 _TOUCHED = re.compile(r"roll(ed|ing)?[ -]?back|failed to update module", re.IGNORECASE)
+# Refused before a worker wraps any layer.
+_NOT_WRAPPED = (401, 403, 404, 405, 422)
+_INVALID_TARGET = re.compile(r"invalid target", re.IGNORECASE)
 # Parts that differ between workers that refuse for the same reason.
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 
@@ -48,6 +51,13 @@ def meaning(path: str, status: int, body: Any, *, sent: bool = True) -> Meaning:
     if path != DISK and isinstance(body, dict) and "detail" in body:
         return Meaning.REFUSED
     return Meaning.UNKNOWN
+
+
+def wraps(path: str, status: int, body: Any) -> bool:
+    """Whether a refusal has left wrapped layers, or may have: a worker wraps its layers before it
+    looks for the adapter, but after it has looked at the form of the call and at the target."""
+    early = status in _NOT_WRAPPED or _INVALID_TARGET.search(words(body)) is not None
+    return path == SET_LORA and not early
 
 
 def alike(status: int, body: Any) -> tuple[int, str]:

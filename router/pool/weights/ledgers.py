@@ -103,6 +103,11 @@ class Ledgers(LedgerView):
             self._put(worker, lost_by(self.weight_state(worker), change))
         self.release(worker, reason)
 
+    def wrapped(self, worker: Worker, incarnation: int | None) -> None:
+        """A LoRA call that this incarnation refused has wrapped layers all the same."""
+        if not worker.removed and worker.incarnation == incarnation:
+            self._put(worker, evolve(self.weight_state(worker), wrapped=True))
+
     def close(self, change: Change) -> None:
         """All workers of the change have been reported; without a success the change is void."""
         ledger = self.ledger(change.model)

@@ -104,6 +104,21 @@ def test_refused_adapters(run_worker: Run, body: dict[str, Any], status: int, sa
     run_worker(test)
 
 
+@pytest.mark.parametrize(("target", "wraps"), [("all", True), ("foo", False)])
+def test_refused_adapters_leave_wrapped_layers(run_worker: Run, target: str, wraps: bool) -> None:
+    async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
+        body = {"lora_nickname": "a", "lora_path": "/nonexistent", "target": target}
+        assert (await client.post("/v1/set_lora", json=body)).status_code == 500
+        before = worker.scheduler.weights.modules["transformer"].identity
+        answer = await client.post("/update_weights_from_disk", json={"model_path": "m/1"})
+        assert answer.status_code == 200
+        update = [entry for entry in worker.log.work if entry.kind == "update_weights_from_disk"]
+        assert update[0].facts["skipped"] == (["transformer"] if wraps else [])
+        assert (worker.scheduler.weights.modules["transformer"].kept == before) is wraps
+
+    run_worker(test, model_path="m/0")
+
+
 def test_wrapped_layers_are_skipped_by_later_updates(run_worker: Run) -> None:
     async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
         await client.post("/v1/set_lora", json={"lora_nickname": "a", "lora_path": "x/a"})

@@ -155,9 +155,25 @@ def test_a_mistyped_lora_takes_nobody_out(run_pool: RunPool) -> None:
         assert current(a, b)
         assert paths(a) == [SET]
         assert (await pool.image()).status_code == 200
-        await refitted(pool, "v1")  # it left nothing behind that forbids it
+        # Its layers are wrapped all the same: an update would pass over them.
+        assert a.sim.scheduler.loras.wrapped
+        is_ours(await refit(pool, "v1"), 409, "lora_active")
+        is_ours(await pool.http.post(TENSOR, json=TENSORS), 409, "lora_active")
+        lora = {"lora_nickname": "x", "lora_path": "loras/x"}
+        assert (await pool.http.post(SET, json=lora)).json()["weight_version"] == 1
 
     run_pool(test, IMAGES, IMAGES)
+
+
+def test_a_lora_for_no_target_wraps_nothing(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        for lora in ({"lora_nickname": "x", "target": "nope"}, {"lora_nickname": ["x", 1]}):
+            assert (await pool.http.post(SET, json=lora)).json().get("success", False) is False
+        assert not a.sim.scheduler.loras.wrapped
+        await refitted(pool, "v1")
+        assert has(a, "v1")
+
+    run_pool(test, IMAGES)
 
 
 def test_other_models_are_left_alone(run_pool: RunPool) -> None:

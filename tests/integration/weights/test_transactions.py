@@ -11,6 +11,7 @@ from tests.integration.api.pools import IMAGES, Member, RunPool, direct_to, is_o
 from tests.integration.deployment import Deployment, until
 from tests.integration.weights.refits import (
     DISK,
+    SET,
     TENSOR,
     TENSORS,
     current,
@@ -134,6 +135,19 @@ def test_a_mistyped_call_spoils_nothing(run_pool: RunPool) -> None:
         assert has(a, "v1")
 
     run_pool(test, IMAGES)
+
+
+def test_a_mistyped_lora_wraps_and_spoils_nothing_else(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        txn = await begin(pool)
+        bad = {"lora_nickname": "x", "lora_path": "bad/x"}
+        assert (await call(pool, txn, SET, bad)).status_code == 502
+        is_ours(await call(pool, txn, DISK, {"model_path": "v1"}), 409, "lora_active")
+        assert (await call(pool, txn, SET, {**bad, "lora_path": "x"})).status_code == 200
+        assert (await end(pool, "commit", txn)).json()["success"] is True
+        assert current(a, b)
+
+    run_pool(test, IMAGES, IMAGES)
 
 
 def test_nobody_has_it(run_pool: RunPool) -> None:

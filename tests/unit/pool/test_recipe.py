@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.pool.weights import Meaning, Recipe, meaning
+from router.pool.weights import Meaning, Recipe, meaning, wraps
 from router.pool.weights.answers import alike
 from router.pool.weights.recipe import (
     DISK,
@@ -145,6 +145,24 @@ def test_without_a_path_of_its_own() -> None:
 )
 def test_what_answers_mean(path: str, status: int, body: Any, sent: bool, means: Meaning) -> None:
     assert meaning(path, status, body, sent=sent) is means
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "body", "wrapped"),
+    [
+        (SET_LORA, 500, {"detail": "Failed to set LoRA adapter: no such path"}, True),
+        (SET_LORA, 400, {"detail": "no such path"}, True),
+        (SET_LORA, 500, {"detail": "Failed to set LoRA adapter: Invalid target(s): ['x']"}, False),
+        (SET_LORA, 422, {"detail": []}, False),
+        (SET_LORA, 404, {"detail": "Not Found"}, False),
+        (UNMERGE, 500, {"detail": "no such adapter"}, False),
+        (DISK, 400, {"message": "no such path"}, False),
+    ],
+)
+def test_which_refusals_leave_wrapped_layers(
+    path: str, status: int, body: Any, wrapped: bool
+) -> None:
+    assert wraps(path, status, body) is wrapped
 
 
 def test_refusals_that_say_the_same() -> None:
