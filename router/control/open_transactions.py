@@ -17,7 +17,7 @@ from attrs import define, field
 
 from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers
-from ..pool.weights import Change, Meaning, meaning, wraps
+from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
 from ..pool.weights.recipe import DISK, TENSOR, step_of
 from ..pool.worker import Worker
@@ -115,13 +115,17 @@ class Transactions:
     weights: WeightControl
     _open: dict[str, OpenTransaction] = field(init=False, factory=dict)
 
-    async def begin(self, choose: Choose, label: str | None, within: float) -> Outcome:
-        """Fence and drain the workers, and hold them for at most `within` seconds."""
+    async def begin(
+        self, choose: Choose, label: str | None, within: float, number: int | str | None = None
+    ) -> Outcome:
+        """Fence and drain the workers, and hold them for at most `within` seconds. `number`: the
+        version that the client wants for it. Raises NotGreater."""
         control = self.weights
         control.store.check()
         model = control.one_model(choose())
-        change = control.ledgers.make(uuid4().hex, model, "", None, label)
-        hold = partial(self._hold, change, choose, within)
+        name = label or (None if number is None else str(number))
+        change = control.ledgers.make(uuid4().hex, model, "", None, name)
+        hold = partial(self._hold, change, choose, within, number)
         workers = control.ledgers.workers_of(model)
         operation = control.operations.start(hold, workers, model, begun=False)
         try:
@@ -175,20 +179,27 @@ class Transactions:
         said["weight_version"] = control.ledgers.ledger(change.model).version
         return status, said
 
-    async def commit(self, txn: str, label: str | None) -> Outcome:
-        """Issue one version for the whole transaction, and let the workers go.
+    async def commit(self, txn: str, label: str | None, number: int | str | None = None) -> Outcome:
+        """Issue one version for the whole transaction, and let the workers go. `number`: the
+        version that the client wants, instead of the one at the beginning.
 
-        Raises UnknownTransaction; NothingApplied if no worker has applied all of it, which also
-        aborts it; StateUnavailable.
+        Raises UnknownTransaction; NotGreater; NothingApplied if no worker has applied all of it,
+        which also aborts it; StateUnavailable.
         """
-        return await self._finish(lambda _: self._commit(txn, label))
+        return await self._finish(lambda _: self._commit(txn, label, number))
 
-    async def _commit(self, txn: str, label: str | None) -> Outcome:
+    async def _commit(self, txn: str, label: str | None, number: int | str | None) -> Outcome:
         opened = self._find(txn)
         async with opened.lock:
             self._find(txn)
             control, change = self.weights, opened.change
-            control.store.check()  # it stays open, and may be committed once the disk works
+            # Without the disk, or with such a number, it stays open and may be committed later.
+            control.store.check()
+            if number is None:
+                number = change.chosen  # a statement may have overtaken it
+            elif change.label is None or number_of(change.label) is not None:
+                label = label or str(number)
+            control.ledgers.choose(change, number)
             good = [worker for worker in opened.present if worker not in opened.spoilt]
             if not good:
                 opened.release(touched=None)
@@ -233,7 +244,12 @@ class Transactions:
         return await self.weights.operations.start(work).result()
 
     async def _hold(
-        self, change: Change, choose: Choose, within: float, operation: Operation[Outcome]
+        self,
+        change: Change,
+        choose: Choose,
+        within: float,
+        number: int | str | None,
+        operation: Operation[Outcome],
     ) -> Outcome:
         """Answer the client that began once the workers are idle, and hold them until the
         transaction is over. Until the answer, the transaction ends with its client."""
@@ -241,6 +257,7 @@ class Transactions:
         opened = OpenTransaction(change, operation, control.agents, control.ledgers, control.store)
         try:
             targets = await control.targets(choose, operation, last=True)
+            control.ledgers.choose(change, number)
             if not targets.eligible:
                 raise no_workers()
             opened.deferred = targets.deferred

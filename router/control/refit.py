@@ -55,12 +55,12 @@ class Order:
     content: Mapping[str, Any] | None = None
 
     @property
-    def identity(self) -> object:
-        """Equal for orders that ask for the same; a streamed order equals no other."""
+    def digest(self) -> str | None:
+        """Equal for orders that ask for the same; None for a streamed order."""
         body = self.call.body
         if not isinstance(body, bytes):
-            return object()
-        return self.call.path, self.who, hashlib.sha256(body).digest()
+            return None
+        return hashlib.sha256(f"{self.call.path} {self.who} ".encode() + body).hexdigest()
 
 
 @define(eq=False)
@@ -87,14 +87,14 @@ class WeightControl:
         or runs.
 
         The change goes on if the caller is cancelled, unless its turn has not come. Raises
-        BadRequest (`ambiguous_target`), Conflict (`lora_active`), PoolUnavailable,
-        StateUnavailable.
+        BadRequest (`ambiguous_target`), Conflict (`lora_active`, `weight_version_not_greater`),
+        PoolUnavailable, StateUnavailable.
         """
         self.store.check()
         model = self.one_model(order.choose())
         work = partial(self._change, order, model)
         workers = self.ledgers.workers_of(model)
-        operation = self.operations.start(work, workers, model, order.identity, begun=False)
+        operation = self.operations.start(work, workers, model, order.digest, begun=False)
         return await operation.result()
 
     def one_model(self, chosen: list[Worker]) -> str:
@@ -254,7 +254,10 @@ class WeightControl:
             if reachable(w) and (w.memory is not Memory.AWAKE or w in operation.workers)
         ]
         self.check_loras(path, model, [*targets.eligible, *sleepers])
-        change = self.ledgers.make(uuid4().hex, model, path, text, label_of(path, content))
+        label = label_of(path, content)
+        change = self.ledgers.make(uuid4().hex, model, path, text, label, order.digest)
+        if self.ledgers.choose(change, content.get("weight_version")) is not None:
+            return self._waits(change, targets)
         if ledger.pending and change.body is not None:
             later = [*targets.eligible, *sleepers]
             targets, sleepers = Targets((), [*targets.eligible, *targets.deferred]), later
@@ -278,6 +281,9 @@ class WeightControl:
             )
         self.ledgers.defer(change, sleepers)
         await self.store.commit()
+        return self._waits(change, targets)
+
+    def _waits(self, change: Change, targets: Targets) -> Outcome:
         return 200, {
             "results": [],
             "deferred": targets.deferred_rows(),

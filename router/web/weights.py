@@ -91,11 +91,11 @@ async def sync() -> Answer:
 async def begin() -> Answer:
     """Fence and drain workers, and hold them for a change of several calls."""
     content = await body.json_object()
-    body.only(content, ("model", "workers", "timeout", "label"))
-    within, label = _seconds(content, _HELD), _text(content, "label")
+    body.only(content, ("model", "workers", "timeout", "label", "weight_version"))
+    within, (label, number) = _seconds(content, _HELD), _named(content)
     registry, (model, workers) = parts().registry, _names(content)
     status, said = await parts().transactions.begin(
-        lambda: select(registry, model=model, workers=workers), label, within
+        lambda: select(registry, model=model, workers=workers), label, within, number
     )
     return said, status
 
@@ -104,9 +104,9 @@ async def begin() -> Answer:
 async def commit() -> Answer:
     """Issue one version for all changes since the beginning, and release the workers."""
     content = await body.json_object()
-    body.only(content, ("txn", "label"))
-    txn, label = _txn(content), _text(content, "label")
-    status, said = await parts().transactions.commit(txn, label)
+    body.only(content, ("txn", "label", "weight_version"))
+    txn, (label, number) = _txn(content), _named(content)
+    status, said = await parts().transactions.commit(txn, label, number)
     return said, status
 
 
@@ -218,6 +218,14 @@ def _text(content: dict[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise BadRequest(f"{name} must be a string", code="invalid_field")
     return value
+
+
+def _named(content: dict[str, Any]) -> tuple[str | None, int | str | None]:
+    """The label of a transaction, and the number that its client wants for the version."""
+    number = content.get("weight_version")
+    if type(number) not in (int, str, type(None)):
+        raise BadRequest("weight_version must be a whole number or a text", code="invalid_field")
+    return _text(content, "label"), number
 
 
 def _txn(content: dict[str, Any]) -> str:

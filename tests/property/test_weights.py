@@ -24,7 +24,15 @@ from router.pool.match import Facts
 from router.pool.policies import LeastRequest, LeastWork
 from router.pool.queue import Queue
 from router.pool.registry import Registry
-from router.pool.weights import Change, Ledger, Ledgers, Recipe, Step, WeightRecord
+from router.pool.weights import (
+    Change,
+    Ledger,
+    Ledgers,
+    NotGreater,
+    Recipe,
+    Step,
+    WeightRecord,
+)
 from router.pool.weights.recipe import DISK, MERGE, SET_LORA, UNMERGE
 from router.pool.worker import (
     ROUTER_RESTARTED,
@@ -198,6 +206,8 @@ class WeightMachine(RuleBasedStateMachine):
         self.processes: dict[str, Process] = {}
         self.replaced: set[str] = set()  # by another process, which the router has not judged yet
         self.ideal: dict[int, Process] = {0: Process()}
+        self.promised: dict[str, int] = {}  # by change: the number that it must get
+        self.sent: dict[str, tuple[str, dict[str, Any]]] = {}  # by digest
         self.count = 0
         self.router = Router(self, self.papers)
         for url in URLS[:2]:
@@ -358,8 +368,12 @@ class WeightMachine(RuleBasedStateMachine):
     # Changes, as `control.transaction` makes them.
 
     @precondition(lambda self: self.router.change is None)
-    @rule(kind=st.sampled_from(sorted(BODIES)), some=st.sets(PICK, max_size=3))
-    def change_begins(self, kind: str, some: set[int]) -> None:
+    @rule(
+        kind=st.sampled_from(sorted(BODIES)),
+        some=st.sets(PICK, max_size=3),
+        asked=st.sampled_from(["", "", "", "next", "far", "digits", "low", "again"]),
+    )
+    def change_begins(self, kind: str, some: set[int], asked: str) -> None:
         ledgers = self.router.ledgers
         ledger = ledgers.ledger("m")
         members = ledgers.workers_of("m")
@@ -368,6 +382,10 @@ class WeightMachine(RuleBasedStateMachine):
             return
         chosen = [w for i, w in enumerate(members) if i in some] or members
         path, content = BODIES[kind]
+        digest = str(self.count + 1)
+        if asked == "again" and ledger.made in self.sent:
+            digest = ledger.made
+            path, content = self.sent[digest]
         ready = [w for w in chosen if self.callable(w) and ledgers.can_take(w, path)]
         sleepers = [
             w
@@ -379,11 +397,40 @@ class WeightMachine(RuleBasedStateMachine):
         pending_lora = any(change.has_lora for change in ledger.pending)
         if path == DISK and (ledgers.had_lora([*ready, *sleepers]) or pending_lora):
             return
-        change = ledgers.make(str(self.count), "m", path, json.dumps(content), None)
+        change = ledgers.make(str(self.count), "m", path, json.dumps(content), None, digest)
+        if not self.number(change, ledger, asked):
+            return
+        self.sent[digest] = path, content
         if ready and not ledger.pending:
             self.open(change, ready)
         elif ready or sleepers:
             ledgers.defer(change, [*ready, *sleepers])
+
+    def number(self, change: Change, ledger: Ledger, asked: str) -> bool:
+        """Whether the change may be made with the number that its client asks for."""
+        last = ledger.promised
+        number: dict[str, object] = {
+            "next": last + 1,
+            "far": last + 10,
+            "digits": str(last + 2),
+            "low": last if last % 2 else str(last),
+            "again": ledger.version,
+        }
+        again = ledger.repeats(evolve(change, chosen=ledger.version)) and not ledger.pending
+        try:
+            assert self.router.ledgers.choose(change, number.get(asked)) is None
+        except NotGreater:
+            assert asked in ("low", "again")
+            assert not again
+            return False
+        if asked in ("next", "far", "digits"):
+            self.promised[change.change_id] = int(str(number[asked]))
+        elif asked == "again":
+            assert again
+            self.promised[change.change_id] = ledger.version
+        else:
+            assert change.chosen is None
+        return True
 
     def open(self, change: Change, workers: list[Worker]) -> None:
         router = self.router
@@ -447,8 +494,13 @@ class WeightMachine(RuleBasedStateMachine):
             if before is None:
                 ideal = self.ideal[router.ledgers.ledger("m").version].copy()
                 ideal.apply(change.path, content, ideal=True)
-                self.ideal[router.ledgers.ledger("m").issued + 1] = ideal
+                last = router.ledgers.ledger("m").issued
+                number = self.promised.get(change.change_id)
+                self.ideal[number or last + 1] = ideal
             router.ledgers.applied(change, worker, worker.incarnation)
+            if before is None:
+                assert change.version == (number or last + 1)
+                assert change.again or change.version > last
             self.unsure(change)
             router.ledgers.release(worker)
         elif outcome == "refused" and change.path == DISK:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from .answers import Meaning, meaning, wraps
 from .ledger import Change, Ledger, WeightRecord, label_of
 from .ledgers import Ledgers
+from .numbers import NotGreater, number_of
 from .recipe import Recipe, Step
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Ledger",
     "Ledgers",
     "Meaning",
+    "NotGreater",
     "Recipe",
     "Step",
     "WeightRecord",
     "label_of",
     "meaning",
+    "number_of",
     "wraps",
 ]

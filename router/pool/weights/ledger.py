@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from attrs import define, field, frozen
 
 from ...text import from_json
+from .numbers import number_of
 from .recipe import DISK, TENSOR, Recipe, Step, step_of
 
 
@@ -32,6 +33,8 @@ class Change:
     label: str | None
     workers: tuple[str, ...] = ()  # URLs of the workers that it runs on or waits for
     pending: bool = False
+    chosen: int | None = None  # the number that the client wants for the version
+    digest: str | None = None  # equal for requests of the same; None if they cannot be compared
     # `version` is issued at the first success; `before` is the recipe at that moment.
     version: int | None = field(init=False, default=None)
     before: Recipe | None = field(init=False, default=None)
@@ -39,6 +42,8 @@ class Change:
     seen_version: int | None = field(init=False, default=None)
     error: str | None = field(init=False, default=None)  # the last refusal, for people
     over: bool = field(init=False, default=False)
+    # Issued as a repetition of the change that made the version before.
+    again: bool = field(init=False, default=False)
     # The steps of a transaction, which sends its calls one by one.
     steps: list[Step] = field(init=False, factory=list)
     opaque: bool = field(init=False, default=False)
@@ -103,7 +108,10 @@ class Change:
 
 def label_of(path: str, content: Mapping[str, Any]) -> str | None:
     """The label for people: the label in the body, else the path or LoRA that the change loads."""
-    for name in ("weight_version", "label", "model_path", "lora_nickname"):
+    names = ["weight_version", "label", "model_path", "lora_nickname"]
+    if number_of(content.get("weight_version")) is not None:
+        names.insert(0, "label")  # says more than the number, which is shown anyway
+    for name in names:
         value = content.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
             return str(value)
@@ -126,6 +134,7 @@ class Ledger:
     last_error: str | None = None
     # Versions up to this number come from before a reset and have nothing to do with the recipe.
     since: int = 0
+    made: str | None = None  # the digest of the change that made the current version
     # Changes that no worker could take yet, in order; they come before any other change.
     pending: list[Change] = field(init=False, factory=list)
 
@@ -137,6 +146,23 @@ class Ledger:
     def live(self) -> bool:
         """Whether there was a change, or one is pending; until then nothing is gated."""
         return self.version > 0 or bool(self.pending)
+
+    @property
+    def promised(self) -> int:
+        """The highest number that is issued, once all pending changes are."""
+        last = self.issued
+        for change in self.pending:
+            last = max(last + 1, change.chosen or 0, change.seen_version or 0)
+        return last
+
+    def repeats(self, change: Change) -> bool:
+        """Whether the change is the one that made the current version, sent again."""
+        same = change.digest is not None and change.digest == self.made
+        return same and change.chosen == self.version == self.issued
+
+    def takes(self, change: Change) -> bool:
+        """Whether the change would get the number that its client chose."""
+        return (change.chosen or 0) > self.issued or self.repeats(change)
 
 
 @frozen

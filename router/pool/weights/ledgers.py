@@ -14,6 +14,7 @@ from ..match import model_of
 from ..registry import Registry
 from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .ledger import Change, Ledger, WeightRecord, WeightStore
+from .numbers import NotGreater, number_of
 from .recipe import FRESH, Plan, Recipe, WeightState
 from .state import WorkerWeights, after, at_version, lost_by, without
 from .view import LedgerView
@@ -40,11 +41,40 @@ class Ledgers(LedgerView):
     # Changes. Each change is made, opened, reported for each of its workers, and closed.
 
     def make(
-        self, change_id: str, model: str, path: str, body: str | None, label: str | None
+        self,
+        change_id: str,
+        model: str,
+        path: str,
+        body: str | None,
+        label: str | None,
+        digest: str | None = None,
     ) -> Change:
         """A new change that has not begun."""
         self._last_change += 1
-        return Change(change_id, model, self._last_change, path, body, label)
+        return Change(change_id, model, self._last_change, path, body, label, digest=digest)
+
+    def choose(self, change: Change, asked: object) -> Change | None:
+        """Promise the change the number that its client asks for, if that is greater than the last
+        one, or if the change repeats the one that made the current version. Digits in a string are
+        else a label, as any text. Returns the pending change that this one repeats, if any.
+
+        Raises NotGreater.
+        """
+        number, ledger = number_of(asked), self.ledger(change.model)
+        if number is None:
+            return None
+        for other in ledger.pending:
+            if change.digest is not None and (number, change.digest) == (
+                other.chosen,
+                other.digest,
+            ):
+                return other
+        change.chosen, last = number, ledger.promised
+        if number <= last and not (number == last and ledger.repeats(change)):
+            change.chosen = None
+            if type(asked) is int:
+                raise NotGreater(number, last, change.model)
+        return None
 
     def open(self, change: Change, workers: Collection[Worker]) -> None:
         """The change begins on these workers: record the intent."""
@@ -94,6 +124,8 @@ class Ledgers(LedgerView):
     def unchanged(self, change: Change, worker: Worker, reason: str) -> None:
         """The worker has the weights that it had before: it refused, or was never called."""
         change.error = reason
+        if change.again and not worker.removed:  # what it has may differ from what others took
+            self._put(worker, lost_by(self.weight_state(worker), change))
         self.release(worker, reason)
 
     def unknown(self, change: Change, worker: Worker, reason: str) -> None:
@@ -270,7 +302,8 @@ class Ledgers(LedgerView):
                     known.state = evolve(lost_by(known.state, change), doubt=True)
                     self._store.put(known.record(url))
                 seen = [other.seen_version or 0 for other in ledger.pending]
-                change.seen_version = max([ledger.issued, *seen]) + 1
+                auto = max([ledger.issued, *seen]) + 1
+                change.seen_version = change.chosen if ledger.takes(change) else auto
             if change.body is not None:
                 ledger.pending.append(change)
                 continue
@@ -369,9 +402,14 @@ class Ledgers(LedgerView):
         ledger = self.ledger(change.model)
         change.before = ledger.recipe
         seen = {other.seen_version for other in ledger.pending if other is not change}
-        ledger.issued += 1
-        while ledger.issued in seen:
+        change.again = ledger.repeats(change)
+        if change.chosen is not None and ledger.takes(change):
+            ledger.issued = change.chosen
+        else:
             ledger.issued += 1
+            while ledger.issued in seen:
+                ledger.issued += 1
+        ledger.made = change.digest
         change.version = ledger.version = ledger.issued
         ledger.label = change.label
         ledger.recipe = change.applied_to(ledger.recipe, change.version)
@@ -387,9 +425,12 @@ class Ledgers(LedgerView):
             known.failure = None
             if known.change is change:
                 self._store.put(known.record(worker.url, lost_by(known.state, change)))
+            elif change.again:
+                self._put(worker, lost_by(known.state, change))
         self._settle_all(ledger.model)
-        issued = events.VersionIssued(ledger.model, change.version, change.label)
-        self._registry.bus.publish(issued)
+        if not change.again:
+            issued = events.VersionIssued(ledger.model, change.version, change.label)
+            self._registry.bus.publish(issued)
         return change.version
 
     def _store_intent(self, change: Change, workers: Iterable[Worker], *, pending: bool) -> None:

@@ -258,6 +258,8 @@ def test_what_is_kept_of_a_change_and_its_ledger() -> None:
         "label": "label",
         "workers": [worker.url],
         "pending": False,
+        "chosen": None,
+        "digest": None,
     }
     desk.ledgers.defer(desk.ledgers.make("later", "m", DISK, "{}", None), [worker])
     desk.ledgers.applied(change, worker, worker.incarnation)
@@ -270,6 +272,7 @@ def test_what_is_kept_of_a_change_and_its_ledger() -> None:
         "label": "label",
         "last_error": None,
         "since": 0,
+        "made": None,
     }
     assert set(desk.kept) == {("ledgers", "m"), ("changes", "later"), ("weights", worker.url)}
 

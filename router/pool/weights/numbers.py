@@ -1,0 +1,29 @@
+"""The version numbers that trainers choose for their changes."""
+
+from __future__ import annotations
+
+from ...errors import Conflict
+
+MOST = 2**53  # from here on JSON numbers are not exact: such a number is only a label
+
+
+class NotGreater(Conflict):
+    """The chosen number is not greater than the last one issued or promised."""
+
+    default_code = "weight_version_not_greater"
+
+    def __init__(self, number: int, last: int, model: str) -> None:
+        super().__init__(
+            f"weight_version {number} is not greater than {last}, the last number of {model}: give "
+            "a greater one, none, or a text, which is a label. Several calls for one version are a "
+            "transaction (/weights/begin)",
+            details={"weight_version": last},
+        )
+
+
+def number_of(value: object) -> int | None:
+    """The number in a field `weight_version`: a JSON integer, or a string of digits as some
+    trainers send. None for any other value, which is a label at most."""
+    if type(value) is str and len(value) < 20 and value.isascii() and value.isdigit():
+        value = int(value)
+    return value if type(value) is int and value < MOST else None

@@ -1,0 +1,172 @@
+"""The numbers that clients choose for the versions of their changes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from router.pool import events
+from router.pool.weights import Change, Ledger, NotGreater, number_of
+from router.pool.weights.recipe import DISK, TENSOR
+from router.pool.worker import Weights
+from router.store.records import structured, unstructured
+from tests.unit.pool.test_ledgers import CARD, Desk
+
+
+def asks(desk: Desk, asked: object, path: str = "p", *, digest: str | None = None) -> Change:
+    """A change from disk whose client asks for this number."""
+    body = json.dumps({"model_path": path})
+    change = desk.ledgers.make(f"{asked} {path}", "m", DISK, body, None, digest or path)
+    assert desk.ledgers.choose(change, asked) is None
+    return change
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        (40, 40),
+        ("40", 40),
+        ("007", 7),
+        (0, 0),
+        (-1, -1),
+        (2**53, None),
+        ("9" * 19, None),
+        ("9" * 5000, None),
+        (True, None),
+        (4.0, None),
+        ("-1", None),
+        ("\u0664", None),
+        ("step 4", None),
+        ("", None),
+        (None, None),
+        ([4], None),
+    ],
+)
+def test_what_is_a_number(given: object, number: int | None) -> None:
+    assert number_of(given) == number
+
+
+def test_the_number_of_the_client_is_the_version() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    assert desk.apply(asks(desk, 40), a) == 40
+    assert a.weight_version == 40
+    assert desk.apply(asks(desk, "50", "q"), a) == 50
+    assert desk.change(a) == 51
+    assert desk.apply(asks(desk, "any text", "r"), a) == 52
+
+
+def test_a_number_that_is_not_greater_is_refused_and_digits_are_a_label() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    desk.apply(asks(desk, 40), a)
+    for low in (40, 39, 0, -5):
+        with pytest.raises(NotGreater, match=r"not greater than 40, the last number of m"):
+            asks(desk, low, "q")
+    assert desk.apply(asks(desk, "1", "q"), a) == 41
+
+
+def test_a_void_change_uses_no_number() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    change = asks(desk, 40)
+    desk.ledgers.open(change, [a])
+    desk.ledgers.fence(a, "a change")
+    desk.ledgers.unchanged(change, a, "no such path")
+    desk.ledgers.close(change)
+    assert desk.apply(asks(desk, 40, "q"), a) == 40
+
+
+def test_a_repetition_keeps_the_number_until_there_is_another() -> None:
+    desk = Desk()
+    told: list[object] = []
+    desk.registry.bus.subscribe(told.append, events.VersionIssued)
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    desk.apply(asks(desk, 40), a, b, c)
+    again = asks(desk, 40)
+    desk.ledgers.open(again, [a, b])
+    for worker in (a, b):
+        desk.ledgers.fence(worker, "a change")
+    desk.ledgers.applied(again, a, a.incarnation)
+    desk.ledgers.release(a)
+    # What `a` loaded may be other weights than those that `b` has from before.
+    desk.ledgers.unchanged(again, b, "refused")
+    desk.ledgers.close(again)
+    assert (again.version, a.weights, a.weight_version) == (40, Weights.CURRENT, 40)
+    for other in (b, c):  # and `c` was not called
+        assert other.weights is Weights.BEHIND
+        assert desk.ledgers.plan(other).steps
+    assert len(told) == 1
+    assert desk.ledgers.ledger("m").issued == 40
+
+    desk.begin()
+    a, b = desk.join("a"), desk.join("b")
+    assert desk.apply(asks(desk, "40"), a) == 40  # also after a restart, also as text
+    assert b.weights is Weights.BEHIND  # it was not among the workers
+    desk.apply(asks(desk, 41, "q"), a)
+    with pytest.raises(NotGreater):
+        asks(desk, 40)
+
+
+def test_a_number_that_was_used_up_since_is_not_given_again() -> None:
+    change = Change("id", "m", 1, DISK, "{}", None, chosen=40, digest="d")
+    assert Ledger("m", version=40, issued=40, made="d").takes(change)
+    assert not Ledger("m", version=40, issued=41, made="d").takes(change)
+
+
+def test_what_waits_has_its_number_promised() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    first, second = asks(desk, 40), asks(desk, None, "q")
+    for change in (first, second):
+        desk.ledgers.defer(change, [a])
+    repeated = desk.ledgers.make("again", "m", DISK, first.body, None, first.digest)
+    assert desk.ledgers.choose(repeated, 40) is first
+    with pytest.raises(NotGreater, match="not greater than 41"):
+        asks(desk, 41, "r")
+
+    desk.begin()
+    desk.join("a")
+    waits = desk.ledgers.ledger("m").pending
+    assert [change.chosen for change in waits] == [40, None]
+
+
+@pytest.mark.parametrize("path", [DISK, TENSOR])
+def test_a_number_survives_a_crash_in_its_change(path: str) -> None:
+    desk = Desk()
+    a = desk.join("a")
+    desk.change(a)
+    body = json.dumps({"model_path": "q"}) if path == DISK else None
+    change = desk.ledgers.make("id", "m", path, body, None, "digest")
+    desk.ledgers.choose(change, 40)
+    desk.ledgers.open(change, [a])
+    desk.begin()
+    a = desk.join("a")
+    desk.registry.reincarnate(a, "another process")
+    desk.registry.learned(a, CARD)
+    ledger = desk.ledgers.ledger("m")
+    if path == DISK:  # it runs again, as the same
+        assert desk.apply(ledger.pending[0], a) == 40
+    else:  # clients may have seen it
+        assert ledger.issued == 40
+        with pytest.raises(NotGreater):
+            asks(desk, 40)
+
+
+def test_a_statement_may_overtake_a_number() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    change = asks(desk, 40)
+    desk.ledgers.attest("m", 50, None, None)
+    assert desk.apply(change, a) == 51
+
+
+def test_rows_of_before_are_read() -> None:
+    old = unstructured(Change("id", "m", 1, DISK, "{}", None))
+    for name in ("chosen", "digest"):
+        del old[name]
+    assert structured(old, Change).chosen is None
+    ledger = unstructured(Ledger("m", 3, 3))
+    del ledger["made"]
+    assert structured(ledger, Ledger).made is None
