@@ -46,8 +46,10 @@ PYZ = Path(__file__).parent / "dist" / "router.pyz"
 
 # A Python between the oldest and the newest rarely does what neither of the two does.
 SMOKE = "tests/integration/api"
-# These need no clock but their own, so that two of them can run side by side.
+# These use a processor all the time; the others wait for most of theirs.
 PURE = ["tests/unit", "tests/property"]
+TWO = ("-n", "2", "--dist", "worksteal")
+THREE = ("-n", "3", "--dist", "worksteal")
 
 # pyenv keeps all Pythons but the chosen one off the PATH.
 PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
@@ -92,10 +94,10 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", "--ignore=tests/e2e", *session.posargs)
         return
-    session.run("pytest", "-n", "2", "--dist", "worksteal", *PURE)
+    session.run("pytest", *TWO, *PURE)
     whole = session.python in (INSTALLED[0], INSTALLED[-1])
     others = [f"--ignore={folder}" for folder in (*PURE, "tests/e2e")]
-    session.run("pytest", *(others if whole else [SMOKE]))
+    session.run("pytest", *THREE, *(others if whole else [SMOKE]))
 
 
 @nox.session(python=False)
@@ -106,7 +108,7 @@ def build(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def e2e(session: nox.Session) -> None:
     install(session)
-    session.run("pytest", "tests/e2e", *session.posargs, env={"ROUTER_PYZ": str(PYZ)})
+    session.run("pytest", *THREE, "tests/e2e", *session.posargs, env={"ROUTER_PYZ": str(PYZ)})
 
 
 @nox.session(default=False)
