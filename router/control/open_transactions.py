@@ -13,17 +13,18 @@ from typing import Any
 from uuid import uuid4
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers
 from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
-from ..pool.weights.recipe import DISK, TENSOR, step_of
+from ..pool.weights.recipe import DISK, TENSOR, pushes_lora, step_of
 from ..pool.worker import Worker
 from .calls import Claim, Outcome, Row, answer
 from .fenced_change import FencedChange
 from .operations import Operation, Work
+from .pushed import LoraWatch
 from .refit import Choose, Order, WeightControl
 
 logger = logging.getLogger("router.control")
@@ -151,16 +152,28 @@ class Transactions:
             workers = opened.present
             if not workers:
                 raise no_workers()
-            control.check_loras(path, change.model, workers)
+            call, lora = order.call, pushes_lora(path, order.content or {})
+
+            async def prepare(pushes: bool) -> None:
+                nonlocal lora
+                lora = pushes
+                if path in (DISK, TENSOR) and not lora:
+                    control.check_loras(path, change.model, workers)
+                else:
+                    change.lora = True
+                    for worker in workers:
+                        control.ledgers.expect_lora(worker)
+                await control.store.commit()
+
             step = None
-            if order.content is not None and isinstance(order.call.body, bytes):
-                step = step_of(path, json.dumps(order.content), order.content)
-            if path not in (DISK, TENSOR):
-                for worker in workers:
-                    control.ledgers.expect_lora(worker)
-            await control.store.commit()
+            if not isinstance(call.body, bytes):
+                call = evolve(call, body=LoraWatch(call.body, prepare))
+            else:
+                await prepare(lora)
+                if order.content is not None:
+                    step = step_of(path, json.dumps(order.content), order.content)
             claims = [opened.claims[worker] for worker in workers if worker not in opened.left]
-            failure = await opened.send(claims, order.call)
+            failure = await opened.send(claims, call)
             rows = [claim.row for claim in claims if claim.row is not None]
             for claim in claims:
                 claim.send(None)
@@ -169,7 +182,9 @@ class Transactions:
                 raise failure
             applied = opened.applied_by(rows, path)
             if applied:
-                opaque = path == TENSOR or step is None
+                if lora:
+                    step = step_of(TENSOR, "{}", {})
+                opaque = step is None or (path == TENSOR and not lora)
                 change.opaque = change.opaque or opaque
                 if step is not None and not opaque:
                     change.steps.append(step)

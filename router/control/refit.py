@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
 from ..pool.lifecycle import reachable
 from ..pool.match import Targets, model_of, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
-from ..pool.weights.recipe import DISK, TENSOR
+from ..pool.weights.recipe import DISK, SET_LORA, TENSOR, pushes_lora
 from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
 from ..text import from_json
@@ -27,6 +27,7 @@ from .calls import Outcome, Row, answer, broadcast
 from .client import Call
 from .fenced_change import OneCallChange
 from .operations import Operation, Operations
+from .pushed import LoraWatch
 
 logger = logging.getLogger("router.control")
 
@@ -244,20 +245,28 @@ class WeightControl:
         content = order.content or {}
         # Encoded anew: the client's JSON may be UTF-16, or start with a byte order mark.
         text = json.dumps(content) if path != TENSOR and isinstance(body, bytes) else None
-        ledger = self.ledgers.ledger(model)
+        ledger, call = self.ledgers.ledger(model), order.call
+        lora = pushes_lora(path, content)
+        kind = SET_LORA if lora else path  # a pushed LoRA goes where any LoRA may go
         # A change that cannot be repeated cannot wait on the disk behind pending changes.
-        targets = await self.targets(order.choose, operation, path, last=text is None)
+        targets = await self.targets(order.choose, operation, kind, last=text is None)
         # A worker that is awake and yet deferred is about to be brought to the current weights.
         sleepers = [
             w
             for w in targets.deferred
             if reachable(w) and (w.memory is not Memory.AWAKE or w in operation.workers)
         ]
-        self.check_loras(path, model, [*targets.eligible, *sleepers])
+        concerned = [*targets.eligible, *sleepers]
+        if isinstance(body, bytes):
+            self.check_loras(kind, model, concerned)
         label = label_of(path, content)
         change = self.ledgers.make(uuid4().hex, model, path, text, label, order.digest)
+        change.lora = lora
         if self.ledgers.choose(change, content.get("weight_version")) is not None:
             return self._waits(change, targets)
+        if not isinstance(body, bytes):
+            proved = partial(self._prove, change, concerned)
+            call = evolve(call, body=LoraWatch(body, proved))
         if ledger.pending and change.body is not None:
             later = [*targets.eligible, *sleepers]
             targets, sleepers = Targets((), [*targets.eligible, *targets.deferred]), later
@@ -266,11 +275,20 @@ class WeightControl:
                 raise no_workers()
             return await self._defer(change, targets, sleepers)
         self._warn_of_repetition(change)
-        rows = await self._carry_out(change, order.call, list(targets.eligible), operation)
+        rows = await self._carry_out(change, call, list(targets.eligible), operation)
         await self.store.commit()
         status, said = answer(rows, targets)
         said["weight_version"] = self.ledgers.ledger(model).version
         return status, said
+
+    async def _prove(self, change: Change, workers: list[Worker], lora: bool) -> None:
+        """The end of a streamed body shows whether the change pushes a LoRA. Raises LoraActive,
+        StateUnavailable."""
+        if not lora:
+            self.check_loras(change.path, change.model, workers)
+            return
+        self.ledgers.proved_lora(change)
+        await self.store.commit()
 
     async def _defer(self, change: Change, targets: Targets, sleepers: list[Worker]) -> Outcome:
         if change.body is None:

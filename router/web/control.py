@@ -169,5 +169,5 @@ def _is(value: Any, what: str) -> bool:
 
 def _check_beginning(held: bytes) -> None:
     """Refuse a body whose beginning cannot be a JSON object's. Raises BadRequest."""
-    if not held.lstrip().startswith(b"{"):
+    if not held.lstrip().startswith(b"{") or b"\0" in held[:4]:  # UTF-16
         raise BadRequest("Request body must be a JSON object", code="invalid_json")

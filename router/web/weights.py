@@ -141,7 +141,7 @@ def _ledger_payload(ledger: Ledger) -> dict[str, Any]:
             {"weight_version": step.version, "path": step.path, "body": from_json(step.body)}
             for step in (*recipe.base, *recipe.loras)
         ],
-        "replayable": recipe.opaque == 0,
+        "replayable": recipe.repeatable,
         "pending": [_pending(change) for change in ledger.pending],
         "last_error": ledger.last_error,
         "workers": [_standing(worker) for worker in workers],

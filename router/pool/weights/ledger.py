@@ -35,6 +35,8 @@ class Change:
     pending: bool = False
     chosen: int | None = None  # the number that the client wants for the version
     digest: str | None = None  # equal for requests of the same; None if they cannot be compared
+    # An update of tensors that pushes a LoRA, or a transaction with LoRA calls.
+    lora: bool = False
     # `version` is issued at the first success; `before` is the recipe at that moment.
     version: int | None = field(init=False, default=None)
     before: Recipe | None = field(init=False, default=None)
@@ -66,7 +68,7 @@ class Change:
     @property
     def is_lora(self) -> bool:
         """Whether the change is one LoRA call, which leaves the weights themselves alone."""
-        return self.path not in ("", DISK, TENSOR)
+        return self.lora if self.path == TENSOR else self.path not in ("", DISK)
 
     @property
     def name(self) -> str:
@@ -97,7 +99,7 @@ class Change:
 
     def applied_to(self, recipe: Recipe, version: int) -> Recipe:
         """The recipe after the change."""
-        if self.path == TENSOR:
+        if self.path == TENSOR and not self.lora:
             return recipe.then_opaque(version)
         if self.is_transaction:
             for step in self.steps:

@@ -82,6 +82,11 @@ class Ledgers(LedgerView):
             self._of(worker).change = change
         self._store_intent(change, workers, pending=False)
 
+    def proved_lora(self, change: Change) -> None:
+        """The change pushes a LoRA, as the end of its body shows."""
+        change.lora = True
+        self._store.put(change)
+
     def withdraw(self, change: Change) -> None:
         """Take back an opened change of which no call was made."""
         self._store.delete(Change, change.change_id)

@@ -12,6 +12,7 @@ DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
 SET_LORA = "/v1/set_lora"
 MERGE, UNMERGE = "/v1/merge_lora_weights", "/v1/unmerge_lora_weights"
 
+_SETS = (SET_LORA, TENSOR)  # of LoRA steps: those that bring an adapter
 _ALL = "all"
 
 
@@ -32,7 +33,12 @@ class Step:
 
     @property
     def is_lora(self) -> bool:
-        return self.path not in (DISK, TENSOR)
+        return self.path != DISK
+
+    @property
+    def is_pushed(self) -> bool:
+        """Whether the step is a LoRA that came as tensors, which cannot be repeated."""
+        return self.path == TENSOR
 
     @property
     def is_full(self) -> bool:
@@ -56,6 +62,11 @@ def step_of(path: str, body: str, content: Mapping[str, Any], version: int = 0) 
     if path == DISK:
         return Step(version, path, body, _names(content.get("target_modules")))
     return Step(version, path, body, _names(content.get("target")) or (_ALL,))
+
+
+def pushes_lora(path: str, content: Mapping[str, Any]) -> bool:
+    """Whether a change with this endpoint and body pushes a LoRA as tensors."""
+    return path == TENSOR and content.get("weight_update_mode") == "lora_merge"
 
 
 def load_from(model_path: str) -> Step:
@@ -84,7 +95,7 @@ def _sound(loras: tuple[Step, ...]) -> tuple[Step, ...]:
     """The LoRA steps without merges and unmerges that have no LoRA to act on."""
     found: list[Step] = []
     for step in loras:
-        if step.path == SET_LORA or any(s.covers(step) or step.covers(s) for s in found):
+        if step.path in _SETS or any(s.covers(step) or step.covers(s) for s in found):
             found.append(step)
     return tuple(found)
 
@@ -118,13 +129,15 @@ class Recipe:
         """The recipe with one more step."""
         if not step.is_lora:
             if step.is_full:
-                return evolve(self, base=(step,), opaque=0)
+                # No worker that can take it has a pushed LoRA: its layers would be wrapped.
+                loras = _sound(tuple(s for s in self.loras if not s.is_pushed))
+                return evolve(self, base=(step,), opaque=0, loras=loras)
             kept = tuple(s for s in self.base if s.is_full or not step.covers(s))
             return evolve(self, base=(*kept, step))
-        if step.path == SET_LORA:
+        if step.path in _SETS:
             kept = tuple(s for s in self.loras if not step.covers(s))
         else:  # what is set stays set; these calls only switch its effect
-            kept = tuple(s for s in self.loras if s.path == SET_LORA or not step.covers(s))
+            kept = tuple(s for s in self.loras if s.path in _SETS or not step.covers(s))
         return evolve(self, loras=_sound((*kept, step)), lora_version=step.version)
 
     def then_opaque(self, version: int) -> Recipe:
@@ -143,8 +156,23 @@ class Recipe:
                 found.append(step)
         return tuple(reversed(found))
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a fresh worker can be brought to these weights."""
+        return not self.opaque and not any(step.is_pushed for step in self.acting_loras)
+
     def plan(self, has: WeightState, model_path: str | None) -> Plan:
         """The plan for a worker of this state. `model_path`: the worker's own path."""
+        base, loras = self._base_plan(has, model_path), self._lora_plan(has)
+        if base.blocked is not None:
+            return base
+        if any(step.is_pushed for step in loras):
+            return Plan(blocked="a LoRA was pushed that cannot be repeated for it")
+        anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
+        first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
+        return Plan((*first, *base.steps, *loras))
+
+    def _base_plan(self, has: WeightState, model_path: str | None) -> Plan:
         known = has.base
         if has.doubt and self.base_version:
             known = None  # the process may be a fresh one
@@ -161,14 +189,19 @@ class Recipe:
                 why = "its weights are not known, nor where those of its start lie"
                 return Plan(blocked=why)
             steps = (load_from(model_path), *steps)
-        anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
-        first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
-        return Plan((*first, *steps, *self._lora_plan(has)))
+        return Plan(steps)
 
     def _lora_plan(self, has: WeightState) -> tuple[Step, ...]:
-        if not has.doubt and has.loras is not None and has.loras >= self.lora_version:
+        had = None if has.doubt else has.loras
+        if had is not None and had >= self.lora_version:
             return ()
-        return self.loras if has.wrapped or has.loras is None else self.acting_loras
+        if not has.wrapped and has.loras is not None:
+            return self.acting_loras
+        begin = 0  # after the last pushed LoRA that it had
+        for number, step in enumerate(self.loras, 1):
+            if step.is_pushed and step.version <= (had or 0):
+                begin = number
+        return self.loras[begin:]
 
 
 # For a worker on which a LoRA may act but none should. Most workers have no LoRA to take out.

@@ -54,7 +54,7 @@ def without(state: WeightState, *, base: bool, loras: bool) -> WeightState:
 
 def lost_by(state: WeightState, change: Change) -> WeightState:
     """The state after the change had an unknown outcome."""
-    return without(state, base=not change.is_lora, loras=change.has_lora)
+    return without(state, base=not change.is_lora, loras=change.has_lora or change.lora)
 
 
 def after(has: WeightState, change: Change, was_current: bool) -> WeightState:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from attrs import evolve
+
 from ..match import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
@@ -79,7 +81,8 @@ class LedgerView:
             return True
         if path != SET_LORA and self.weight_state(worker).loras is None:
             return False
-        plan = self.plan(worker)
+        ledger = self.ledger_of(worker)
+        plan = self._plan(worker, evolve(ledger.recipe, loras=())) if ledger else Plan()
         return plan.blocked is None and all(step.is_lora for step in plan.steps)
 
     def may_begin(self, change: Change, worker: Worker) -> bool:

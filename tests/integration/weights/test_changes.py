@@ -361,6 +361,64 @@ def test_a_lora_forbids_updates_that_would_miss_its_layers(run_pool: RunPool) ->
     run_pool(test, IMAGES, IMAGES)
 
 
+MERGED = {**TENSORS, "weight_update_mode": "lora_merge"}
+PADDING = {"padding": "x" * 1_200_000}  # so that the body is not held
+
+
+@pytest.mark.parametrize(
+    "body",
+    [MERGED, {**PADDING, **MERGED}, {**MERGED, **PADDING}],
+    ids=["small", "behind", "before"],
+)
+def test_a_pushed_lora_is_a_lora(run_pool: RunPool, body: dict[str, Any]) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        await refitted(pool, "v1")
+        await pool.http.put(f"/workers/{b.id}", json={"is_dead": True})
+        answer = await pool.http.post(TENSOR, json=body)
+        assert (answer.status_code, answer.json()["weight_version"]) == (200, 2)
+        await pool.http.put(f"/workers/{b.id}", json={"is_dead": False})
+        await until(lambda: b.known.health == "healthy")
+        assert (current(a), b.known.weights) == (True, "behind")
+        for path, update in ((DISK, {"model_path": "v2"}), (TENSOR, TENSORS)):
+            said = is_ours(await pool.http.post(path, json=update), 409, "lora_active")
+            assert said["workers"] == [a.id]
+        known = await ledger(pool)
+        assert [row["path"] for row in known["replay"]] == [DISK, TENSOR]
+        assert known["replayable"] is False
+        # Another one is welcome, and so is a LoRA in its place.
+        assert (await pool.http.post(TENSOR, json=body)).json()["weight_version"] == 3
+        lora = {"lora_nickname": "ink", "lora_path": "loras/ink"}
+        assert (await pool.http.post(SET, json=lora)).json()["weight_version"] == 4
+        await until(lambda: current(a, b))
+        assert a.sim.scheduler.loras.identity == b.sim.scheduler.loras.identity != ""
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_large_tensors_that_are_no_lora_do_not_reach_wrapped_layers(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        await pool.http.post(TENSOR, json=MERGED)
+        before = a.sim.scheduler.loras.identity, a.sim.scheduler.weights.identity
+        is_ours(await pool.http.post(TENSOR, json={**TENSORS, **PADDING}), 409, "lora_active")
+        assert current(a)
+        assert (await ledger(pool))["weight_version"] == 1
+        assert (a.sim.scheduler.loras.identity, a.sim.scheduler.weights.identity) == before
+
+    run_pool(test, IMAGES)
+
+
+def test_a_pushed_lora_that_fails_may_have_wrapped(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        a.sim.faults.add("fail_next_update", status=400)
+        answer = await pool.http.post(TENSOR, json=MERGED)
+        assert (answer.status_code, answer.json()["weight_version"]) == (400, 0)
+        await until(lambda: current(a))
+        assert paths(a) == [TENSOR, UNMERGE]
+        is_ours(await refit(pool, "v1"), 409, "lora_active")
+
+    run_pool(test, IMAGES)
+
+
 def test_a_subset_is_the_new_version_and_the_rest_follows(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member) -> None:
         said = await refitted(pool, "v1", workers=a.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import pytest
 import trio
 
 from tests.integration.api.pools import IMAGES, Member, RunPool, direct_to, is_ours
@@ -148,6 +149,34 @@ def test_a_mistyped_lora_wraps_and_spoils_nothing_else(run_pool: RunPool) -> Non
         assert current(a, b)
 
     run_pool(test, IMAGES, IMAGES)
+
+
+@pytest.mark.parametrize("padding", [0, 1_200_000])
+def test_a_pushed_lora_in_a_transaction(run_pool: RunPool, padding: int) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        assert (await call(pool, txn, DISK, {"model_path": "v1"})).status_code == 200
+        body = {**TENSORS, "padding": "x" * padding, "weight_update_mode": "lora_merge"}
+        assert (await call(pool, txn, TENSOR, body)).status_code == 200
+        assert (await end(pool, "commit", txn)).json()["success"] is True
+        assert current(a)
+        is_ours(await pool.http.post(DISK, json={"model_path": "v2"}), 409, "lora_active")
+        assert [row["path"] for row in (await ledger(pool))["replay"]] == [DISK, TENSOR]
+
+    run_pool(test, IMAGES)
+
+
+def test_a_pushed_lora_that_fails_in_a_transaction_may_have_wrapped(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        a.sim.faults.add("fail_next_update", status=500)
+        body = {**TENSORS, "weight_update_mode": "lora_merge"}
+        assert (await call(pool, txn, TENSOR, body)).status_code == 502
+        is_ours(await end(pool, "commit", txn), 409, "nothing_applied")
+        assert a.known.weights == "behind"
+        is_ours(await pool.http.post(DISK, json={"model_path": "v2"}), 409, "lora_active")
+
+    run_pool(test, IMAGES)
 
 
 def test_nobody_has_it(run_pool: RunPool) -> None:

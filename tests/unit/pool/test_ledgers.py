@@ -260,6 +260,7 @@ def test_what_is_kept_of_a_change_and_its_ledger() -> None:
         "pending": False,
         "chosen": None,
         "digest": None,
+        "lora": False,
     }
     desk.ledgers.defer(desk.ledgers.make("later", "m", DISK, "{}", None), [worker])
     desk.ledgers.applied(change, worker, worker.incarnation)

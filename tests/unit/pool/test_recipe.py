@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from router.pool.weights import Meaning, Recipe, meaning, wraps
 from router.pool.weights.answers import alike
@@ -106,6 +107,35 @@ def test_wrapped_layers_cannot_be_updated() -> None:
     assert recipe(FULL).plan(wrapped, "start").blocked
     assert Recipe().plan(WeightState(base=None, wrapped=True), "start").blocked
     assert numbers(recipe(lora(SET_LORA)), wrapped) == [1]
+
+
+def pushed(made: Recipe, version: int) -> Recipe:
+    """The recipe after a LoRA that came as tensors."""
+    return made.then(step_of(TENSOR, "{}", {}, version))
+
+
+def test_a_pushed_lora_blocks_those_that_missed_it() -> None:
+    made = pushed(recipe(FULL, lora(SET_LORA, "t")), 3)
+    assert not made.repeatable
+    for has in (FRESH, WeightState(1, 2, wrapped=True), WeightState(1, None, wrapped=True)):
+        assert made.plan(has, "start").blocked
+    has = WeightState(1, 3, wrapped=True)
+    assert numbers(made, has) == []
+    # Those that have it only need what came later.
+    later = made.then(step_of(UNMERGE, "{}", {}, 4))
+    assert numbers(later, has) == [4]
+    assert later.plan(evolve(has, doubt=True), "start").blocked
+    # Taken out, or replaced, it does not matter any more.
+    assert numbers(later) == [1]
+    assert later.repeatable
+    assert numbers(made.then(step_of(SET_LORA, "{}", {}, 4))) == [1, 4]
+    assert not later.then(step_of(MERGE, "{}", {}, 5)).repeatable
+
+
+def test_a_full_update_leaves_no_pushed_lora() -> None:
+    made = pushed(recipe(lora(SET_LORA)), 2).then(step_of(DISK, "{}", {}, 3))
+    assert made.repeatable
+    assert numbers(made) == [3]
 
 
 def test_in_doubt_it_may_be_fresh() -> None:
