@@ -102,7 +102,7 @@ def _simulate_worker(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in (name, f"{name}.cli"):
             raise
-        raise StartError("this copy of the program has no simulated worker in it") from None
+        raise StartError("this copy of the program does not contain the simulated worker") from None
     return int(worker.main(arguments) or 0)
 
 
@@ -145,7 +145,7 @@ def _reap(arguments: list[str]) -> int:
     if _asks_for(arguments, "--help", "-h"):
         return _show(_reap_help())
     if len(arguments) != 1:
-        raise SettingsError([Problem("reap", "expected one state directory")])
+        raise SettingsError([Problem("reap", "expected exactly one argument, the state directory")])
 
     from . import service
 
@@ -153,9 +153,9 @@ def _reap(arguments: list[str]) -> int:
     for name in sorted(ended):
         print(f"{name} was ended")
     for name in sorted(unreached):
-        print(f"{name} does not run on this machine, and was left")
+        print(f"{name} does not run on this machine and was not ended")
     if not ended and not unreached:
-        print("no worker was left")
+        print("found no running workers")
     return EXIT_FAILED if unreached else EXIT_OK
 
 
@@ -256,10 +256,10 @@ def _help() -> str:
 
     width = _width()
     commands = {
-        "serve": "run the router; the default when no command is given",
-        "demo": "run a router and simulated workers, to try it without a GPU",
-        "reap": "end the workers that a router which was killed has left running",
-        "state": "print, verify or repair what a router keeps on the disk",
+        "serve": "run the router; the default command",
+        "demo": "run a router with simulated workers; needs no GPU",
+        "reap": "end the workers that a killed router left running",
+        "state": "print, verify or repair the state that a router keeps on disk",
         "simulate-worker": "run one simulated worker; takes the flags of 'sglang serve'",
     }
     return (
@@ -291,10 +291,10 @@ def _serve_flags(width: int) -> str:
         + "\n"
         + _notes(
             width,
-            "Times are in seconds, or like 500ms, 30s, 5m, 1h. Sizes are in bytes, or like 64KiB,"
-            " 64MiB, 1GiB (64M is 64MiB). The file uses the same names without the leading dashes,"
-            " such as 'health-check-interval: 5s'. --no-verbose turns a switch off that the file"
-            " turns on.",
+            "Times are in seconds, or have a unit: 500ms, 30s, 5m, 1h. Sizes are in bytes, or have"
+            " a unit: 64KiB, 64MiB, 1GiB (64M means 64MiB). Keys of the file are flag names without"
+            " the leading dashes, such as 'health-check-interval: 5s'. --no-verbose turns off the"
+            " switch verbose, even if the file turns the switch on.",
         )
         + "\n"
         "Examples:\n"
@@ -303,8 +303,8 @@ def _serve_flags(width: int) -> str:
         "  curl http://localhost:30080/health\n"
         "  curl -X POST 'http://localhost:30080/workers?url=http://10.0.0.7:30000'\n"
         "\n"
-        "Exit status: 0 after a clean stop, 1 if it could not start, 2 for wrong settings or a"
-        " state\ndirectory that cannot be used.\n"
+        "Exit status: 0 after a clean stop, 1 if the router could not start, 2 if the settings or"
+        " the\nstate directory cannot be used.\n"
     )
 
 
@@ -316,8 +316,8 @@ def _demo_help() -> str:
         f"Usage: {PROG} demo [flags]\n\n"
         + _notes(
             width,
-            "Start a router and simulated workers that answer like SGLang's, and print a line to"
-            " try. Ctrl-C ends them all. No GPU is needed.",
+            "Start a router with simulated workers that answer as SGLang workers do, and print"
+            " commands to try. Ctrl-C stops the router and the workers. No GPU is needed.",
         )
         + "\n"
         + flag_help(DemoSettings, width)
@@ -326,7 +326,8 @@ def _demo_help() -> str:
         f"  {PROG} demo --workers 4 --port 0\n"
         f"  {PROG} demo --check\n"
         "\n"
-        "Exit status: 0 after a clean stop or a good --check, 1 if it failed, 2 for wrong flags.\n"
+        "Exit status: 0 after a clean stop or a passed --check, 1 if the start or the check failed,"
+        "\n2 for wrong flags.\n"
     )
 
 
@@ -340,20 +341,26 @@ def _state_help() -> str:
         f"       {PROG} state repair DIR [--dry-run]\n\n"
         + _notes(
             width,
-            "Look at what a router keeps in its --state-dir: show and check change nothing there,"
-            " and a router may be running on it. Repair is for a directory that a router refuses.",
+            "Inspect or repair the state that a router keeps in its --state-dir. 'show' and 'check'"
+            " change nothing, and work while a router runs. 'repair' is for a directory that the"
+            " router refuses to use; stop the router first.",
         )
         + "\n"
-        + entry("show", "print all tables, or all rows of one; assets are only counted", width)
-        + entry("check", "verify every file, and say what was found", width)
         + entry(
-            "repair",
-            "keep what can be read, set the files as they were aside, and list what was lost; with"
-            " --dry-run only say so",
+            "show",
+            "print all tables, or all rows of TABLE; without TABLE, only count assets",
             width,
         )
-        + "\nExit status: 0 if all is good, 1 if it cannot be read or check found damage, 2 for"
-        " wrong usage,\nor if a router runs on what is to be repaired.\n"
+        + entry("check", "verify every file, and print a line for each", width)
+        + entry(
+            "repair",
+            "keep all readable rows, list what is lost, and move the original files to a"
+            " subdirectory; with --dry-run, only list",
+            width,
+        )
+        + "\nExit status: 0 if no error was found, 1 if the state cannot be read or 'check' found"
+        " damage,\n2 for wrong arguments, or if a router uses the directory that 'repair' is to"
+        " repair.\n"
     )
 
 
@@ -362,11 +369,11 @@ def _reap_help() -> str:
         f"Usage: {PROG} reap DIR\n\n"
         + _notes(
             _width(),
-            "End the workers that a router with this --state-dir has launched and left running,"
-            " after it was killed or with --keep-workers. No router may be running on it.",
+            "End the workers that a router with this --state-dir launched and left running, because"
+            " the router was killed or had --keep-workers. Stop the router first.",
         )
-        + "\nExit status: 0 when none is left, 1 if some run where they cannot be reached, 2 if"
-        " the directory\ncannot be used.\n"
+        + "\nExit status: 0 if no worker is left, 1 if the directory does not exist or workers on"
+        " other\nmachines are left, 2 if the directory cannot be used.\n"
     )
 
 

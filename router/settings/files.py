@@ -57,7 +57,9 @@ def with_credentials(settings: RouterSettings) -> tuple[RouterSettings, list[Pro
     settings = evolve(settings, **found)
     key = settings.worker_api_key or ""
     if not (key.isascii() and key.isprintable() and " " not in key):
-        problems.append(Problem("--worker-api-key", "may hold neither spaces nor other than ASCII"))
+        problems.append(
+            Problem("--worker-api-key", "expected printable ASCII characters without spaces")
+        )
     if settings.worker_ca is not None:
         with noting(problems, "--worker-ca"):
             _check_certificates(settings.worker_ca)
@@ -68,7 +70,7 @@ def _key_in(path: str) -> str:
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
     except UnicodeError:
-        raise Unfit(f"{path} cannot be read: it is no UTF-8 text") from None
+        raise Unfit(f"{path} is not UTF-8 text") from None
     except OSError as error:
         raise Unfit(f"{path} cannot be read: {describe(error)}") from None
     if not key:
@@ -80,6 +82,6 @@ def _check_certificates(path: str) -> None:
     try:
         ssl.create_default_context(cafile=path)
     except ssl.SSLError:
-        raise Unfit(f"{path} cannot be read: it holds no certificate") from None
+        raise Unfit(f"{path} contains no valid PEM certificate") from None
     except OSError as error:
         raise Unfit(f"{path} cannot be read: {describe(error)}") from None

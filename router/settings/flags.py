@@ -13,8 +13,8 @@ from .kinds import Many, Text, did_you_mean, noting
 
 CONFIG = Setting(
     "config",
-    Text("the name of a file", metavar="FILE", optional=True),
-    help="YAML file with any of these settings; flags win over it",
+    Text("a file name", metavar="FILE", optional=True),
+    help="YAML file with any of these settings; flags override the file",
     group="Other",
     default_text="none",
 )

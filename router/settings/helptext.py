@@ -21,8 +21,12 @@ def flag_help(cls: type, width: int, *, config: bool = False) -> str:
     parts.append("Other:\n")
     if config:
         parts.append(entry(CONFIG.usage, CONFIG.help, width))
-    parts.append(entry("--version", "print the versions of program, Python and packages", width))
-    parts.append(entry("-h, --help", "print this text", width))
+    parts.append(
+        entry(
+            "--version", "print the versions of the program, of Python and of the packages", width
+        )
+    )
+    parts.append(entry("-h, --help", "print this help", width))
     return "".join(parts)
 
 
@@ -37,7 +41,7 @@ def entry(left: str, right: str, width: int) -> str:
 
 
 def _meaning(setting: Setting) -> str:
-    default = "" if setting.is_switch else f"default {setting.default_text}"
+    default = "" if setting.is_switch else f"default: {setting.default_text}"
     notes = "; ".join(filter(None, (setting.kind.range, default)))
     return f"{setting.help} ({notes})" if notes else setting.help
 

@@ -165,7 +165,7 @@ class Duration(Number):
 
     metavar = "TIME"
     noun = "a time"
-    examples = " (seconds, or like 500ms, 30s, 5m, 1h)"
+    examples = " (in seconds, or with a unit: 500ms, 30s, 5m, 1h)"
     units: ClassVar[Mapping[str, float]] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
@@ -175,7 +175,7 @@ class Size(Number):
 
     metavar = "SIZE"
     noun = "a size"
-    examples = " (bytes, or like 64KiB, 64MiB, 64M, 1GiB)"
+    examples = " (in bytes, or with a unit: 64KiB, 64MiB, 64M, 1GiB)"
     whole = True
     # As in nginx, a bare K, M or G is a power of 1024; KB, MB, GB are powers of 1000.
     units: ClassVar[Mapping[str, float]] = {

@@ -24,14 +24,14 @@ class Words(Kind):
 
     placeholders: tuple[str, ...]
     empty: bool = field(default=False, kw_only=True)
-    expected = "text or a list of texts"
+    expected = "text or a list of text items"
 
     def parse(self, value: object) -> tuple[str, ...]:
         if isinstance(value, str):
             try:
                 words = tuple(shlex.split(value))
             except ValueError as error:  # "No closing quotation"
-                raise Unfit(f"cannot be split as a shell does: {str(error).lower()}") from None
+                raise Unfit(f"cannot be split into words: {str(error).lower()}") from None
         elif isinstance(value, list | tuple):
             words = tuple(_word(item, place) for place, item in enumerate(value, 1))
         else:
@@ -42,7 +42,7 @@ class Words(Kind):
             if name not in self.placeholders:
                 hint = did_you_mean(name, self.placeholders)
                 known = ", ".join(f"{{{known}}}" for known in self.placeholders)
-                raise Unfit(f"unknown placeholder {{{name}}}{hint}; known are {known}")
+                raise Unfit(f"unknown placeholder {{{name}}}{hint}; expected one of {known}")
         return words
 
     def show(self, value: Any) -> str:
@@ -52,7 +52,7 @@ class Words(Kind):
 def _word(item: object, place: int) -> str:
     text = str(item) if isinstance(item, float) else _text_of(item)
     if text is None:
-        raise Unfit(f"expected text at place {place}, got {got(item)}")
+        raise Unfit(f"expected text as item {place}, got {got(item)}")
     return text
 
 
@@ -91,7 +91,7 @@ class Pairs(Kind):
         text = _text_of(value)
         if text is None:
             # The file may have said `yes`, `1.10` or `null`, which YAML has changed.
-            raise Unfit(f"expected text, got {got(value)}; put it in quotes")
+            raise Unfit(f"expected text, got {got(value)}; put the value in quotes")
         if "\0" in text:
             raise Unfit("expected text without a NUL character")
         return text
@@ -104,7 +104,7 @@ class GpuGroup(Kind):
     Anything that CUDA_VISIBLE_DEVICES takes: an index, `GPU-<uuid>`, `MIG-<uuid>`.
     """
 
-    expected = "GPUs like '0,1', GPU-<uuid> or MIG-<uuid>"
+    expected = "GPUs such as '0,1', GPU-<uuid> or MIG-<uuid>"
 
     def parse(self, value: object) -> tuple[str, ...]:
         items = value.split(",") if isinstance(value, str) else value

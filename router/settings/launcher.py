@@ -30,13 +30,13 @@ PLACEHOLDERS = (*(placeholder for _, placeholder, _ in ADDED_FLAGS), "gpu_ids", 
 """The names that may stand in braces in a command."""
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-_NOT_THERE = "is set for each worker by the launcher; use worker_gpu_ids"
+_NOT_THERE = "the launcher sets this variable for each worker; use worker_gpu_ids"
 
 _NAME = Text(
-    "a name of letters, digits, '.', '_' and '-', at most 64 of them",
+    "a name of at most 64 letters, digits, '.', '_' and '-' that begins with a letter or digit",
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
 )
-_HOST = Text("an address or a host name", r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_HOST = Text("an IP address or a host name", r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
 
 class LauncherBackend(StrEnum):
@@ -63,64 +63,70 @@ class LauncherSettings(Settings):
     """One launcher: a group of equal workers. Times in seconds."""
 
     backend: LauncherBackend = setting(
-        "local", "what runs the workers: local starts processes on this machine", group="Workers"
+        "local", "where workers run; local: as processes on this machine", group="Workers"
     )
     model: str = setting(
-        attrs.NOTHING, "model of all workers of this launcher: a Hugging Face id or a folder"
+        attrs.NOTHING,
+        "model that all workers of this launcher serve: a Hugging Face id or a directory",
     )
     name: Annotated[str, _NAME] = setting(
         attrs.Factory(_name_of, takes_self=True),
-        "what its workers are called, and their log files; unique among all launchers",
+        "name of the launcher, and beginning of the names of its workers and their log files;"
+        " unique among all launchers",
         default_text="the last part of model",
     )
-    num_workers: Annotated[int, WholeNumber(1, 1000)] = setting(1, "how many workers to start")
+    num_workers: Annotated[int, WholeNumber(1, 1000)] = setting(1, "number of workers to launch")
     max_concurrency: Slots = setting(
         "auto",
-        "generations that a worker gets at a time; auto: as --worker-concurrency says, by"
-        " default its data-parallel size times --batching-max-size",
+        "most generations to send to one worker at a time; auto: the value of"
+        " --worker-concurrency, which by default is the data-parallel size times"
+        " --batching-max-size",
     )
     command: Annotated[tuple[str, ...], Words(PLACEHOLDERS)] = setting(
-        "sglang serve", "program that starts one worker, with its first arguments", group="Command"
+        "sglang serve", "program that runs one worker, with its first arguments", group="Command"
     )
     worker_extra_args: Annotated[tuple[str, ...], Words(PLACEHOLDERS, empty=True)] = setting(
-        (), "further arguments of each worker"
+        (), "further arguments for each worker"
     )
     worker_env: Annotated[Mapping[str, str], Pairs(GPU_VARIABLES, _NOT_THERE)] = setting(
-        {}, "environment variables of each worker, beside those of the router"
+        {}, "environment variables for each worker, in addition to the router's"
     )
     num_gpus_per_worker: Annotated[int, WholeNumber(0, 64)] = setting(
-        1, "GPUs that each worker uses; 0 hides all GPUs from it", group="GPUs"
+        1, "number of GPUs for each worker; 0 hides all GPUs from the worker", group="GPUs"
     )
     worker_gpu_ids: Annotated[tuple[tuple[str, ...], ...], Many(GpuGroup())] = setting(
         (),
-        "GPUs of the first worker, of the second, and so on, like ['0,1', '2,3']",
+        "GPUs of each worker, in order, such as ['0,1', '2,3']",
         default_text="chosen by the router",
     )
     worker_host: Annotated[str, _HOST] = setting(
-        "127.0.0.1", "address that workers listen on; one of this machine", group="Ports"
+        "127.0.0.1", "address of this machine that the workers listen on", group="Ports"
     )
     worker_base_port: Annotated[int, WholeNumber(0, 65534)] = setting(
-        10090, "port of the first worker; each takes two, the next ones follow; 0 picks free ones"
+        10090,
+        "port of the first worker; each worker takes two ports, and the next worker the two after"
+        " them; 0 picks free ports",
     )
-    master_port_base: Port = setting(30005, "--master-port of the first worker; 0 picks free ones")
+    master_port_base: Port = setting(30005, "--master-port of the first worker; 0 picks free ports")
     scheduler_port_base: Port = setting(
-        5555, "--scheduler-port of the first worker; 0 picks free ones"
+        5555, "--scheduler-port of the first worker; 0 picks free ports"
     )
     internal_port_stride: Annotated[int, WholeNumber(1, 65535)] = setting(
-        1000, "how far apart the master ports of two workers are, and their scheduler ports"
+        1000,
+        "distance between the master ports of two workers, and between their scheduler ports",
     )
     wait_timeout: Time = setting(
         "10m",
-        "how long a worker may load before that is reported; it is left loading",
+        "how long a worker may load before the router logs a warning; the worker keeps loading",
         group="Life",
     )
-    restart: Restart = setting("on-failure", "when a worker that ended by itself is started again")
+    restart: Restart = setting("on-failure", "when to restart a worker that has ended by itself")
     restart_backoff: Annotated[float, Duration("1ms", "1h")] = setting(
-        "1s", "first wait before a restart; each quick death in a row doubles it"
+        "1s", "first pause before a restart; doubles with each quick death in a row"
     )
     log_dir: Annotated[str | None, Text(optional=True)] = setting(
         None,
-        "folder of the workers' log files, one per worker",
+        "directory for the log files of the workers, one file per worker",
         default_text="in the state directory",
     )
 
@@ -145,7 +151,7 @@ class LauncherSettings(Settings):
         for word in words:
             for flag, _, name in ADDED_FLAGS:
                 if word == flag:
-                    message = f"{flag} is added by the launcher; use {name}"
+                    message = f"the launcher adds {flag}; use {name}"
                     yield Problem("worker_extra_args", message)
         yield from too_many_ports(self.worker_base_port, self.num_workers)
         yield from self._gpu_problems()
@@ -173,7 +179,7 @@ class LauncherSettings(Settings):
 
 
 NO_LAUNCHER = Problem(
-    "", "names no launcher; expected one under the key launcher, or a list of them under launchers"
+    "", "names no launcher; expected the key launcher, or the key launchers with a list"
 )
 
 
@@ -199,7 +205,7 @@ def too_many_ports(first: int, workers: int) -> Iterator[Problem]:
     last = 65536 - 2 * workers
     if first > last:
         message = (
-            f"{workers} workers take {2 * workers} ports from here, so expected at most {last},"
+            f"expected at most {last}, because {workers} workers take {2 * workers} ports,"
             f" got {first}"
         )
         yield Problem("worker_base_port", message)

@@ -59,9 +59,10 @@ class LogLevel(StrEnum):
 class WorkerSettings(Settings):
     """One worker in the file that was started elsewhere."""
 
-    url: str = setting(attrs.NOTHING, "its address, such as http://10.0.0.5:30000")
+    url: str = setting(attrs.NOTHING, "address of the worker, such as http://10.0.0.5:30000")
     max_concurrency: Slots = setting(
-        "auto", "generations that it gets at a time; auto: as --worker-concurrency says"
+        "auto",
+        "most generations to send to the worker at a time; auto: the value of --worker-concurrency",
     )
 
 
@@ -72,24 +73,28 @@ class RouterSettings(Settings):
     host: Annotated[str, Text(metavar="HOST")] = setting(
         "0.0.0.0", "address to listen on", group="Listening"
     )
-    port: Port = setting(30080, "port to listen on; 0 picks a free one")
+    port: Port = setting(30080, "port to listen on; 0 picks a free port")
     shutdown_timeout: Annotated[float, Duration("0s")] = setting(
-        "1m", "after Ctrl-C or SIGTERM, how long requests in flight may still take"
+        "1m", "longest time for requests in flight to finish after Ctrl-C or SIGTERM"
     )
     worker_urls: Annotated[tuple[str, ...], Many(Text(metavar="URL"))] = setting(
         (),
-        "workers to route to, such as http://10.0.0.5:30000; more can register while it runs",
+        "URLs of workers, such as http://10.0.0.5:30000; more workers can register while the"
+        " router runs",
         group="Workers",
     )
     resolve_all: bool = setting(
-        "off", "take each address of a worker's name as a worker of its own, and follow the name"
+        "off",
+        "register each address of a worker's host name as a separate worker, and follow changes"
+        " of the addresses",
     )
     max_connections: Annotated[int | None, WholeNumber(1, none="none")] = setting(
-        "none", "most connections to one worker at a time", default_text="as many as it takes"
+        "none", "most simultaneous connections to one worker", default_text="no limit"
     )
-    launcher_config: File = setting(None, "YAML file that says which workers to start")
+    launcher_config: File = setting(None, "YAML file that describes the workers to launch")
     keep_workers: bool = setting(
-        "off", "leave the started workers running at the end; the next start takes them over"
+        "off",
+        "leave launched workers running when the router stops; the next start takes them over",
     )
     # Only in the file, because they have parts. See docs/operations.md and docs/launching.md.
     workers: Annotated[tuple[WorkerSettings, ...], Many(Section(WorkerSettings))] = setting(())
@@ -99,131 +104,139 @@ class RouterSettings(Settings):
     )
     worker_ca: File = setting(
         None,
-        "file with the certificates (PEM) that https workers are checked with",
-        default_text="those of the system",
+        "PEM file with the CA certificates that verify https workers",
+        default_text="the system's certificates",
     )
-    worker_insecure: bool = setting("off", "take any certificate from https workers")
+    worker_insecure: bool = setting("off", "do not verify the certificates of https workers")
     worker_api_key: Key = setting(
-        None, "key that is sent to every worker, in place of what clients send; better use a file"
+        None,
+        "API key to send to every worker in place of the client's key; prefer"
+        " --worker-api-key-file",
     )
-    worker_api_key_file: File = setting(None, "file that holds the key of the workers")
+    worker_api_key_file: File = setting(None, "file that contains the API key for the workers")
     routing_algorithm: RoutingAlgorithm = setting(
-        "least-request", "how a worker is chosen among those that are free", group="Routing"
+        "least-request", "how to choose one of the free workers", group="Routing"
     )
     strict_model: bool = setting(
-        "off", "refuse a model that no worker serves even where all workers serve one model"
+        "off", "refuse an unknown model even if all workers serve the same model"
     )
     retries: Annotated[int, WholeNumber(0, 100)] = setting(
-        3, "how many more workers to try when one fails before it had the whole request"
+        3, "how many more workers to try if a worker fails before it has the whole request"
     )
     queue_size: Annotated[int, WholeNumber(0)] = setting(
-        10_000, "requests that may wait for a worker; more are refused with 503"
+        10_000, "most requests that may wait for a worker; further requests get 503"
     )
     queue_bytes: Bytes = setting(
         "1GiB",
-        "memory for the bodies of requests that wait for a worker, and as much in temporary"
-        " files for bodies that are read for their model; more are refused with 503",
+        "memory for the bodies of requests that wait for a worker, and the same amount in"
+        " temporary files for bodies that are read to find the model; further requests get 503",
     )
     queue_timeout: OptionalTime = setting(
-        "none", "longest wait for a worker, then 503", default_text="that of --timeout"
+        "none",
+        "longest wait for a worker; then the request gets 503",
+        default_text="same as --timeout",
     )
     queue_order: QueueOrder = setting(
-        "fifo", "which waiting request of a client goes first; longest-first ends a burst soonest"
+        "fifo", "order of a client's waiting requests; longest-first finishes a burst soonest"
     )
     worker_concurrency: Slots = setting(
         "auto",
-        "generations that a worker gets at a time; auto: its data-parallel size times the"
-        " size of its batches, where that is known",
+        "most generations to send to one worker at a time; auto: the worker's data-parallel size"
+        " times its batch size, where known",
     )
     max_jobs_per_worker: Count = setting(
-        100, "unfinished video and mesh jobs of one worker; more are refused with 503"
+        100, "most unfinished video and mesh jobs of one worker; further jobs get 503"
     )
     health_check_interval: Time = setting(
         "10s", "time between two health probes of a worker", group="Health"
     )
     health_check_failure_threshold: Count = setting(
-        3, "failed probes in a row after which a worker is unhealthy"
+        3, "failed probes in a row that make a worker unhealthy"
     )
     ejection_failures: Annotated[int | None, WholeNumber(2, none="none")] = setting(
         2,
-        "fewest failed generations in a row that put a worker on trial while others succeed;"
-        " none: never",
+        "fewest failed generations in a row that put a worker on trial while other workers"
+        " succeed; none: never",
     )
     ejection_pause: Time = setting(
-        "1s", "time until a worker on trial gets a request; doubled after each that fails"
+        "1s", "time until a worker on trial gets a request; doubles after each failure"
     )
     ejection_max_pause: Time = setting(
         "1m",
-        "longest such time, and longest pause that a worker gets which asks for one by Retry-After",
+        "upper limit of the doubled --ejection-pause, and of a pause that a worker requests by"
+        " Retry-After",
     )
     timeout: Time = setting(
         "30m",
-        "longest wait from the request being sent to the head of the worker's answer, and for"
-        " one of --max-connections",
+        "longest wait for the head of a worker's answer after the request is sent, and for a free"
+        " connection under --max-connections",
         group="Limits",
     )
     connect_timeout: Time = setting("5s", "longest wait for a connection to a worker")
     idle_timeout: Time = setting("5m", "longest pause between two pieces of a body")
     client_send_timeout: OptionalTime = setting(
         "none",
-        "longest time that a client may take no byte of its answer",
-        default_text="that of --idle-timeout",
+        "longest time during which a client may read nothing of its answer",
+        default_text="same as --idle-timeout",
     )
     peek_limit: Bytes = setting(
-        "1MiB", "how much of a body is held in memory to read what routing needs"
+        "1MiB", "how much of a request body to hold in memory to read what routing needs"
     )
     facts_limit: Bytes = setting(
         "64MiB",
-        "how much of a body is read to find its model where several are served; what is more"
-        " than --peek-limit waits in a temporary file",
+        "how much of a request body to read to find the model if the pool serves several; the"
+        " part beyond --peek-limit goes to a temporary file",
     )
     max_request_bytes: Bytes = setting("1GiB", "largest request body; weight updates are exempt")
-    websocket_max_message: Bytes = setting("64MiB", "largest WebSocket message, either way")
+    websocket_max_message: Bytes = setting("64MiB", "largest WebSocket message in either direction")
     refit_timeout: Time = setting(
         "30m", "longest wait for a worker's answer to a weight, LoRA or memory call"
     )
     drain_timeout: Time = setting(
-        "30m", "longest wait for a worker's generations and jobs to end, before it is changed"
+        "30m", "longest wait for a worker's work to end before a change of its weights or memory"
     )
     trust_external_weights: bool = setting(
-        "off", "route to every worker whatever weights it has; they are managed elsewhere"
+        "off", "route to every worker whatever its weights, because another system manages weights"
     )
     max_assets: Count = setting(
         1_000_000,
-        "videos, meshes and images whose worker is remembered; the oldest finished go first",
+        "most videos, meshes and images whose worker the router remembers; the router forgets the"
+        " oldest finished ones first",
     )
     state_dir: Annotated[str | None, Text(optional=True, metavar="DIR")] = setting(
         None,
-        "directory for what a restart must not lose; none keeps nothing",
+        "directory for the state that survives a restart; none: keep no state",
         group="State",
-        default_text="by host name and port, in the user's state directory",
+        default_text="named by host and port, in the user's state directory",
     )
     fresh: bool = setting(
-        "off", "begin without what is in the state directory; it is set aside there"
+        "off", "start without the old state, and move it to before-fresh in the state directory"
     )
     state_best_effort: bool = setting(
-        "off", "while the state cannot be written, acknowledge changes rather than refuse them"
+        "off", "while the state cannot be written, acknowledge changes instead of refusing them"
     )
     trust_downtime: Annotated[float, Duration("0s")] = setting(
-        "0s", "take workers for the same processes, without proof, if no router ran for less"
+        "0s",
+        "if the router was down for less than this time, treat workers as the same processes"
+        " without proof",
     )
     resume_weights: bool = setting(
         "off",
-        "go on with the weight versions of a model whose workers all ended with the router"
-        " before; else such a model starts anew with the weights of its workers' start",
+        "keep the weight versions of a model whose workers all end with the router; without this"
+        " flag, such a model starts again with the weights that its workers load",
     )
     admin_api_key: Key = setting(
         None,
-        "key that changes of workers, weights and memory need, and workers' logs; generation"
-        " stays open. Other users of the machine see it among the running programs: better use"
-        " a file",
+        "key that clients need to change workers, weights or memory, or to read workers' logs;"
+        " generation stays open. Other users of this machine can see the key in the process list:"
+        " prefer --admin-api-key-file",
         group="Access",
     )
-    admin_api_key_file: File = setting(None, "file that holds the admin key")
+    admin_api_key_file: File = setting(None, "file that contains the admin key")
     log_level: Annotated[LogLevel, Choice(LogLevel, metavar="LEVEL")] = setting(
-        "info", "least important messages that are logged", group="Output"
+        "info", "lowest level of the messages to log", group="Output"
     )
-    verbose: bool = setting("off", "log everything, as --log-level debug does")
+    verbose: bool = setting("off", "log everything; same as --log-level debug")
 
     @property
     def effective_log_level(self) -> LogLevel:
@@ -233,14 +246,15 @@ class RouterSettings(Settings):
     def problems(self) -> Iterator[Problem]:
         """Problems that involve several fields; paths are field names. All such checks go here."""
         if self.admin_api_key is not None and self.admin_api_key_file is not None:
-            yield Problem("admin_api_key_file", "cannot be given beside admin_api_key")
+            yield Problem("admin_api_key_file", "cannot be combined with admin_api_key")
         if self.worker_api_key is not None and self.worker_api_key_file is not None:
-            yield Problem("worker_api_key_file", "cannot be given beside worker_api_key")
+            yield Problem("worker_api_key_file", "cannot be combined with worker_api_key")
         if self.worker_ca is not None and self.worker_insecure:
-            yield Problem("worker_insecure", "cannot be given beside worker_ca")
+            yield Problem("worker_insecure", "cannot be combined with worker_ca")
         if self.launcher_config is not None and (self.launcher or self.launchers):
             yield Problem(
-                "launcher_config", "cannot be given beside launcher or launchers in the file"
+                "launcher_config",
+                "cannot be combined with launcher or launchers in the configuration file",
             )
         yield from same_names(self.launcher, self.launchers)
 
@@ -252,22 +266,22 @@ class DemoSettings(Settings):
     host: Annotated[str, Text(metavar="HOST")] = setting(
         "127.0.0.1", "address the router listens on", group="Router"
     )
-    port: Port = setting(30081, "port the router listens on; 0 picks a free one")
+    port: Port = setting(30081, "port the router listens on; 0 picks a free port")
     workers: Annotated[int, WholeNumber(1, 64)] = setting(
-        2, "how many simulated workers to start", group="Simulated workers"
+        2, "number of simulated workers", group="Simulated workers"
     )
     worker_base_port: Port = setting(
-        0, "port of the first worker, each takes two; 0 picks free ones"
+        0, "port of the first worker; each worker takes two ports; 0 picks free ports"
     )
     time_scale: Annotated[float, Number(0.001, 1000)] = setting(
-        1, "how long a simulated generation takes; 2 makes all twice as slow"
+        1, "factor on the duration of simulated generations; 2 makes them twice as slow"
     )
     check: bool = setting(
         "off",
-        "run one whole round by itself, print each step, and end with its outcome",
-        group="What to do",
+        "try registration, image, video, refit, sleep and wake, print each result, and exit",
+        group="Mode",
     )
-    verbose: bool = setting("off", "show what the router and the workers log")
+    verbose: bool = setting("off", "print the logs of the router and the workers")
 
     def problems(self) -> Iterator[Problem]:
         """Problems that involve several fields; paths are field names."""

@@ -40,7 +40,7 @@ def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
         node = loader.get_single_node()
         # Before construction: unfolding merge keys takes time in proportion to their total.
         if node is not None and _unfolded(node, {}) > max(_LEAST_VALUES, len(text)):
-            return {}, [Problem(path, "not usable: its aliases add up to too many values")]
+            return {}, [Problem(path, "the aliases expand to too many values")]
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -52,7 +52,7 @@ def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
     except RecursionError:
         return {}, [Problem(path, "not valid YAML: nested too deeply")]
     except (ValueError, LookupError):  # PyYAML on a value that contradicts its tag: `!!int x`
-        return {}, [Problem(path, "not valid YAML: a tag with a value that does not fit it")]
+        return {}, [Problem(path, "not valid YAML: a value does not fit its tag")]
     twice = [Problem(path, message) for message in loader.repeated]
     return {} if data is None else data, twice
 

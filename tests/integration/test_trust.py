@@ -241,8 +241,8 @@ def test_faults_of_the_files_are_sentences(tmp_path: Path) -> None:
         env=environment,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--worker-api-key: may hold neither spaces nor other than ASCII" in done.stderr
-    assert f"--worker-ca: {bad} cannot be read: it holds no certificate" in done.stderr
+    assert "--worker-api-key: expected printable ASCII characters without spaces" in done.stderr
+    assert f"--worker-ca: {bad} contains no valid PEM certificate" in done.stderr
     assert "two words" not in done.stderr
     missing = str(tmp_path / "missing")
     _, problems = with_credentials(RouterSettings(worker_ca=missing, worker_api_key_file=missing))

@@ -204,8 +204,8 @@ def test_help_tells_commands_defaults_ranges_and_units(
     for part in (
         "demo run a router",
         "simulate-worker run one",
-        "(0 to 65535; default 30080)",
-        "(least-request, round-robin, random, power-of-two or least-work; default least-request)",
+        "(0 to 65535; default: 30080)",
+        "(least-request, round-robin, random, power-of-two or least-work; default: least-request)",
         "500ms",
         "64MiB",
         "--config FILE",

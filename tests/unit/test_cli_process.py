@@ -141,5 +141,5 @@ def test_a_copy_without_the_simulated_worker_says_so(tmp_path: Path) -> None:
     done = run("-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
-        "sglang-d-router: error: this copy of the program has no simulated worker in it\n"
+        "sglang-d-router: error: this copy of the program does not contain the simulated worker\n"
     )

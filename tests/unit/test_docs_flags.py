@@ -16,5 +16,5 @@ def test_the_tables_of_flags_are_those_of_the_settings() -> None:
 
 
 def test_a_row_tells_flag_key_default_range_and_meaning() -> None:
-    row = "| `--port N` | `port` | 30080 | 0 to 65535 | port to listen on; 0 picks a free one |\n"
+    row = "| `--port N` | `port` | 30080 | 0 to 65535 | port to listen on; 0 picks a free port |\n"
     assert row in markdown_table(RouterSettings)

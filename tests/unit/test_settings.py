@@ -148,7 +148,7 @@ def test_durations(value: object, seconds: float) -> None:
 )
 def test_what_is_no_duration(value: object) -> None:
     assert refusal(Duration("0s"), value).startswith(
-        "expected a time of at least 0s (seconds, or like 500ms, 30s, 5m, 1h), got "
+        "expected a time of at least 0s (in seconds, or with a unit: 500ms, 30s, 5m, 1h), got "
     )
 
 
@@ -176,7 +176,7 @@ def test_sizes(value: object, size: int) -> None:
     "value", ["0.3B", "1.3B", "1TiB", "M", "1.2.3M", "1e999M", 1.0, True, None, "-1K"]
 )
 def test_what_is_no_size(value: object) -> None:
-    assert "expected a size of at least 1B (bytes, or like" in refusal(Size("1B"), value)
+    assert "expected a size of at least 1B (in bytes, or with a unit" in refusal(Size("1B"), value)
 
 
 @pytest.mark.parametrize("value", [8, "8", "+8", "008"])
@@ -300,7 +300,7 @@ def test_a_described_setting() -> None:
 def test_cross_field_checks() -> None:
     assert list(RouterSettings().problems()) == []
     (problem,) = RouterSettings(admin_api_key="k", admin_api_key_file="f").problems()
-    assert str(problem) == "admin_api_key_file: cannot be given beside admin_api_key"
+    assert str(problem) == "admin_api_key_file: cannot be combined with admin_api_key"
     assert list(DemoSettings(worker_base_port=65532).problems()) == []
     (problem,) = DemoSettings(worker_base_port=65533).problems()
     assert problem.path == "worker_base_port"

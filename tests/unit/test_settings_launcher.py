@@ -164,26 +164,27 @@ def test_all_mistakes_of_a_launcher_at_once() -> None:
     ) == [
         "backend: expected local, got 'ray'",
         "model: expected text, got nothing",
-        "name: expected a name of letters, digits, '.', '_' and '-', at most 64 of them, got 'a b'",
+        "name: expected a name of at most 64 letters, digits, '.', '_' and '-' that begins with"
+        " a letter or digit, got 'a b'",
         "num_workers: expected a whole number from 1 to 1000, got 'two'",
-        "command: expected text or a list of texts, got nothing",
-        "worker_extra_args: cannot be split as a shell does: no closing quotation",
-        "worker_env.A: expected text, got true; put it in quotes",
-        "worker_env.B: expected text, got 1.5; put it in quotes",
+        "command: expected text or a list of text items, got nothing",
+        "worker_extra_args: cannot be split into words: no closing quotation",
+        "worker_env.A: expected text, got true; put the value in quotes",
+        "worker_env.B: expected text, got 1.5; put the value in quotes",
         "worker_env['C=D']: expected the name of an environment variable",
-        "worker_env.CUDA_VISIBLE_DEVICES: is set for each worker by the launcher;"
+        "worker_env.CUDA_VISIBLE_DEVICES: the launcher sets this variable for each worker;"
         " use worker_gpu_ids",
         "worker_env.5: expected the name of an environment variable",
         "num_gpus_per_worker: expected a whole number from 0 to 64, got -1",
-        "worker_gpu_ids[1]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got true",
+        "worker_gpu_ids[1]: expected GPUs such as '0,1', GPU-<uuid> or MIG-<uuid>, got true",
         "worker_gpu_ids[2]: names a GPU twice: 0,0",
-        "worker_gpu_ids[3]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got 'x y'",
-        "worker_gpu_ids[4]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got a list",
-        "worker_gpu_ids[5]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>, got '1,'",
-        "worker_host: expected an address or a host name, got 'http://x'",
+        "worker_gpu_ids[3]: expected GPUs such as '0,1', GPU-<uuid> or MIG-<uuid>, got 'x y'",
+        "worker_gpu_ids[4]: expected GPUs such as '0,1', GPU-<uuid> or MIG-<uuid>, got a list",
+        "worker_gpu_ids[5]: expected GPUs such as '0,1', GPU-<uuid> or MIG-<uuid>, got '1,'",
+        "worker_host: expected an IP address or a host name, got 'http://x'",
         "worker_base_port: expected a whole number from 0 to 65534, got 65535",
-        "wait_timeout: expected a time of at least 1ms (seconds, or like 500ms, 30s, 5m, 1h),"
-        " got 0",
+        "wait_timeout: expected a time of at least 1ms (in seconds, or with a unit: 500ms, 30s,"
+        " 5m, 1h), got 0",
         "restart: expected always, on-failure or never, got false",
         "max_concurency: unknown key (did you mean max_concurrency?)",
     ]
@@ -194,22 +195,21 @@ def test_all_mistakes_of_a_launcher_at_once() -> None:
     [
         ({"worker_env": ["A=1"]}, "worker_env: expected a mapping, got a list"),
         ({"worker_gpu_ids": "0,1"}, "worker_gpu_ids: expected a list, got '0,1'"),
-        ({"command": ["a", None]}, "command: expected text at place 2, got nothing"),
-        ({"command": 3}, "command: expected text or a list of texts, got 3"),
+        ({"command": ["a", None]}, "command: expected text as item 2, got nothing"),
+        ({"command": 3}, "command: expected text or a list of text items, got 3"),
         (
             {"worker_extra_args": "--x {prt}"},
-            "worker_extra_args: unknown placeholder {prt} (did you mean port?); known are {model},"
-            " {num_gpus}, {host}, {port}, {master_port}, {scheduler_port}, {gpu_ids}, {index},"
-            " {name}",
+            "worker_extra_args: unknown placeholder {prt} (did you mean port?); expected one of"
+            " {model}, {num_gpus}, {host}, {port}, {master_port}, {scheduler_port}, {gpu_ids},"
+            " {index}, {name}",
         ),
         (
             {"worker_extra_args": "--port=1"},
-            "worker_extra_args: --port is added by the launcher; use worker_base_port",
+            "worker_extra_args: the launcher adds --port; use worker_base_port",
         ),
         (
             {"worker_base_port": 65533, "num_workers": 2},
-            "worker_base_port: 2 workers take 4 ports from here, so expected at most 65532,"
-            " got 65533",
+            "worker_base_port: expected at most 65532, because 2 workers take 4 ports, got 65533",
         ),
         (
             {"num_workers": 2, "worker_gpu_ids": ["0"]},
@@ -225,7 +225,7 @@ def test_all_mistakes_of_a_launcher_at_once() -> None:
         *(
             (
                 {"worker_gpu_ids": [wrong]},
-                "worker_gpu_ids[0]: expected GPUs like '0,1', GPU-<uuid> or MIG-<uuid>,"
+                "worker_gpu_ids[0]: expected GPUs such as '0,1', GPU-<uuid> or MIG-<uuid>,"
                 f" got {wrong!r}",
             )
             for wrong in ("cuda:0", "all", "GPU-", "gpu-5ee", "-1", "12345", -1)
@@ -327,7 +327,8 @@ def test_two_places_for_launchers(folder: Path) -> None:
     (folder / "router.yaml").write_text("launchers: [{model: a}, {model: A}]\n")
     (folder / "launch.yaml").write_text("launcher: {model: b}\n")
     assert problems("--config=router.yaml", "--launcher-config=launch.yaml") == [
-        "--launcher-config: cannot be given beside launcher or launchers in the file",
+        "--launcher-config: cannot be combined with launcher or launchers in the configuration"
+        " file",
         "router.yaml: launchers[1].name: 'A' is also the name of launchers[0]",
     ]
 

@@ -76,11 +76,11 @@ def test_all_mistakes_of_a_command_line() -> None:
         "--host: expected text, got ''",
         "--port: expected a whole number from 0 to 65535, got 'abc'",
         "--retries: expected a whole number from 0 to 100, got '-1'",
-        "--timeout: expected a time of at least 1ms (seconds, or like 500ms, 30s, 5m, 1h),"
-        " got '-5s'",
+        "--timeout: expected a time of at least 1ms (in seconds, or with a unit: 500ms, 30s, 5m,"
+        " 1h), got '-5s'",
     ]
     assert problems("stray") == ["stray: unexpected argument"]
-    missing = "--config: expected the name of a file"
+    missing = "--config: expected a file name"
     assert problems("--config") == [f"{missing}, but no value follows"]
     assert problems("--config=") == [f"{missing}, got ''"]
 
@@ -128,18 +128,18 @@ def test_mistakes_of_flags_and_file_together(config: Path) -> None:
         "router.yaml: line 8, column 1: the key 'port' is given twice, first in line 1",
         "router.yaml: port: expected a whole number from 0 to 65535, got 1.5",
         "router.yaml: retries: expected a whole number from 0 to 100, got nothing",
-        "router.yaml: health_check_interval: expected a time of at least 1ms (seconds, or like"
-        " 500ms, 30s, 5m, 1h), got 'soon'",
+        "router.yaml: health_check_interval: expected a time of at least 1ms (in seconds, or"
+        " with a unit: 500ms, 30s, 5m, 1h), got 'soon'",
         "router.yaml: config: unknown key",
         "router.yaml: retrys: unknown key (did you mean retries?)",
         "--port: expected a whole number from 0 to 65535, got '99999'",
-        "router.yaml: admin_api_key_file: cannot be given beside admin_api_key",
+        "router.yaml: admin_api_key_file: cannot be combined with admin_api_key",
     ]
 
 
 def test_the_blame_for_a_check_goes_where_the_value_came_from(config: Path) -> None:
     config.write_text("admin_api_key: a\nadmin_api_key_file: b\nworker_urls: [x]\n")
-    message = "cannot be given beside admin_api_key"
+    message = "cannot be combined with admin_api_key"
     assert problems("--config=router.yaml") == [f"router.yaml: admin_api_key_file: {message}"]
     assert problems("--config=router.yaml", "--admin-api-key-file=c") == [
         f"--admin-api-key-file: {message}"
@@ -173,7 +173,7 @@ def test_a_file_that_is_no_mapping(config: Path) -> None:
         (b"a: 1\n---\nb: 1\n", "line 2, column 1: not valid YAML: but found another document"),
         (b"a: !!python/name:os.system x\n", "line 1, column 4: not valid YAML: could not"),
         (b"a: !!timestamp x\n", "line 1, column 4: not valid YAML: could not"),
-        (b"a: !!int x\n", "not valid YAML: a tag with a value that does not fit it"),
+        (b"a: !!int x\n", "not valid YAML: a value does not fit its tag"),
         (b"[" * 10_000, "not valid YAML: nested too deeply"),
         (b"{[1]: 2}\n", "line 1, column 2: not valid YAML: found unhashable key"),
     ],
@@ -216,7 +216,7 @@ def test_aliases_that_add_up_without_end_are_refused_at_once(config: Path, raw: 
     config.write_text(raw)
     began = time.perf_counter()
     assert problems("--config", "router.yaml") == [
-        "router.yaml: not usable: its aliases add up to too many values"
+        "router.yaml: the aliases expand to too many values"
     ]
     assert time.perf_counter() - began < 1
 

@@ -81,8 +81,8 @@ def test_all_mistakes_at_once_by_their_paths() -> None:
         [
             "launchers[0].num_workers: expected a whole number, got 'two'",
             "launchers[0].gpus[1]: expected a whole number, got true",
-            "launchers[0].env.A: expected text, got true; put it in quotes",
-            "launchers[0].env['B C']: expected text, got 2.5; put it in quotes",
+            "launchers[0].env.A: expected text, got true; put the value in quotes",
+            "launchers[0].env['B C']: expected text, got 2.5; put the value in quotes",
             "launchers[1].model: is required",
             "launchers[1].strict: expected true or false, got 3",
             "launchers[1].num_wrokers: unknown key (did you mean num_workers?)",

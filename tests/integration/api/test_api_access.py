@@ -227,7 +227,7 @@ def test_the_key_from_a_file(tmp_path: Path) -> None:
         (None, "cannot be read: no such file or directory"),
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"\xff", "cannot be read: it is no UTF-8 text"),
+        (b"\xff", "is not UTF-8 text"),
     ],
 )
 def test_a_start_without_a_key_is_a_sentence(
