@@ -177,14 +177,13 @@ class WeightControl:
         await self._make_what_came_before(ledger, operation)
         targets = self.members(operation, chosen, path)
         deadline = trio.current_time() + self.agents.drain_timeout
-        while last and ledger.pending and targets.eligible:
-            settled = partial(self._is_settled, ledger.pending[0], operation)
+        while last and (due := ledger.due) is not None and targets.eligible:
+            settled = partial(self._is_settled, due, operation)
             await self.agents.until(settled, max(0.0, deadline - trio.current_time()))
             late = trio.current_time() >= deadline
-            if late or not self._ready(ledger.pending[0], operation):
+            if late or not self._ready(due, operation):
                 raise PoolUnavailable(
-                    f"{ledger.pending[0].name} came before, and waits for a worker that can be "
-                    "given it",
+                    f"{due.name} came before, and waits for a worker that can be given it",
                     code="change_pending",
                 )
             await self._make_what_came_before(ledger, operation)
@@ -205,7 +204,7 @@ class WeightControl:
 
     async def _make_what_came_before(self, ledger: Ledger, operation: Operation[Any]) -> None:
         async with operation.unbroken():
-            while ledger.pending and await self._make_pending(ledger.pending[0], operation):
+            while (due := ledger.due) is not None and await self._make_pending(due, operation):
                 pass
 
     async def _make_pending(self, change: Change, operation: Operation[Any]) -> bool:
@@ -214,11 +213,15 @@ class WeightControl:
         able = [w for w in ready if change.path != DISK or not self.ledgers.had_lora([w])]
         if not ready:
             return False
+        earlier = ledger.before(change)
         if able:
             body = (change.body or "").encode()
             call = Call.of_json(change.path, self.call_timeout, body)
             # Changes behind this one need the workers too.
             await self._carry_out(change, call, able, operation, keeps=True)
+            if earlier and change.version is not None:
+                names = ", ".join(other.name for other in earlier)
+                logger.info("model %s: %s replaced %s", change.model, change.name, names)
         else:
             change.error = "its workers had a LoRA since their start"
             self.ledgers.close(change)

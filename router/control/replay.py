@@ -45,7 +45,8 @@ class Replayer:
         if ledger is None or worker.removed or worker.weights is Weights.UPDATING:
             return False, False
         lags = worker.weights in (Weights.BEHIND, Weights.FAILED)
-        awaiting = bool(ledger.pending) and self.ledgers.may_begin(ledger.pending[0], worker)
+        due = ledger.due
+        awaiting = due is not None and self.ledgers.may_begin(due, worker)
         return lags and self.ledgers.needs_replay(worker), awaiting
 
     def delayed(self, worker: Worker, reason: str) -> None:

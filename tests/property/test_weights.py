@@ -446,9 +446,9 @@ class WeightMachine(RuleBasedStateMachine):
     def pending_begins(self) -> None:
         ledgers = self.router.ledgers
         ledger = ledgers.ledger("m")
-        if not ledger.pending:
+        change = ledger.due
+        if change is None:
             return
-        change = ledger.pending[0]
         ready = [
             w
             for w in ledgers.workers_of("m")
@@ -494,7 +494,9 @@ class WeightMachine(RuleBasedStateMachine):
             if before is None:
                 ideal = self.ideal[router.ledgers.ledger("m").version].copy()
                 ideal.apply(change.path, content, ideal=True)
-                last = router.ledgers.ledger("m").issued
+                ledger = router.ledgers.ledger("m")
+                replaced = ledger.before(change)
+                last = max([ledger.issued, *(other.chosen or 0 for other in replaced)])
                 number = self.promised.get(change.change_id)
                 self.ideal[number or last + 1] = ideal
             router.ledgers.applied(change, worker, worker.incarnation)
@@ -559,7 +561,7 @@ class WeightMachine(RuleBasedStateMachine):
             return False
         if worker.weights not in (Weights.BEHIND, Weights.FAILED) or worker.holds:
             return False
-        first = ledger.pending[0] if ledger.pending else None
+        first = ledger.due
         able = first is not None and ledgers.can_take(worker, first.path)
         if first is not None and able and (first.is_full or not ledgers.plan(worker).steps):
             return False

@@ -133,12 +133,13 @@ class Ledger:
     issued: int = 0  # the highest number ever issued
     label: str | None = None
     recipe: Recipe = field(factory=Recipe)
-    last_error: str | None = None
+    last_error: str | None = None  # of a void change; a success of a later change clears it
     # Versions up to this number come from before a reset and have nothing to do with the recipe.
     since: int = 0
     made: str | None = None  # the digest of the change that made the current version
-    # Changes that no worker could take yet, in order; they come before any other change.
+    # Changes that no worker could take yet, in order of arrival; they come before any other change.
     pending: list[Change] = field(init=False, factory=list)
+    void: int = field(init=False, default=0)  # the number of the change that `last_error` is about
 
     @property
     def key(self) -> str:
@@ -165,6 +166,46 @@ class Ledger:
     def takes(self, change: Change) -> bool:
         """Whether the change would get the number that its client chose."""
         return (change.chosen or 0) > self.issued or self.repeats(change)
+
+    @property
+    def due(self) -> Change | None:
+        """The pending change that is made next: the last full one, because its success makes those
+        before it pointless. They stay until then, in case that it is void. Nothing overtakes a LoRA
+        call."""
+        found = None
+        for change in self.pending:
+            if change.has_lora:
+                return found or change
+            if found is None or change.is_full:
+                found = change
+        return found
+
+    def before(self, change: Change) -> list[Change]:
+        """The pending changes that a pending one would overtake, and replace."""
+        return self.pending[: self.pending.index(change)] if change in self.pending else []
+
+    def enter(self, change: Change) -> list[Change]:
+        """Make the change the current version, with the next number or the one that its client
+        chose. Returns the pending changes that it replaces."""
+        change.before, replaced = self.recipe, self.before(change)
+        for other in replaced:
+            # Clients may expect a version with its number, or a later one.
+            self.issued = max(self.issued, other.chosen or 0, other.seen_version or 0)
+        self.pending = [c for c in self.pending if c is not change and c not in replaced]
+        change.again = self.repeats(change)
+        if change.chosen is not None and self.takes(change):
+            self.issued = change.chosen
+        else:
+            seen = {other.seen_version for other in self.pending}
+            self.issued += 1
+            while self.issued in seen:
+                self.issued += 1
+        self.made, self.label = change.digest, change.label
+        change.version = self.version = self.issued
+        self.recipe = change.applied_to(self.recipe, change.version)
+        if change.number > self.void:
+            self.last_error = None
+        return replaced
 
 
 @frozen

@@ -88,8 +88,11 @@ class Ledgers(LedgerView):
         self._store.put(change)
 
     def withdraw(self, change: Change) -> None:
-        """Take back an opened change of which no call was made."""
-        self._store.delete(Change, change.change_id)
+        """Take back an opened change of which no call was made. A pending change stays pending."""
+        if change in self.ledger(change.model).pending:
+            self._store_intent(change, (), pending=True)
+        else:
+            self._store.delete(Change, change.change_id)
         for known in self._known.values():
             if known.change is change:
                 known.change = None
@@ -152,7 +155,7 @@ class Ledgers(LedgerView):
         if change in ledger.pending:
             ledger.pending.remove(change)
         if change.version is None and change.error is not None:
-            ledger.last_error = f"{change.name}: {change.error}"
+            ledger.last_error, ledger.void = f"{change.name}: {change.error}", change.number
             self._store.put(ledger)
         self._store.delete(Change, change.change_id)
         self._settle_all(change.model)
@@ -306,7 +309,7 @@ class Ledgers(LedgerView):
                     known = self._left.setdefault(url, WorkerWeights(change.model, restored=True))
                     known.state = evolve(lost_by(known.state, change), doubt=True)
                     self._store.put(known.record(url))
-                seen = [other.seen_version or 0 for other in ledger.pending]
+                seen = [max(c.seen_version or 0, c.chosen or 0) for c in ledger.pending]
                 auto = max([ledger.issued, *seen]) + 1
                 change.seen_version = change.chosen if ledger.takes(change) else auto
             if change.body is not None:
@@ -405,22 +408,9 @@ class Ledgers(LedgerView):
 
     def _issue(self, change: Change) -> int:
         ledger = self.ledger(change.model)
-        change.before = ledger.recipe
-        seen = {other.seen_version for other in ledger.pending if other is not change}
-        change.again = ledger.repeats(change)
-        if change.chosen is not None and ledger.takes(change):
-            ledger.issued = change.chosen
-        else:
-            ledger.issued += 1
-            while ledger.issued in seen:
-                ledger.issued += 1
-        ledger.made = change.digest
-        change.version = ledger.version = ledger.issued
-        ledger.label = change.label
-        ledger.recipe = change.applied_to(ledger.recipe, change.version)
-        ledger.last_error = None
-        if change in ledger.pending:
-            ledger.pending.remove(change)
+        for replaced in ledger.enter(change):
+            self._store.delete(Change, replaced.change_id)
+        assert change.version is not None
         self._store.put(ledger)
         # The change needs no repetition any more, but after a crash the workers it runs on are in
         # doubt.

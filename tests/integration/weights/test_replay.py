@@ -184,7 +184,43 @@ def test_changes_for_sleepers_come_in_order(run_pool: RunPool) -> None:
         await pool.http.post(WAKE)
         await until(lambda: current(a))
         assert has(a, "v2")
-        assert a.known.weight_version == 2
+        assert a.known.weight_version == 1
+        assert paths(a) == [DISK]  # the last one sets all weights
+
+    run_pool(test, IMAGES)
+
+
+def test_a_full_change_replaces_what_waited_before_it(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        await refitted(pool, "v1")
+        await pool.http.post(SLEEP)
+        for path in ("v2", "v3", "v4"):
+            await refitted(pool, path)
+        part = {"model_path": "v5", "target_modules": ["transformer"]}
+        assert (await pool.http.post(DISK, json=part)).json()["pending"] is True
+        assert len((await ledger(pool))["pending"]) == 4
+        await pool.http.post(WAKE)
+        await until(lambda: current(a, b))
+        known = await ledger(pool)
+        assert (known["weight_version"], known["latest_issued"], known["pending"]) == (3, 3, [])
+        assert [step["body"]["model_path"] for step in known["replay"]] == ["v4", "v5"]
+        assert paths(a) == paths(b) == [DISK] * 3  # v1, v4, v5
+        assert not pool.running.parts.store.rows("changes")
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_a_bad_path_for_sleepers_replaces_nothing(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        await pool.http.post(SLEEP)
+        for path in ("v1", "/nonexistent/x"):
+            await refitted(pool, path)
+        await pool.http.post(WAKE)
+        await until(lambda: current(a))
+        assert has(a, "v1")
+        known = await ledger(pool)
+        assert (known["weight_version"], known["pending"]) == (1, [])
+        assert "/nonexistent/x" in known["last_error"]  # the later of the two, though made first
 
     run_pool(test, IMAGES)
 

@@ -244,6 +244,53 @@ def test_the_numbers_of_two_changes_that_were_under_way_mean_no_other() -> None:
     assert desk.change(worker) == before + 3
 
 
+def test_a_full_pending_change_replaces_those_before_it_once_it_has_succeeded() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    part = {"model_path": "part", "target_modules": ["t"]}
+    bodies = {"1": {}, "2": part, "3": {"model_path": "bad"}, "4": part}
+    pending = [
+        desk.ledgers.make(name, "m", DISK, json.dumps(body), None) for name, body in bodies.items()
+    ]
+    for change in pending:
+        desk.ledgers.defer(change, [worker])
+    ledger = desk.ledgers.ledger("m")
+
+    assert ledger.due is pending[2]
+    desk.ledgers.open(pending[2], [worker])
+    desk.ledgers.withdraw(pending[2])  # the disk is full
+    assert sum(table == "changes" for table, _ in desk.kept) == 4
+    desk.ledgers.open(pending[2], [worker])
+    desk.ledgers.unchanged(pending[2], worker, "no such path")
+    desk.ledgers.close(pending[2])
+    assert (ledger.due, ledger.pending) == (pending[0], [pending[0], pending[1], pending[3]])
+
+    late = desk.ledgers.make("5", "m", DISK, '{"model_path": "late"}', None)
+    lora = desk.ledgers.make("6", "m", SET_LORA, "{}", None)
+    after = desk.ledgers.make("7", "m", DISK, "{}", None)
+    for change in (late, lora, after):
+        desk.ledgers.defer(change, [worker])
+    assert ledger.due is late
+    assert desk.apply(late, worker) == 1
+    assert (ledger.due, ledger.pending) == (lora, [lora, after])
+    assert {key for table, key in desk.kept if table == "changes"} == {"6", "7"}
+
+
+def test_a_change_that_replaces_one_that_was_under_way_does_not_take_its_number() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    before = desk.change(worker)
+    under_way = desk.ledgers.make("other", "m", DISK, "{}", None)
+    desk.ledgers.open(under_way, [worker])
+    desk.begin()
+    worker = desk.join("a")
+    later = desk.ledgers.make("later", "m", DISK, "{}", None)
+    desk.ledgers.defer(later, [worker])
+    assert desk.ledgers.ledger("m").due is later
+    assert desk.apply(later, worker) == before + 2
+    assert not desk.ledgers.ledger("m").pending
+
+
 def test_what_is_kept_of_a_change_and_its_ledger() -> None:
     desk = Desk()
     worker = desk.join("a")

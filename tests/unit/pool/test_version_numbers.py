@@ -132,6 +132,22 @@ def test_what_waits_has_its_number_promised() -> None:
     assert [change.chosen for change in waits] == [40, None]
 
 
+def test_a_change_that_replaces_others_gets_a_number_above_theirs() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    desk.change(a)
+    for number, path in ((40, "p"), (None, "q"), (None, "r")):
+        desk.ledgers.defer(asks(desk, number, path), [a])
+    last = desk.ledgers.ledger("m").due
+    assert last is not None
+    desk.ledgers.open(last, [a])
+    desk.begin()
+    a, ledger = desk.join("a"), desk.ledgers.ledger("m")
+    assert [change.seen_version for change in ledger.pending] == [None, None, 41]
+    assert desk.apply(ledger.pending[2], a) == 41
+    assert not ledger.pending
+
+
 @pytest.mark.parametrize("path", [DISK, TENSOR])
 def test_a_number_survives_a_crash_in_its_change(path: str) -> None:
     desk = Desk()
