@@ -143,7 +143,12 @@ class Row:
 
     def wire(self) -> dict[str, Any]:
         """The row as clients see it."""
-        return {"worker_url": self.worker.url, "status_code": self.status, "body": self.body}
+        return {
+            "worker_url": self.worker.url,
+            "status_code": self.status,
+            "success": self.success,
+            "body": self.body,
+        }
 
 
 @define(eq=False)

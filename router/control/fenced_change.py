@@ -15,6 +15,7 @@ from attrs import define, evolve, field
 from ..errors import RouterError, StateUnavailable
 from ..pool.weights import Change, Ledgers, Meaning, meaning, wraps
 from ..pool.weights.answers import alike, words
+from ..pool.weights.recipe import COLLECTIVES
 from ..pool.worker import Worker
 from ..store.store import Store
 from .agent import Agents
@@ -95,8 +96,8 @@ class FencedChange(ABC):
 
 @define(eq=False)
 class OneCallChange(FencedChange):
-    """A change of one call. Each worker gets the call as soon as it is idle; a streamed body goes
-    to all workers at once."""
+    """A change of one call. Each worker gets the call as soon as it is idle; a streamed body or a
+    collective goes to all workers at once."""
 
     # Set if a success could not be made durable.
     undurable: StateUnavailable | None = field(init=False, default=None)
@@ -111,15 +112,22 @@ class OneCallChange(FencedChange):
         Raises the errors of `fenced`, and of reading a streamed body.
         """
         failure: RouterError | None = None
-        streamed = not isinstance(call.body, bytes)
+        collective = self.change.path in COLLECTIVES
+        at_once = collective or not isinstance(call.body, bytes)
         reason = f"{self.change.name}: a change"
-        async with self.fenced(workers, reason, None if streamed else call):
+        async with self.fenced(workers, reason, None if at_once else call):
             claims = list(self.claims.values())
-            if streamed:
+            if at_once:
                 for claim in claims:
                     await claim.idle.wait()
                 ready = [claim for claim in claims if claim.row is None]
-                failure = await self.send(ready, call)
+                if collective and len(ready) < len(claims):
+                    for claim in ready:  # a worker would wait for the others for ever
+                        claim.fail("another worker has left, and this call needs all of them")
+                    for claim in ready:
+                        await claim.end()
+                else:
+                    failure = await self.send(ready, call)
             for claim in claims:
                 await claim.over.wait()
         rows = [claim.row for claim in claims if claim.row is not None]

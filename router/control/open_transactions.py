@@ -19,15 +19,18 @@ from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers
 from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
-from ..pool.weights.recipe import DISK, TENSOR, pushes_lora, step_of
+from ..pool.weights.recipe import PUSHES, TENSOR, UPDATES, pushes_lora, step_of
 from ..pool.worker import Worker
 from .calls import Claim, Outcome, Row, answer
 from .fenced_change import FencedChange
 from .operations import Operation, Work
 from .pushed import LoraWatch
-from .refit import Choose, Order, WeightControl
+from .refit import GROUPS, SIGNALS, Choose, Order, WeightControl
 
 logger = logging.getLogger("router.control")
+
+
+NEUTRAL = (*GROUPS, *SIGNALS)  # calls that say nothing about the weights
 
 
 class UnknownTransaction(NotFound):
@@ -157,7 +160,7 @@ class Transactions:
             async def prepare(pushes: bool) -> None:
                 nonlocal lora
                 lora = pushes
-                if path in (DISK, TENSOR) and not lora:
+                if path in UPDATES and not lora:
                     control.check_loras(path, change.model, workers)
                 else:
                     change.lora = True
@@ -168,7 +171,7 @@ class Transactions:
             step = None
             if not isinstance(call.body, bytes):
                 call = evolve(call, body=LoraWatch(call.body, prepare))
-            else:
+            elif path not in NEUTRAL:
                 await prepare(lora)
                 if order.content is not None:
                     step = step_of(path, json.dumps(order.content), order.content)
@@ -180,11 +183,11 @@ class Transactions:
             control.agents.look(workers)
             if failure is not None:
                 raise failure
-            applied = opened.applied_by(rows, path)
+            applied = [] if path in NEUTRAL else opened.applied_by(rows, path)
             if applied:
                 if lora:
                     step = step_of(TENSOR, "{}", {})
-                opaque = step is None or (path == TENSOR and not lora)
+                opaque = step is None or (path in PUSHES and not lora)
                 change.opaque = change.opaque or opaque
                 if step is not None and not opaque:
                     change.steps.append(step)

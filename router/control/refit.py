@@ -18,7 +18,7 @@ from ..pool.lifecycle import reachable
 from ..pool.match import Targets, model_of, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
-from ..pool.weights.recipe import DISK, SET_LORA, TENSOR, pushes_lora
+from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, UPDATES, pushes_lora
 from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
 from ..text import from_json
@@ -33,6 +33,11 @@ logger = logging.getLogger("router.control")
 
 # Seconds after a start that pending changes wait for the first probes of all workers.
 _FIRST_PROBES = 10.0
+
+# Calls that change no weights, for all workers at the same moment: in turn with the changes of
+# their model, or at once, because they are about what runs.
+GROUPS = ("/init_weights_update_group", "/destroy_weights_update_group")
+SIGNALS = ("/pause_generation", "/continue_generation", "/abort_request", "/flush_cache")
 
 Choose: TypeAlias = Callable[[], list[Worker]]
 
@@ -57,9 +62,10 @@ class Order:
 
     @property
     def digest(self) -> str | None:
-        """Equal for orders that ask for the same; None for a streamed order."""
+        """Equal for orders that ask for the same; None if each one counts: streamed bodies,
+        collectives."""
         body = self.call.body
-        if not isinstance(body, bytes):
+        if not isinstance(body, bytes) or self.call.path in COLLECTIVES:
             return None
         return hashlib.sha256(f"{self.call.path} {self.who} ".encode() + body).hexdigest()
 
@@ -131,7 +137,7 @@ class WeightControl:
 
     def check_loras(self, path: str, model: str, workers: list[Worker]) -> None:
         """Raises LoraActive if an update would miss layers of some workers."""
-        if path not in (DISK, TENSOR):
+        if path not in UPDATES:
             return
         some = self.ledgers.had_lora(workers)
         waiting = any(change.has_lora for change in self.ledgers.ledger(model).pending)
@@ -230,11 +236,7 @@ class WeightControl:
 
     async def ask(self, chosen: list[Worker], call: Call) -> Outcome:
         """Ask every reachable worker; the answer also tells whether those of each model agree."""
-        targets = Targets.of(chosen)
-        if not targets.eligible:
-            raise no_workers()
-        rows = await broadcast(self.agents.client, targets.eligible, call)
-        status, body = answer(rows, targets)
+        rows, (status, body) = await self._tell(chosen, call)
         first: dict[str | None, Any] = {}
         for row in rows:
             first.setdefault(model_of(row.worker), row.body)
@@ -242,12 +244,32 @@ class WeightControl:
         body["consistent"] = body["success"] and agree
         return status, body
 
+    async def tell(self, order: Order) -> Outcome:
+        """Send a call that changes no weights to every reachable worker at the same moment. A call
+        about a group waits for its turn among the changes of the workers' model."""
+        if order.call.path not in GROUPS:
+            return (await self._tell(order.choose(), order.call))[1]
+        model = self.one_model(order.choose())
+
+        async def work(_: Operation[Outcome]) -> Outcome:
+            return (await self._tell(order.choose(), order.call))[1]
+
+        workers = self.ledgers.workers_of(model)
+        return await self.operations.start(work, workers, model).result()
+
+    async def _tell(self, chosen: list[Worker], call: Call) -> tuple[list[Row], Outcome]:
+        targets = Targets.of(chosen)
+        if not targets.eligible:
+            raise no_workers()
+        rows = await broadcast(self.agents.client, targets.eligible, call)
+        return rows, answer(rows, targets)
+
     async def _change(self, order: Order, model: str, operation: Operation[Outcome]) -> Outcome:
         await operation.begin()
         path, body = order.call.path, order.call.body
         content = order.content or {}
         # Encoded anew: the client's JSON may be UTF-16, or start with a byte order mark.
-        text = json.dumps(content) if path != TENSOR and isinstance(body, bytes) else None
+        text = json.dumps(content) if path not in PUSHES and isinstance(body, bytes) else None
         ledger, call = self.ledgers.ledger(model), order.call
         lora = pushes_lora(path, content)
         kind = SET_LORA if lora else path  # a pushed LoRA goes where any LoRA may go
@@ -296,7 +318,7 @@ class WeightControl:
     async def _defer(self, change: Change, targets: Targets, sleepers: list[Worker]) -> Outcome:
         if change.body is None:
             raise PoolUnavailable(
-                "All workers are asleep, and tensors cannot be kept for them: wake them first",
+                "All workers are asleep, and this change cannot be kept for them: wake them first",
                 code="pool_asleep",
                 details={"deferred": targets.deferred_rows()},
             )

@@ -34,9 +34,9 @@ def needs_key(route: Route, method: str) -> bool:
     A path outside the table needs the key for every method that does not only read: only the worker
     knows what such a request does.
     """
-    if route.how is How.CHANGE or route.guarded:
+    if route.how in (How.CHANGE, How.TOGETHER) or route.guarded:
         return True
-    return route.how in (How.OWN, How.ANY) and method not in _READS
+    return route.how in (How.OWN, How.REFUSED, How.ANY) and method not in _READS
 
 
 @define(eq=False)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import trio
 from attrs import define, field
 
-from ..errors import RouterError
+from ..errors import Fault, RouterError
 from ..front.asgi import App, Receive, Scope, Send, link_of
 from ..front.client import ClientGone, ClientStalled
 from ..front.errors import error_answer, log_end, log_error
@@ -26,7 +26,35 @@ from .websocket import WebSocketRelay
 
 logger = logging.getLogger("router.relay")
 
-_APP = (How.OWN, How.CHANGE, How.GATHER, How.MERGED)  # answered by the router's own app
+# Answered by the router's own app.
+_APP = (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER, How.MERGED)
+
+_DIRECTLY = (
+    "hold the workers with POST /weights/begin, call each of them directly, then POST"
+    " /weights/commit"
+)
+_HINTS = {
+    "/load_lora_adapter": "load and choose adapters with POST /v1/set_lora",
+    "/unload_lora_adapter": "take adapters out with POST /v1/unmerge_lora_weights",
+    "/update_weights_from_ipc": f"each worker needs handles of its own; {_DIRECTLY}",
+}
+
+
+class UnknownWeightCall(RouterError):
+    """No worker may get the call: it may change weights, and the router cannot send it to all."""
+
+    fault = Fault.CLIENT
+    default_status = 501
+    default_code = "unknown_weight_call"
+
+    @classmethod
+    def of(cls, route: Route, path: str) -> UnknownWeightCall:
+        """The error for this path, with a hint."""
+        hint = _HINTS.get(route.path, _DIRECTLY)
+        return cls(
+            f"The router cannot give {path} to all workers, and one alone must not get it: {hint}",
+            details={"hint": hint},
+        )
 
 
 class AsgiExchange:
@@ -121,7 +149,7 @@ class Relay:
         exchange = AsgiExchange(scope, receive, send)
         if exchange.path.endswith("/") and known(exchange.path):
             exchange.path, exchange.target = exchange.path[:-1], _unslashed(exchange.target)
-        if route.how is How.MERGED and (asset_id := _asked_for(scope["query_string"])):
+        if route.how is How.MERGED and (asset_id := _asked_for(scope)):
             # `GET /v1/videos?id=ID` means `GET /v1/videos/ID`.
             exchange.path = f"{route.path}/{segment(asset_id)}"
             exchange.target = exchange.path.encode()
@@ -135,6 +163,11 @@ class Relay:
             except LoopDetected as error:
                 await self._refuse(exchange, error)
                 return
+        # The workers of a transaction are fenced: the call would wait for its end.
+        stray = route.how is How.ANY and "txn" in dict(_query(scope))
+        if route.how is How.REFUSED or stray:
+            await self._refuse(exchange, UnknownWeightCall.of(route, exchange.path))
+            return
         if route.how in _APP:
             await self.app(scope, receive, send)
             return
@@ -184,9 +217,13 @@ def _unslashed(target: bytes) -> bytes:
     return path[: len(path) - end] + mark + query
 
 
-def _asked_for(query: bytes) -> str | None:
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    return parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
+def _asked_for(scope: Scope) -> str | None:
     """The id of a job in the query of a list, or None."""
-    for name, value in parse_qsl(query.decode("latin-1")):
+    for name, value in _query(scope):
         if name in ("video_id", "mesh_id", "id") and value:
             return value
     return None

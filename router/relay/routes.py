@@ -24,6 +24,8 @@ class How(StrEnum):
     SUBMIT = "submit"  # starts a job; its worker owns the job from then on
     OWNER = "owner"  # the worker that owns the asset named in the path
     CHANGE = "change"  # every eligible worker: weights, LoRA, memory
+    TOGETHER = "together"  # every reachable worker, at the same moment
+    REFUSED = "refused"  # no worker: one alone would get what all need, or nobody knows
     GATHER = "gather"  # every healthy worker; one row for each
     MERGED = "merged"  # every worker's list, merged into one
     ANY = "any"  # anything else: one routable worker
@@ -38,6 +40,7 @@ class Route:
     how: How
     task: Task | None = None
     guarded: bool = False  # reading it needs the admin key, too
+    naming: tuple[str, ...] = ()  # words of which the path must have one
     _pattern: re.Pattern[str] = field(init=False, repr=False, eq=False)
 
     @_pattern.default
@@ -53,7 +56,8 @@ class Route:
         """Whether the row fits the request, or the path if `method` is None."""
         if method is not None and "*" not in self.methods and method not in self.methods:
             return False
-        return self._pattern.match(path) is not None
+        named = not self.naming or any(word in path.lower() for word in self.naming)
+        return named and self._pattern.match(path) is not None
 
     @property
     def need(self) -> Need:
@@ -134,9 +138,23 @@ ROUTES: tuple[Route, ...] = (
     Route(_P, "/v1/unmerge_lora_weights", How.CHANGE),
     Route(_P, "/release_memory_occupation", How.CHANGE),
     Route(_P, "/resume_memory_occupation", How.CHANGE),
+    Route(_P, "/update_weights_from_distributed", How.TOGETHER),
+    Route(_P, "/begin_weight_update", How.TOGETHER),
+    Route(_P, "/end_weight_update", How.TOGETHER),
+    Route(_P, "/pull_weights", How.TOGETHER),
+    Route(_P, "/init_weights_update_group", How.TOGETHER),
+    Route(_P, "/destroy_weights_update_group", How.TOGETHER),
+    Route(_P, "/pause_generation", How.TOGETHER),
+    Route(_P, "/continue_generation", How.TOGETHER),
+    Route(_P, "/abort_request", How.TOGETHER),
+    Route(_G + _P, "/flush_cache", How.TOGETHER),
     Route(_P, "/get_weights_checksum", How.GATHER),
     Route(_P, "/update_weights_from_tensor_checker", How.GATHER),
     Route(_G, "/v1/list_loras", How.GATHER),
+    Route(_P, "/load_lora_adapter", How.REFUSED),
+    Route(_P, "/unload_lora_adapter", How.REFUSED),
+    Route(_P, "/update_weights_from_ipc", How.REFUSED),
+    Route(_P, "/{+path}", How.REFUSED, naming=("weight", "lora", "memory", "cache")),
     # Anything else, so that the router hides nothing that a worker offers.
     Route(("*",), "/{+path}", How.ANY),
     Route(("*",), "*", How.ANY),
@@ -158,14 +176,14 @@ _BY_FIRST = {
 
 def nearest(path: str) -> str | None:
     """The path of the table that is most similar to this one; None if no path is similar."""
-    found = get_close_matches(path, (row.path for row in ROUTES if row.how is not How.ANY), n=1)
+    found = get_close_matches(path, (row.path for row in ROUTES if "+path" not in row.path), n=1)
     return found[0] if found else None
 
 
 def known(path: str) -> bool:
     """Whether a row fits this path with any method."""
     rows = _BY_FIRST.get(_first(path), _BY_FIRST[""])
-    return any(row.how is not How.ANY and row.matches(None, path) for row in rows)
+    return any("+path" not in row.path and row.matches(None, path) for row in rows)
 
 
 def find(method: str, path: str) -> Route:
@@ -175,7 +193,7 @@ def find(method: str, path: str) -> Route:
     wrong method. So do paths that must reach all workers: no worker may get them alone.
     """
     for route in _BY_FIRST.get(_first(path), _BY_FIRST[""]):
-        ours = route.how in (How.OWN, How.CHANGE, How.GATHER)
+        ours = route.how in (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER)
         if route.matches(None if ours else method, path):
             return route
     return ROUTES[-1]

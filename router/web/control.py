@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, g, request
 
-from ..control.calls import Pipe, filling
+from ..control.calls import Outcome, Pipe, filling
 from ..control.client import Call
-from ..control.refit import Order
+from ..control.refit import GROUPS, SIGNALS, Order
 from ..errors import BadRequest
 from ..pool.match import select
-from ..pool.weights.recipe import DISK, SET_LORA, TENSOR
+from ..pool.weights.recipe import COLLECTIVES, DISK, SET_LORA, TENSOR
 from ..pool.worker import Worker
 from .parts import parts
 from .uploads import HELD, upload
@@ -27,6 +28,7 @@ _CHANGES = (
     "/v1/set_lora",
     "/v1/merge_lora_weights",
     "/v1/unmerge_lora_weights",
+    *sorted(COLLECTIVES),
 )
 # Headers of the client that workers also get.
 _PASSED = ("content-type", "traceparent", "tracestate")
@@ -70,6 +72,12 @@ async def ask_weights() -> Answer:
     return _wire(await parts().weights.ask(_chosen(mixed=True), call))
 
 
+async def tell() -> Answer:
+    """Tell every healthy worker the same at the same moment."""
+    call = _call(await upload().whole())
+    return await _send(call, None, parts().weights.tell, mixed=call.path in SIGNALS)
+
+
 async def sleep() -> Answer:
     """Make every eligible worker give back its GPU memory."""
     call = _call(await upload().whole())
@@ -86,6 +94,9 @@ for _name in _CHANGES:
     blueprint.add_url_rule(_name, _name, change_weights, methods=["POST"])
 _tensor = "/update_weights_from_tensor"
 blueprint.add_url_rule(_tensor, _tensor, change_weights_from_tensor, methods=["POST"])
+for _name in (*GROUPS, *SIGNALS):
+    methods = ["GET", "POST"] if _name == "/flush_cache" else ["POST"]
+    blueprint.add_url_rule(_name, _name, tell, methods=methods)
 for _name in ("/get_weights_checksum", "/update_weights_from_tensor_checker"):
     blueprint.add_url_rule(_name, _name, ask_weights, methods=["POST"])
 blueprint.add_url_rule("/v1/list_loras", "list_loras", ask_weights, methods=["GET"])
@@ -111,13 +122,21 @@ async def _change(body: bytes) -> Answer:
 
 async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
     """Make a change, alone or as part of the transaction named by `?txn=`."""
+    return await _send(call, content, parts().weights.change)
+
+
+async def _send(
+    call: Call,
+    content: dict[str, Any] | None,
+    alone: Callable[[Order], Awaitable[Outcome]],
+    *,
+    mixed: bool = False,
+) -> Answer:
     model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
-    registry = parts().registry
-    order = Order(
-        call, lambda: select(registry, model=model, workers=workers), (model, workers), content
-    )
+    choose = partial(select, parts().registry, model=model, workers=workers, mixed=mixed)
+    order = Order(call, choose, (model, workers), content)
     if txn is None:
-        return _wire(await parts().weights.change(order))
+        return _wire(await alone(order))
     if model is not None or workers is not None:
         raise BadRequest(
             "?txn= names the workers: ?model= and ?workers= cannot be given with it",

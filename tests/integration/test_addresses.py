@@ -56,7 +56,7 @@ def test_all_connections_go_to_the_address_that_was_met(
         for _ in range(3):
             assert (await at.image()).status_code == 200
             await at.running.parts.watchman.look_again(worker, within=5)
-        await at.http.post("/set_lora", json={"lora_nickname": "x"})
+        await at.http.post("/v1/set_lora", json={"lora_nickname": "x"})
         client = Client(await trio.open_tcp_stream(A, at.running.port))
         assert isinstance(await client.open("/socket"), RejectConnection)
         await trio.aclose_forcefully(client.stream)

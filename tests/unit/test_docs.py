@@ -119,6 +119,8 @@ HOW = {
     How.SUBMIT: "one worker, which owns the job from then on",
     How.OWNER: "the worker that owns it",
     How.CHANGE: "all workers",
+    How.TOGETHER: "all workers, at the same moment",
+    How.REFUSED: "no worker: 501 `unknown_weight_call`",
     How.GATHER: "all workers",
     How.MERGED: "all workers, as one list",
     How.ANY: "one worker",
@@ -133,7 +135,8 @@ def test_the_routing_table_in_the_api() -> None:
     for route in ROUTES:
         methods = "any" if route.methods == ("*",) else ", ".join(route.methods)
         able = f", able to do `{route.task}`" if route.task and route.how in CHOSEN else ""
-        body.append([methods, f"`{route.path}`", HOW[route.how] + able])
+        named = f" naming {', '.join(route.naming)}" if route.naming else ""
+        body.append([methods, f"`{route.path}`{named}", HOW[route.how] + able])
     demand(table(["Method", "Path", "Goes to"], body), of="docs/api.md")
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from ... import text
-from .recipe import DISK, SET_LORA, TENSOR
+from .recipe import COLLECTIVES, DISK, SET_LORA, TENSOR
 
 _LONGEST = 2000  # characters kept of a worker's own words
 
@@ -42,7 +42,7 @@ def meaning(path: str, status: int, body: Any, *, sent: bool = True) -> Meaning:
         return Meaning.UNCHANGED
     if succeeded(status, body):
         return Meaning.APPLIED
-    if path == TENSOR:
+    if path == TENSOR or (path in COLLECTIVES and status not in (404, 405, 422)):
         return Meaning.UNKNOWN
     if status in (400, 422, 404, 405):
         if path == DISK and _TOUCHED.search(words(body)):

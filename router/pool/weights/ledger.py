@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from ...text import from_json
 from .numbers import number_of
-from .recipe import DISK, TENSOR, Recipe, Step, step_of
+from .recipe import DISK, PUSHES, TENSOR, UPDATES, Recipe, Step, step_of
 
 
 @define(eq=False)
@@ -68,7 +68,9 @@ class Change:
     @property
     def is_lora(self) -> bool:
         """Whether the change is one LoRA call, which leaves the weights themselves alone."""
-        return self.lora if self.path == TENSOR else self.path not in ("", DISK)
+        if self.path == TENSOR:
+            return self.lora
+        return bool(self.path) and self.path not in UPDATES
 
     @property
     def name(self) -> str:
@@ -99,7 +101,7 @@ class Change:
 
     def applied_to(self, recipe: Recipe, version: int) -> Recipe:
         """The recipe after the change."""
-        if self.path == TENSOR and not self.lora:
+        if self.path in PUSHES and not self.lora:
             return recipe.then_opaque(version)
         if self.is_transaction:
             for step in self.steps:

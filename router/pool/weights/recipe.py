@@ -12,6 +12,18 @@ DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
 SET_LORA = "/v1/set_lora"
 MERGE, UNMERGE = "/v1/merge_lora_weights", "/v1/unmerge_lora_weights"
 
+# Calls in which all workers take part at the same moment, or none.
+COLLECTIVES = frozenset(
+    {
+        "/update_weights_from_distributed",
+        "/begin_weight_update",
+        "/end_weight_update",
+        "/pull_weights",
+    }
+)
+PUSHES = COLLECTIVES | {TENSOR}  # changes that cannot be repeated
+UPDATES = PUSHES | {DISK}  # changes of the weights themselves; any other is of LoRAs
+
 _SETS = (SET_LORA, TENSOR)  # of LoRA steps: those that bring an adapter
 _ALL = "all"
 

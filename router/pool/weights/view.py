@@ -11,7 +11,7 @@ from ..match import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
-from .recipe import DISK, SET_LORA, TENSOR, Plan, Recipe, WeightState
+from .recipe import SET_LORA, UPDATES, Plan, Recipe, WeightState
 from .state import WorkerWeights, why_not_current
 
 
@@ -77,7 +77,7 @@ class LedgerView:
         """Whether the worker's state allows a call of this kind. A worker cannot take a LoRA call
         while weights have yet to be loaded, because the LoRA would forbid that; nor a merge if its
         LoRAs are unknown."""
-        if path in (DISK, TENSOR, ""):
+        if not path or path in UPDATES:
             return True
         if path != SET_LORA and self.weight_state(worker).loras is None:
             return False

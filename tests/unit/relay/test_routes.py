@@ -15,7 +15,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"]
 
 
 def example(route: Route) -> str:
-    path = re.sub(r"\{\+\w+\}", "some/where", route.path)
+    path = re.sub(r"\{\+\w+\}", "/".join(["some", *route.naming, "where"]), route.path)
     return re.sub(r"\{\w+\}", "some-id", path)
 
 
@@ -85,6 +85,14 @@ def test_anything_else_goes_to_any_worker(method: str, path: str) -> None:
     assert find(method, path).how is How.ANY
 
 
+@pytest.mark.parametrize(
+    "path", ["/x_Weights", "/v1/loras/x", "/memory/free", "/a/clear_cache", "/load_lora_adapter"]
+)
+def test_what_may_change_weights_goes_to_no_single_worker(path: str) -> None:
+    assert find("POST", path).how is How.REFUSED
+    assert find("GET", path).how is How.ANY
+
+
 SEGMENTS = sorted({segment for route in ROUTES for segment in route.path.split("/")})
 
 
@@ -95,6 +103,6 @@ SEGMENTS = sorted({segment for route in ROUTES for segment in route.path.split("
 )
 def test_the_first_row_that_matches_wins(method: str, path: str, rooted: bool) -> None:
     path = f"/{path}" if rooted else path
-    own = (How.OWN, How.CHANGE, How.GATHER)
+    own = (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER)
     matching = [r for r in ROUTES if r.matches(None if r.how in own else method, path)]
     assert find(method, path) is (matching[0] if matching else ROUTES[-1])
