@@ -71,7 +71,7 @@ def words(value: object, most: int = _LONGEST_WORDS) -> str:
         try:
             value = str(value)
         except (ValueError, RecursionError):  # thousands of digits, or of levels
-            value = f"something of the type {type(value).__name__}"
+            value = f"a value of type {type(value).__name__}"
     return one_line(value, most)
 
 

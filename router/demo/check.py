@@ -66,7 +66,7 @@ async def check(address: str, screen: Screen) -> bool:
                 seconds = trio.current_time() - begun
                 screen.say(f"{outcome[0]:8}{name}: {outcome[1]} ({seconds:.1f} s)")
         if scope.cancelled_caught:
-            screen.say(f"FAILED  the round was not over within {_WITHIN:g} s")
+            screen.say(f"FAILED  the check did not finish within {_WITHIN:g} s")
             failures += 1
     screen.say("check passed" if not failures else f"check failed: {failures} step(s)")
     return not failures
@@ -93,7 +93,7 @@ async def _image(tour: _Round) -> str:
     width, height = _png_size(picture)
     if (width, height) != (512, 512):
         raise StepFailed(f"the image is {width}x{height}, not 512x512")
-    return f"a PNG of {width}x{height}, {len(picture)} bytes; made by {len(makers)} worker(s)"
+    return f"a {width}x{height} PNG of {len(picture)} bytes; {len(makers)} worker(s) generated"
 
 
 async def _video(tour: _Round) -> str:
@@ -106,7 +106,7 @@ async def _video(tour: _Round) -> str:
         raise StepFailed(f"the job ended as {job['status']}: {job.get('error')}")
     film = (await tour.call("GET", f"/v1/videos/{job['id']}/content")).content
     if film[4:8] != b"ftyp":
-        raise StepFailed("the content is no MP4 file")
+        raise StepFailed("the content is not an MP4 file")
     return f"job {job['id']} completed, an MP4 of {len(film)} bytes"
 
 
@@ -115,20 +115,20 @@ async def _refit(tour: _Round) -> str:
         await tour.call("POST", "/update_weights_from_disk", json={"model_path": "demo/step-1"})
     ).json()
     _expect_all(tour, answer)
-    return f"weights of demo/step-1 on {len(answer['results'])} workers"
+    return f"{len(answer['results'])} workers have the weights of demo/step-1"
 
 
 async def _sleep(tour: _Round) -> str:
     answer = (await tour.call("POST", "/release_memory_occupation", json={})).json()
     _expect_all(tour, answer)
-    return f"{len(answer['results'])} workers gave their memory back"
+    return f"{len(answer['results'])} workers released their GPU memory"
 
 
 async def _wake(tour: _Round) -> str:
     answer = (await tour.call("POST", "/resume_memory_occupation", json={})).json()
     _expect_all(tour, answer)
     await _image(tour)
-    return f"{len(answer['results'])} workers are back, and generate"
+    return f"{len(answer['results'])} workers are awake and generate"
 
 
 def _expect_all(tour: _Round, answer: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def _expect_all(tour: _Round, answer: dict[str, Any]) -> None:
 def _png_size(data: bytes) -> tuple[int, int]:
     """Width and height of a PNG. Raises StepFailed if it is none, or is cut off or damaged."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
-        raise StepFailed("the answer holds no PNG")
+        raise StepFailed("the answer contains no PNG")
     at, pixels, kind = 8, b"", b""
     try:
         while kind != b"IEND":

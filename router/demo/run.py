@@ -51,7 +51,7 @@ async def _main(
             with trio.open_signal_receiver(*service.obeyed_signals()) as signals:
                 task_status.started()
                 await service.stop_signal(signals)
-                screen.say("\nending the demo ...")
+                screen.say("\nstopping the demo ...")
                 status = 130 if settings.check else 0
                 using.cancel()
                 stop.set()
@@ -119,7 +119,9 @@ async def _wait_until_ready(registry: Registry) -> None:
         while any(worker.health is not Health.HEALTHY for worker in registry):  # noqa: ASYNC110
             await trio.sleep(0.1)
         return
-    raise StartError(f"the workers were not ready within {_READY_WITHIN:g} s")
+    raise StartError(
+        f"the workers were not ready within {_READY_WITHIN:g} s; --verbose shows their logs"
+    )
 
 
 def _address(settings: DemoSettings, running: service.Running) -> str:
@@ -140,7 +142,7 @@ def _tell(settings: DemoSettings, running: service.Running, screen: Screen) -> N
             '    | python3 -c \'import base64, json, sys; open("kite.png", "wb").write('
             'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\'\n'
             f"  curl -s {address}/workers\n"
-            "\nCtrl-C ends it all"
+            "\nCtrl-C stops the demo"
         )
 
 

@@ -23,7 +23,7 @@ class ClientStalled(BadRequest):
     default_status = 408
     default_code = "client_timeout"
 
-    def __init__(self, message: str = "The request body stopped arriving half-way") -> None:
+    def __init__(self, message: str = "The request body stopped arriving before its end") -> None:
         super().__init__(message)
 
 
@@ -98,7 +98,7 @@ class ClientLink:
             case "protocol_error":
                 return None
             case "send_timeout":
-                return "client_send_timeout", "the client took no byte for --client-send-timeout"
+                return "client_send_timeout", "the client read nothing for --client-send-timeout"
             case _:
                 return "client_gone", "the client left before the answer was complete"
 

@@ -136,8 +136,9 @@ class Addresses:
         if known in found:
             return [known]  # the others may be other processes
         raise NotOneAddress(
-            f"{origin.host} has {len(found)} addresses ({', '.join(found[:8])}), and behind each"
-            " may be another process: register each by its address, or all with --resolve-all"
+            f"{origin.host} has {len(found)} addresses ({', '.join(found[:8])}), which may belong"
+            " to different processes: register each address, or start the router with"
+            " --resolve-all"
         )
 
     async def all_of(self, origin: Origin) -> list[str]:

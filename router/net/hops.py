@@ -52,7 +52,8 @@ class Instance:
                 kept.append((name, value))
         if own in hops:
             raise LoopDetected(
-                "This request has passed this router before: a worker's URL leads back to it"
+                "This request has already passed through this router: a worker's URL leads back"
+                " to the router"
             )
         value = b", ".join([*hops, own])
         _passed.set(value)

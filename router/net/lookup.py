@@ -66,13 +66,13 @@ class Lookups:
         lookup = self._under_way.get(host)
         if lookup is None:
             if self._nursery is None:
-                raise Silent(f"the address of {host} is not looked up: the router does not run")
+                raise Silent(f"cannot look up {host}: the router is not running")
             lookup = self._under_way[host] = _Lookup()
             self._nursery.start_soon(self._look_up, host, lookup)
         with trio.move_on_after(within):
             await lookup.over.wait()
         if not lookup.over.is_set():
-            raise Silent(f"no name server has told the address of {host} within {within:g} s")
+            raise Silent(f"no name server gave the address of {host} within {within:g} s")
         if lookup.failure is not None:
             raise type(lookup.failure)(str(lookup.failure))
         return lookup.found
@@ -89,7 +89,7 @@ class Lookups:
         except OSError as error:
             lookup.failure = _failure(host, error)
         except UnicodeError as error:  # a name that IDNA refuses
-            lookup.failure = Unresolved(f"{host} cannot be looked up: {error}")
+            lookup.failure = Unresolved(f"cannot look up {host}: {error}")
         finally:
             del self._under_way[host]
         if time.monotonic() - lookup.begun > _SLOW:
@@ -109,5 +109,5 @@ class _Lookup:
 
 def _failure(host: str, error: OSError) -> Unresolved:
     if isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_NAME:
-        return Unresolved(f"{host} is a name without an address")
-    return Silent(f"the address of {host} could not be looked up: {error.strerror or error}")
+        return Unresolved(f"the name {host} has no address")
+    return Silent(f"cannot look up {host}: {error.strerror or error}")

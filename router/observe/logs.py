@@ -41,7 +41,7 @@ def configure(level: str) -> Output:
     )
 
     def notice(lines: int) -> str:
-        what = f"{lines} lines of this log were lost: they could not be written in time"
+        what = f"{lines} lines of this log were lost, because they could not be written in time"
         fields = {"levelno": logging.ERROR, "levelname": "ERROR", "msg": what}
         return formatter.format(logging.makeLogRecord(fields)) + "\n"
 
@@ -68,10 +68,13 @@ def log_event(event: events.Event) -> None:
             known = ", known from before the restart" if past is not None else ""
             logger.info("worker %s added (%s%s)", worker.url, worker.origin, known)
         case events.WorkerRegistered(worker):
-            logger.info("worker %s registered; it stays without a flag too", worker.url)
+            logger.info(
+                "worker %s registered; a start without the flag keeps the worker",
+                worker.url,
+            )
         case events.AliasesChanged(worker):
-            aliases = ", ".join(worker.aliases) or "no other URL"
-            logger.debug("worker %s is found by %s too", worker.url, aliases)
+            aliases = ", ".join(worker.aliases) or "none"
+            logger.debug("worker %s: other URLs: %s", worker.url, aliases)
         case events.WorkerRemoved(worker):
             logger.info("worker %s removed", worker.url)
         case events.FacetChanged(worker, facet, old, new, reason):
@@ -80,7 +83,7 @@ def log_event(event: events.Event) -> None:
             logger.log(level, "worker %s: %s %s -> %s%s", worker.url, facet, old, new, why)
         case events.CapabilitiesLearned(worker):
             can = worker.capabilities
-            models = ", ".join(can.models) if can and can.models else "no model named"
+            models = ", ".join(can.models) if can and can.models else "an unnamed model"
             logger.info("worker %s serves %s", worker.url, models)
         case events.Suspected(worker, reason):
             # A restart of the router puts all known workers under suspicion.
@@ -92,14 +95,14 @@ def log_event(event: events.Event) -> None:
             # There is no sign of another process, and the worker lacks no weights.
             vain = reason.startswith(f"{ROUTER_RESTARTED};") and worker.weights is Weights.CURRENT
             level = logging.INFO if vain else logging.WARNING
-            logger.log(level, "worker %s counts as another process now (%s)", worker.url, reason)
+            logger.log(level, "worker %s now counts as another process (%s)", worker.url, reason)
         case events.Ejected(worker, reason):
             logger.warning("worker %s is on trial: %s", worker.url, reason)
         case events.Readmitted(worker, reason):
-            logger.info("worker %s is on trial no more: %s", worker.url, reason)
+            logger.info("worker %s is no longer on trial: %s", worker.url, reason)
         case events.Trouble(worker, reason):
             logger.debug("worker %s: %s", worker.url, reason)
         case events.Held(hold):
-            logger.debug("worker %s: a slot stays taken (%s)", hold.worker.url, hold.kind)
+            logger.debug("worker %s: slot stays occupied (%s)", hold.worker.url, hold.kind)
         case events.SlotsChanged(worker):
             logger.debug("worker %s: %d slots", worker.url, worker.max_concurrency)

@@ -43,7 +43,7 @@ def open_listeners(host: str, port: int, backlog: int = 2048) -> list[socket.soc
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
     except (socket.gaierror, UnicodeError) as error:
-        raise StartError(f"Cannot listen on {host!r}: no address of that name is known.") from error
+        raise StartError(f"Cannot listen on {host!r}: the name has no known address.") from error
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     for attempt in range(10):
         try:
@@ -190,7 +190,10 @@ class _Server:
         cancelled app can still answer."""
         await trio.sleep(self.limits.shutdown)
         if self.connections:
-            log.warning("%d connections are reset by the stop", len(self.connections))
+            log.warning(
+                "reset %d connections that did not end within --shutdown-timeout",
+                len(self.connections),
+            )
         for connection in list(self.connections):
             connection.abort("shutdown")
         self.nursery.cancel_scope.cancel()

@@ -158,7 +158,7 @@ class HttpExchange(ClientLink):
             except h11.LocalProtocolError as error:
                 # A head that h11 rejects must not reach the client.
                 self._mute = True
-                await self._fail(RouterError(f"The answer cannot be passed on: {error}"))
+                await self._fail(RouterError(f"The answer cannot be sent: {error}"))
                 return
             self._started = True
             if not message.get("router.more", False):

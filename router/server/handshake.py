@@ -51,19 +51,19 @@ def vetted(request: h11.Request) -> tuple[Headers, list[str]]:
         elif name == b"sec-websocket-version":
             version = value
         elif name == b"transfer-encoding" or (name == b"content-length" and int(value)):
-            raise BadRequest("A WebSocket handshake has no body")
+            raise BadRequest("A WebSocket handshake must not have a body")
         headers.append((name, value))
     if request.http_version != b"1.1" or not key.isascii() or not key:
         raise BadRequest("A WebSocket handshake needs HTTP/1.1 and a Sec-WebSocket-Key")
     if version != b"13":
         raise UpgradeRequired(
-            "Only version 13 of the WebSocket protocol is spoken here",
+            "This server supports only version 13 of the WebSocket protocol",
             headers=[("Sec-WebSocket-Version", "13")],
         )
     connection, protocols, extensions = lists.values()
     for element in (*connection, *protocols):
         if not _TOKEN.fullmatch(element):
-            raise BadRequest("Connection or Sec-WebSocket-Protocol holds what is no token")
+            raise BadRequest("Connection or Sec-WebSocket-Protocol contains an invalid token")
     headers.append((b"connection", b", ".join(connection)))
     if protocols:
         headers.append((b"sec-websocket-protocol", b", ".join(protocols)))

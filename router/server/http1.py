@@ -247,7 +247,7 @@ _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?:
 def _refusal(request: h11.Request) -> RouterError | None:
     """Why the app must not see a request that h11 accepts; None if it may."""
     if request.http_version not in (b"1.1", b"1.0"):
-        return BadRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
+        return BadRequest("This server supports only HTTP/1.1 and HTTP/1.0", status=505)
     if request.method == b"CONNECT":
         return BadRequest("CONNECT is not supported", status=405)
     if not _origin_form(request.target).startswith((b"/", b"*")):

@@ -98,7 +98,7 @@ def assemble(
 
     async def drain_and_remove(worker: Worker) -> None:
         # A disk that fails must not bring back a worker that its launcher no longer wants.
-        registry.retire(worker, "its launcher no longer wants it")
+        registry.retire(worker, "its launcher was scaled down")
         await agents.retired(worker)
 
     fleet = make_fleet(settings, shared, planners, drain_and_remove)
@@ -201,7 +201,7 @@ def _front(
         return AdminKey(app, key.encode())
     if not is_loopback(settings.host):
         logger.warning(
-            "NO ADMIN KEY: everybody who reaches %s may change workers and weights; "
+            "NO ADMIN KEY: anyone who can reach %s may change workers and weights; "
             "set --admin-api-key-file",
             settings.host,
         )

@@ -61,7 +61,7 @@ def log_folder(settings: RouterSettings, state: Path | None) -> Iterator[Path]:
         yield Path()
         return
     folder = Path(tempfile.mkdtemp(prefix="sglang-d-router-logs-"))
-    logger.info("the logs of the workers are in %s", folder)
+    logger.info("the logs of launched workers are in %s", folder)
     try:
         yield folder
     finally:
@@ -90,7 +90,7 @@ def reap(folder: Path) -> tuple[set[str], set[str]]:
     workers that lived, and of those that this program cannot reach. Raises StartError."""
     logs.configure("warning")
     if not folder.is_dir():
-        raise StartError(f"There is no state directory {folder}")
+        raise StartError(f"The state directory {folder} does not exist")
     try:
         store = Store.open(folder.absolute())
     except OSError as error:
@@ -107,4 +107,6 @@ def reap(folder: Path) -> tuple[set[str], set[str]]:
 async def give_up(fleet: Fleet) -> None:
     """End the router if all its launched workers have failed at their start and no others exist."""
     await fleet.watch_for_collapse()
-    raise StartError("no worker could be started, and there is no other; why is above")
+    raise StartError(
+        "no launched worker could start, and there are no other workers; see the log above"
+    )

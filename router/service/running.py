@@ -86,13 +86,14 @@ async def _until_signalled(settings: RouterSettings, store: Store, output: Outpu
                 task_status.started()
                 number = await stop_signal(signals)
                 logger.info(
-                    "%s: finishing what is in flight, for at most %g s; once more ends at once",
+                    "%s: finishing requests in flight for at most %g s; a second signal ends the"
+                    " router at once",
                     number.name,
                     settings.shutdown_timeout,
                 )
                 stop.set()
                 number = await stop_signal(signals)
-                logger.warning("%s again: ending at once", number.name)
+                logger.warning("%s: second signal, ending at once", number.name)
                 status = 128 + number
                 nursery.cancel_scope.cancel()
 
@@ -162,7 +163,9 @@ async def _serve(
             await nursery.start(fleet.run)
             persistence.settle()
             if resumed is not None:
-                logger.info("resumed from %s: %s; --fresh begins without", store.folder, resumed)
+                logger.info(
+                    "resumed from %s: %s; --fresh starts without this state", store.folder, resumed
+                )
             await nursery.start(persistence.run)
             await nursery.start(parts.watchman.run)  # later tasks rely on its findings
             await nursery.start(parts.names.run)

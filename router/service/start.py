@@ -30,7 +30,10 @@ def open_store(settings: RouterSettings) -> Store:
     if given == "none":
         return Store()
     if given is None and settings.port == 0:
-        logger.info("no state is kept: the port is another one each time; give a --state-dir")
+        logger.info(
+            "no state is kept, because --port 0 is another port at each start; set --state-dir to"
+            " keep state"
+        )
         return Store()
     folder: Path | None = None
     try:
@@ -45,7 +48,9 @@ def open_store(settings: RouterSettings) -> Store:
             ) from error
         where = "" if folder is None else f"{folder} cannot be used: "
         logger.warning(
-            "NO STATE IS KEPT: %s%s; give a --state-dir, or none", where, describe(error)
+            "NO STATE IS KEPT: %s%s; set --state-dir to a directory, or to none",
+            where,
+            describe(error),
         )
         return Store()
 
@@ -76,18 +81,18 @@ def obeyed_signals() -> list[signal.Signals]:
 async def stop_signal(signals: AsyncIterator[int]) -> signal.Signals:
     """Wait for the next signal that requests a stop."""
     while (number := signal.Signals(await anext(signals))) in _WITHOUT_MEANING:
-        logger.info("%s: it means nothing here, the router goes on", number.name)
+        logger.info("%s ignored: the router does not use this signal", number.name)
     return number
 
 
 def trust_of(settings: RouterSettings) -> Trust:
     """The trust for connections to workers, from the settings."""
     if settings.worker_insecure:
-        logger.warning("THE CERTIFICATES OF WORKERS ARE NOT CHECKED: --worker-insecure")
+        logger.warning("THE CERTIFICATES OF WORKERS ARE NOT VERIFIED: --worker-insecure is set")
     named = os.environ.get("SSL_CERT_FILE")
     if named and settings.worker_ca is None and not os.access(named, os.R_OK):
         logger.warning(
-            "SSL_CERT_FILE names %s, which cannot be read: no https worker will be trusted", named
+            "SSL_CERT_FILE names %s, which cannot be read: the router trusts no https worker", named
         )
     return Trust(settings.worker_ca, settings.worker_insecure, settings.worker_api_key)
 
@@ -125,4 +130,4 @@ def raise_open_files_limit() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (ValueError, OSError) as error:  # macOS has a lower limit that it does not report
-            logger.warning("the open-files limit stays at %d: %s", soft, error)
+            logger.warning("the open-files limit cannot be raised and stays at %d: %s", soft, error)

@@ -85,7 +85,7 @@ class Changes:
             case ["clear", str(table)]:
                 self.clear(table)
             case _:
-                raise ValueError(f"no such change: {op!r:.100}")
+                raise ValueError(f"unknown change: {op!r:.100}")
 
     def ops(self) -> Iterator[Op]:
         """All changes as ops of a journal."""

@@ -54,15 +54,15 @@ def opened(line: bytes) -> dict[str, Any]:
     """The object of a line. Raises BadLine."""
     body, tail = memoryview(line)[:-_TAIL], line[-_TAIL:]
     if not line.endswith(b"\n"):
-        raise BadLine("it has no end")
+        raise BadLine("the line is cut short")
     if tail != b',"crc":"%08x"}\n' % zlib.crc32(body):
-        raise BadLine("its checksum is wrong")
+        raise BadLine("wrong checksum")
     try:
         content = json.loads(bytes(body) + b"}")
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise BadLine("it is no JSON object")
+        raise BadLine("not a JSON object")
     return content
 
 
@@ -96,12 +96,14 @@ def read_header(line: bytes, holds: str, number: int) -> Header:
         content = None
     form = content.get("format") if isinstance(content, dict) else None
     if isinstance(form, int) and form > FORMAT:
-        raise Unreadable(f"it has format {form}, and this version knows up to {FORMAT}")
+        raise Unreadable(
+            f"format {form} is newer than {FORMAT}, the newest format that this version reads"
+        )
     content = opened(line)
     if (content.get("holds"), content.get("number")) != (holds, number):
-        raise BadLine(f"it is no beginning of {holds} {number}")
+        raise BadLine(f"not the first line of {holds} {number}")
     if not isinstance(form, int) or any(old not in MIGRATIONS for old in range(form, FORMAT)):
-        raise Unreadable(f"it has format {form}, which this version cannot read any more")
+        raise Unreadable(f"this version no longer reads format {form}")
     return Header(form, content.get("seq"), content.get("after"))
 
 
@@ -118,7 +120,7 @@ def lines_after(
                 return
             content = opened(line)
             if head.format >= _CHAINED and content.get("after") != before:
-                raise BadLine("it does not follow the line before it: one was lost, or added")
+                raise BadLine("does not continue the previous line: a line was lost or added")
         except BadLine as error:
             raise BadLine(str(error), number) from error
         yield number, line, content

@@ -88,14 +88,15 @@ def lock_of(folder: Path) -> files.Lock:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StateRefused(
-                f"{folder / files.LOCK} is a symbolic link, which no router makes; remove it"
+                f"{folder / files.LOCK} is a symbolic link, but the router makes a regular file;"
+                " remove the link"
             ) from error
         raise
     if lock is None:
         holder = files.holder(folder) or "unknown"
         raise StateRefused(
-            f"Another router (process {holder}) keeps its state in {folder}; "
-            "stop it, or take another --state-dir"
+            f"Another router (process {holder}) uses the state directory {folder}; "
+            "stop that router, or set another --state-dir"
         )
     return lock
 
@@ -114,13 +115,14 @@ def _only_ours(folder: Path) -> None:
     there = folder.stat()
     if there.st_uid not in (os.geteuid(), 0):
         raise StateRefused(
-            f"The state directory {folder} belongs to another user (uid {there.st_uid}); take one "
-            "of your own"
+            f"The state directory {folder} belongs to another user (uid {there.st_uid}); set "
+            "--state-dir to a directory of your own"
         )
     if there.st_mode & _OTHERS:
         raise StateRefused(
-            f"Others may write to the state directory {folder} (mode {there.st_mode & 0o777:o}); "
-            f"'chmod go-w {folder}' ends that, and a new directory within it is made for you alone"
+            f"Other users can write to the state directory {folder} "
+            f"(mode {there.st_mode & 0o777:o}); run 'chmod go-w {folder}', or name a new directory "
+            "within it, which the router makes private"
         )
 
 
@@ -129,29 +131,29 @@ def _load(folder: Path) -> Loaded:
         return load(folder)
     except Unreadable as error:
         raise StateRefused(
-            f"The state in {folder} is not of this version: {error}; start the version that wrote "
-            "it, or this one with --fresh"
+            f"This version cannot use the state in {folder}: {error}; start the version that wrote "
+            "the state, or start without the state by --fresh"
         ) from error
     except Damaged as error:
         raise StateRefused(
-            f"The state in {folder} is damaged: {error}; 'state check {folder}' tells more, "
-            f"'state repair {folder}' keeps what can be kept, and --fresh starts without it"
+            f"The state in {folder} is damaged: {error}; 'state check {folder}' shows details, "
+            f"'state repair {folder}' keeps all readable rows, and --fresh starts without the state"
         ) from error
 
 
 def _mend(folder: Path, loaded: Loaded) -> None:
     for path, why in loaded.corrupt:
         logger.error(
-            "snapshot %s cannot be read and was set aside as %s.corrupt: %s; "
-            "the one before it and the journals since hold everything",
+            "snapshot %s cannot be read and was renamed to %s.corrupt: %s; "
+            "nothing is lost, because the previous snapshot and the journals since are complete",
             *(path, path.name, why),
         )
         files.replace(path, path.with_name(path.name + ".corrupt"))
     torn = loaded.torn
     if torn is not None:
         logger.warning(
-            "journal %s was being written when the router ended: cut %d bytes that nobody was "
-            "told of",
+            "journal %s ends with a write that the previous router did not finish: cut %d bytes "
+            "that were never acknowledged",
             *(torn.path, torn.size),
         )
         with torn.path.open("r+b") as file:

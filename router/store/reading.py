@@ -73,8 +73,8 @@ def load(folder: Path) -> Loaded:
         read_journal(files.journal(folder, number), number, changes, loaded)
     if noted is not None and noted.lost(folder, loaded.seq):
         raise Damaged(
-            f"{files.journal(folder, noted.journal)} lacks its end: the last batch that was "
-            f"acknowledged is {noted.seq}, and the last one here {loaded.seq}"
+            f"{files.journal(folder, noted.journal)} lacks its end: batch {noted.seq} was "
+            f"acknowledged, but the last batch on the disk is {loaded.seq}"
         )
     changes.onto(loaded.tables)
     return loaded
@@ -83,7 +83,7 @@ def load(folder: Path) -> Loaded:
 def _missing(folder: Path, number: int, loaded: Loaded) -> str:
     if loaded.corrupt:
         path, why = loaded.corrupt[0]
-        return f"{path} cannot be read: {why}; and there is no earlier snapshot to begin with"
+        return f"{path} cannot be read: {why}; no earlier snapshot exists"
     return f"{files.journal(folder, number)} is missing"
 
 
@@ -110,9 +110,9 @@ def snapshot_lines(path: Path, number: int) -> Iterator[dict[str, Any]]:
         index = 1
         for index, _, content in lines_after(file, first, head):
             if content is None:
-                raise BadLine("it has no end", index)
+                raise BadLine("the line is cut short", index)
             if over:
-                raise BadLine("it is behind the end", index)
+                raise BadLine("follows the end of the snapshot", index)
             match content:
                 case {"table": str(table), "rows": dict(rows)}:
                     count += len(rows)
@@ -122,13 +122,13 @@ def snapshot_lines(path: Path, number: int) -> Iterator[dict[str, Any]]:
                         yield from _migrated_rows(table, rows, head.format)
                 case {"end": int(end), "seq": int()}:
                     if end != count:
-                        raise BadLine(f"there should be {end} rows, and there are {count}", index)
+                        raise BadLine(f"expected {end} rows, found {count}", index)
                     over = True
                     yield content
                 case _:
-                    raise BadLine("it holds no rows", index)
+                    raise BadLine("contains no rows", index)
     if not over:
-        raise BadLine("the end is missing behind it", index)
+        raise BadLine("the end of the snapshot is missing after this line", index)
 
 
 def _migrated_rows(table: str, rows: dict[str, Any], form: int) -> Iterator[dict[str, Any]]:
@@ -174,7 +174,7 @@ def read_journal(
         raise Damaged(f"{path}, line {error.number}: {error}") from error
     if good < end:
         if number != loaded.last:
-            raise Damaged(f"{path} lacks its end, and is not the last journal")
+            raise Damaged(f"{path} lacks its end, although a later journal exists")
         loaded.torn = Torn(path, good, end - good)
 
 
@@ -184,10 +184,10 @@ def _join(head: Header, number: int, loaded: Loaded) -> None:
         return  # format 1 does not tell
     if loaded.seq is not None and head.seq != loaded.seq:
         raise BadLine(
-            f"it goes on after batch {head.seq}, but what is before it ends with {loaded.seq}"
+            f"continues after batch {head.seq}, but the files before end with batch {loaded.seq}"
         )
     if loaded.after is not None and head.after != loaded.after:
-        raise BadLine(f"it does not go on where journal {number - 1} ends")
+        raise BadLine(f"does not continue where journal {number - 1} ends")
     loaded.seq = head.seq
 
 
@@ -196,9 +196,9 @@ def _batch(content: dict[str, Any], last: int | None, index: int) -> tuple[int, 
     match content:
         case {"seq": int(seq), "ops": list(ops)}:
             if last is not None and seq != last + 1:
-                raise BadLine(f"it has batch {seq}, where {last + 1} was to come", index)
+                raise BadLine(f"expected batch {last + 1}, found batch {seq}", index)
             return seq, ops
-    raise BadLine("it holds no batch", index)
+    raise BadLine("contains no batch", index)
 
 
 def _enter(batch: list[Op], form: int, changes: Changes, index: int) -> None:

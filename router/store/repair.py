@@ -59,7 +59,9 @@ def repair(folder: Path, *, dry_run: bool = False) -> Iterator[str]:
     if dry_run:
         holder = files.holder(folder)
         if holder is not None:
-            raise StateRefused(f"A router (process {holder}) keeps its state in {folder}; stop it")
+            raise StateRefused(
+                f"A router (process {holder}) uses the state directory {folder}; stop that router"
+            )
         yield from _report(salvage(folder))
         return
     lock = lock_of(folder)
@@ -67,7 +69,7 @@ def repair(folder: Path, *, dry_run: bool = False) -> Iterator[str]:
         found = salvage(folder)
         yield from _report(found)
         if found.wrong or found.lost:
-            yield f"the files as they were are in {_replace(folder, found)}"
+            yield f"the original files are in {_replace(folder, found)}"
     finally:
         lock.release()
 
@@ -77,13 +79,13 @@ def _report(found: Salvage) -> Iterator[str]:
         yield "nothing is damaged"
         return
     yield from found.wrong
-    yield from found.lost or ["nothing that was acknowledged is lost"]
+    yield from found.lost or ["no acknowledged change is lost"]
     rows = sum(map(len, found.tables.values()))
     yield f"kept: {rows:,} rows in {len(found.tables):,} tables"
     if found.lost:
         yield (
-            "what the router knows may be older than what it told: compare GET /workers, and "
-            "update weights once more before you rely on their versions"
+            "the kept state may be older than the last acknowledged change: check GET /workers, "
+            "and update weights once more before you rely on their versions"
         )
 
 
@@ -210,7 +212,7 @@ def _read(
                 newer = None  # only the beginning is damaged: this line is not of a newer format
                 after, before = before, checksum(line)
                 if after is not None and content.get("after", after) != after:
-                    found.wrong.append(f"{path.name}, line {index}: what was before it is missing")
+                    found.wrong.append(f"{path.name}, line {index}: the line before is missing")
                 good.append((line, content))
             except BadLine as error:
                 before = None
@@ -219,7 +221,7 @@ def _read(
             if not file.tell():
                 found.wrong.append(f"{path.name} is empty")
     if newer is not None:
-        raise StateRefused(f"{path} is not of this version: {newer}; it is left as it is")
+        raise StateRefused(f"This version cannot read {path}: {newer}; nothing was changed")
     return head, good
 
 
@@ -234,7 +236,7 @@ def _said(line: bytes) -> str:
     if not said:
         return ""
     more = f" and {len(said) - _MOST_SAID} more" if len(said) > _MOST_SAID else ""
-    return f"; it may have said: {', '.join(said[:_MOST_SAID])}{more}"
+    return f"; the line may have contained: {', '.join(said[:_MOST_SAID])}{more}"
 
 
 def _gaps(batches: Mapping[int, _Batch], first: int, end: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ def show(folder: Path, table: str | None = None) -> Iterator[str]:
     if table is not None:
         if table not in loaded.tables:
             known = ", ".join(sorted(loaded.tables)) or "none"
-            raise StartError(f"There is no table {table!r} in {folder}; there are: {known}")
+            raise StartError(f"There is no table {table!r} in {folder}; the tables are: {known}")
         yield from _rows(loaded.tables[table])
         return
     yield from _head(folder, loaded)
@@ -41,7 +41,7 @@ def show(folder: Path, table: str | None = None) -> Iterator[str]:
         yield f"{name}: {_count(len(rows), 'row')}, {running} unfinished: {whose}"
     if any(name.startswith(_ASSETS) for name in loaded.tables):
         yield ""
-        yield f"'state show {folder} {_ASSETS}NUMBER' prints the rows of one of these."
+        yield f"'state show {folder} {_ASSETS}NUMBER' prints the rows of one of these tables."
 
 
 class _Unknown(dict[str, Any]):
@@ -81,26 +81,27 @@ def check(folder: Path) -> tuple[list[str], bool]:
             continue
         end = ""
         if found.torn is not None and running is None:
-            end = f"; {found.torn.size} bytes at its end were never acknowledged and will be cut"
+            cut = found.torn.size
+            end = f"; {cut} bytes at the end were never acknowledged; the next start cuts them"
         lines.append(f"{path.name}: good, {_count(found.batches, 'batch', 'batches')}{end}")
     lines += [f"{path.name}: set aside" for path in sorted(folder.glob("*.corrupt"))]
     try:
         loaded = _load(folder)
         count = sum(map(len, loaded.tables.values()))
         tables_there = _count(len(loaded.tables), "table")
-        lines.append(f"all together: {_count(count, 'row')} in {tables_there}")
+        lines.append(f"total: {_count(count, 'row')} in {tables_there}")
     except StartError as error:
         good = False
-        lines.append(f"all together: BAD: {error}")
+        lines.append(f"total: BAD: {error}")
     if not good:
-        lines.append(f"'state repair {folder} --dry-run' says what can be kept")
+        lines.append(f"'state repair {folder} --dry-run' shows what can be kept")
     return lines, good
 
 
 def look_for(folder: Path) -> None:
     """Raises StartError if no router has ever kept state there."""
     if not folder.is_dir():
-        raise StartError(f"{folder} is no directory")
+        raise StartError(f"{folder} is not a directory")
     if not any(folder.glob("*.jsonl*")) and not (folder / "acknowledged").exists():
         raise StartError(f"There is no state in {folder}")
 
@@ -130,15 +131,15 @@ def _head(folder: Path, loaded: Loaded) -> Iterator[str]:
     snapshot = f"snapshot {loaded.base} and " if loaded.base else ""
     age = files.age(files.journal(folder, loaded.last))
     batches = _count(loaded.batches, "batch", "batches")
-    yield f"{snapshot}{journals} with {batches}; last written to {lasting(age or 0.0)} ago"
+    yield f"{snapshot}{journals} with {batches}; last written {lasting(age or 0.0)} ago"
     for path, why in loaded.corrupt:
-        yield f"{path.name} is CORRUPT: {why}; the one before it counts"
+        yield f"{path.name} is CORRUPT: {why}; the previous snapshot is used"
 
 
 def _holder(running: str | None) -> str:
     if running is None:
-        return "No router is running on it."
-    return f"A router is running on it (process {running}): it may change at any moment."
+        return "No router is using this directory."
+    return f"A router (process {running}) is using this directory and may change it at any moment."
 
 
 def _rows(rows: dict[str, Any]) -> Iterator[str]:

@@ -144,8 +144,8 @@ class Store:
             # cattrs raises groups of various errors.
             except (ExceptionGroup, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise StateRefused(
-                    f"The state in {self.folder} has a row in {kind.table} that makes no sense, "
-                    f"{key!r}; 'state show' prints it, and --fresh starts without any"
+                    f"The state in {self.folder} has an invalid row {key!r} in the table "
+                    f"{kind.table}; 'state show' prints the row, and --fresh starts without state"
                 ) from error
         return found
 
@@ -239,7 +239,8 @@ class Store:
                         await trio.sleep(0.01)
             if self._durable < self._entered:
                 logger.error(
-                    "the state in %s could not be written to its end: %d changes are lost (%s)",
+                    "the last changes of the state in %s could not be written: %d changes are lost"
+                    " (%s)",
                     *(self.folder, len(self._pending), self.failing),
                 )
             self.close()
@@ -327,9 +328,9 @@ class Store:
 
     def _failed(self, why: str) -> None:
         if self.failing is None:
-            what = "acknowledged all the same" if self.best_effort else "refused"
+            what = "acknowledges changes unwritten" if self.best_effort else "refuses changes"
             logger.error(
-                "the state in %s cannot be written: %s; changes are %s until it can",
+                "the state in %s cannot be written: %s; the router %s until a write succeeds",
                 *(self.folder, why, what),
             )
         self.failing = why
@@ -396,4 +397,4 @@ class Store:
                 return await threads.run(work, limiter=self._threads, abandon_on_cancel=True)
             finally:
                 self._waits.discard(scope)
-        raise OSError("the disk does not answer")
+        raise OSError("the disk does not respond")

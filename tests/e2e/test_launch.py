@@ -160,7 +160,7 @@ def test_exit_status_where_no_worker_can_be_started(router_pyz: Path, tmp_path: 
         assert running.wait(WITHIN) == 1
         log = (tmp_path / "router.log").read_text()
         assert "exited with status 1" in log
-        assert "error: no worker could be started" in log
+        assert "error: no launched worker could start" in log
         assert "Traceback" not in log
 
 
@@ -185,7 +185,7 @@ def test_logs_without_a_state_directory_are_gone_with_their_router(
     config.write_text(re.sub(r" *log_dir: .*\n", "", config.read_text()))
     with router(router_pyz, config) as running:
         log = tmp_path / "router.log"
-        folder = Path(wait_for(r"the logs of the workers are in (\S+)", log, running))
+        folder = Path(wait_for(r"the logs of launched workers are in (\S+)", log, running))
         wait_for(r"(is ready after)", log, running)
         assert [file.name for file in folder.iterdir()] == ["image-0.log"]
         running.terminate()

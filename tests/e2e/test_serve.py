@@ -144,7 +144,7 @@ def test_demo_check(router_pyz: Path) -> None:
 @posix
 def test_demo_ends_everything_on_ctrl_c(router_pyz: Path) -> None:
     with running(router_pyz, "demo", "--port", "0") as program:
-        program.wait_for("Ctrl-C ends it all")
+        program.wait_for("Ctrl-C stops the demo")
         address = program.wait_for(r"router   (http://\S+)")[1]
         assert call(f"{address}/live") == (200, {"status": "ok"})
         workers = re.findall(r"^worker-\d+ http://127\.0\.0\.1:(\d+)", program.text, re.M)
@@ -160,7 +160,7 @@ def test_demo_ends_everything_on_ctrl_c(router_pyz: Path) -> None:
 def test_demo_goes_on_when_a_worker_dies(router_pyz: Path) -> None:
     with running(router_pyz, "demo", "--port", "0") as program:
         url = program.wait_for(r"worker-0 (http://\S+)")[1]
-        program.wait_for("Ctrl-C ends it all")
+        program.wait_for("Ctrl-C stops the demo")
         address = program.wait_for(r"router   (http://\S+)")[1]
         with contextlib.suppress(OSError):
             call(f"{url}/simulate", {"fault": "crash"})
@@ -238,7 +238,7 @@ def test_the_first_signal_lets_an_image_finish(router_pyz: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.01)
         router.process.send_signal(signal.SIGTERM)
-        router.wait_for("finishing what is in flight")
+        router.wait_for("finishing requests in flight")
         assert answer.result(WITHIN)[0] == 200, router.text
         assert router.ends() == 0
         callers.shutdown()
@@ -260,7 +260,7 @@ def test_a_second_signal_ends_at_once(router_pyz: Path, number: signal.Signals) 
                 assert time.monotonic() < end
                 time.sleep(0.01)
             router.process.send_signal(number)
-            router.wait_for("finishing what is in flight")
+            router.wait_for("finishing requests in flight")
             begun = time.monotonic()
             router.process.send_signal(number)
             assert router.ends() == 128 + number
@@ -276,7 +276,7 @@ def test_it_lives_on_where_a_closed_terminal_is_to_be_ignored(router_pyz: Path) 
         at = program.wait_for(r"listening on (http://\S+)")[1]
         program.process.send_signal(signal.SIGHUP)
         program.process.send_signal(signal.SIGUSR1)
-        program.wait_for("SIGUSR1: it means nothing here, the router goes on")
+        program.wait_for("SIGUSR1 ignored: the router does not use this signal")
         assert call(f"{at}/live")[0] == 200
         program.process.send_signal(signal.SIGTERM)
         assert program.ends() == 0

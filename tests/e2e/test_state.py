@@ -55,10 +55,10 @@ def post(url: str, body: Any) -> tuple[int, Any]:
 def test_one_router_per_directory(router_pyz: Path, tmp_path: Path) -> None:
     folder = tmp_path / "state"
     with router(router_pyz, tmp_path / "a.log", folder) as at:
-        assert "keeps its state in" in fails(router_pyz, folder)
+        assert "uses the state directory" in fails(router_pyz, folder)
         assert ask("GET", f"{at}/live") == {"status": "ok"}
         shown = run(router_pyz, "state", "show", folder)
-        assert "A router is running on it" in shown.stdout
+        assert "is using this directory and may change it" in shown.stdout
         assert run(router_pyz, "state", "check", folder).returncode == 0
     with router(router_pyz, tmp_path / "b.log", folder):
         pass
@@ -79,9 +79,9 @@ def test_what_was_resumed_is_told(router_pyz: Path, tmp_path: Path) -> None:
             assert ask("GET", f"{at}/health")["state"] == "ok"
         told = (tmp_path / "b.log").read_text(encoding="utf-8")
         assert f"resumed from {folder}: 1 worker, " in told
-        assert "--fresh begins without" in told
+        assert "--fresh starts without this state" in told
         shown = run(router_pyz, "state", "show", folder).stdout
-        assert "No router is running on it." in shown
+        assert "No router is using this directory." in shown
         assert "workers: 1 row\n" in shown
         assert url in shown
         assert f"videos of {url}" in shown
@@ -102,16 +102,18 @@ def test_state_that_cannot_be_used_is_one_clear_sentence(router_pyz: Path, tmp_p
     newest = max(folder.glob("snapshot-*.jsonl"))
     good = newest.read_bytes()
     newest.write_bytes(b'{"format": 99}\n')
-    assert "it has format 99, and this version knows up to 2" in fails(router_pyz, folder)
+    assert "format 99 is newer than 2, the newest format that this version reads" in fails(
+        router_pyz, folder
+    )
     checked = run(router_pyz, "state", "check", folder)
     assert checked.returncode == 1
-    assert f"{newest.name}: BAD: it has format 99" in checked.stdout
+    assert f"{newest.name}: BAD: format 99" in checked.stdout
     newest.write_bytes(good[:-1])
     assert run(router_pyz, "state", "check", folder).returncode == 1
     with router(router_pyz, tmp_path / "b.log", folder) as at:
         assert ask("GET", f"{at}/workers")["total"] == 1
     told = (tmp_path / "b.log").read_text(encoding="utf-8")
-    assert f"set aside as {newest.name}.corrupt" in told
+    assert f"renamed to {newest.name}.corrupt" in told
 
 
 def test_a_damaged_journal_is_refused_and_repaired(router_pyz: Path, tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_a_damaged_journal_is_refused_and_repaired(router_pyz: Path, tmp_path: P
     [index] = [n for n, line in enumerate(lines) if b'"http://127.0.0.1:2"' in line]
     lines[index] = lines[index].replace(b"127.0.0.1:2", b"127.0.0.1:7")
     journal.write_bytes(b"".join(lines))
-    place = f"{journal.name}, line {index + 1}: its checksum is wrong"
+    place = f"{journal.name}, line {index + 1}: wrong checksum"
     told = fails(router_pyz, folder)
     assert place in told
     assert f"'state repair {folder}'" in told
@@ -137,7 +139,7 @@ def test_a_damaged_journal_is_refused_and_repaired(router_pyz: Path, tmp_path: P
     assert place in checked.stdout
     said = run(router_pyz, "state", "repair", folder, "--dry-run")
     assert said.returncode == 0
-    assert f"{place}; it may have said: put workers" in said.stdout
+    assert f"{place}; the line may have contained: put workers" in said.stdout
     assert fails(router_pyz, folder) == told
     done = run(router_pyz, "state", "repair", folder)
     assert done.returncode == 0
@@ -154,7 +156,7 @@ def test_a_directory_that_others_may_write_to(router_pyz: Path, tmp_path: Path) 
     folder = tmp_path / "state"
     folder.mkdir()
     folder.chmod(0o777)
-    assert "Others may write to the state directory" in fails(router_pyz, folder)
+    assert "Other users can write to the state directory" in fails(router_pyz, folder)
     assert not list(folder.iterdir())
 
 
@@ -176,7 +178,7 @@ def test_usage_of_the_state_command(router_pyz: Path, tmp_path: Path) -> None:
     for command in ("show", "check", "repair"):
         done = run(router_pyz, "state", command, tmp_path / "missing")
         assert done.returncode == 1
-        assert "is no directory" in done.stderr
+        assert "is not a directory" in done.stderr
     (tmp_path / "empty").mkdir()
     for command in ("show", "check", "repair"):  # a mistyped name must not look sound
         done = run(router_pyz, "state", command, tmp_path / "empty")

@@ -340,14 +340,14 @@ def test_an_address_that_passed_to_another_name(run_router: RunRouter, names: Na
         script.hang_up()
         await until(lambda: first.suspicion)
         names.table = {"b.test": [A]}
-        await until(lambda: "without an address" in str(first.health_reason))
+        await until(lambda: "has no address" in str(first.health_reason))
         script.listen()
         joined = await post(at, f"http://b.test:{script.port}")
         assert "alias_of" not in joined.json()
         second = at.running.parts.registry.get(f"http://b.test:{script.port}")
         await until(lambda: second.health == "healthy")
         assert (await at.image()).headers["x-worker-id"] == second.worker_id
-        await until(lambda: "without an address" in str(first.health_reason))
+        await until(lambda: "has no address" in str(first.health_reason))
 
     run_router(test)
 

@@ -20,7 +20,7 @@ def test_a_taken_port_is_named() -> None:
 @pytest.mark.parametrize(
     ("host", "port", "sentence"),
     [
-        ("x" * 64 + ".invalid", 0, "no address of that name"),
+        ("x" * 64 + ".invalid", 0, "the name has no known address"),
         ("192.0.2.1", 0, "not an address of this machine"),
         ("127.0.0.1", 70000, "not between 0 and 65535"),
     ],

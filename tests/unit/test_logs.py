@@ -113,22 +113,22 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert lines == [
         ("INFO", "worker http://w:1 added (static)"),
-        ("INFO", "worker http://w:1 registered; it stays without a flag too"),
-        ("DEBUG", "worker http://w:1 is found by http://x:1 too"),
-        ("INFO", "worker http://w:1 serves no model named"),
+        ("INFO", "worker http://w:1 registered; a start without the flag keeps the worker"),
+        ("DEBUG", "worker http://w:1: other URLs: http://x:1"),
+        ("INFO", "worker http://w:1 serves an unnamed model"),
         ("INFO", "worker http://w:1: health unknown -> healthy"),
         ("DEBUG", "worker http://w:1: lease granted"),
         ("DEBUG", "worker http://w:1: lease ended"),
         ("DEBUG", "worker http://w:1: lease granted"),
-        ("DEBUG", "worker http://w:1: a slot stays taken (ghost)"),
+        ("DEBUG", "worker http://w:1: slot stays occupied (ghost)"),
         ("DEBUG", "worker http://w:1: lease ended"),
         ("DEBUG", "worker http://w:1: slot freed (ghost)"),
         ("DEBUG", "worker http://w:1: 2 slots"),
         ("WARNING", "worker http://w:1 is on trial: 3 failed"),
-        ("INFO", "worker http://w:1 is on trial no more: one succeeded"),
+        ("INFO", "worker http://w:1 is no longer on trial: one succeeded"),
         ("DEBUG", "worker http://w:1: connection reset"),
         ("WARNING", "worker http://w:1 is on trial: 3 failures"),
-        ("INFO", "worker http://w:1 is on trial no more: a success"),
+        ("INFO", "worker http://w:1 is no longer on trial: a success"),
         ("INFO", "worker http://w:1 may be another process now: its idle connection was closed"),
         ("INFO", "worker http://w:1 is still the same process (its idle connection was closed)"),
         ("INFO", "worker http://w:1 may be another process now: it refused a connection"),
@@ -137,7 +137,7 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
             "worker http://w:1: health healthy -> unhealthy:"
             " GET /health failed: connection refused",
         ),
-        ("WARNING", "worker http://w:1 counts as another process now (it refused a connection)"),
+        ("WARNING", "worker http://w:1 now counts as another process (it refused a connection)"),
         ("INFO", "worker http://w:1 removed"),
     ]
 
@@ -158,8 +158,8 @@ def test_after_a_restart_of_the_router_only_what_matters_is_loud(
     lines = [(record.levelname, record.getMessage()[:25]) for record in caplog.records]
     assert [line for line in lines if ":2: " not in line[1]] == [
         ("DEBUG", "worker http://w:1 may be "),
-        ("INFO", "worker http://w:1 counts "),
+        ("INFO", "worker http://w:1 now cou"),
         ("DEBUG", "worker http://w:2 may be "),
-        ("WARNING", "worker http://w:2 counts "),
-        ("WARNING", "worker http://w:1 counts "),
+        ("WARNING", "worker http://w:2 now cou"),
+        ("WARNING", "worker http://w:1 now cou"),
     ]

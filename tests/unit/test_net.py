@@ -105,7 +105,7 @@ def test_failures(error: Exception, silent: bool) -> None:
 
 def test_no_look_up_without_a_router() -> None:
     async def main() -> None:
-        with pytest.raises(Silent, match="does not run"):
+        with pytest.raises(Silent, match="is not running"):
             await Lookups().find("name", within=1)
 
     trio.run(main)

@@ -48,16 +48,16 @@ def edited(path: Path, edit: Callable[[list[bytes]], object]) -> None:
 @pytest.mark.parametrize(
     ("number", "edit", "lost", "said"),
     [
-        (1, lambda lines: lines.pop(2), [2], "journal-1.jsonl, line 3: what was before it is mis"),
-        (1, lambda lines: lines.insert(2, lines[1]), [], "line 3: what was before it is missing"),
-        (1, lambda lines: lines.insert(2, lines.pop(3)), [], "nothing that was acknowledged is"),
+        (1, lambda lines: lines.pop(2), [2], "journal-1.jsonl, line 3: the line before is mis"),
+        (1, lambda lines: lines.insert(2, lines[1]), [], "line 3: the line before is missing"),
+        (1, lambda lines: lines.insert(2, lines.pop(3)), [], "no acknowledged change is lost"),
         (1, lambda lines: lines.pop(), [4], "batch 4 is lost"),
-        (1, lambda lines: lines.pop(0), [], "journal-1.jsonl, line 1: it is no beginning of"),
+        (1, lambda lines: lines.pop(0), [], "journal-1.jsonl, line 1: not the first line of"),
         (1, lambda lines: lines.clear(), [1, 2, 3, 4], "batches 1 to 4 are lost"),
         (2, lambda lines: lines.clear(), [5, 6, 7, 8], "batches 5 to 8 are lost"),
         (2, lambda lines: lines.pop(), [8], "batch 8 is lost"),
         (2, lambda lines: lines.append(lines.pop()[:-1]), [8], "batch 8 is lost"),
-        (2, lambda lines: lines.append(b"\0\n"), [], "line 6: its checksum is wrong"),
+        (2, lambda lines: lines.append(b"\0\n"), [], "line 6: wrong checksum"),
     ],
 )
 def test_all_that_can_be_read_is_kept(
@@ -100,7 +100,7 @@ def test_what_is_left_of_a_snapshot_is_kept(folder: Path, monkeypatch: pytest.Mo
     with pytest.raises(StateRefused, match="no earlier snapshot"):
         take(folder)
     told = "\n".join(repair(folder))
-    assert "snapshot-3.jsonl, line 5: what was before it is missing" in told
+    assert "snapshot-3.jsonl, line 5: the line before is missing" in told
     assert "some rows of snapshot-3.jsonl may be lost" in told
     assert rows(folder) == [1, 2, 3, 5, 6, 7, 8]
 
@@ -117,7 +117,7 @@ def test_what_is_sound_is_left_alone(folder: Path) -> None:
 def test_a_router_must_not_run(folder: Path) -> None:
     taken = take(folder)
     for dry_run in (True, False):
-        with pytest.raises(StateRefused, match="keeps its state in"):
+        with pytest.raises(StateRefused, match="uses the state directory"):
             list(repair(folder, dry_run=dry_run))
     taken.journal.close()
     taken.lock.release()
@@ -126,7 +126,7 @@ def test_a_router_must_not_run(folder: Path) -> None:
 def test_a_newer_format_is_left_alone(folder: Path) -> None:
     newer = b'{"format":3}\n{"else":"unknown"}\n'
     files.journal(folder, 2).write_bytes(newer)
-    with pytest.raises(StateRefused, match="has format 3"):
+    with pytest.raises(StateRefused, match="format 3 is newer"):
         list(repair(folder))
     assert files.journal(folder, 2).read_bytes() == newer
 

@@ -192,7 +192,7 @@ def test_commit_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_second_store_is_refused(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    with pytest.raises(StateRefused, match=rf"process {os.getpid()}\) keeps its state in"):
+    with pytest.raises(StateRefused, match=rf"process {os.getpid()}\) uses the state directory"):
         Store.open(tmp_path)
     assert files.holder(tmp_path) == str(os.getpid())
     store.close()
@@ -256,18 +256,24 @@ def flip(lines: list[bytes], index: int) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[list[bytes]], None], str]] = {
-    "a flipped bit": (lambda lines: flip(lines, 2), "line 3: its checksum is wrong"),
-    "a flipped bit in the last line": (lambda lines: flip(lines, 3), "line 4: its checksum"),
-    "a bad header": (lambda lines: lines.__setitem__(0, b"{}\n"), "line 1: its checksum is wrong"),
-    "no header": (lambda lines: lines.pop(0) and None, "line 1: it is no beginning of journal 1"),
-    "nothing": (lambda lines: lines.clear(), "line 1: it has no end"),
-    "a lost line": (lambda lines: lines.pop(1) and None, "line 2: it does not follow the line"),
-    "a doubled header": (lambda lines: lines.insert(0, lines[0]), "line 2: it does not follow"),
-    "a doubled line": (lambda lines: lines.insert(2, lines[1]), "line 3: it does not follow"),
-    "swapped lines": (lambda lines: lines.insert(1, lines.pop(2)), "line 2: it does not follow"),
-    "a lost end": (lambda lines: lines.pop() and None, "lacks its end: .* is 3, .* here 2"),
-    "a cut end": (lambda lines: lines.append(lines.pop()[:-1]), "lacks its end: .* is 3, .* 2"),
-    "an empty line": (lambda lines: lines.append(b"\n"), "line 5: its checksum is wrong"),
+    "a flipped bit": (lambda lines: flip(lines, 2), "line 3: wrong checksum"),
+    "a flipped bit in the last line": (lambda lines: flip(lines, 3), "line 4: wrong checksum"),
+    "a bad header": (lambda lines: lines.__setitem__(0, b"{}\n"), "line 1: wrong checksum"),
+    "no header": (lambda lines: lines.pop(0) and None, "line 1: not the first line of journal 1"),
+    "nothing": (lambda lines: lines.clear(), "line 1: the line is cut short"),
+    "a lost line": (
+        lambda lines: lines.pop(1) and None,
+        "line 2: does not continue the previous line",
+    ),
+    "a doubled header": (lambda lines: lines.insert(0, lines[0]), "line 2: does not continue"),
+    "a doubled line": (lambda lines: lines.insert(2, lines[1]), "line 3: does not continue"),
+    "swapped lines": (lambda lines: lines.insert(1, lines.pop(2)), "line 2: does not continue"),
+    "a lost end": (lambda lines: lines.pop() and None, "lacks its end: batch 3 .* disk is 2"),
+    "a cut end": (
+        lambda lines: lines.append(lines.pop()[:-1]),
+        "lacks its end: batch 3 .* disk is 2",
+    ),
+    "an empty line": (lambda lines: lines.append(b"\n"), "line 5: wrong checksum"),
 }
 
 
@@ -290,7 +296,7 @@ def test_a_lost_end_is_noticed_when_the_next_journal_does_not_go_on(tmp_path: Pa
     written(tmp_path, Kite("1"), Kite("2"))
     written(tmp_path, Kite("3"))
     edited(files.journal(tmp_path, 1), lambda lines: lines.pop() and None)
-    with pytest.raises(StateRefused, match=r"journal-2.jsonl, line 1: it goes on after batch 2, "):
+    with pytest.raises(StateRefused, match=r"journal-2.jsonl, line 1: continues after batch 2, "):
         Store.open(tmp_path)
 
 
@@ -355,7 +361,7 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: i
     folder = tmp_path / "state"
     folder.mkdir()
     folder.chmod(mode)
-    with pytest.raises(StateRefused, match=rf"Others may write to .*chmod go-w {folder}"):
+    with pytest.raises(StateRefused, match=rf"Other users can write to .*chmod go-w {folder}"):
         Store.open(folder)
     inner = folder / "new" / "state"
     Store.open(inner).close()
@@ -407,7 +413,10 @@ def test_a_newer_format_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"format":3,"else":"unknown"}\n')
     if name.startswith("journal"):
         files.snapshot(tmp_path, 2).unlink()
-    with pytest.raises(StateRefused, match=r"format 3, and this version knows up to 2; start"):
+    with pytest.raises(
+        StateRefused,
+        match=r"format 3 is newer than 2, the newest format that this version reads; start",
+    ):
         Store.open(tmp_path)
 
 
@@ -441,11 +450,11 @@ def test_format_1_is_read(tmp_path: Path, finish: bool) -> None:
     journal = files.journal(tmp_path, last_old)
     whole = journal.read_bytes()
     edited(journal, lambda lines: lines.pop() and None)
-    with pytest.raises(StateRefused, match=r"line 1: it goes on after batch 4, .* ends with 3"):
+    with pytest.raises(StateRefused, match=r"line 1: continues after batch 4, .* end with batch 3"):
         Store.open(tmp_path)
     journal.write_bytes(whole)
     edited(journal, lambda lines: lines.pop(1) and None)
-    with pytest.raises(StateRefused, match=r"line 2: it has batch 4, where 3 was to come"):
+    with pytest.raises(StateRefused, match=r"line 2: expected batch 3, found batch 4"):
         Store.open(tmp_path)
     journal.write_bytes(whole)
     written(tmp_path, Kite("6"), finish=True)  # from old and new ones
@@ -503,7 +512,7 @@ def test_a_format_that_is_too_old_is_refused(
 ) -> None:
     written(tmp_path, Kite("1"))
     monkeypatch.setattr(lines_module, "FORMAT", 3)
-    with pytest.raises(StateRefused, match="cannot read any more"):
+    with pytest.raises(StateRefused, match="this version no longer reads format"):
         Store.open(tmp_path)
 
 
@@ -534,7 +543,7 @@ def test_a_row_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
 
     run(main)
     store = Store.open(tmp_path)
-    with pytest.raises(StateRefused, match=r"a row in kites that makes no sense, '7'"):
+    with pytest.raises(StateRefused, match=r"an invalid row '7' in the table kites"):
         store.restored(Kite)
     store.close()
 
@@ -593,7 +602,7 @@ def test_a_corrupt_snapshot_costs_nothing(
         return
     [record] = caplog.records
     assert record.levelname == "ERROR"
-    assert "set aside as snapshot-4.jsonl.corrupt" in record.getMessage()
+    assert "renamed to snapshot-4.jsonl.corrupt" in record.getMessage()
     assert last.with_name(last.name + ".corrupt").exists()
     assert not last.exists()
     assert found(snapshots.folder) == snapshots.all()
@@ -786,7 +795,7 @@ def test_what_is_lost_at_the_end_is_told(
             await store.finish()
 
     run(main)
-    assert "to its end: 2 changes are lost (no space left on device)" in caplog.text
+    assert "could not be written: 2 changes are lost (no space left on device)" in caplog.text
     disk.full = False
     assert found(tmp_path) == {}
 

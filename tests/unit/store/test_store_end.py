@@ -55,7 +55,7 @@ def test_a_disk_that_hangs_holds_no_stop_up(
                         await store.finish()
                     else:
                         store._end_soon()
-        assert "1 changes are lost (the disk does not answer)" in caplog.text
+        assert "1 changes are lost (the disk does not respond)" in caplog.text
         # The write that hangs may still come: nobody else gets the directory before.
         store.close()
         with pytest.raises(StateRefused):
