@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 from .errors import PoolUnavailable, RouterError
 from .pool import events
 from .pool.cost import Costs, Rate, Speeds
-from .pool.lifecycle import able, hopeful, reasons
+from .pool.lifecycle import able, hopeful, meets, reasons
 from .pool.lines import Waiting
 from .pool.match import Facts, Need
 from .pool.policies import LeastWork, Policy
@@ -384,7 +384,7 @@ class Dispatcher:
                 and not worker.met
                 and _UNMET.issuperset(reasons(worker))
                 and worker not in waiting.tried
-                and worker.weight_version >= waiting.facts.min_version
+                and meets(worker, waiting.facts.bounds)
                 and (worker.free_slots > 0 or waiting.eager)
             ):
                 return worker

@@ -15,6 +15,7 @@ from typing import TypeVar
 from attrs import frozen
 
 from ..errors import Conflict
+from .versions import Bounds
 from .worker import Admin, Health, Memory, Weights, Worker
 
 
@@ -173,16 +174,21 @@ def routable(worker: Worker) -> bool:
     return not reasons(worker)
 
 
-def able(worker: Worker, version: int = 0) -> bool:
-    """Whether generations that want weights of this version or later may be sent to the worker if
-    no better one exists: the worker is routable, or only a trial stands against it."""
-    if worker.weight_version < version:
+def able(worker: Worker, bounds: Bounds | None = None) -> bool:
+    """Whether generations that accept these weights may be sent to the worker if no better one
+    exists: the worker is routable, or only a trial stands against it."""
+    if not meets(worker, bounds):
         return False
     found = reasons(worker)
     return not found or found == _ON_TRIAL
 
 
 _ON_TRIAL = ["on_trial"]
+
+
+def meets(worker: Worker, bounds: Bounds | None) -> bool:
+    """Whether the worker's weights are within the bounds."""
+    return bounds is None or bounds.met(worker.weight_version, worker.newest_version)
 
 
 def reachable(worker: Worker) -> bool:
@@ -205,11 +211,11 @@ class Lack(StrEnum):
     LIFE = "life"  # dead, or taken out of service
     MEMORY = "memory"
     WEIGHTS = "weights"  # the current weights of its ledger
-    VERSION = "version"  # weights as new as the request wants
+    VERSION = "version"  # weights that the request accepts
     CONTACT = "contact"  # its first probe has failed
 
 
-def lack(worker: Worker, version: int = 0) -> Lack | None:
+def lack(worker: Worker, bounds: Bounds | None = None) -> Lack | None:
     """What keeps the worker from becoming `able` without outside action; None if nothing does."""
     if worker.removed or worker.admin is not Admin.ENABLED or worker.health is Health.UNHEALTHY:
         return Lack.LIFE
@@ -217,20 +223,18 @@ def lack(worker: Worker, version: int = 0) -> Lack | None:
         return Lack.MEMORY
     if worker.weights is Weights.FAILED or (worker.weights is Weights.BEHIND and worker.stuck):
         return Lack.WEIGHTS
-    if not (
-        worker.weight_version >= version
+    if bounds is not None and not meets(worker, bounds):
         # The worker will get the weights of its ledger soon; or its ledger is not known yet.
-        or worker.weights in (Weights.BEHIND, Weights.UPDATING)
-        or worker.capabilities is None
-    ):
-        return Lack.VERSION
+        soon = worker.weights in (Weights.BEHIND, Weights.UPDATING) or worker.capabilities is None
+        if not soon or bounds.passed(worker.newest_version):
+            return Lack.VERSION
     first_probe_failed = worker.health is Health.UNKNOWN and worker.consecutive_failures > 0
     return Lack.CONTACT if first_probe_failed else None
 
 
-def hopeful(worker: Worker, version: int = 0) -> bool:
+def hopeful(worker: Worker, bounds: Bounds | None = None) -> bool:
     """Whether the worker is able, or may become able without outside action."""
-    return lack(worker, version) is None
+    return lack(worker, bounds) is None
 
 
 @frozen

@@ -43,8 +43,8 @@ class Waiting:
         """Whether an untried worker may come to serve the request without outside action."""
         line = self.line
         assert line is not None
-        version = line.key.version
-        return any(hopeful(w, version) and w not in self.tried for w in line.members)
+        bounds = line.key.version
+        return any(hopeful(w, bounds) and w not in self.tried for w in line.members)
 
 
 @define(eq=False)
@@ -57,7 +57,7 @@ class _Tier:
 
 @define(eq=False)
 class Line:
-    """The requests that fit the same workers, with weights of the same version or later."""
+    """The requests that fit the same workers and accept the same weights."""
 
     # Names the line to policies, even if its members change.
     key: Wants

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
 from .lifecycle import Lack, hopeful, lack, reachable, reasons
 from .registry import Registry
+from .versions import Asked, Bounds, Passed
 from .worker import Task, Worker
 
 # Names and model lists beyond these bounds are not compared: the time grows with both.
@@ -46,7 +47,7 @@ class Wants(NamedTuple):
     task: Task | None
     strict: bool  # only a worker that can do the task fits: a job
     by_model: bool  # a worker of another model may not fit: true for everything that generates
-    version: int  # the oldest acceptable weights: decides when a worker may serve, not which
+    version: Bounds | None  # which weights will do: decides when a worker may serve, not which
 
 
 @frozen
@@ -59,7 +60,8 @@ class Facts:
     client: str = ""  # requests of different clients share the slots in turn
     work: float = 1.0  # units of work (pool.cost)
     kind: str = ""  # the kind of endpoint, as speeds are learnt
-    min_version: int = 0  # the oldest acceptable weight version; 0: any current weights
+    asked: Asked | None = None  # what the request says of the weights, before it is looked up
+    bounds: Bounds | None = None  # which weights will do; None: any current weights
     group: str = ""  # by which waiting requests are cancelled together
 
     wants: Wants = field(init=False, repr=False, eq=False)
@@ -67,7 +69,7 @@ class Facts:
     @wants.default
     def _wants(self) -> Wants:
         need = self.need
-        return Wants(self.model, self.task, need is Need.JOB, need in _BY_MODEL, self.min_version)
+        return Wants(self.model, self.task, need is Need.JOB, need in _BY_MODEL, self.bounds)
 
 
 def client_class(client_id: bytes) -> str:
@@ -180,7 +182,7 @@ class Candidates:
         if model is not None and model not in self._by_model:
             unserved = _UNSERVED if self._strict_model and wants.by_model else None
             model = _AWAITED if self._unread else unserved
-        key = wants._replace(model=model, version=0)
+        key = wants._replace(model=model, version=None)
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = self._fitting(key)
@@ -239,12 +241,17 @@ def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts)
         return PoolUnavailable("No workers are registered", code="no_workers")
     if not fitting and facts.need is Need.JOB and facts.task is not None:
         return NoCapableWorker(f"No {facts.task}-capable workers available in current worker pool.")
-    lacks = {lack(worker, facts.min_version) for worker in fitting} - {Lack.LIFE}
+    bounds = facts.bounds
+    lacks = {lack(worker, bounds) for worker in fitting} - {Lack.LIFE}
+    if bounds is not None and bounds.exact is not None and fitting:
+        past = all(bounds.passed(worker.newest_version) for worker in fitting)
+        if past or lacks == {Lack.VERSION}:
+            return Passed(bounds)
     if lacks == {Lack.MEMORY}:
         return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")
     lacks.discard(Lack.MEMORY)
     if lacks and lacks <= {Lack.WEIGHTS, Lack.VERSION}:
-        what = f"weights of version {facts.min_version} or later"
+        what = f"weights of {bounds}"
         if Lack.VERSION not in lacks:
             what = "the weights it needs"
         return PoolUnavailable(f"No fitting worker has {what}", code="weights_unavailable")

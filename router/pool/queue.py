@@ -20,6 +20,7 @@ from .lifecycle import able, hopeful
 from .lines import Line, Shares, Waiting
 from .match import NEED_SLOT, AmbiguousModel, Candidates, Facts, Need, Wants, refusal
 from .policies import Policy
+from .versions import Bounds
 from .worker import Worker
 
 _MOST_IDLE_LINES = 256  # idle lines that are kept: policies know lines by name
@@ -46,8 +47,8 @@ class Queue:
     strict_model: bool = False
     waiting: int = field(init=False, default=0)
     _candidates: Candidates = field(init=False, repr=False)
-    # By the line's members and the oldest acceptable weights.
-    _lines: dict[tuple[tuple[Worker, ...], int], Line] = field(init=False, factory=dict)
+    # By the line's members and the weights that will do.
+    _lines: dict[tuple[tuple[Worker, ...], Bounds | None], Line] = field(init=False, factory=dict)
     _of_wants: dict[Wants, Line] = field(init=False, factory=dict)
     _of_worker: dict[Worker, Shares] = field(init=False, factory=dict)
     _count: int = field(init=False, default=0)

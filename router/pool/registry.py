@@ -363,14 +363,16 @@ class Registry:
         *,
         why: str | None = None,
         stuck: bool = False,
+        newest: int = 0,
     ) -> None:
         """Record where the worker stands against its ledger. `why`: why it is not current; `stuck`:
-        it stays so until somebody acts; `reason`: the cause of this change. Only for the code that
-        keeps the ledgers."""
-        hoped, old = (hopeful(worker), worker.weight_version), worker.weights
+        it stays so until somebody acts; `newest`: the newest version of its model; `reason`: the
+        cause of this change. Only for the code that keeps the ledgers."""
+        hoped = hopeful(worker), worker.weight_version, worker.newest_version
+        old, worker.newest_version = worker.weights, newest
         worker.weight_version, worker.weights_reason, worker.stuck = version, why, stuck
         self._facet(worker, "weights", weights, reason)
-        if old is weights and (hopeful(worker), version) != hoped and not worker.removed:
+        if old is weights and (hopeful(worker), version, newest) != hoped and not worker.removed:
             self._tell(events.ProspectsChanged(worker))
 
     def suspect(self, worker: Worker, reason: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
-from attrs import define
+from attrs import define, evolve
 
 from ..dispatch import Cancelled, Dispatcher
-from ..errors import Conflict, RouterError, WorkerFailed
+from ..errors import RouterError, WorkerFailed
 from ..pool.lifecycle import doubted
 from ..pool.match import Facts
 from ..pool.registry import Registry
@@ -26,12 +27,6 @@ class Withdrawn(Exception):
     """The chosen worker must no longer get the exchange; nothing was sent."""
 
 
-class NeverIssued(Conflict):
-    """The requested weight version was never issued, so waiting for it would not end."""
-
-    default_code = "weight_version_unknown"
-
-
 @define(eq=False)
 class Attempts:
     """Gives an exchange to one worker after the other, at most once to each."""
@@ -39,8 +34,10 @@ class Attempts:
     registry: Registry
     dispatcher: Dispatcher
     retries: int
-    # The latest weight version issued to this model; without a model, to any.
+    # The latest weight version issued to this model, and the newest one with this label; without a
+    # model, of any.
     latest_issued: Callable[[str | None], int] = lambda _: 0
+    labelled: Callable[[str | None, str], int | None] = lambda _, __: None
 
     async def run(
         self, facts: Facts, attempt: Callable[[Lease], Awaitable[None]], *, held: int = 0
@@ -48,10 +45,12 @@ class Attempts:
         """Call `attempt` with a lease that ends with the call. `held` is the size of the body that
         waits in memory until then. After TryAnother the next worker is tried.
 
-        Raises the last failure, PoolUnavailable if no worker fits at the start, or NeverIssued.
+        Raises the last failure, PoolUnavailable if no worker fits at the start, NeverIssued or
+        Passed.
         """
-        if facts.min_version:
-            self._check_version(facts)
+        if facts.asked is not None:
+            named = partial(self.labelled, facts.model)
+            facts = evolve(facts, bounds=facts.asked.bounds(named, self.latest_issued(facts.model)))
         tried: list[Worker] = []
         failure: WorkerFailed | None = None
         while failure is None or len(tried) <= self.retries:
@@ -85,11 +84,3 @@ class Attempts:
         worker = lease.worker
         if doubted(worker) or worker.incarnation != lease.incarnation:
             raise Withdrawn
-
-    def _check_version(self, facts: Facts) -> None:
-        latest = self.latest_issued(facts.model)
-        if facts.min_version > latest:
-            raise NeverIssued(
-                f"Weight version {facts.min_version} was never issued; the latest is {latest}",
-                details={"weight_version": latest},
-            )

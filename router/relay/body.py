@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 from attrs import define, field
@@ -11,15 +12,16 @@ from attrs import define, field
 from ..errors import BadRequest, RequestTooLarge
 from ..pool.cost import Costs
 from ..pool.match import AmbiguousModel, Facts, Need, client_class
+from ..pool.versions import Asked
 from . import facts as reading
 from . import headers as heads
+from . import versions
 from .exchange import Exchange
-from .routes import How, Route
+from .routes import ROLLOUT, How, Route
 from .spool import Room, Spool
 
 _LONGEST_SHOWN = 200  # characters of a model's name in an error
 _NAME = re.compile(rb"[!-~]{1,128}\Z")
-_LONGEST_VERSION = 18  # digits of an X-Min-Weight-Version: far beyond any issued version
 
 
 @define(eq=False)
@@ -33,7 +35,7 @@ class Body:
     length: int | None
     held: bytearray = field(factory=bytearray, repr=False)
     complete: bool = False
-    fields: Mapping[str, reading.Scalar] = field(factory=dict)
+    fields: Mapping[str, Any] = field(factory=dict)
     spool: Spool | None = None
 
     @property
@@ -56,12 +58,18 @@ def announced_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
     return int(length) if length is not None else 0
 
 
-async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
+async def peek(
+    exchange: Exchange,
+    *,
+    limit: int,
+    largest: int | None,
+    awaited: frozenset[str] = reading.MODEL,
+) -> Body:
     """Read the beginning of the body: at most `limit` bytes and the rest of a piece.
 
     A body of up to `limit` bytes that is not a form is held whole, so that it can be parsed and
     sent again. Of any other body only as much is read as its field reader asks for, and nothing if
-    it has no reader.
+    it has no reader. `awaited`: the fields of a JSON object that it asks for.
 
     Raises RequestTooLarge if more than `largest` bytes are announced or were read, ClientGone,
     ClientStalled.
@@ -74,7 +82,7 @@ async def peek(exchange: Exchange, *, limit: int, largest: int | None) -> Body:
         return body
     is_json, is_form = reading.is_json(exchange.headers), reading.is_form(exchange.headers)
     whole = is_json if body.length is None else body.length <= limit and not is_form
-    reader = None if whole else reading.reader(exchange.headers, body.held)
+    reader = None if whole else reading.reader(exchange.headers, body.held, awaited=awaited)
     if not whole and reader is None:
         return body
     while len(body.held) < limit or body.length == len(body.held):
@@ -140,6 +148,11 @@ def too_large(largest: int) -> RequestTooLarge:
     )
 
 
+def awaited_of(route: Route) -> frozenset[str]:
+    """The fields of a long JSON body that routing waits for, within the peeked beginning."""
+    return reading.MODEL | {versions.FIELD} if route.path == ROLLOUT else reading.MODEL
+
+
 def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Facts:
     """The facts for routing, from the body's fields, the headers, the query and the route. Raises
     BadRequest."""
@@ -148,7 +161,9 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
     if route.need is not Need.NOTHING:
         model = one_model(queried_models(exchange.target), model)
     needs_slot = route.need is not Need.NOTHING
-    client, group, min_version = wishes(exchange.headers)
+    client, group, asked = wishes(exchange.headers)
+    if route.path == ROLLOUT:
+        asked = versions.with_field(asked, body.fields.get(versions.FIELD))
     need = route.need
     if route.how is How.ANY and exchange.method not in ("GET", "HEAD"):
         need = Need.CALL
@@ -159,7 +174,7 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
         client=client,
         work=costs.work(model, route.kind, body.fields) if needs_slot else 0.0,
         kind=route.kind,
-        min_version=min_version,
+        asked=asked,
         group=group,
     )
 
@@ -182,20 +197,20 @@ def one_model(queried: Sequence[str], other: str | None) -> str | None:
     return names[0]
 
 
-def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str, int]:
+def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str, Asked | None]:
     """The client class that shares slots in turn (`X-Client-Id`; one class for all clients without
-    it), the group that is cancelled together (`X-Group-Id`), and the oldest acceptable weights
-    (`X-Min-Weight-Version`). Raises BadRequest."""
-    client, group, version = b"", "", 0
+    it), the group that is cancelled together (`X-Group-Id`), and which weights will do
+    (`X-Min-Weight-Version`, `X-Exact-Weight-Version`, `X-Max-Weight-Lag`). Raises BadRequest."""
+    client, group, asked = b"", "", {}
     for name, content in reversed(headers):  # of several the first counts
         match name.lower():
             case b"x-client-id":
                 client = content
             case b"x-group-id":
                 group = name_in(content, "X-Group-Id")
-            case b"x-min-weight-version":
-                version = _version(content)
-    return client_class(client), group, version
+            case lower if lower in versions.HEADERS:
+                asked[lower] = content
+    return client_class(client), group, versions.in_headers(asked) if asked else None
 
 
 def name_in(content: bytes, header: str) -> str:
@@ -207,13 +222,3 @@ def name_in(content: bytes, header: str) -> str:
             code="invalid_header",
         )
     return content.decode()
-
-
-def _version(content: bytes) -> int:
-    number = content.strip()
-    if not number.isdigit() or len(number) > _LONGEST_VERSION:
-        raise BadRequest(
-            f"X-Min-Weight-Version must be a whole number, not {content[:40].decode('latin-1')!r}",
-            code="invalid_header",
-        )
-    return int(number)

@@ -8,21 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Sequence
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 from attrs import define, field
 
 from ..pool.cost import FIELDS
 from . import headers as heads
-
-Scalar: TypeAlias = str | int | float | bool | None
+from . import versions
 
 # The fields that routing reads, by their names in JSON objects and forms. Values in forms are text.
-WANTED = FIELDS | {"model"}
+WANTED = FIELDS | {"model", versions.FIELD}
 
 # A JSON body is read until the model is known, because the model decides the worker. Other
 # fields are used if they have arrived by then: they may stand behind megabytes, or be absent.
-_MODEL = frozenset({"model"})
+MODEL = frozenset({"model"})
 
 # A scan gives up after this many tokens and brackets, so that no body can make it long.
 _MOST_MARKS = 20_000
@@ -47,7 +46,7 @@ class FieldReader:
     """Reads wanted fields off the body while it arrives. `seen` holds the names found so far."""
 
     _scan: _Scan
-    fields: dict[str, Scalar]
+    fields: dict[str, Any]
     seen: set[str]
     _awaited: frozenset[str] = WANTED
     _over: bool = field(init=False, default=False)
@@ -82,29 +81,33 @@ def is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
 
 
 def reader(
-    headers: Sequence[tuple[bytes, bytes]], held: bytearray, *, on: bool = False
+    headers: Sequence[tuple[bytes, bytes]],
+    held: bytearray,
+    *,
+    on: bool = False,
+    awaited: frozenset[str] = MODEL,
 ) -> FieldReader | None:
     """A reader for a body with these headers; None if the router cannot read such a body.
 
     In a form the reader wants everything before the first file: fields are small. In a JSON object
-    it takes the fields that have arrived once the model is known. `on`: it reads both until the
-    model is known, past files too, and drops what it has read from `held`.
+    it takes the fields that have arrived once the `awaited` are known. `on`: it reads both until
+    the model is known, past files too, and drops what it has read from `held`.
     """
     window = _Window(held, slides=on)
-    fields: dict[str, Scalar] = {}
+    fields: dict[str, Any] = {}
     seen: set[str] = set()
     if is_form(headers):
         boundary = _parameters(_content_type(headers)[1]).get(b"boundary")
         if not boundary:
             return None
         scan = _form(window, boundary, fields, seen, on)
-        return FieldReader(scan, fields, seen, _MODEL if on else WANTED)
+        return FieldReader(scan, fields, seen, MODEL if on else WANTED)
     if not is_json(headers):
         return None
-    return FieldReader(_JsonObject(window, fields, seen).scan(), fields, seen, _MODEL)
+    return FieldReader(_JsonObject(window, fields, seen).scan(), fields, seen, awaited)
 
 
-def from_json(content: bytes | bytearray, wanted: frozenset[str] = WANTED) -> dict[str, Scalar]:
+def from_json(content: bytes | bytearray, wanted: frozenset[str] = WANTED) -> dict[str, Any]:
     """The wanted fields of a whole JSON object; none if `content` is not one."""
     try:
         found = json.loads(content)
@@ -112,20 +115,23 @@ def from_json(content: bytes | bytearray, wanted: frozenset[str] = WANTED) -> di
         return {}
     if not isinstance(found, dict):
         return {}
-    return {name: found[name] for name in wanted & found.keys() if is_scalar(found[name])}
+    return {name: found[name] for name in wanted & found.keys() if _may_be(name, found[name])}
 
 
-def leading_fields(held: bytearray, wanted: frozenset[str]) -> dict[str, Scalar]:
+def leading_fields(held: bytearray, wanted: frozenset[str]) -> dict[str, Any]:
     """The members of these names that are complete in the beginning of a JSON object."""
     if held.endswith(b"}") and (whole := from_json(held, wanted)):
         return whole  # a small object is complete here; this takes a tenth of the time
-    fields: dict[str, Scalar] = {}
+    fields: dict[str, Any] = {}
     seen: set[str] = set()
     FieldReader(_JsonObject(_Window(held), fields, seen, wanted).scan(), fields, seen).done()
     return fields
 
 
-def is_scalar(value: object) -> TypeGuard[Scalar]:
+def _may_be(name: str, value: object) -> bool:
+    """Whether a field of this name is kept: a scalar, or the one object that routing reads."""
+    if isinstance(value, dict):
+        return name == versions.FIELD
     return value is None or isinstance(value, str | int | float)
 
 
@@ -169,7 +175,7 @@ class _JsonObject:
     members with one name the first counts."""
 
     _window: _Window
-    _fields: dict[str, Scalar]
+    _fields: dict[str, Any]
     _seen: set[str]
     _wanted: frozenset[str] = WANTED
     _marks: int = field(init=False)
@@ -195,13 +201,14 @@ class _JsonObject:
             window.at += 1
             nested = (yield from self._next_mark()) in b"[{"
             wanted = isinstance(name, str) and name in self._wanted and name not in self._seen
+            nested = nested and name != versions.FIELD
             if wanted and not nested:
                 window.kept = window.at
             yield from self._value()
             if isinstance(name, str) and wanted:
                 self._seen.add(name)
                 value = () if nested else _decoded(window.taken())
-                if is_scalar(value):
+                if _may_be(name, value):
                     self._fields[name] = value
                 if self._seen == self._wanted:
                     return
@@ -276,7 +283,7 @@ class _JsonObject:
 def _decoded(raw: bytearray) -> object:
     try:
         value: object = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _NotReadable from error
     return value
 
@@ -292,7 +299,7 @@ def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
 
 
 def _form(
-    window: _Window, boundary: bytes, fields: dict[str, Scalar], seen: set[str], past_files: bool
+    window: _Window, boundary: bytes, fields: dict[str, Any], seen: set[str], past_files: bool
 ) -> _Scan:
     """Read the wanted fields up to the first file, or past files."""
     delimiter = b"--" + boundary

@@ -10,7 +10,7 @@ from ..pool.match import Facts
 from ..pool.worker import Hold, Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
-from .body import Body, facts_of, peek, read_on
+from .body import Body, awaited_of, facts_of, peek, read_on
 from .connection import Broken, Connection
 from .exchange import Exchange
 from .routes import Route
@@ -82,7 +82,12 @@ class Forwarder:
         Raises ClientGone, RouterError before the answer's head, CutOff after it.
         """
         limits = self.limits
-        body = await peek(exchange, limit=limits.peek, largest=limits.request_bytes)
+        body = await peek(
+            exchange,
+            limit=limits.peek,
+            largest=limits.request_bytes,
+            awaited=awaited_of(route),
+        )
         try:
             facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
             if (

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from .. import wall
 from ..pool.ids import display_id
 from ..text import moment
+from . import versions
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -38,7 +39,7 @@ _END_TO_END = frozenset(
         b"x-router-hops",
     }
 )
-_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", b"x-min-weight-version"})
+_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", *versions.HEADERS})
 _RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id", b"x-weight-version"})
 
 

@@ -87,6 +87,7 @@ def _group(part: str) -> str:
 
 
 _G, _P, _D = ("GET",), ("POST",), ("DELETE",)
+ROLLOUT = "/rollout/generate"
 
 ROUTES: tuple[Route, ...] = (
     # The router's own.
@@ -116,7 +117,7 @@ ROUTES: tuple[Route, ...] = (
     # Generations.
     Route(_P, "/v1/images/generations", How.GENERATE, Task.IMAGE),
     Route(_P, "/v1/images/edits", How.GENERATE, Task.EDIT),
-    Route(_P, "/rollout/generate", How.GENERATE),
+    Route(_P, ROLLOUT, How.GENERATE),
     Route(_P, "/v1/diffusion/generate", How.GENERATE),
     Route(_P, "/v1/actions/generations", How.GENERATE),
     Route(_P, "/vertex_generate", How.GENERATE),

@@ -241,7 +241,7 @@ class WebSocketRelay:
             try:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
                 client.headers = self.instance.passed_by(client.headers)
-                name, group, version = wishes(client.headers)
+                name, group, asked = wishes(client.headers)
                 named = heads.value(client.headers, b"model")
                 facts = Facts(
                     model=one_model(
@@ -251,7 +251,7 @@ class WebSocketRelay:
                     need=Need.SESSION,
                     client=name,
                     kind="session",
-                    min_version=version,
+                    asked=asked,
                     group=group,
                 )
                 client.record.client, client.record.model = facts.client, facts.model

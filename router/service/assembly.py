@@ -178,7 +178,11 @@ def _front(
 ) -> App:
     """The app for the server: first the key, then the relay, then our own endpoints."""
     attempts = Attempts(
-        parts.registry, parts.dispatcher, settings.retries, parts.ledgers.latest_issued
+        parts.registry,
+        parts.dispatcher,
+        settings.retries,
+        parts.ledgers.latest_issued,
+        parts.ledgers.labelled,
     )
     limits = Limits(
         response=settings.timeout,

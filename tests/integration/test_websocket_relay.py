@@ -389,7 +389,11 @@ def test_without_workers_it_is_refused_with_our_error() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "status", "code"),
-    [(b"1", 409, "weight_version_unknown"), (b"new", 400, "invalid_header")],
+    [
+        (b"1", 409, "weight_version_unknown"),
+        (b"new", 409, "weight_version_unknown"),
+        (b"-1", 400, "invalid_header"),
+    ],
 )
 def test_weights_that_nobody_has_are_refused(wanted: bytes, status: int, code: str) -> None:
     async def main() -> None:

@@ -3,6 +3,9 @@ workers."""
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import httpx
 import pytest
 import trio
@@ -39,8 +42,25 @@ def version(answer: httpx.Response) -> int:
 
 
 async def image(router: Deployment, at_least: int | str) -> httpx.Response:
-    headers = {"x-min-weight-version": str(at_least)}
+    return await asking(router, min_weight_version=at_least)
+
+
+async def asking(router: Deployment, **given: int | str) -> httpx.Response:
+    """An image, with these X- headers."""
+    headers = {f"x-{name.replace('_', '-')}": str(value) for name, value in given.items()}
     return await router.http.post("/v1/images/generations", json=IMAGE, headers=headers)
+
+
+async def rollout(router: Deployment, want: object, **headers: str) -> httpx.Response:
+    body = {**IMAGE, "seed": 1, "width": 64, "height": 64, "weight_version": want}
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await router.http.post("/rollout/generate", json=body, headers=names)
+
+
+def is_refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    said: dict[str, Any] = answer.json()
+    assert (answer.status_code, said["code"]) == (status, code), answer.text
+    return said
 
 
 def test_every_generation_tells_its_version(run_router: RunRouter) -> None:
@@ -155,12 +175,105 @@ def test_it_waits_for_a_worker_that_has_it(run_router: RunRouter, need: str) -> 
     run_router(test)
 
 
-@pytest.mark.parametrize("given", ["", "-1", "new", "1.5"])
+@pytest.mark.parametrize("given", ["", "-1", "1.5"])
 def test_what_is_no_number_is_refused(run_router: RunRouter, given: str) -> None:
     async def test(router: Deployment) -> None:
         await two(router)
         refused = await image(router, given)
         assert refused.status_code == 400
         assert refused.json()["code"] == "invalid_header"
+
+    run_router(test)
+
+
+def test_an_exact_version_is_served_and_its_past_and_future_are_not(run_router: RunRouter) -> None:
+    async def test(router: Deployment) -> None:
+        await two(router)
+        assert version(await asking(router, exact_weight_version=0)) == 0
+        said = is_refused(
+            await asking(router, exact_weight_version=1), 409, "weight_version_unknown"
+        )
+        assert said["retryable"] is True
+        await refit(router, "w/1")
+        assert version(await asking(router, exact_weight_version=1, max_weight_lag=0)) == 1
+        said = is_refused(
+            await asking(router, exact_weight_version=0), 409, "weight_version_passed"
+        )
+        assert said["retryable"] is False
+        both = await asking(router, exact_weight_version=0, min_weight_version=1)
+        is_refused(both, 400, "invalid_header")
+
+    run_router(test)
+
+
+def test_a_label_names_the_newest_version_that_has_it(run_router: RunRouter) -> None:
+    async def test(router: Deployment) -> None:
+        await two(router)
+        said = is_refused(
+            await asking(router, min_weight_version="a"), 409, "weight_version_unknown"
+        )
+        assert said["retryable"] is True
+        for label in ("a", "b", "a"):
+            body = {"model_path": f"w/{label}", "label": label}
+            (await router.http.post(DISK, json=body)).raise_for_status()
+        assert version(await asking(router, min_weight_version="b")) == 3
+        assert version(await asking(router, exact_weight_version="a")) == 3
+        passed = await asking(router, exact_weight_version="b")
+        is_refused(passed, 409, "weight_version_passed")
+
+    run_router(test)
+
+
+def test_a_rollout_may_say_it_in_its_body_which_goes_on_unchanged(run_router: RunRouter) -> None:
+    async def test(router: Deployment) -> None:
+        workers = await two(router)
+        await refit(router, "w/1")
+        body = b'{"weight_version": {"min_version":  "1", "exact_version": 1}, "seed": 1}'
+        answer = await router.http.post("/rollout/generate", content=body)
+        assert version(answer) == 1
+        asked = [r for worker in workers for r in worker.log.requests if "rollout" in r.target]
+        assert [r.body_sha256 for r in asked] == [hashlib.sha256(body).hexdigest()]
+        is_refused(await rollout(router, {"min_version": 2}), 409, "weight_version_unknown")
+        is_refused(await rollout(router, {"exact_version": 0}), 409, "weight_version_passed")
+        for bad in (-1, 1.5, True, [1], "", "-1", "9" * 19):
+            is_refused(await rollout(router, {"min_version": bad}), 400, "invalid_field")
+        is_refused(await rollout(router, {"min": 1}), 400, "unsupported_fields")
+        # The header and the body must both be met.
+        newer = await rollout(router, {"min_version": 0}, x_min_weight_version="2")
+        is_refused(newer, 409, "weight_version_unknown")
+        exact = await rollout(router, {"exact_version": 1}, x_exact_weight_version="0")
+        is_refused(exact, 400, "invalid_header")
+        for other in (None, "1", 7, ["x"]):  # between the trainer and the worker
+            assert version(await rollout(router, other)) == 1
+
+    run_router(test)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_field_of_a_long_rollout_is_found_on_both_sides_of_the_model(
+    run_router: RunRouter, first: bool
+) -> None:
+    async def test(router: Deployment) -> None:
+        await two(router)
+        want = {"weight_version": {"min_version": 1}}
+        body = {"model": "m", "prompt": "a", "seed": 1}
+        body = {**want, **body} if first else {**body, **want}
+        answer = await router.http.post("/rollout/generate", json={**body, "more": "x" * 2**21})
+        is_refused(answer, 409, "weight_version_unknown")
+
+    run_router(test)
+
+
+def test_a_version_that_passes_by_a_waiting_request(run_router: RunRouter) -> None:
+    async def test(router: Deployment) -> None:
+        worker = await router.simulated(model_path="m", task_types=BOTH)
+        await router.register(worker.url)
+        known = router.running.parts.registry.get(worker.url)
+        worker.faults.add("delay", path=DISK, by=0.2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refit, router, "w/1")
+            await until(lambda: known.weights == "updating")
+            answer = await asking(router, exact_weight_version=0)
+        is_refused(answer, 409, "weight_version_passed")
 
     run_router(test)

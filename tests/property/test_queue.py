@@ -28,6 +28,7 @@ from router.pool.match import Candidates, Facts, Need
 from router.pool.policies import POLICIES, LeastWork, make
 from router.pool.queue import Queue
 from router.pool.registry import Registry
+from router.pool.versions import Bounds
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Weights, Worker
 
 MOST_JOBS = 2
@@ -39,7 +40,13 @@ FACTS = st.builds(
     task=st.sampled_from([None, Task.IMAGE, Task.VIDEO]),
     need=st.sampled_from([Need.SLOT, Need.SLOT, Need.SLOT, Need.SESSION, Need.JOB, Need.NOTHING]),
     client=st.sampled_from("abc"),
-    min_version=st.sampled_from([0, 0, 0, 1, 2]),
+    bounds=st.none()
+    | st.builds(
+        Bounds,
+        st.sampled_from([0, 0, 1, 2]),
+        st.sampled_from([None, None, 0, 1, 2]),
+        st.sampled_from([None, None, 0, 1]),
+    ),
 )
 CAPABILITIES = st.builds(
     Capabilities,
@@ -48,7 +55,8 @@ CAPABILITIES = st.builds(
     dp_size=st.integers(1, 2),
 )
 INDEX = st.integers(0, 1000)
-Rivals: TypeAlias = tuple[tuple[Worker, ...], int]  # the same workers, the same oldest weights
+# The same workers, the same weights that will do.
+Rivals: TypeAlias = tuple[tuple[Worker, ...], Bounds | None]
 
 
 @define(eq=False)
@@ -116,7 +124,7 @@ class Shell:
 
     def rivals(self, waiting: Waiting) -> Rivals:
         """What those have in common that take turns with it."""
-        return self.fitting(waiting), waiting.facts.min_version
+        return self.fitting(waiting), waiting.facts.bounds
 
     def add(self, waiting: Waiting) -> None:
         self.waiting[waiting] = None
@@ -143,7 +151,7 @@ class Shell:
         del self.waiting[waiting]  # a KeyError if it ended before
         assert worker in best(self.fitting(waiting), waiting)
         assert worker not in waiting.tried
-        assert worker.weight_version >= waiting.facts.min_version
+        assert accepts(waiting, worker.weight_version, worker.newest_version)
         need = waiting.facts.need
         hold = None
         if need is not Need.NOTHING:
@@ -194,11 +202,23 @@ class Shell:
 
 def hopes(worker: Worker, waiting: Waiting) -> bool:
     """Whether the worker may come to serve it without anyone acting."""
-    return hopeful(worker, waiting.facts.min_version)
+    return hopeful(worker, waiting.facts.bounds)
 
 
 def serves(worker: Worker, waiting: Waiting) -> bool:
-    return able(worker) and worker.weight_version >= waiting.facts.min_version
+    return able(worker) and accepts(waiting, worker.weight_version, worker.newest_version)
+
+
+def accepts(waiting: Waiting, version: int, newest: int) -> bool:
+    """Whether it may get these weights."""
+    bounds = waiting.facts.bounds
+    if bounds is None:
+        return True
+    if bounds.exact is not None and version != bounds.exact:
+        return False
+    if bounds.lag is not None and version + bounds.lag < newest:
+        return False
+    return version >= bounds.oldest
 
 
 def ejected(worker: Worker) -> bool:
@@ -251,8 +271,12 @@ class QueueMachine(RuleBasedStateMachine):
         if worker := self.worker(index):
             self.registry.probed(worker, probe, None if probe is Probe.OK else "why")
 
-    @rule(index=INDEX, event=st.sampled_from([*AdminEvent, *MemoryEvent, *Weights]))
-    def happen(self, index: int, event: AdminEvent | MemoryEvent | Weights) -> None:
+    @rule(
+        index=INDEX,
+        event=st.sampled_from([*AdminEvent, *MemoryEvent, *Weights]),
+        ahead=st.integers(0, 1),
+    )
+    def happen(self, index: int, event: AdminEvent | MemoryEvent | Weights, ahead: int) -> None:
         worker = self.worker(index)
         if worker is None:
             return
@@ -264,7 +288,9 @@ class QueueMachine(RuleBasedStateMachine):
                     self.registry.apply_memory_event(worker, event)
                 case Weights():
                     more = worker.weights is not event is Weights.CURRENT
-                    self.registry.set_weights(worker, event, worker.weight_version + more)
+                    version = worker.weight_version + more
+                    newest = max(version, worker.newest_version + ahead)
+                    self.registry.set_weights(worker, event, version, newest=newest)
         except IllegalTransition:
             pass
 

@@ -222,7 +222,7 @@ class WeightMachine(RuleBasedStateMachine):
         """It is given something: it must have what its ledger says."""
         ledger = self.router.ledgers.ledger_of(worker)
         version = 0 if ledger is None else ledger.version  # before its model is known
-        assert worker.weight_version == version
+        assert worker.weight_version == worker.newest_version == version
         assert not self.truth(worker).asleep
         assert self.truth(worker).effect == self.ideal[version].effect
 

@@ -16,6 +16,7 @@ from router.pool.cost import Speeds
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
 from router.pool.match import Facts, Need, NoCapableWorker
 from router.pool.registry import Registry
+from router.pool.versions import Bounds
 from router.pool.worker import Capabilities, HoldKind, Lease, Origin, Task, Weights, Worker
 
 ANYTHING = Facts()
@@ -279,7 +280,7 @@ def test_first_contact_is_optimistic_if_nobody_is_routable() -> None:
         pool.fail(new, 1)
         assert await pool.chosen() is new
         assert (await pool.refusal(ANYTHING, new)).code == "no_routable_worker"
-        assert (await pool.refusal(Facts(min_version=1))).code == "no_routable_worker"
+        assert (await pool.refusal(Facts(bounds=Bounds(1)))).code == "no_routable_worker"
         pool.fail(new, 1)
         assert (await pool.refusal()).code == "no_routable_worker"
 

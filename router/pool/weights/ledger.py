@@ -15,6 +15,8 @@ from ...text import from_json
 from .numbers import number_of
 from .recipe import DISK, PUSHES, TENSOR, UPDATES, Recipe, Step, step_of
 
+_MOST_LABELS, _LONGEST_LABEL = 100, 200  # that requests can name; characters
+
 
 @define(eq=False)
 class Change:
@@ -139,6 +141,7 @@ class Ledger:
     # Versions up to this number come from before a reset and have nothing to do with the recipe.
     since: int = 0
     made: str | None = None  # the digest of the change that made the current version
+    labels: dict[str, int] = field(factory=dict)  # the last ones, and the newest version with each
     # Changes that no worker could take yet, in order of arrival; they come before any other change.
     pending: list[Change] = field(init=False, factory=list)
     void: int = field(init=False, default=0)  # the number of the change that `last_error` is about
@@ -151,6 +154,18 @@ class Ledger:
     def live(self) -> bool:
         """Whether there was a change, or one is pending; until then nothing is gated."""
         return self.version > 0 or bool(self.pending)
+
+    def name(self, label: str | None) -> None:
+        """Give the current version a label, or none."""
+        self.label = label
+        if label is not None and len(label) <= _LONGEST_LABEL:
+            kept = {one: version for one, version in self.labels.items() if one != label}
+            some = list(kept.items())[1 - _MOST_LABELS :]
+            self.labels = {**dict(some), label: self.version}
+
+    def labelled(self, label: str) -> int | None:
+        """The newest version with this label, if it is among the last ones."""
+        return self.version if label == self.label else self.labels.get(label)
 
     @property
     def promised(self) -> int:
@@ -202,8 +217,9 @@ class Ledger:
             self.issued += 1
             while self.issued in seen:
                 self.issued += 1
-        self.made, self.label = change.digest, change.label
         change.version = self.version = self.issued
+        self.made = change.digest
+        self.name(change.label)
         self.recipe = change.applied_to(self.recipe, change.version)
         if change.number > self.void:
             self.last_error = None

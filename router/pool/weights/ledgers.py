@@ -244,7 +244,7 @@ class Ledgers(LedgerView):
                     known.state = at_version(ledger, version, known.state.wrapped)
                     self._store.put(known.record(url))
         if label is not None and version == ledger.version:
-            ledger.label = label
+            ledger.name(label)
         self._store.put(ledger)
         for worker in workers:
             self._take_at_word(worker, ledger, version)

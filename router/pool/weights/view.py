@@ -67,11 +67,18 @@ class LedgerView:
 
     def latest_issued(self, model: str | None) -> int:
         """The highest number issued for the model that a request names; for any model, if no worker
-        serves that name or the request names none. For `X-Min-Weight-Version`."""
+        serves that name or the request names none."""
+        return max((ledger.issued for ledger in self._meant(model)), default=0)
+
+    def labelled(self, model: str | None, label: str) -> int | None:
+        """The newest version with this label of the same models; None if there is none."""
+        found = [ledger.labelled(label) for ledger in self._meant(model)]
+        return max((version for version in found if version is not None), default=None)
+
+    def _meant(self, model: str | None) -> list[Ledger]:
         pool = [w for w in self._registry if w.capabilities and model in w.capabilities.models]
         serving = {model_of(worker) for worker in pool}
-        some = [ledger for ledger in self if ledger.model in serving or not serving]
-        return max((ledger.issued for ledger in some), default=0)
+        return [ledger for ledger in self if ledger.model in serving or not serving]
 
     def can_take(self, worker: Worker, path: str) -> bool:
         """Whether the worker's state allows a call of this kind. A worker cannot take a LoRA call
@@ -123,8 +130,9 @@ class LedgerView:
         else:
             facet = Weights.BEHIND if known.failure is None else Weights.FAILED
         stuck = blocked is not None and not known.fenced
+        newest = ledger.version if ledger else 0
         self._registry.set_weights(
-            worker, facet, known.version, reason or why, why=why, stuck=stuck
+            worker, facet, known.version, reason or why, why=why, stuck=stuck, newest=newest
         )
 
     def _is_current(self, worker: Worker, ledger: Ledger | None) -> bool:

@@ -159,25 +159,41 @@ def test_the_answer_names_its_worker_and_the_worker_cannot_name_another(status: 
     assert (got["x-worker-id"] or b"").startswith(b"http%3A%2F%2F127.0.0.1%3A")
 
 
-def test_what_weights_will_do_is_between_the_client_and_the_router() -> None:
-    seen, got = exchange(request("GET", "/x", "X-Min-Weight-Version: 0"), response())
+@pytest.mark.parametrize(
+    "header", ["X-Min-Weight-Version", "X-Exact-Weight-Version", "X-Max-Weight-Lag"]
+)
+def test_what_weights_will_do_is_between_the_client_and_the_router(header: str) -> None:
+    seen, got = exchange(request("GET", "/x", f"{header}: 0"), response())
     assert got.status == 200
-    assert seen["x-min-weight-version"] is None
+    assert seen[header.lower()] is None
 
 
-@pytest.mark.parametrize("given", ["", "-1", "1.0", "two", "1, 2", "9" * 19, "0x1", "\xb2"])
-def test_a_weight_version_that_is_none_is_refused(given: str) -> None:
-    seen, got = exchange(request("GET", "/x", f"X-Min-Weight-Version: {given}"), response())
+@pytest.mark.parametrize(
+    ("header", "given"),
+    [
+        *(
+            (f"X-{which}-Weight-Version", given)
+            for which in ("Min", "Exact")
+            for given in ("", "-1", "1.0", "1, 2", "9" * 19, "x" * 201, "\xb2")
+        ),
+        *(("X-Max-Weight-Lag", given) for given in ("", "-1", "1.0", "two", "9" * 19, "\xb2")),
+    ],
+)
+def test_a_weight_version_that_is_none_is_refused(header: str, given: str) -> None:
+    seen, got = exchange(request("GET", "/x", f"{header}: {given}"), response())
     assert got.status == 400
     assert json.loads(got.body)["code"] == "invalid_header"
     assert seen.first == b""
 
 
-def test_a_weight_version_that_was_never_issued_is_not_waited_for() -> None:
-    seen, got = exchange(request("GET", "/x", "X-Min-Weight-Version: 1"), response())
+@pytest.mark.parametrize("header", ["X-Min-Weight-Version", "X-Exact-Weight-Version"])
+@pytest.mark.parametrize("given", ["1", "two", "0x1"])
+def test_a_weight_version_that_was_never_issued_is_not_waited_for(header: str, given: str) -> None:
+    seen, got = exchange(request("GET", "/x", f"{header}: {given}"), response())
     assert got.status == 409
     said = json.loads(got.body)
     assert (said["code"], said["weight_version"]) == ("weight_version_unknown", 0)
+    assert said["retryable"] is True
     assert seen.first == b""
 
 

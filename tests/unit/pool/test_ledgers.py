@@ -321,6 +321,7 @@ def test_what_is_kept_of_a_change_and_its_ledger() -> None:
         "last_error": None,
         "since": 0,
         "made": None,
+        "labels": {"label": 1},
     }
     assert set(desk.kept) == {("ledgers", "m"), ("changes", "later"), ("weights", worker.url)}
 

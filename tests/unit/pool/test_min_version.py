@@ -6,6 +6,7 @@ import pytest
 
 from router.pool.lifecycle import AdminEvent, Probe
 from router.pool.match import Facts, Need, refusal
+from router.pool.versions import Bounds
 from router.pool.worker import Capabilities, Origin, Weights, Worker
 from tests.unit.pool.test_queue import IMAGE, Pool
 
@@ -21,7 +22,7 @@ def refit(pool: Pool, worker: Worker, version: int) -> None:
 
 
 def at_least(version: int, need: Need = Need.SLOT) -> Facts:
-    return Facts(need=need, kind="rollout", min_version=version)
+    return Facts(need=need, kind="rollout", bounds=Bounds(version))
 
 
 @pytest.mark.parametrize("need", Need)

@@ -183,6 +183,23 @@ def test_rows_of_before_are_read() -> None:
     for name in ("chosen", "digest"):
         del old[name]
     assert structured(old, Change).chosen is None
-    ledger = unstructured(Ledger("m", 3, 3))
-    del ledger["made"]
-    assert structured(ledger, Ledger).made is None
+    ledger = unstructured(Ledger("m", 3, 3, "step 3"))
+    del ledger["made"], ledger["labels"]
+    read = structured(ledger, Ledger)
+    assert (read.made, read.labels, read.labelled("step 3")) == (None, {}, 3)
+
+
+def test_the_last_labels_are_known_and_survive() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    for label in ["first", "again", "x" * 201, *(f"step {n}" for n in range(98)), "again"]:
+        change = desk.ledgers.make("id", "m", DISK, "{}", label)
+        desk.apply(change, a)
+    desk.begin()
+    known = [desk.ledgers.labelled("m", name) for name in ("first", "again", "step 97", "other")]
+    assert known == [1, 102, 101, None]
+    desk.apply(desk.ledgers.make("id", "m", DISK, "{}", "last"), desk.join("a"))
+    assert desk.ledgers.labelled("m", "first") is None
+    assert len(desk.ledgers.ledger("m").labels) == 100
+    desk.ledgers.attest("m", 103, "checked", None)
+    assert desk.ledgers.labelled(None, "checked") == desk.ledgers.labelled("m", "last") == 103
