@@ -273,6 +273,7 @@ def test_a_failure_under_status_200(run_pool: RunPool) -> None:
         assert answer.json()["results"][1] == {
             "worker_url": b.url,
             "status_code": 200,
+            "success": False,
             "body": said,
         }
 
