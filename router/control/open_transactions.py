@@ -230,6 +230,7 @@ class Transactions:
                 await control.store.commit()
             finally:
                 opened.release(touched=bad)
+            bad += control.ledgers.behind(good, opened.deferred)
             return 200 if not bad else 502, {
                 "txn": txn,
                 "weight_version": version,

@@ -52,13 +52,15 @@ class LoraActive(Conflict):
 class Order:
     """A client's request: the call, its target workers, and the content of its body.
 
-    `who`: the target as the query names it. `content`: None if the body is streamed.
+    `who`: the target as the query names it. `content`: None if the body is streamed. `full`:
+    whether tensors replace all weights; None: as the settings say.
     """
 
     call: Call
     choose: Choose
     who: tuple[str | None, str | None] = (None, None)
     content: Mapping[str, Any] | None = None
+    full: bool | None = None
 
     @property
     def digest(self) -> str | None:
@@ -67,20 +69,23 @@ class Order:
         body = self.call.body
         if not isinstance(body, bytes) or self.call.path in COLLECTIVES:
             return None
-        return hashlib.sha256(f"{self.call.path} {self.who} ".encode() + body).hexdigest()
+        asked = f"{self.call.path} {self.who} " + ("" if self.full is None else f"{self.full} ")
+        return hashlib.sha256(asked.encode() + body).hexdigest()
 
 
 @define(eq=False)
 class WeightControl:
     """Changes weights, one change at a time per model, in order of arrival.
 
-    `call_timeout`: seconds for the answer to a change that had to wait.
+    `call_timeout`: seconds for the answer to a change that had to wait. `full_tensors`: tensors
+    replace all weights unless a request says otherwise.
     """
 
     agents: Agents
     ledgers: Ledgers
     store: Store
     call_timeout: float = 1800.0
+    full_tensors: bool = False
     registry: Registry = field(init=False)
     operations: Operations = field(init=False)
     _probed: float = field(init=False, factory=lambda: trio.current_time() + _FIRST_PROBES)
@@ -299,10 +304,15 @@ class WeightControl:
             if not sleepers:
                 raise no_workers()
             return await self._defer(change, targets, sleepers)
+        change.full = path in PUSHES and (self.full_tensors if order.full is None else order.full)
         self._warn_of_repetition(change)
         rows = await self._carry_out(change, call, list(targets.eligible), operation)
         await self.store.commit()
         status, said = answer(rows, targets)
+        behind = self.ledgers.behind(targets.eligible, targets.deferred)
+        if behind and status == 200:
+            status, said["success"] = 502, False
+        said["behind"] = [worker.url for worker in behind]
         said["weight_version"] = self.ledgers.ledger(model).version
         return status, said
 
@@ -330,6 +340,7 @@ class WeightControl:
         return 200, {
             "results": [],
             "deferred": targets.deferred_rows(),
+            "behind": [],
             "weight_version": self.ledgers.ledger(change.model).version,
             "pending": True,
             "success": True,

@@ -44,7 +44,7 @@ from ..relay.attempts import Attempts
 from ..relay.forward import Forwarder, Limits
 from ..relay.upstream import Upstream
 from ..relay.websocket import WebSocketRelay
-from ..settings import QueueOrder, RouterSettings
+from ..settings import QueueOrder, RouterSettings, TensorUpdates
 from ..store.store import Store
 from ..web.app import create_app
 from ..web.parts import CallLimits, Parts
@@ -109,7 +109,8 @@ def assemble(
     worker_memory = WorkerMemory(registry, store, call)
     replayer = Replayer(client, ledgers, store, call, restart=partial(restart, fleet))
     agents = Agents(registry, dispatcher, client, operations, worker_memory, replayer, drain)
-    weights = WeightControl(agents, ledgers, store, call)
+    full = settings.tensor_updates is TensorUpdates.FULL
+    weights = WeightControl(agents, ledgers, store, call, full_tensors=full)
     parts = Parts(
         store=store,
         registry=registry,

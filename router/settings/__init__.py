@@ -20,4 +20,5 @@ from .model import LogLevel as LogLevel
 from .model import QueueOrder as QueueOrder
 from .model import RouterSettings as RouterSettings
 from .model import RoutingAlgorithm as RoutingAlgorithm
+from .model import TensorUpdates as TensorUpdates
 from .model import WorkerSettings as WorkerSettings

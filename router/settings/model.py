@@ -48,6 +48,13 @@ class QueueOrder(StrEnum):
     LONGEST_FIRST = "longest-first"
 
 
+class TensorUpdates(StrEnum):
+    """What an update of tensors replaces, unless the request says it with `full`."""
+
+    PARTIAL = "partial"
+    FULL = "full"
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -197,6 +204,11 @@ class RouterSettings(Settings):
     )
     trust_external_weights: bool = setting(
         "off", "route to every worker whatever its weights, because another system manages weights"
+    )
+    tensor_updates: TensorUpdates = setting(
+        "partial",
+        "whether an update of tensors replaces all weights; a request may say otherwise. After a"
+        " full update, workers that missed earlier updates are current",
     )
     max_assets: Count = setting(
         1_000_000,

@@ -14,8 +14,9 @@ from ..control.client import Call
 from ..control.refit import GROUPS, SIGNALS, Order
 from ..errors import BadRequest
 from ..pool.match import select
-from ..pool.weights.recipe import COLLECTIVES, DISK, SET_LORA, TENSOR
+from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, TENSOR
 from ..pool.worker import Worker
+from .body import flag, query_flag
 from .parts import parts
 from .uploads import HELD, upload
 
@@ -134,7 +135,7 @@ async def _send(
 ) -> Answer:
     model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
     choose = partial(select, parts().registry, model=model, workers=workers, mixed=mixed)
-    order = Order(call, choose, (model, workers), content)
+    order = Order(call, choose, (model, workers), content, _full(content))
     if txn is None:
         return _wire(await alone(order))
     if model is not None or workers is not None:
@@ -143,6 +144,17 @@ async def _send(
             code="invalid_field",
         )
     return _wire(await parts().transactions.call(txn, order))
+
+
+def _full(content: dict[str, Any] | None) -> bool | None:
+    """Whether the request says that its tensors replace all weights; None if it says nothing.
+    Raises BadRequest."""
+    if _path() not in PUSHES:
+        if "full" in request.args:
+            raise BadRequest("?full= is for pushes of tensors only", code="invalid_field")
+        return None
+    said = flag(content or {}, "full")
+    return query_flag("full") if "full" in request.args else said
 
 
 def _call(body: bytes | AsyncIterable[bytes]) -> Call:

@@ -89,6 +89,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "drain_timeout": 1800.0,
         "strict_model": False,
         "trust_external_weights": False,
+        "tensor_updates": "partial",
         "max_assets": 1_000_000,
         "admin_api_key": None,
         "admin_api_key_file": None,

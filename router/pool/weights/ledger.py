@@ -48,6 +48,7 @@ class Change:
     over: bool = field(init=False, default=False)
     # Issued as a repetition of the change that made the version before.
     again: bool = field(init=False, default=False)
+    full: bool = field(init=False, default=False)  # its tensors replace all weights
     # The steps of a transaction, which sends its calls one by one.
     steps: list[Step] = field(init=False, factory=list)
     opaque: bool = field(init=False, default=False)
@@ -87,7 +88,7 @@ class Change:
     @property
     def is_full(self) -> bool:
         """Whether the change sets all weights, whatever they were before."""
-        return self.path == DISK and self.step(0).is_full
+        return (self.full and not self.lora) or (self.path == DISK and self.step(0).is_full)
 
     @property
     def vouches(self) -> bool:
@@ -104,7 +105,7 @@ class Change:
     def applied_to(self, recipe: Recipe, version: int) -> Recipe:
         """The recipe after the change."""
         if self.path in PUSHES and not self.lora:
-            return recipe.then_opaque(version)
+            return recipe.then_opaque(version, full=self.full)
         if self.is_transaction:
             for step in self.steps:
                 recipe = recipe.then(Step(version, step.path, step.body, step.modules))

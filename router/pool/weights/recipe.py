@@ -141,9 +141,7 @@ class Recipe:
         """The recipe with one more step."""
         if not step.is_lora:
             if step.is_full:
-                # No worker that can take it has a pushed LoRA: its layers would be wrapped.
-                loras = _sound(tuple(s for s in self.loras if not s.is_pushed))
-                return evolve(self, base=(step,), opaque=0, loras=loras)
+                return evolve(self, base=(step,), opaque=0, loras=self._without_pushed())
             kept = tuple(s for s in self.base if s.is_full or not step.covers(s))
             return evolve(self, base=(*kept, step))
         if step.path in _SETS:
@@ -152,9 +150,16 @@ class Recipe:
             kept = tuple(s for s in self.loras if s.path in _SETS or not step.covers(s))
         return evolve(self, loras=_sound((*kept, step)), lora_version=step.version)
 
-    def then_opaque(self, version: int) -> Recipe:
-        """The recipe with a change that cannot be repeated."""
-        return evolve(self, opaque=version)
+    def then_opaque(self, version: int, *, full: bool = False) -> Recipe:
+        """The recipe with a change that cannot be repeated. `full`: it replaces all weights."""
+        if not full:
+            return evolve(self, opaque=version)
+        return evolve(self, base=(), opaque=version, loras=self._without_pushed())
+
+    def _without_pushed(self) -> tuple[Step, ...]:
+        """The LoRA calls after a full update: no worker that can take one has a pushed LoRA, since
+        its layers would be wrapped."""
+        return _sound(tuple(step for step in self.loras if not step.is_pushed))
 
     @property
     def acting_loras(self) -> tuple[Step, ...]:

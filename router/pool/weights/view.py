@@ -9,7 +9,7 @@ from attrs import evolve
 
 from ..match import model_of
 from ..registry import Registry
-from ..worker import UNKNOWN_VERSION, Origin, Weights, Worker
+from ..worker import UNKNOWN_VERSION, Admin, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
 from .recipe import SET_LORA, UPDATES, Plan, Recipe, WeightState
 from .state import WorkerWeights, why_not_current
@@ -64,6 +64,16 @@ class LedgerView:
         """Whether calls to this worker alone would, as far as is known, bring it to its ledger's
         entry."""
         return self.gating and not self._of(worker).fenced and bool(self.plan(worker).steps)
+
+    def behind(self, called: Iterable[Worker], others: Iterable[Worker]) -> list[Worker]:
+        """The workers that lack their ledger's weights although they were `called`, and the
+        `others` that no replay can help, unless an operator has taken them out."""
+        if not self.gating:
+            return []
+        lacking = [worker for worker in called if self.plan(worker) != Plan()]
+        wanted = [worker for worker in others if worker.admin is not Admin.QUARANTINED]
+        lacking += [worker for worker in wanted if self.plan(worker).blocked is not None]
+        return [worker for worker in lacking if not worker.removed]
 
     def latest_issued(self, model: str | None) -> int:
         """The highest number issued for the model that a request names; for any model, if no worker

@@ -372,3 +372,18 @@ def test_what_a_worker_that_missed_tensors_has_after_a_transaction(
     desk.apply(transaction, a, b)
     assert a.weights is Weights.CURRENT
     assert (b.weights is Weights.CURRENT) is current
+
+
+def test_full_tensors_make_any_worker_current_and_are_not_replayed() -> None:
+    desk = Desk()
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    desk.change(a, b, c)
+    desk.apply(desk.ledgers.make("2", "m", TENSOR, None, None), a)
+    desk.registry.reincarnate(c, "it was started again")
+    desk.registry.learned(c, CARD)
+    full = desk.ledgers.make("3", "m", TENSOR, None, None)
+    full.full = True
+    desk.apply(full, b, c)
+    assert (b.weights, b.weight_version) == (c.weights, c.weight_version) == (Weights.CURRENT, 3)
+    assert desk.ledgers.behind([b, c], [a]) == [a]
+    assert a.stuck

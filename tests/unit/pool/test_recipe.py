@@ -29,7 +29,7 @@ def recipe(*calls: tuple[str, dict[str, Any]]) -> Recipe:
     made = Recipe()
     for version, (path, content) in enumerate(calls, 1):
         if path == TENSOR:
-            made = made.then_opaque(version)
+            made = made.then_opaque(version, full=content.get("full", False))
         else:
             made = made.then(step_of(path, "{}", content, version))
     return made
@@ -75,6 +75,14 @@ def test_tensors_block_those_that_missed_them() -> None:
     assert made.plan(WeightState(base=None), "start").blocked
     assert numbers(made, WeightState(base=2)) == [3]
     assert numbers(made.then(step_of(DISK, "{}", {}, 4))) == [4]
+
+
+def test_full_tensors_leave_nothing_of_what_came_before() -> None:
+    made = recipe(FULL, part("vae"), lora(SET_LORA), (TENSOR, {"full": True}), part("text"))
+    assert (made.opaque, [step.version for step in made.base]) == (4, [5])
+    assert made.plan(FRESH, "start").blocked
+    assert numbers(made, WeightState(base=4, loras=3)) == [5]
+    assert numbers(made, WeightState(base=4)) == [5, 3]
 
 
 def test_loras_of_each_target() -> None:
