@@ -47,6 +47,11 @@ class Pipe:
     def __attrs_post_init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[bytes](_WINDOW)
 
+    @property
+    def beginning(self) -> bytes:
+        """The bytes already held, until they are taken."""
+        return self._held
+
     def __aiter__(self) -> Self:
         return self
 

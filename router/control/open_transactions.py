@@ -157,7 +157,7 @@ class Transactions:
                 raise no_workers()
             call, lora = order.call, pushes_lora(path, order.content or {})
 
-            async def prepare(pushes: bool) -> None:
+            async def prepare(pushes: bool, _: object = None) -> None:
                 nonlocal lora
                 lora = pushes
                 if path in UPDATES and not lora:

@@ -23,11 +23,11 @@ from ..pool.worker import Health, Memory, Worker
 from ..store.store import Store
 from ..text import from_json
 from .agent import Agents
-from .calls import Outcome, Row, answer, broadcast
+from .calls import Outcome, Pipe, Row, answer, broadcast
 from .client import Call
 from .fenced_change import OneCallChange
 from .operations import Operation, Operations
-from .pushed import LoraWatch
+from .pushed import LoraWatch, version_in
 
 logger = logging.getLogger("router.control")
 
@@ -292,7 +292,9 @@ class WeightControl:
         label = label_of(path, content)
         change = self.ledgers.make(uuid4().hex, model, path, text, label, order.digest)
         change.lora = lora
-        if self.ledgers.choose(change, content.get("weight_version")) is not None:
+        if isinstance(body, Pipe):  # refused before its tensors were sent, if its beginning says so
+            self._number(change, version_in(body.beginning))
+        elif self.ledgers.choose(change, content.get("weight_version")) is not None:
             return self._waits(change, targets)
         if not isinstance(body, bytes):
             proved = partial(self._prove, change, concerned)
@@ -316,14 +318,22 @@ class WeightControl:
         said["weight_version"] = self.ledgers.ledger(model).version
         return status, said
 
-    async def _prove(self, change: Change, workers: list[Worker], lora: bool) -> None:
-        """The end of a streamed body shows whether the change pushes a LoRA. Raises LoraActive,
-        StateUnavailable."""
+    async def _prove(
+        self, change: Change, workers: list[Worker], lora: bool, version: int | str | None
+    ) -> None:
+        """The end of a streamed body shows whether the change pushes a LoRA, and which version it
+        wants to be. Raises LoraActive, NotGreater, StateUnavailable."""
         if not lora:
             self.check_loras(change.path, change.model, workers)
-            return
-        self.ledgers.proved_lora(change)
-        await self.store.commit()
+        self._number(change, version)
+        if lora or version is not None:
+            self.ledgers.proved(change, lora=lora)
+            await self.store.commit()
+
+    def _number(self, change: Change, version: int | str | None) -> None:
+        if version is not None and str(version) != change.label:  # else the beginning said so
+            self.ledgers.choose(change, version)
+            change.label = str(version)
 
     async def _defer(self, change: Change, targets: Targets, sleepers: list[Worker]) -> Outcome:
         if change.body is None:

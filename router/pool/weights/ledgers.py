@@ -82,9 +82,9 @@ class Ledgers(LedgerView):
             self._of(worker).change = change
         self._store_intent(change, workers, pending=False)
 
-    def proved_lora(self, change: Change) -> None:
-        """The change pushes a LoRA, as the end of its body shows."""
-        change.lora = True
+    def proved(self, change: Change, *, lora: bool) -> None:
+        """The end of the body has shown the rest of the change, and whether it pushes a LoRA."""
+        change.lora = change.lora or lora
         self._store.put(change)
 
     def withdraw(self, change: Change) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -163,3 +164,33 @@ def test_a_statement_sets_the_number_that_changes_go_on_from(run_pool: RunPool) 
         assert (await refitted(pool, "v1"))["weight_version"] == 41
 
     run_pool(test, IMAGES)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_tensors_that_are_streamed_have_numbers_too(run_pool: RunPool, first: bool) -> None:
+    """Whether the number stands before the tensors or after them."""
+
+    async def push(pool: Deployment, number: int | str) -> httpx.Response:
+        version, large = {"weight_version": number}, {"filler": "x" * 3_000_000, **TENSORS}
+        body = {**version, **large} if first else {**large, **version}
+        return await pool.http.post(TENSOR, json=body)
+
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        assert (await push(pool, 40)).json()["weight_version"] == 40
+        assert ((await ledger(pool))["label"]) == "40"
+        before = [member.sim.scheduler.weights.identity for member in (a, b)]
+        said = is_ours(await push(pool, 40), 409, LOW)
+        assert said["weight_version"] == 40
+        got = [r for m in (a, b) for r in m.sim.log.requests if r.target == TENSOR]
+        whole = [r for r in got if r.body_sha256 is not None]
+        assert len(whole) == 2  # those of the first push
+        assert len(got) == 2 or not first
+        assert [member.sim.scheduler.weights.identity for member in (a, b)] == before
+        await until(lambda: current(a, b))
+        assert (await push(pool, "1")).json()["weight_version"] == 41
+        assert (await push(pool, "step 2")).json()["weight_version"] == 42
+        assert ((await ledger(pool))["label"]) == "step 2"
+        assert (await push(pool, "50")).json()["weight_version"] == 50
+        assert current(a, b)
+
+    run_pool(test, IMAGES, IMAGES)
