@@ -28,6 +28,9 @@ CODES = {
 }
 
 
+_HELD = 60  # seconds that a transaction may be open
+
+
 async def painter(world: World, number: int) -> None:
     """A client that asks for one image after the other, and looks at each."""
     who = f"client {number}"
@@ -59,6 +62,7 @@ async def paint(
     world: World, request: str, content: object, headers: dict[str, str], floor: int
 ) -> None:
     breaks = sum(worker.broken for worker in world.workers)
+    joined = {w.name: w.removals for w in world.workers if w.name in world.members}
     try:
         answer = await world.ask(
             request, "POST", "/v1/images/generations", content, headers=headers
@@ -78,7 +82,9 @@ async def paint(
         world.truth.saw(Sample(request, worker, int(version), floor, weights))
         for made_by in world.workers:
             process = made_by.process
-            if process is not None and told["id"] in process.images and not world.blind:
+            # What was asked for before a removal does not testify after it.
+            stays = made_by.name in world.members and joined.get(made_by.name) == made_by.removals
+            if process and told["id"] in process.images and stays and not world.blind:
                 process.delivered = min(process.delivered, trio.current_time())
     else:
         world.outcomes[answer.code or str(answer.status)] += 1
@@ -132,7 +138,7 @@ async def send(world: World, who: str, change: Change) -> None:
 async def begun(world: World, who: str, change: Change) -> None:
     """The same change, made between a begin and a commit."""
     with world.change():
-        said = {"model": MODEL, "label": change.label, "timeout": 60}
+        said = {"model": MODEL, "label": change.label, "timeout": _HELD}
         told = await _ask(world, who, change, "/weights/begin", said)
         if told is None:
             world.prove([], change)
@@ -151,11 +157,24 @@ async def _fill(world: World, who: str, change: Change, txn: str) -> None:
         await _ask(world, who, change, "/weights/abort", {"txn": txn})
         return
     told = await _ask(world, who, change, "/weights/commit", {"txn": txn, "label": change.label})
-    if told is not None and told.get("workers"):
+    if told is not None and told.get("code") == "state_unavailable":
+        await _wait_out(world, change, txn)
+    elif told is not None and told.get("workers"):
         world.truth.learn(told["weight_version"], change.label)
         world.truth.acknowledge(told["weight_version"])
         good = [w for w in world.workers if any(w.host.address in name for name in told["workers"])]
         world.prove([] if told["behind"] or told["deferred"] else good, change)
+
+
+async def _wait_out(world: World, change: Change, txn: str) -> None:
+    """Nobody commits the transaction any more: the router holds the workers until its time is up.
+    Raises Wrong if it holds them for longer."""
+    life, transactions = world.router.life, world.router.running.parts.transactions
+    with trio.move_on_after(_HELD + 1) as scope:
+        while life is not None and not life.dead and txn in transactions._open:
+            await trio.sleep(0.1)
+    if scope.cancelled_caught:
+        raise Wrong(f"{change.label} was not committed, and is open after {_HELD} s")
 
 
 async def _ask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable
 
@@ -52,6 +53,14 @@ async def register(world: World, who: str, worker: Worker) -> None:
         world.members.add(worker.name)
 
 
+def _leaves(world: World, worker: Worker) -> None:
+    """It is about to be removed, and the router to forget what it has made."""
+    world.members.discard(worker.name)
+    worker.removals += 1
+    if worker.process is not None:
+        worker.process.delivered = math.inf
+
+
 def pick_of(dice: random.Random, able: list[Worker], victim: Worker | None) -> Worker:
     return victim if victim in able else dice.choice(able)
 
@@ -72,8 +81,7 @@ async def _come_and_go(world: World, who: str, dice: random.Random, worker: Work
 
 async def _gone_and_back(world: World, who: str, dice: random.Random, worker: Worker) -> None:
     if worker.name in world.members:
-        world.members.discard(worker.name)
-        worker.removals += 1
+        _leaves(world, worker)
         world.sleepers.discard(worker.name)  # one that is registered again is awake
         drain = dice.choice(["?drain=true", ""])
         # A drain waits for jobs, whatever they take.
@@ -113,9 +121,8 @@ async def retire_the_dead(
     with world.handling([worker]):
         worker.kill()
         await world.pause(30 * dice.random())
-        world.members.discard(worker.name)
+        _leaves(world, worker)
         world.sleepers.discard(worker.name)
-        worker.removals += 1
         await _ask(world, who, "DELETE", f"{_where(worker)}?drain=true")
         await worker.start()
         worker.taken = False
@@ -166,8 +173,7 @@ async def collide(world: World, who: str, dice: random.Random, _: Worker | None 
     moved = [] if away is None else [away]
     with world.handling(world.workers, away=False), world.handling(moved):
         if away is not None and away.name in world.members:
-            world.members.discard(away.name)
-            away.removals += 1
+            _leaves(world, away)
             await _ask(world, who, "DELETE", _where(away))
         sleeps = dice.random() < 0.6
         if sleeps:
