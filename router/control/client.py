@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
 import httpx
@@ -20,6 +23,9 @@ _MAX_ANSWER = 8 * 1024 * 1024
 _READING = 60.0  # seconds for the body of an answer, once its head has come
 _CONNECT = 4.0  # sooner than a probe gives up, which then knows that it reached nothing
 _POOLS = 256
+# How a connection is closed: with RST, so that the kernel sends nothing of it again; or as usual.
+_ABORTS = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+_CLOSES = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
 Headers: TypeAlias = Sequence[tuple[str, str]]
 _HEADERS: Headers = (
     ("accept", "*/*"),
@@ -180,8 +186,11 @@ class _Pools(httpx.AsyncBaseTransport):
         self._addresses = addresses
         verify = trust.tls  # httpx would use its own certificates
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        # A call that is broken off must not come to the worker later: after the next call, the
+        # worker would have the wrong weights.
         self._pools = [
-            httpx.AsyncHTTPTransport(verify=verify, limits=limits) for _ in range(_POOLS)
+            httpx.AsyncHTTPTransport(verify=verify, limits=limits, socket_options=[_ABORTS])
+            for _ in range(_POOLS)
         ]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -198,7 +207,10 @@ class _Pools(httpx.AsyncBaseTransport):
         request.url = request.url.copy_with(host=address)
         request.extensions = {**request.extensions, "sni_hostname": origin.host}
         number = zlib.crc32(request.url.netloc) % _POOLS
-        return await self._pools[number].handle_async_request(request)
+        response = await self._pools[number].handle_async_request(request)
+        with suppress(OSError):  # where the worker has closed it already
+            response.extensions["network_stream"].get_extra_info("socket").setsockopt(*_CLOSES)
+        return response
 
     async def aclose(self) -> None:
         for pool in self._pools:

@@ -19,6 +19,7 @@ import trio
 from attrs import evolve, frozen
 
 from router.bus import Bus
+from router.control import client
 from router.control.agent import Agents
 from router.control.calls import Claim
 from router.control.follow import Follower
@@ -313,3 +314,8 @@ def _late_asset(stack: Stack) -> None:
 )
 def _removed_asleep(stack: Stack) -> None:
     _replace(stack, WorkerMemory, "wake_again", lambda self, worker: None)
+
+
+@fault("late-call", "mixed", "A call that was broken off comes to the worker after the next one")
+def _late_call(stack: Stack) -> None:
+    stack.enter_context(mock.patch.object(client, "_ABORTS", client._CLOSES))

@@ -63,13 +63,15 @@ class Link:
         while not self.up:
             await self._up.wait()
 
-    async def through(self) -> None:
-        """One piece, one way."""
+    async def through(self) -> bool:
+        """One piece, one way. Whether it was sent again."""
         lost = self.loss and self.dice.random() < self.loss
         await trio.sleep(self.delay * self.dice.uniform(1, 3) + (_MSS_AGAIN if lost else 0))
         if not self.up:
             await self.wait_up()
             await trio.sleep(self.dice.uniform(0, _SYN_AGAIN))  # until it is sent again
+            return True
+        return bool(lost)
 
 
 @define(eq=False)
@@ -106,8 +108,9 @@ class Wire:
         except (OSError, trio.ClosedResourceError):
             raise Cut from None
         breaks = self.link.breaks
-        await self.link.through()
-        if not self.open or (data and breaks != self.link.breaks and self.hung_up):
+        again = await self.link.through()
+        gone = breaks != self.link.breaks or (again and self.options.get(socket.SO_LINGER))
+        if not self.open or (data and gone and self.hung_up):
             raise Cut  # nobody sends it again
         self.received += len(data)
         return data
@@ -206,6 +209,7 @@ class Network:
             await host.link.through()
             if host.serve is None or host.nursery is None or (life is not None and life.dead):
                 raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+            await host.link.through()
             mine, theirs = _pair()
             wire = Wire(host.link, theirs, life, options)
             host.wires.append(wire)

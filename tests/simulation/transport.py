@@ -21,10 +21,15 @@ from tests.simulation.network import PIECE, Cut, Network
 @define(eq=False)
 class Transport(httpx.AsyncBaseTransport):
     network: Network
+    socket_options: list[tuple[int, int, bytes]]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         patience = request.extensions["timeout"]
-        call = _Call(await self._connect(request.url, patience["connect"]), patience)
+        options: dict[int, int] = {}
+        sock = await self._connect(request.url, patience["connect"], options)
+        call = _Call(sock, patience, options)
+        for option in self.socket_options:
+            call.setsockopt(*option)
         try:
             with suppress(httpx.WriteError):  # it may have answered already
                 await call.write(request)
@@ -33,16 +38,22 @@ class Transport(httpx.AsyncBaseTransport):
                 found = await call.read_head()
             status, headers = found
             return httpx.Response(
-                status, headers=headers, stream=_Body(call, headers), request=request
+                status,
+                headers=headers,
+                stream=_Body(call, headers),
+                request=request,
+                extensions={"network_stream": call},
             )
         except BaseException:
             call.close()
             raise
 
-    async def _connect(self, url: httpx.URL, within: float) -> socket.socket:
+    async def _connect(
+        self, url: httpx.URL, within: float, options: dict[int, int]
+    ) -> socket.socket:
         try:
             with trio.fail_after(within):
-                return await self.network.reach(url.host, url.port or 80, {})
+                return await self.network.reach(url.host, url.port or 80, options)
         except trio.TooSlowError as error:
             raise httpx.ConnectTimeout(str(error)) from error
         except OSError as error:
@@ -53,6 +64,7 @@ class Transport(httpx.AsyncBaseTransport):
 class _Call:
     sock: socket.socket
     patience: dict[str, float]
+    options: dict[int, int]  # as the other end sees them
     _reader: Reader = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -112,6 +124,12 @@ class _Call:
         except (OSError, trio.ClosedResourceError) as error:
             raise httpx.ReadError(str(error)) from error
 
+    def get_extra_info(self, _: str) -> _Call:
+        return self
+
+    def setsockopt(self, _: int, option: int, value: bytes) -> None:
+        self.options[option] = value[0]  # of SO_LINGER: whether its end is a reset
+
     def close(self) -> None:
         if self.sock.fileno() != -1:
             trio.lowlevel.notify_closing(self.sock)
@@ -141,4 +159,4 @@ class _Body(httpx.AsyncByteStream):
 
 def made(network: Network) -> Any:
     """What makes one, in place of httpx's class."""
-    return lambda **_: Transport(network)
+    return lambda socket_options=(), **_: Transport(network, list(socket_options))

@@ -89,6 +89,7 @@ class Process:
     scheduler: trio.Lock = field(factory=trio.Lock)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     thawed: trio.Event = field(factory=trio.Event)
+    door: trio.Lock = field(factory=trio.Lock)  # what came while it was frozen stands in line
     nursery: trio.Nursery | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -229,9 +230,13 @@ class Worker:
                 return
 
     async def _tick(self, process: Process) -> None:
-        """A frozen process does nothing."""
-        while not process.thawed.is_set():
-            await process.thawed.wait()
+        """A frozen process does nothing, and then goes on in the order in which things came: it
+        accepts connections in that order, and the router uses each for one call."""
+        if process.thawed.is_set() and not process.door.locked():
+            return
+        async with process.door:
+            while not process.thawed.is_set():
+                await process.thawed.wait()
 
     @contextlib.asynccontextmanager
     async def _turn(self, process: Process) -> AsyncIterator[None]:
