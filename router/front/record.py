@@ -14,8 +14,8 @@ class ExchangeRecord:
 
     Times are seconds of trio's clock; None if the exchange did not get that far. `arrived`: head of
     the request received. `leased`: first worker assigned. `delivered`: a worker has the whole
-    request. `answered`: head of the answer sent. `ended`: the app is done with the exchange, whole
-    or broken off. Sizes are bytes of bodies; of a WebSocket, of its frames.
+    request, or may have it. `answered`: head of the answer sent. `ended`: the app is done with the
+    exchange, whole or broken off. Sizes are bytes of bodies; of a WebSocket, of its frames.
 
     For a client that sends no readable request, the method is `client` and the path is its address.
     """
@@ -31,6 +31,7 @@ class ExchangeRecord:
     tries: int = 0  # number of workers tried
     leased: float | None = None
     delivered: float | None = None
+    incarnation: int | None = None  # of the worker's process then; None if that is not certain
     answered: float | None = None
     ended: float | None = None
     received: int = 0

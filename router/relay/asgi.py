@@ -18,16 +18,21 @@ from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
 from ..store.store import Store
 from ..text import segment
+from . import headers as heads
 from .encoding import readable_only
 from .forward import CutOff, Forwarder
+from .idempotency import HEADER, Idempotency
 from .learning import watcher
 from .routes import How, Route, find, known
+from .watcher import Watcher
 from .websocket import WebSocketRelay
 
 logger = logging.getLogger("router.relay")
 
 # Answered by the router's own app.
 _APP = (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER, How.MERGED)
+# Never made twice for one Idempotency-Key.
+_ONCE = (How.GENERATE, How.SUBMIT)
 
 _DIRECTLY = (
     "hold the workers with POST /weights/begin, call each of them directly, then POST"
@@ -116,6 +121,11 @@ class AsgiExchange:
 
         self._link.on_gone(gone)
 
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._link.gone
+
     def how_left(self) -> tuple[str, str] | None:
         return self._link.how_left()
 
@@ -139,6 +149,7 @@ class Relay:
     store: Store
     # Finds the owner of an asset, by asking workers if necessary. Raises RouterError.
     find_owner: Callable[[str, AssetKind], Awaitable[Worker]]
+    idempotency: Idempotency
     instance: Instance = field(factory=Instance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,7 +199,11 @@ class Relay:
                     exchange.headers = readable_only(exchange.headers)
                 if route.how is How.SUBMIT:
                     self.store.check()  # no worker starts a job that the store could not record
-                await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
+                key = heads.value(exchange.headers, HEADER) if route.how in _ONCE else None
+                if key is None:
+                    await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
+                else:
+                    await self._once(key, exchange, route, watching, scope.cancel)
             except RouterError as error:
                 await self._refuse(exchange, error)
             except CutOff as cut:
@@ -200,6 +215,20 @@ class Relay:
                 exchange.on_gone(None)
         if scope.cancelled_caught and (how := exchange.how_left()):
             exchange.tell(*how)
+
+    async def _once(
+        self,
+        key: bytes,
+        exchange: AsgiExchange,
+        route: Route,
+        watcher: Watcher | None,
+        leave: Callable[[], None],
+    ) -> None:
+        error = await self.idempotency.run(key, exchange, route, watcher, leave)
+        if exchange.gone and (how := exchange.how_left()):
+            exchange.tell(*how)  # the exchange went on without its client
+        elif error is not None:
+            await self._refuse(exchange, error)
 
     async def _refuse(self, exchange: AsgiExchange, error: RouterError) -> None:
         log_error(logger, exchange.record, error)

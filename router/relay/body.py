@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-from attrs import define, field
+from attrs import define, field, frozen
 
+from ..dispatch import Dispatcher
 from ..errors import BadRequest, RequestTooLarge
 from ..pool.cost import Costs
 from ..pool.match import AmbiguousModel, Facts, Need, client_class
@@ -22,6 +23,18 @@ from .spool import Room, Spool
 
 _LONGEST_SHOWN = 200  # characters of a model's name in an error
 _NAME = re.compile(rb"[!-~]{1,128}\Z")
+
+
+@frozen
+class Limits:
+    """Bounds of one exchange. Times in seconds, sizes in bytes."""
+
+    response: float = 1800.0  # from the last byte of the request to the head of the answer
+    idle: float = 300.0  # between two pieces of a body
+    peek: int = 1024 * 1024
+    facts: int = 64 * 1024 * 1024  # bytes read of a body that cannot be routed without its model
+    request_bytes: int = 1024**3
+    spooled: int = 1024**3  # in the temporary files of all bodies together
 
 
 @define(eq=False)
@@ -48,6 +61,36 @@ class Body:
         self.held.clear()
         if self.spool is not None:
             self.spool.close()
+
+
+async def read(
+    exchange: Exchange,
+    route: Route,
+    dispatcher: Dispatcher,
+    limits: Limits,
+    room: Room,
+    *,
+    owned: bool,
+    whole: bool,
+) -> tuple[Body, Facts]:
+    """Read as much of the body as routing needs, or the `whole` body. The caller releases it.
+
+    `owned`: the worker is known already. Raises ClientGone, RouterError.
+    """
+    bounds = {"limit": limits.peek, "largest": limits.request_bytes}
+    body = await peek(exchange, **bounds, awaited=awaited_of(route))
+    try:
+        facts = facts_of(body, exchange, route, dispatcher.costs)
+        if not owned and facts.model is None and dispatcher.queue.ambiguous(facts):
+            await read_on(exchange, body, **bounds, most=limits.facts, room=room)
+            facts = facts_of(body, exchange, route, dispatcher.costs)
+        if whole:
+            await read_rest(exchange, body, **bounds, room=room)
+    except BaseException:
+        body.release()
+        raise
+    exchange.record.client, exchange.record.model = facts.client, facts.model
+    return body, facts
 
 
 def announced_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
@@ -139,6 +182,27 @@ async def read_on(
         body.fields = reading.from_json(body.held)
         return
     body.fields = {**body.fields, **reader.fields}
+
+
+async def read_rest(
+    exchange: Exchange, body: Body, *, limit: int, largest: int | None, room: Room
+) -> None:
+    """Read to the end of the body. Bytes beyond `limit` go to a temporary file.
+
+    Raises RequestTooLarge, SpoolFull, SpoolFailed, ClientGone, ClientStalled.
+    """
+    while not body.complete:
+        piece = await exchange.read()
+        body.complete = not piece
+        if body.spool is None and len(body.held) + len(piece) <= limit:
+            body.held += piece
+        elif piece:
+            body.spool = body.spool or Spool(room)
+            await body.spool.add(piece)
+        if largest is not None and body.taken > largest:
+            raise too_large(largest)
+    if body.spool is not None:
+        await body.spool.flush()
 
 
 def too_large(largest: int) -> RequestTooLarge:

@@ -70,6 +70,13 @@ def is_form(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     return _content_type(headers)[0] == b"multipart/form-data"
 
 
+def boundary_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The boundary of a multipart form; empty for any other body."""
+    if not is_form(headers):
+        return b""
+    return _parameters(_content_type(headers)[1]).get(b"boundary", b"")
+
+
 def is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     """Whether the body may be JSON: many clients send no type, or a common wrong one."""
     kind = _content_type(headers)[0]
@@ -97,7 +104,7 @@ def reader(
     fields: dict[str, Any] = {}
     seen: set[str] = set()
     if is_form(headers):
-        boundary = _parameters(_content_type(headers)[1]).get(b"boundary")
+        boundary = boundary_of(headers)
         if not boundary:
             return None
         scan = _form(window, boundary, fields, seen, on)

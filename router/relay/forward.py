@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..errors import BadRequest, PoolUnavailable, RouterError, WorkerFailed, WorkerTimeout
 from ..pool.match import Facts
 from ..pool.worker import Hold, Lease, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
-from .body import Body, awaited_of, facts_of, peek, read_on
+from .body import Body, Limits, read
 from .connection import Broken, Connection
 from .exchange import Exchange
 from .routes import Route
@@ -26,21 +26,9 @@ _OWNER = 30.0
 # that much, so a worker that answers without reading blocks nothing.
 _AT_ONCE = 64 * 1024
 # Answers of a proxy that gave up on its worker; a worker itself never sends them.
-_GATEWAY = (502, 504)
+GATEWAY = (502, 504)
 # Answers of these types begin before the generation has ended.
 _STREAMS = (b"text/event-stream", b"application/x-ndjson", b"application/jsonl")
-
-
-@frozen
-class Limits:
-    """Bounds of one exchange. Times in seconds, sizes in bytes."""
-
-    response: float = 1800.0  # from the last byte of the request to the head of the answer
-    idle: float = 300.0  # between two pieces of a body
-    peek: int = 1024 * 1024
-    facts: int = 64 * 1024 * 1024  # bytes read of a body that cannot be routed without its model
-    request_bytes: int = 1024**3
-    spooled: int = 1024**3  # in the temporary files of all bodies together
 
 
 class Unanswered(WorkerTimeout):
@@ -81,30 +69,20 @@ class Forwarder:
 
         Raises ClientGone, RouterError before the answer's head, CutOff after it.
         """
-        limits = self.limits
-        body = await peek(
-            exchange,
-            limit=limits.peek,
-            largest=limits.request_bytes,
-            awaited=awaited_of(route),
-        )
+        body, facts = await self.read(exchange, route, owned=owner is not None)
         try:
-            facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
-            if (
-                owner is None
-                and facts.model is None
-                and self.attempts.dispatcher.queue.ambiguous(facts)
-            ):
-                bounds = {"limit": limits.peek, "most": limits.facts}
-                largest = limits.request_bytes
-                await read_on(exchange, body, **bounds, largest=largest, room=self._room)
-                facts = facts_of(body, exchange, route, self.attempts.dispatcher.costs)
-            exchange.record.client, exchange.record.model = facts.client, facts.model
-            await self._relay(exchange, body, facts, owner, watcher)
+            await self.relay(exchange, body, facts, owner, watcher)
         finally:
             body.release()
 
-    async def _relay(
+    async def read(
+        self, exchange: Exchange, route: Route, *, owned: bool = False, whole: bool = False
+    ) -> tuple[Body, Facts]:
+        """Read what `body.read` reads. The caller releases the body."""
+        parts = self.attempts.dispatcher, self.limits, self._room
+        return await read(exchange, route, *parts, owned=owned, whole=whole)
+
+    async def relay(
         self,
         exchange: Exchange,
         body: Body,
@@ -112,6 +90,8 @@ class Forwarder:
         owner: Worker | None,
         watcher: Watcher | None,
     ) -> None:
+        """Relay a request whose body was read. Raises what `run` raises."""
+
         async def attempt(lease: Lease) -> None:
             exchange.record.lease(lease.worker.url)
             # Reads of jobs and files do not queue behind generations.
@@ -273,22 +253,26 @@ class _Attempt:
     async def send(self, connection: Connection, data: bytes | memoryview, *, last: bool) -> None:
         """Send bytes of the request; `last`: they end it. Raises Broken or WorkerTimeout."""
         # Before sending: the answer, or the death of the worker, may be seen before `send` returns.
+        await trio.lowlevel.checkpoint_if_cancelled()  # what was not begun is not delivered
         self.delivered = last
+        record, worker = self.exchange.record, self.lease.worker
+        if last:
+            record.delivered = trio.current_time()
+            record.incarnation = worker.incarnation if worker.suspicion is None else None
         idle = self.forwarder.limits.idle
         try:
             await connection.send(data, patience=idle)
         except Broken:
-            self.delivered = False
+            self.delivered, record.delivered = False, None
             raise
         except trio.TooSlowError:
-            self.delivered = False
+            self.delivered, record.delivered = False, None
             raise WorkerTimeout(
-                f"Worker {self.lease.worker.url} took no byte of the request for {idle:g} s",
+                f"Worker {worker.url} took no byte of the request for {idle:g} s",
                 code="idle_timeout",
-                details={"worker_url": self.lease.worker.url, "retry_safe": True},
+                details={"worker_url": worker.url, "retry_safe": True},
             ) from None
         if last:
-            self.exchange.record.delivered = trio.current_time()
             self.forwarder.attempts.dispatcher.delivered(self.lease)
         if self.consumed or not self._repeatable:
             self.body.release()  # the body cannot be sent again, and answers can take long
@@ -304,7 +288,7 @@ class _Attempt:
             url=worker.url,
             address=connection.address,
         )
-        if head.status in _GATEWAY and not self._repeatable:
+        if head.status in GATEWAY and not self._repeatable:
             headers = [(n, v) for n, v in headers if n.lower() != b"x-should-retry"]
             headers.append((b"x-should-retry", b"false"))  # the worker may still act on it
         watcher = self.watcher or NO_WATCHER
@@ -336,7 +320,7 @@ class _Attempt:
         """Tell the dispatcher what the head of the answer means for the slot. Returns whether the
         generation goes on until the last byte."""
         dispatcher, ok = self.forwarder.attempts.dispatcher, 200 <= head.status < 300
-        if self.delivered and head.status in _GATEWAY:
+        if self.delivered and head.status in GATEWAY:
             self._failed(f"something in between answered {head.status}")
             dispatcher.abandon(self.lease)  # the worker goes on, as when a client leaves
             return False

@@ -41,7 +41,10 @@ from ..pool.worker import Worker
 from ..relay.access import AdminKey
 from ..relay.asgi import Relay
 from ..relay.attempts import Attempts
-from ..relay.forward import Forwarder, Limits
+from ..relay.body import Limits
+from ..relay.forward import Forwarder
+from ..relay.idempotency import Idempotency
+from ..relay.keys import KeyLimits, Keys
 from ..relay.upstream import Upstream
 from ..relay.websocket import WebSocketRelay
 from ..settings import QueueOrder, RouterSettings, TensorUpdates
@@ -62,6 +65,7 @@ class Assembly:
     parts: Parts
     fleet: Fleet
     upstream: Upstream
+    keys: Keys
     follower: Follower
     persistence: PoolPersistence
     restarting: trio.Event
@@ -140,12 +144,16 @@ def assemble(
         *(settings.connect_timeout, settings.max_connections, client.addresses, client.trust)
     )
     restarting = trio.Event()
-    app = _front(settings, parts, upstream, assets, restarting)
+    kept = KeyLimits(settings.idempotency_keys, settings.idempotency_bytes)
+    keys = Keys(registry, store, kept)
+    keys.restore()
+    app = _front(settings, parts, upstream, assets, keys, restarting)
     return Assembly(
         app=app,
         parts=parts,
         fleet=fleet,
         upstream=upstream,
+        keys=keys,
         follower=Follower(registry, dispatcher, jobs),
         persistence=PoolPersistence(store, registry, dispatcher, assets, settings.trust_downtime),
         restarting=restarting,
@@ -175,6 +183,7 @@ def _front(
     parts: Parts,
     upstream: Upstream,
     assets: AssetMap,
+    keys: Keys,
     restarting: trio.Event,
 ) -> App:
     """The app for the server: first the key, then the relay, then our own endpoints."""
@@ -199,7 +208,11 @@ def _front(
         attempts, upstream, settings.websocket_max_message, restarting, instance
     )
     own = cast(App, create_app(parts))
-    app: App = Relay(own, forwarder, websockets, assets, parts.store, parts.jobs.owner, instance)
+    app: App = Relay(
+        *(own, forwarder, websockets, assets, parts.store, parts.jobs.owner),
+        Idempotency(forwarder, keys),
+        instance,
+    )
     assert settings.admin_api_key_file is None, "not read yet: see with_credentials"
     key = settings.admin_api_key
     if key is not None:

@@ -26,6 +26,7 @@ from ..launch.fleet import Fleet
 from ..observe import logs
 from ..observe.stderr import Output
 from ..pool.weights import Ledgers
+from ..relay.keys import Keys
 from ..relay.upstream import Upstream
 from ..server import ServerLimits, open_listeners
 from ..server import serve as serve_http
@@ -58,6 +59,7 @@ class Running:
     port: int
     parts: Parts
     upstream: Upstream
+    keys: Keys
     fleet: Fleet
 
 
@@ -177,7 +179,7 @@ async def _serve(
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)
-                task_status.started(Running(port, parts, built.upstream, fleet))
+                task_status.started(Running(port, parts, built.upstream, built.keys, fleet))
             ours = [] if settings.keep_workers else _ending(parts.ledgers)
             await fleet.close()
             if not settings.resume_weights:

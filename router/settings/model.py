@@ -146,6 +146,15 @@ class RouterSettings(Settings):
     queue_order: QueueOrder = setting(
         "fifo", "order of a client's waiting requests; longest-first finishes a burst soonest"
     )
+    idempotency_keys: Annotated[int, WholeNumber(0)] = setting(
+        10_000,
+        "outcomes of requests with an Idempotency-Key that are kept, and as many of jobs;"
+        " 0: a retry joins only what still runs",
+    )
+    idempotency_bytes: Bytes = setting(
+        "512MiB",
+        "memory for the answers among them; an answer of more than a sixteenth is not kept",
+    )
     worker_concurrency: Slots = setting(
         "auto",
         "most generations to send to one worker at a time; auto: the worker's data-parallel size"

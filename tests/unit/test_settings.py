@@ -64,6 +64,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "queue_bytes": 1024 * MIB,
         "queue_timeout": None,
         "queue_order": "fifo",
+        "idempotency_keys": 10_000,
+        "idempotency_bytes": 512 * MIB,
         "worker_concurrency": None,
         "max_jobs_per_worker": 100,
         "retries": 3,

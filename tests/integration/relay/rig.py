@@ -16,7 +16,8 @@ from router.pool.policies import RoundRobin
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin
 from router.relay.attempts import Attempts
-from router.relay.forward import Forwarder, Limits
+from router.relay.body import Limits
+from router.relay.forward import Forwarder
 from router.relay.routes import find
 from router.relay.upstream import Upstream
 from tests.integration.relay.harness import Script, ScriptedWorker, listen, until

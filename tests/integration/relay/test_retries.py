@@ -7,8 +7,8 @@ import math
 import pytest
 import trio
 
+from router.relay.body import Limits
 from router.relay.connection import Broken, Connection
-from router.relay.forward import Limits
 from tests.integration.relay.harness import answering, failing, never, routed, run, until
 from tests.integration.relay.rig import FakeExchange, rigged
 from tests.integration.relay.wire import (
