@@ -198,7 +198,10 @@ class _Made(_Passed):
     def gone(self) -> None:
         """The client has left."""
         self._entry.left = True
-        self._entry.forsaken()
+        if self._kept is None:
+            self._entry.leave()  # nobody gets the rest
+        else:
+            self._entry.forsaken()
 
     async def respond(
         self, status: int, headers: Sequence[tuple[bytes, bytes]], *, more: bool = False
@@ -223,7 +226,7 @@ class _Made(_Passed):
         if not self._entry.left:
             await self.exchange.send(piece, last=last)
         elif self._kept is None and not last:
-            self._entry.leave()  # nobody gets it
+            self._entry.leave()
 
     async def _acknowledge(self) -> None:
         """Send the head of the answer, once the key is durable. Raises StateUnavailable."""

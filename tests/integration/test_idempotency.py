@@ -22,6 +22,7 @@ from tests.integration.deployment import (
 )
 from tests.integration.lives import Lives, run_lives
 from tests.integration.test_dispatch import LONG, image, registered
+from tests.patience import fail_after
 
 IMAGES = "/v1/images/generations"
 VIDEO = {"prompt": "p", "size": "64x64", "num_frames": 10, "num_inference_steps": 1}
@@ -344,6 +345,36 @@ def test_an_answer_too_large_to_keep_is_clear(run_router: RunRouter) -> None:
             assert is_ours(each, 409, "already_done")["retry_safe"] is False
         assert begun(script, "/rollout/generate") == 1
         assert router.running.keys._kept == 0
+
+    run_router(test, idempotency_bytes=16 * 4096)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_large_answer_is_not_read_for_nobody(run_router: RunRouter, early: bool) -> None:
+    async def test(router: Deployment) -> None:
+        gate, hung_up = trio.Event(), trio.Event()
+
+        async def large(stream: trio.SocketStream) -> None:
+            if early:
+                await gate.wait()
+            await stream.send_all(b"HTTP/1.1 200 X\r\ncontent-length: 99999\r\n\r\n" + b"x" * 9000)
+            await stream.receive_some()
+            hung_up.set()
+
+        script = await router.script(**{IMAGES: large})
+        await router.register(script.url)
+        async with a_client(router) as leaving:
+            await until(lambda: begun(script))
+            entry = entry_of(router)
+            if not early:  # the answer has outgrown its bound when the client leaves
+                await until(lambda: entry.record.sent >= 9000)
+            leaving.cancel()
+        await until(lambda: entry.left)
+        gate.set()
+        with fail_after(5):
+            await hung_up.wait()
+        is_ours(await ask(router), 409, "already_done")
+        assert begun(script) == 1
 
     run_router(test, idempotency_bytes=16 * 4096)
 
