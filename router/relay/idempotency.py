@@ -27,6 +27,8 @@ from .routes import How, Route
 from .watcher import Watcher
 
 HEADER = b"idempotency-key"
+# A request for other weights is another request: no kept answer may pass for its own.
+_OF_WEIGHTS = (b"x-min-weight-version", b"x-exact-weight-version", b"x-max-weight-lag")
 _DELIMITER = b"\0boundary\0"  # stands for the boundary of a form, which is new in each retry
 
 
@@ -158,6 +160,9 @@ class _Reading(_Passed):
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange)
         self._hash = hashlib.sha256(b"%s %s\n" % (exchange.method.encode(), exchange.target))
+        for name, content in exchange.headers:
+            if name.lower() in _OF_WEIGHTS:
+                self._hash.update(b"%s: %s\n" % (name.lower(), content))
         self._boundary = reading.boundary_of(exchange.headers)
         self._rest = b""
 

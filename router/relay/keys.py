@@ -136,7 +136,7 @@ class Keys:
             if entry.digest != digest:
                 raise Mismatch(
                     "This Idempotency-Key was used for another request: the method, the path, the"
-                    " query and the body must be the same"
+                    " query, the wished weights and the body must be the same"
                 )
             if not entry.doomed:
                 break

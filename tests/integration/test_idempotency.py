@@ -112,6 +112,8 @@ def test_a_key_is_for_one_request(run_router: RunRouter) -> None:
             ask(router, path=f"{IMAGES}?seed=2"),
             ask(router, path="/rollout/generate"),
             ask(router, path="/v1/videos"),
+            ask(router, x_min_weight_version="0"),
+            ask(router, x_exact_weight_version="0"),
         ):
             is_ours(await other, 409, "idempotency_mismatch")
         assert begun(script) == 1
