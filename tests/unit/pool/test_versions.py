@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.errors import BadRequest
+from router.pool.lifecycle import MemoryEvent
 from router.pool.match import Facts, Need, refusal
 from router.pool.versions import Asked, Bounds, NeverIssued
 from router.pool.worker import Weights
@@ -101,6 +102,18 @@ def test_an_exact_version_that_passes_by_is_refused(need: Need) -> None:
     assert (told.status, told.code) == (409, "weight_version_passed")
     assert told.details == {"retryable": False}
     assert "weights of version 1, and none will" in told.message
+
+
+def test_sleep_does_not_bring_a_past_version_back() -> None:
+    pool = Pool()
+    a, b = pool.worker("a"), pool.worker("b")
+    for worker in (a, b):
+        pool.registry.set_weights(worker, Weights.CURRENT, 2, newest=2)
+    for event in (MemoryEvent.SLEEP, MemoryEvent.SLEPT):
+        pool.registry.apply_memory_event(b, event)
+    assert refusal([a, b], [a, b], exactly(1)).code == "weight_version_passed"
+    assert refusal([b], [b], exactly(1)).code == "weight_version_passed"
+    assert refusal([b], [b], exactly(2)).code == "pool_asleep"
 
 
 def test_a_version_of_before_a_reset_comes_no_more() -> None:
