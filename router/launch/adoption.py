@@ -43,16 +43,20 @@ async def inherit(
     for token, record in mine.items():
         handle, slot = living.get(token), wanted.get(record.key)
         if handle is None:
-            logger.info("%s has ended while no router ran", record.name)
+            logger.info("%s ended while no router was running", record.name)
             remains.append((record, record.handle))
         elif slot is not None and _would_be_the_same(slot, record):
             slot.adopt(record, handle)
             adopted.append(slot)
-            logger.info("%s goes on: %s", record.name, handle.ident)
+            logger.info("took over %s from an earlier router: %s", record.name, handle.ident)
             continue
         else:
-            why = "it is not wanted any more" if slot is None else "its settings have changed"
-            logger.warning("%s is ended: %s", record.name, why)
+            why = (
+                "no launcher includes this worker any more"
+                if slot is None
+                else "the settings of this worker have changed"
+            )
+            logger.warning("ending %s: %s", record.name, why)
             unwanted.append((record, handle))
         if slot is not None:
             slot.outlive()
@@ -68,7 +72,7 @@ async def clear(
     """End these launches and all their remains, side by side, and forget them."""
 
     async def end(record: LaunchRecord, handle: Handle) -> None:
-        with contained("worker", f"the end of {record.name}"):
+        with contained("worker", f"ending {record.name}"):
             await backend.end(handle, patience=patience)
             store.delete(LaunchRecord, record.key)  # otherwise a later start tries again
 

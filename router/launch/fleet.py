@@ -126,7 +126,7 @@ class Fleet:
         slot = self._slot_of(worker)
         if slot is None:
             raise NotFound(
-                f"Worker {worker.url} was not launched by this router, which has no log of it",
+                f"This router did not launch worker {worker.url} and has no log of that worker",
                 code="not_launched",
             )
         try:
@@ -144,10 +144,10 @@ class Fleet:
         slot = self._slot_of(worker)
         if slot is None or slot.retiring:
             raise Conflict(
-                f"Worker {worker.url} was not launched by this router, which cannot restart it",
+                f"This router did not launch worker {worker.url} and cannot restart that worker",
                 code="not_launched",
             )
-        logger.info("%s is restarted by request", slot.name)
+        logger.info("restarting %s by request", slot.name)
         slot.restart()
 
     async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
@@ -205,7 +205,11 @@ class Fleet:
         backends |= {launcher.backend.name: launcher.backend for launcher in self.launchers}
         for record in records:
             if record.backend not in backends:
-                logger.warning("%s runs on %s, which is not here", record.name, record.backend)
+                logger.warning(
+                    "%s runs on the backend %s, which this router does not have",
+                    record.name,
+                    record.backend,
+                )
         for backend in backends.values():
             if backend.local:
                 await self._inherit(nursery, backend, records)
@@ -359,7 +363,8 @@ class Fleet:
             raise Conflict("This router has no launcher", code="no_launcher")
         if name is None and len(names) > 1:
             raise BadRequest(
-                f"There are several launchers ({', '.join(names)}): name one in launcher",
+                f"This router has several launchers ({', '.join(names)}); name one in the field"
+                " launcher",
                 code="ambiguous_launcher",
                 details={"launchers": names},
             )
@@ -367,7 +372,7 @@ class Fleet:
             if name in (None, launcher.name):
                 return launcher
         raise NotFound(
-            f"No launcher is called {name!r}", code="unknown_launcher", details={"launchers": names}
+            f"No launcher is named {name!r}", code="unknown_launcher", details={"launchers": names}
         )
 
     async def _rotate(self) -> None:

@@ -57,13 +57,13 @@ def separate(file: BinaryIO, name: str) -> None:
 def last_words(path: Path | None, count: int = 12) -> str:
     """The end of a worker's output since its last start, for people."""
     if path is None:
-        return "(its output is not kept here)"
+        return "(the router does not keep the output of this worker)"
     try:
         lines = last_lines(path, count)
         starts = [place for place, line in enumerate(lines, 1) if line.startswith(_BEGINS)]
-        return "\n".join(lines[max(starts, default=0) :]) or "(it has written nothing)"
+        return "\n".join(lines[max(starts, default=0) :]) or "(no output)"
     except OSError as error:
-        return f"(its log cannot be read: {describe(error)})"
+        return f"(the log cannot be read: {describe(error)})"
 
 
 def unshared(path: Path) -> Path:

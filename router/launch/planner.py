@@ -44,7 +44,9 @@ async def make_planners(
     gpus = GpuShares(launchers, found, machine)
     if gpus.cpu:
         assert gpus.found is not None
-        logger.warning("CPU mode: no GPU was found by %s, so workers get none", gpus.found.source)
+        logger.warning(
+            "CPU mode: no GPU according to %s; workers run without GPUs", gpus.found.source
+        )
     lacking = by_cause((each.name, _program_fault(each, environ)) for each in launchers)
     faults = [*gpus.faults(), *by_cause((each.name, host_fault(each)) for each in launchers)]
     if alive:
@@ -55,7 +57,9 @@ async def make_planners(
     if faults:
         raise StartError(". ".join(faults))
     for name, workers in gpus.shared().items():
-        logger.warning("GPU %s is named for several workers: %s", name, ", ".join(workers))
+        logger.warning(
+            "worker_gpu_ids gives GPU %s to several workers: %s", name, ", ".join(workers)
+        )
     ports, asked = PortBook(), _Asked(environ)
     return [LocalPlanner(launcher, gpus, ports, asked, environ) for launcher in launchers]
 
@@ -66,9 +70,9 @@ def _program_fault(settings: LauncherSettings, environ: Mapping[str, str]) -> st
     path = settings.worker_env.get("PATH", environ.get("PATH"))
     if "{" in program or shutil.which(program, path=path) is not None:
         return None
-    where = "found" if os.sep in program else "on PATH"
+    fault = "cannot be found or executed" if os.sep in program else "is not on PATH"
     hint = "; install SGLang, or set command" if program == "sglang" else ""
-    return f"the program {program} is not {where}{hint}"
+    return f"the program {program} {fault}{hint}"
 
 
 @define(eq=False)

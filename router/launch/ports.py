@@ -82,8 +82,8 @@ class PortBook:
                 port = search.take(candidates(settings, index, keep), wide)
                 if port is None:
                     raise StartError(
-                        f"Launcher {settings.name}: worker {index} finds no free {what}"
-                        f" {f'from {base} on' if base else 'at all'}"
+                        f"Launcher {settings.name}: found no free {what} for worker {index}"
+                        f"{f' from {base} on' if base else ''}"
                     )
                 found.append(port)
             return self._enter(WorkerPorts(*found), settings.replicas, search.keep())
@@ -286,7 +286,7 @@ def host_fault(settings: LauncherSettings) -> str | None:
             probe.bind((settings.worker_host, 0))
     except OSError as error:
         why = describe(error)
-        return f"worker_host {settings.worker_host} is no address of this machine ({why})"
+        return f"worker_host {settings.worker_host} is not an address of this machine ({why})"
     return None
 
 

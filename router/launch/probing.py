@@ -68,7 +68,7 @@ async def knows_flag(command: Sequence[str], flag: str, env: Mapping[str, str]) 
     try:
         text, status = await _run(command, env, HELP_WITHIN)
     except OSError as error:
-        logger.debug("%s cannot be asked: %s", command[0], describe(error))
+        logger.debug("cannot run %s: %s", command[0], describe(error))
         return False
     if status != 0:
         logger.debug("%s ended with status %s", " ".join(masked(command)), status)

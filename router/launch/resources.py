@@ -38,7 +38,7 @@ class Gpu:
 
 @frozen
 class Found:
-    """The GPUs of this machine that we may use. `source` ends the sentence "found by"."""
+    """The GPUs of this machine that we may use. `source` follows the words "according to"."""
 
     gpus: tuple[Gpu, ...] = ()
     source: str = ""
@@ -64,11 +64,11 @@ class Found:
         return next((gpu.id for gpu in self.gpus if gpu.is_called(name)), name)
 
     def describe(self) -> str:
-        """`2 GPUs (0, 1) in CUDA_VISIBLE_DEVICES`, or `no GPU`."""
+        """`2 GPUs (0, 1) according to NVML`, or `no GPU`."""
         if not self.gpus:
-            return f"no GPU (by {self.source})" if self.source else "no GPU"
+            return f"no GPU (according to {self.source})" if self.source else "no GPU"
         names = ", ".join(gpu.id for gpu in self.gpus)
-        return f"{count(len(self.gpus), 'GPU')} ({names}) by {self.source}"
+        return f"{count(len(self.gpus), 'GPU')} ({names}) according to {self.source}"
 
 
 def from_environment(environ: Mapping[str, str]) -> Found | None:
@@ -190,7 +190,7 @@ class GpuShares:
         names = {name: None for group in launcher.worker_gpu_ids for name in group}
         if lacking := [name for name in names if self.machine.lacks(name)]:
             found = self.machine.describe()
-            yield f"worker_gpu_ids names {', '.join(lacking)}, but found were {found}"
+            yield f"worker_gpu_ids names {', '.join(lacking)}; this machine has {found}"
         for group in launcher.worker_gpu_ids:
             if len({self.machine.id_of(name) for name in group}) < len(group):
                 yield f"worker_gpu_ids names one GPU twice for a worker: {', '.join(group)}"
@@ -247,7 +247,7 @@ class GpuShares:
                 return launcher.worker_gpu_ids[index]
             raise StartError(
                 f"Launcher {launcher.name}: worker_gpu_ids names GPUs for"
-                f" {count(len(launcher.worker_gpu_ids), 'worker')}, and none for worker {index}"
+                f" {count(len(launcher.worker_gpu_ids), 'worker')}, but none for worker {index}"
             )
         if self.cpu:
             return ()
@@ -262,7 +262,9 @@ class GpuShares:
         return tuple(free[:wanted])
 
     def _free(self) -> list[Gpu]:
-        assert self.found is not None, "made without looking, though somebody leaves it to us"
+        assert self.found is not None, (
+            "made without looking, though a launcher leaves its GPUs to the router"
+        )
         taken = {name for group in self._shares.values() for name in group}
         for launcher in self.launchers:
             # All GPUs that it names, even for workers that may be added later.
@@ -274,8 +276,8 @@ class GpuShares:
         if index >= launcher.num_workers:
             return (
                 f"Launcher {launcher.name}: worker {index} needs"
-                f" {count(launcher.num_gpus_per_worker, 'GPU')}, but {free} of"
-                f" {self.found.describe()} {'is' if free == 1 else 'are'} free"
+                f" {count(launcher.num_gpus_per_worker, 'GPU')}, but {free or 'none'}"
+                f" {'is' if free == 1 else 'are'} free; this machine has {self.found.describe()}"
             )
         chosen, named = (
             sum(
@@ -285,11 +287,11 @@ class GpuShares:
             )
             for by_name in (False, True)
         )
-        beside = f" beside the {named} named in worker_gpu_ids" if named else ""
+        beside = f" in addition to the {named} in worker_gpu_ids" if named else ""
         need = "launchers need" if len(self.launchers) > 1 else "launcher needs"
         return (
-            f"The {need} {count(chosen, 'GPU')}{beside}, but found were {self.found.describe()};"
-            " have fewer workers, or set num_gpus_per_worker to 0 to run them without GPUs"
+            f"The {need} {count(chosen, 'GPU')}{beside}; this machine has {self.found.describe()};"
+            " reduce num_workers, or set num_gpus_per_worker to 0 to run workers without GPUs"
         )
 
 

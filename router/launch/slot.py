@@ -203,7 +203,7 @@ class Slot:
         if self.handle is not None:
             if death is None and self.worker and not self.retiring:
                 # Requests that wait for the worker go on waiting while its process ends.
-                self.shared.registry.expect(self.worker, "it is restarted", ending=True)
+                self.shared.registry.expect(self.worker, "the worker is restarting", ending=True)
             if death is None or death.condemned:
                 await self._end(self.shared.supervision.patience)
             elif not death.lost:
@@ -231,12 +231,14 @@ class Slot:
                     self.prepare()
                 # The worker may have been put to sleep just before it was to start again.
                 if self.worker is not None and _rests(self.worker):
-                    await self._park(Phase.DOWN, "it has ended, and its pool sleeps")
+                    await self._park(
+                        Phase.DOWN, "not running while asleep; the next wake starts the worker"
+                    )
                 await self._order(token)
                 return None
             except (EngineUnavailable, StateUnavailable) as error:
                 self.enter(Phase.QUEUED, str(error))
-                logger.warning("%s waits: %s", self.name, error)
+                logger.warning("%s waits to start: %s", self.name, error)
                 await trio.sleep(backoff.next() * self.shared.rng.uniform(0.5, 1))
             except StartError as error:
                 return Death(str(error), hopeless=True)
@@ -299,7 +301,7 @@ class Slot:
             if run.state is RunState.RUNNING:
                 self._running(run)
             elif run.state is RunState.PENDING:
-                self.enter(Phase.QUEUED, run.reason or "there is no room for it yet")
+                self.enter(Phase.QUEUED, run.reason or "waiting for resources")
             else:
                 lost = run.state is RunState.LOST
                 return Death(run.reason or run.state.value, run.status, lost=lost)
@@ -310,14 +312,14 @@ class Slot:
         if url is None:
             return
         if worker is not None and worker.process not in (None, run.process):
-            self._replaced("its engine has started it again")
+            self._replaced("its engine restarted the process")
             self._told = False
             self.enter(Phase.QUEUED)
         self.register(url)
         assert self.worker is not None
         if self._outlived:  # the pool's facts may be about the ended process
             self._outlived = False
-            self._replaced("its process ended while no router ran")
+            self._replaced("its process ended while no router was running")
             self._told = False
         self.shared.registry.identify(self.worker, run.process)
         if self.phase is Phase.QUEUED:
@@ -332,7 +334,7 @@ class Slot:
         now = trio.current_time()
         served = 0.0 if self.ready_at is None else now - self.ready_at
         self._quick = 0 if served >= self.shared.supervision.settled else self._quick + 1
-        self.enter(Phase.ENDING if death.condemned else Phase.RESTARTING, self._how(death))
+        self.enter(Phase.ENDING if death.condemned else Phase.RESTARTING, death.reason)
         # A sleeping worker stays asleep, without a process, until its pool wakes up.
         if self.worker is not None and not _rests(self.worker):
             self._replaced(f"its process {death.reason}")
@@ -354,14 +356,14 @@ class Slot:
             worker, supervision = self.worker, self.shared.supervision
             settings = self.launcher.settings
             if death.hopeless or self._quick >= supervision.quick_deaths:
-                times = "" if death.hopeless else f", the {self._quick}th time in a row"
-                await self._park(Phase.FAILED, f"given up: {self._how(death)}{times}")
+                times = "" if death.hopeless else f" after {self._quick} quick deaths in a row"
+                await self._park(Phase.FAILED, f"given up{times}: {death.reason}")
             if self.shared.stopping or not death.calls_for(settings.restart):
-                await self._park(Phase.EXITED, self._how(death))
+                await self._park(Phase.EXITED, death.reason)
             if worker and _rests(worker):
-                await self._park(Phase.DOWN, f"{self._how(death)} while it slept")
+                await self._park(Phase.DOWN, f"{death.reason} while asleep")
             delay = supervision.pause(settings.restart_backoff, self._quick, self.shared.rng)
-            why = f"{self._how(death)}; it starts again in {delay:.1f} s"
+            why = f"{death.reason}; starts again in {delay:.1f} s"
             self.enter(Phase.RESTARTING, why)
             await trio.sleep(delay)
 
@@ -379,8 +381,8 @@ class Slot:
         self.enter(Phase.QUEUED)
         if worker is None or worker.removed:
             return
-        self._replaced(f"its process {death.reason}" if death else "it was restarted")
-        registry.expect(worker, "it starts again")
+        self._replaced(f"its process {death.reason}" if death else "the worker was restarted")
+        registry.expect(worker, "the worker is starting again")
 
     def _replaced(self, why: str) -> None:
         registry, worker = self.shared.registry, self.worker
@@ -438,9 +440,6 @@ class Slot:
         if self.log is None and self.handle is not None:
             return "\n".join(await self.launcher.backend.tail(self.handle, count))
         return await trio.to_thread.run_sync(output.last_words, self.log, count)
-
-    def _how(self, death: Death) -> str:
-        return death.reason if death.hopeless else f"it {death.reason}"
 
 
 def _rests(worker: Worker) -> bool:

@@ -31,7 +31,7 @@ async def hopelessly_unhealthy(slot: Slot) -> Death:
                 await slot.moved.wait()
         worker = slot.worker
         if worker and worker.health is Health.UNHEALTHY:
-            why = worker.health_reason or "it fails its probes"
+            why = worker.health_reason or "failed health probes"
             return Death(f"was unhealthy for {bound:g} s ({why})", condemned=True)
         await slot.moved.wait()
 
@@ -49,7 +49,7 @@ async def gone_astray(slot: Slot) -> Death:
         port = slot.launcher.planner.moved(words, plan.ports)
         if port is not None:
             taken = plan.ports.http
-            why = f"found port {taken} taken and moved to {port}, where nobody looks for it"
+            why = f"found port {taken} taken and moved to port {port}"
             return Death(why, condemned=True, taken=frozenset((taken,)))
         await trio.sleep(_LOOK)
     await trio.sleep_forever()
@@ -61,9 +61,9 @@ async def tell_slowness(slot: Slot) -> None:
     while slot.ready_at is None:
         left = slot.begun + timeout - trio.current_time()
         if slot.phase is Phase.STARTING and left <= 0:
-            slot.enter(Phase.STARTING, f"not ready after {timeout:g} s; it is left loading")
+            slot.enter(Phase.STARTING, f"not ready after {timeout:g} s; still loading")
             logger.warning(
-                "%s is not ready after %g s, and is left loading; the end of its log:",
+                "%s is not ready after %g s and is still loading; the end of its log:",
                 slot.name,
                 timeout,
                 extra={"quoted": await slot.last_words()},

@@ -22,13 +22,14 @@ from .worker import SimulatedWorker
 _CRASHED = 70
 
 _EPILOG = """\
-Models: what it makes follows from the path (wan, video: videos; hunyuan3d, mesh: meshes; edit:
-edits; else images), and so do its weights. A path that begins with /nonexistent or bad/ cannot be
-found, an existing directory needs *.safetensors, a part named corrupt breaks a later update; every
-other path loads and need not exist.
+Models: the model path determines the weights and the tasks. A path with a word such as wan or
+video makes videos, hunyuan3d or mesh makes meshes, edit makes edits; other paths make images. A
+path that begins with /nonexistent or bad/ is not found. An existing directory must contain
+*.safetensors files. An update to a path with a part named corrupt breaks in the middle. Every other
+path loads, and need not exist.
 
-Faults: POST /simulate {"fault": "...", ...} on the port, or on port + 1 when the port refuses.
-GET /simulate lists them, GET /simulate/log tells what the worker did.
+Faults: POST /simulate {"fault": "...", ...} to the port, or to port + 1 while the port refuses
+connections. GET /simulate lists the faults, GET /simulate/log lists what the worker did.
 
 """
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     options, unknown = _parser().parse_known_args(argv)
     config = _config(options)
     if unknown:
-        _say(config, f"ignored, as they mean nothing to a simulation: {' '.join(unknown)}")
+        _say(config, f"ignored flags that the simulation does not have: {' '.join(unknown)}")
     reasons: list[str] = []
     try:
         trio.run(_run, config)
@@ -133,20 +134,25 @@ def _config(options: argparse.Namespace) -> WorkerConfig:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="simulate-worker",
-        description="A worker that behaves like `sglang serve` for a diffusion model, without one:"
-        " no GPU, no weights. Unknown flags of `sglang serve` are accepted and ignored.",
+        description="A worker that behaves like `sglang serve` with a diffusion model, but needs no"
+        " GPU and no weights. Unknown flags, such as other flags of `sglang serve`, are ignored.",
         epilog=_EPILOG + "\n".join(f"  {name}: {text}" for name, text in CATALOGUE.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    real = parser.add_argument_group("as sglang serve")
-    real.add_argument("--model-path", required=True, help="any name; see below for what is refused")
+    real = parser.add_argument_group("flags of sglang serve")
+    real.add_argument("--model-path", required=True, help="any path; see Models below")
     real.add_argument("--served-model-name", default="", help="default: the model path")
     real.add_argument("--num-gpus", type=_count, default=1)
     real.add_argument("--tp-size", type=_count, default=1)
-    real.add_argument("--dp-size", type=_count, default=1, help="generations side by side")
+    real.add_argument("--dp-size", type=_count, default=1, help="generations that run in parallel")
     real.add_argument("--host", default="127.0.0.1")
-    real.add_argument("--port", type=_port, default=30000, help="port + 1 is taken too; 0: any")
+    real.add_argument(
+        "--port",
+        type=_port,
+        default=30000,
+        help="the worker also takes port + 1; 0 picks free ports",
+    )
     real.add_argument("--master-port", type=_port, default=0)
     real.add_argument("--scheduler-port", type=_port, default=0)
     real.add_argument(
@@ -156,26 +162,32 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         default=False,
         metavar="true|false",
-        help="fail if the port is taken, instead of moving up by 42",
+        help="fail if the port is taken, instead of trying the port 42 higher",
     )
     real.add_argument("--batching-max-size", type=_count, default=1)
     real.add_argument("--enable-metrics", type=_truth, nargs="?", const=True, default=False)
     real.add_argument("--http-graceful-shutdown-timeout", type=_seconds, default=None)
-    real.add_argument("--lora-path", default=None, help="an adapter that acts from the start")
-    own = parser.add_argument_group("of the simulation")
-    own.add_argument("--speed", type=_positive, default=1.0, help="generations are so much faster")
-    own.add_argument("--time-scale", type=_seconds, default=1.0, help="times every duration")
+    real.add_argument(
+        "--lora-path", default=None, help="LoRA adapter that is active from the start"
+    )
+    own = parser.add_argument_group("flags of the simulation")
+    own.add_argument(
+        "--speed", type=_positive, default=1.0, help="factor by which generations are faster"
+    )
+    own.add_argument("--time-scale", type=_seconds, default=1.0, help="factor on every duration")
     own.add_argument("--warmup-seconds", type=_seconds, default=0.3)
     own.add_argument(
         "--load-seconds",
         type=_seconds,
         default=0.5,
-        help="before the port opens, and at each update from disk",
+        help="seconds until the port opens, and for each update from disk",
     )
     own.add_argument("--task-type", type=_task, default=None, help=", ".join(TASKS))
     own.add_argument("--supported-task-types", type=_tasks, default=[], metavar="T2I,TI2I")
-    own.add_argument("--rollout-bytes", type=_count, default=None, help="of each rollout sample")
-    own.add_argument("--quiet", action="store_true", help="no log lines on stderr")
+    own.add_argument(
+        "--rollout-bytes", type=_count, default=None, help="size of each rollout sample"
+    )
+    own.add_argument("--quiet", action="store_true", help="write no log lines to stderr")
     return parser
 
 
@@ -217,7 +229,9 @@ def _truth(text: str) -> bool:
 
 def _task(text: str) -> str:
     if text.upper() not in TASKS:
-        raise argparse.ArgumentTypeError(f"unknown task {text!r}; known: {', '.join(TASKS)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown task {text!r}; expected one of {', '.join(TASKS)}"
+        )
     return text.upper()
 
 

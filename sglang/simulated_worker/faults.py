@@ -37,33 +37,34 @@ Kind = Literal[
 ]
 
 CATALOGUE: dict[str, str] = {
-    "refuse": "the port refuses connections; open ones live on. The control port (port + 1) still"
-    " takes /simulate. `seconds`",
-    "hang": "a request is read and never answered. `path`, `count`, `seconds`",
-    "drop": "a request is read and the connection closed without an answer. `path`, `count`,"
-    " `seconds`, `reset` (true: RST instead of FIN)",
-    "garbage": "a request is answered with bytes that are not HTTP. `path`, `count`, `seconds`",
-    "status": "a request is answered with `status` (503), `body` (a string or JSON) and"
+    "refuse": "The port refuses new connections; open connections stay. The control port"
+    " (port + 1) still takes /simulate. `seconds`",
+    "hang": "The worker reads a request and never answers. `path`, `count`, `seconds`",
+    "drop": "The worker reads a request and closes the connection without an answer. `path`,"
+    " `count`, `seconds`, `reset` (true: RST instead of FIN)",
+    "garbage": "The worker answers with bytes that are not HTTP. `path`, `count`, `seconds`",
+    "status": "The worker answers with `status` (503), `body` (a string or JSON) and"
     " `content_type` (application/json). `path`, `count`, `seconds`",
-    "delay": "an answer waits `by` seconds after the request was read. `path`, `count`, `seconds`",
+    "delay": "The answer comes `by` seconds after the request was read. `path`, `count`, `seconds`",
     "slow_health": "`delay` for /health, /health_generate and /liveness. `by`, `count`, `seconds`",
-    "slow": "generations take `factor` (10) times as long. `count`, `seconds`",
-    "drip": "answer bodies leave at `bytes_per_second` (1000). `path`, `count`, `seconds`",
-    "die_at_byte": "the connection ends after `byte` (0) bytes of the answer's body (0: after the"
+    "slow": "Generations take `factor` (10) times as long. `count`, `seconds`",
+    "drip": "Answer bodies are sent at `bytes_per_second` (1000). `path`, `count`, `seconds`",
+    "die_at_byte": "The connection ends after `byte` (0) bytes of the answer's body (0: after the"
     " head). `path`, `count` (1), `reset` (false)",
-    "fail_next_update": "a weight update, LoRA, sleep or wake call is refused: `status` (400),"
-    " `message`, `effect` ('none', 'partial': weights left half new, 'rollback': back to the last"
-    " directory, 'applied': done and then refused). `path`, `count` (1)",
-    "fail_next_generation": "an image answers the plain-text 500, a job fails. `message`,"
+    "fail_next_update": "The worker refuses a weight update, LoRA, sleep or wake call with `status`"
+    " (400) and `message`. `effect` is 'none', 'partial' (some weights are new), 'rollback' (the"
+    " weights are those of the last directory) or 'applied' (the call took effect). `path`,"
     " `count` (1)",
-    "warming": "health is an empty 503 and what is not about health waits. `seconds`",
-    "kill_scheduler": "the backend died: health 503 unhealthy, POSTs 503, reads still answer."
-    " `clear` revives it",
-    "restart": "a new process on the same port: connections reset, jobs and LoRA forgotten, weights"
-    " of the start, awake; the port refuses for `down` (0.5) seconds, then it warms up",
-    "crash": "the process ends at once (in a test's process: all connections reset, port refused)."
-    " `after` seconds (0)",
-    "clear": "ends every fault",
+    "fail_next_generation": "An image gets the plain-text 500; a job fails. `message`, `count` (1)",
+    "warming": "Health answers an empty 503, and all other requests wait. `seconds`",
+    "kill_scheduler": "The backend is dead: health answers 503 unhealthy, POSTs get 503, and reads"
+    " still work. `clear` revives the backend",
+    "restart": "A new process takes the same port: connections are reset, jobs and LoRA are"
+    " forgotten, the weights are those of the start, and the worker is awake. The port refuses"
+    " connections for `down` (0.5) seconds, and then the worker warms up",
+    "crash": "The process ends at once; in a test's process, all connections are reset, and the"
+    " port refuses connections. `after` seconds (0)",
+    "clear": "Ends every fault",
 }
 _ONCE = {"die_at_byte", "fail_next_update", "fail_next_generation"}
 _HEALTH = ("/health", "/health_generate", "/liveness")
@@ -123,7 +124,7 @@ class Faults:
     def add(self, kind: Kind | str, /, **settings: Any) -> Fault:
         """Raises `FaultError` if there is no such fault or a number is none."""
         if kind not in CATALOGUE:
-            raise FaultError(f"unknown fault {kind!r}; known: {', '.join(CATALOGUE)}")
+            raise FaultError(f"unknown fault {kind!r}; expected one of {', '.join(CATALOGUE)}")
         for name in _NUMBERS:
             value = settings.get(name)
             if value is not None and (

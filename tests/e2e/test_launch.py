@@ -173,7 +173,8 @@ def test_a_program_that_is_not_there_is_told_before_the_port_opens(
     with router(router_pyz, config) as running:
         assert running.wait(WITHIN) == 1
         assert (tmp_path / "router.log").read_text().splitlines()[-1] == (
-            "sglang-d-router: error: Launcher image: the program /no/such/program is not found"
+            "sglang-d-router: error: Launcher image: the program /no/such/program cannot be found"
+            " or executed"
         )
         assert "listening" not in (tmp_path / "router.log").read_text()
 

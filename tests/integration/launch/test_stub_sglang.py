@@ -177,7 +177,7 @@ def test_a_worker_that_moved_to_another_port_gets_a_free_one(
         assert serving(deployment) == {second["flags"]["--port"]}
         assert not processes.members(moved["pid"])
         port = moved["flags"]["--port"]
-        assert f"image-0 found port {port} taken and moved to {int(port) + 42}" in caplog.text
+        assert f"image-0 found port {port} taken and moved to port {int(port) + 42}" in caplog.text
 
     run([launcher(notes)], body)
 

@@ -79,7 +79,10 @@ def test_one_that_dies_starts_again_after_growing_pauses_and_is_given_up() -> No
             assert pauses == [3.0, 6.0, 12.0]
             assert worker.health is Health.UNHEALTHY
             assert not hopeful(worker)
-            assert bench.slot().detail == "given up: it exited with status 1, the 4th time in a row"
+            assert (
+                bench.slot().detail
+                == "given up after 4 quick deaths in a row: exited with status 1"
+            )
             await trio.sleep(1000)
             assert world.starts() == 4
             bench.fleet.restart(worker)
@@ -284,9 +287,9 @@ def test_one_that_loads_too_long_is_reported_and_left_loading(
             await trio.sleep(590)
             assert "not ready" not in caplog.text
             await trio.sleep(20)
-            assert "image-0 is not ready after 600 s, and is left loading" in caplog.text
+            assert "image-0 is not ready after 600 s and is still loading" in caplog.text
             assert any("hello" in getattr(record, "quoted", "") for record in caplog.records)
-            assert "left loading" in str(bench.slot().detail)
+            assert "still loading" in str(bench.slot().detail)
             await trio.sleep(10_000)
             assert world.starts() == 1
             await bench.serve()

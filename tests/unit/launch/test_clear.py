@@ -32,4 +32,4 @@ def test_one_that_cannot_be_ended_keeps_its_record_and_holds_up_no_start(
     trio.run(adoption.clear, cast(Any, store), cast(Any, Engine()), cast(Any, unwanted))
     assert kept == {"a"}
     assert boundary.counts["worker"] == before + 1
-    assert "the end of image-a failed unexpectedly" in caplog.text
+    assert "ending image-a failed unexpectedly" in caplog.text

@@ -86,7 +86,7 @@ def test_the_last_frame_stays() -> None:
         await trio.sleep(7.2)
         workers.put(0, Phase.READY)
         await trio.sleep(1)
-        workers.put(1, Phase.FAILED, detail="given up: it exited with status 1")
+        workers.put(1, Phase.FAILED, detail="given up: exited with status 1")
 
     run(script, console)
     drawn = frames(stream)
@@ -94,7 +94,7 @@ def test_the_last_frame_stays() -> None:
     assert "\x1b[31m" not in stream.getvalue(), "of a worker, and not for our terminal"
     lines = [line.rstrip() for line in drawn[-1].splitlines()]
     assert re.fullmatch(r"image-0  ready", lines[0])
-    assert re.fullmatch(r"image-1  failed +given up: it exited with status 1", lines[1])
+    assert re.fullmatch(r"image-1  failed +given up: exited with status 1", lines[1])
     assert lines[2] == "1 of 2 workers are ready, 1 failed"
 
 

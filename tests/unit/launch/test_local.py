@@ -286,10 +286,10 @@ def test_last_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with pytest.raises(FileNotFoundError):
         output.last_lines(path, 3)
-    assert output.last_words(path) == "(its log cannot be read: no such file or directory)"
+    assert output.last_words(path) == "(the log cannot be read: no such file or directory)"
     path.write_text("")
     assert output.last_lines(path, 3) == []
-    assert output.last_words(path) == "(it has written nothing)"
+    assert output.last_words(path) == "(no output)"
     path.write_text("".join(f"{number}\n" for number in range(50_000)) + "end without a newline")
     assert output.last_lines(path, 3) == ["49998", "49999", "end without a newline"]
     assert len(output.last_lines(path, 60_000)) == 50_001
@@ -300,7 +300,7 @@ def test_last_words_are_those_since_the_last_start(tmp_path: Path) -> None:
     for number in range(3):
         with path.open("ab+", 0) as file:
             output.separate(file, "image-0")
-            assert output.last_words(path) == "(it has written nothing)"
+            assert output.last_words(path) == "(no output)"
             file.write(b"port 1 is taken\n%d without an end" % number)
         assert output.last_words(path) == f"port 1 is taken\n{number} without an end"
         assert output.last_words(path, 1) == f"{number} without an end"

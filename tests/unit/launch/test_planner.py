@@ -110,7 +110,7 @@ def test_a_worker_without_strict_ports(
 
 ABSENT = [
     "Launchers Qwen-Image, a: the program sglang is not on PATH; install SGLang, or set command",
-    "Launcher b: the program ./serve is not found",
+    "Launcher b: the program ./serve cannot be found or executed",
 ]
 
 
@@ -132,10 +132,12 @@ def test_what_is_not_there_is_told_once_before_anything_is_started(
     with pytest.raises(StartError) as caught:
         planning(absent(), body, {"PATH": str(tmp_path)})
     too_few, *others = str(caught.value).split(". ")
-    assert too_few.startswith("The launchers need 11 GPUs, but found were 1 GPU")
+    assert too_few.startswith("The launchers need 11 GPUs; this machine has 1 GPU")
     assert others == ABSENT
     elsewhere = launcher(worker_host="192.0.2.1", command="/bin/sh", num_gpus_per_worker=0)
-    with pytest.raises(StartError, match=r"worker_host 192\.0\.2\.1 is no address of this machine"):
+    with pytest.raises(
+        StartError, match=r"worker_host 192\.0\.2\.1 is not an address of this machine"
+    ):
         planning([elsewhere], body, {})
 
 
@@ -173,7 +175,7 @@ def test_no_gpus_at_all_is_said_once(gpus: list[int], caplog: pytest.LogCaptureF
 
     planning([launcher(**HERE), launcher(name="b", **HERE)], body, {})
     (record,) = caplog.records
-    assert record.getMessage() == "CPU mode: no GPU was found by NVML, so workers get none"
+    assert record.getMessage() == "CPU mode: no GPU according to NVML; workers run without GPUs"
 
 
 def test_nobody_looks_for_gpus_that_are_not_wanted(gpus: list[int]) -> None:
@@ -197,10 +199,10 @@ def test_named_gpus_are_looked_for_on_the_whole_machine(
 
     gpus[0] = 2
     planning([launcher(worker_gpu_ids=["1"], **HERE)], body, environ)
-    with pytest.raises(StartError, match=r"worker_gpu_ids names 2, but found were 2 GPUs"):
+    with pytest.raises(StartError, match=r"worker_gpu_ids names 2; this machine has 2 GPUs"):
         planning([launcher(worker_gpu_ids=["2"], **HERE)], body, environ)
     both = [launcher(name=name, worker_gpu_ids=["2"], **HERE) for name in ("a", "b")]
-    with pytest.raises(StartError, match=r"^Launchers a, b: worker_gpu_ids names 2, [^:]*$"):
+    with pytest.raises(StartError, match=r"^Launchers a, b: worker_gpu_ids names 2; [^:]*$"):
         planning(both, body, environ)
 
 
@@ -210,7 +212,9 @@ def test_too_few_gpus_end_it_at_once(gpus: list[int]) -> None:
     async def body(_: list[LocalPlanner]) -> None:
         raise AssertionError("there is no GPU for the second worker")
 
-    with pytest.raises(StartError, match=r"needs 2 GPUs, but found were 1 GPU \(0\) by NVML;"):
+    with pytest.raises(
+        StartError, match=r"needs 2 GPUs; this machine has 1 GPU \(0\) according to NVML;"
+    ):
         planning([launcher(num_workers=2, **HERE)], body, {})
 
 
@@ -220,7 +224,9 @@ def test_a_gpu_named_twice_is_told(gpus: list[int], caplog: pytest.LogCaptureFix
 
     planning([launcher(num_workers=2, worker_gpu_ids=["0", "0"], **HERE)], body, {})
     assert caplog.records[0].levelno == logging.WARNING
-    assert "GPU 0 is named for several workers: Qwen-Image-0, Qwen-Image-1" in caplog.text
+    assert (
+        "worker_gpu_ids gives GPU 0 to several workers: Qwen-Image-0, Qwen-Image-1" in caplog.text
+    )
 
 
 def test_gpus_of_a_worker_that_is_not_wanted_any_more(gpus: list[int]) -> None:

@@ -212,17 +212,19 @@ def test_any_port_is_none_that_a_connection_may_get(
 
 def test_none_left() -> None:
     everything = range(1, 65536)
-    for base, place in ((0, "at all"), (20000, "from 20000 on")):
+    for base, place in ((0, ""), (20000, " from 20000 on")):
         settings = launcher(**{**ANY, "worker_base_port": base})
         with pytest.raises(StartError) as caught:
             PortBook().reserve(settings, 0, avoid=everything)
         assert str(caught.value) == (
-            f"Launcher Qwen-Image: worker 0 finds no free neighbouring ports {place}"
+            f"Launcher Qwen-Image: found no free neighbouring ports for worker 0{place}"
         )
 
 
 def test_an_address_of_another_machine() -> None:
-    with pytest.raises(StartError, match=r"worker_host 192\.0\.2\.1 is no address of this machine"):
+    with pytest.raises(
+        StartError, match=r"worker_host 192\.0\.2\.1 is not an address of this machine"
+    ):
         PortBook().reserve(launcher(worker_host="192.0.2.1"), 0)
 
 

@@ -83,7 +83,7 @@ def test_the_environment_comes_first_even_if_it_leaves_none() -> None:
     both = from_environment({"CUDA_VISIBLE_DEVICES": "1,2", "ROCR_VISIBLE_DEVICES": "5"})
     assert both is not None
     assert [gpu.id for gpu in both.gpus] == ["1", "2"]
-    assert both.describe() == "2 GPUs (1, 2) by CUDA_VISIBLE_DEVICES"
+    assert both.describe() == "2 GPUs (1, 2) according to CUDA_VISIBLE_DEVICES"
 
 
 @pytest.mark.parametrize("variable", ["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"])
@@ -130,8 +130,8 @@ def test_named_ones_are_taken_as_they_are_and_left_out_for_others() -> None:
 
 def test_too_few() -> None:
     assert refusal(found(2), launcher(num_workers=3)) == (
-        "The launcher needs 3 GPUs, but found were 2 GPUs (0, 1) by NVML; have fewer workers,"
-        " or set num_gpus_per_worker to 0 to run them without GPUs"
+        "The launcher needs 3 GPUs; this machine has 2 GPUs (0, 1) according to NVML; reduce"
+        " num_workers, or set num_gpus_per_worker to 0 to run workers without GPUs"
     )
     assert refusal(
         found(3),
@@ -139,7 +139,7 @@ def test_too_few() -> None:
         launcher(name="b", num_gpus_per_worker=2),
         launcher(name="c"),
     ).startswith(
-        "The launchers need 3 GPUs beside the 1 named in worker_gpu_ids, but found were 3 GPUs"
+        "The launchers need 3 GPUs in addition to the 1 in worker_gpu_ids; this machine has 3 GPUs"
     )
 
 
@@ -169,7 +169,8 @@ def test_workers_that_come_and_go() -> None:
     with pytest.raises(StartError) as caught:
         made.take(video, [1])
     assert str(caught.value) == (
-        "Launcher video: worker 1 needs 1 GPU, but 0 of 3 GPUs (0, 1, 2) by NVML are free"
+        "Launcher video: worker 1 needs 1 GPU, but none are free; this machine has 3 GPUs"
+        " (0, 1, 2) according to NVML"
     )
     made.give_back(image, 1)
     assert made.of(video, 1) == ("2",)
@@ -203,7 +204,7 @@ def test_a_refused_growth_takes_nothing() -> None:
 
 def test_workers_beyond_the_named_ones() -> None:
     named = launcher(worker_gpu_ids=["0"])
-    with pytest.raises(StartError, match="names GPUs for 1 worker, and none for worker 1"):
+    with pytest.raises(StartError, match="names GPUs for 1 worker, but none for worker 1"):
         GpuShares([named], None).take(named, [1])
 
 
@@ -222,16 +223,16 @@ PARTS = Found((Gpu("MIG-1-a", "MIG-1-a"), Gpu("1", "GPU-1111-uuid")), "NVML")
     ("machine", "group", "told"),
     [
         (found(2), "1,GPU-0000", None),
-        (found(2), "1,2", "names 2, but found were 2 GPUs (0, 1) by NVML"),
-        (found(2), "GPU-9,7", "names GPU-9, 7, but found were"),
-        (found(2), "0,MIG-1-a", "names MIG-1-a, but found were"),
+        (found(2), "1,2", "names 2; this machine has 2 GPUs (0, 1) according to NVML"),
+        (found(2), "GPU-9,7", "names GPU-9, 7; this machine has"),
+        (found(2), "0,MIG-1-a", "names MIG-1-a; this machine has"),
         (found(2), "0,MIG-GPU-0000-uuid/1/0", None),  # as older drivers name parts
         (found(2), "0,GPU-0000-uuid", "names one GPU twice for a worker: 0, GPU-0000-uuid"),
-        (PARTS, "MIG-1-a,MIG-1-b", "names MIG-1-b, but found were"),
+        (PARTS, "MIG-1-a,MIG-1-b", "names MIG-1-b; this machine has"),
         (PARTS, "0,GPU-2", None),  # the one in parts is not listed as a whole
         (Found(source="NVML"), "3,GPU-9", None),  # a container where no tool finds any
         (Found((Gpu("0"), Gpu("1")), "rocm-smi"), "1,GPU-9", None),
-        (Found((Gpu("0"), Gpu("1")), "rocm-smi"), "1,5", "names 5, but found were"),
+        (Found((Gpu("0"), Gpu("1")), "rocm-smi"), "1,5", "names 5; this machine has"),
     ],
 )
 def test_named_gpus_that_are_not_there(machine: Found, group: str, told: str | None) -> None:
