@@ -19,7 +19,7 @@ from ..pool.match import Targets, model_of, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
 from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, UPDATES, pushes_lora
-from ..pool.worker import Health, Memory, Worker
+from ..pool.worker import Health, Memory, Origin, Worker
 from ..store.store import Store
 from ..text import from_json
 from .agent import Agents
@@ -149,8 +149,12 @@ class WeightControl:
         if some or waiting:
             raise LoraActive(
                 "These workers had a LoRA since their start; an update would miss the layers that"
-                " it wraps, and say nothing: restart them",
-                details={"workers": [worker.worker_id for worker in some]},
+                " it wraps, and say nothing: restart them. ?unwrap=true restarts those that the"
+                " router launched, and takes the LoRA out",
+                details={
+                    "workers": [worker.worker_id for worker in some],
+                    "launched": [w.worker_id for w in some if w.origin is Origin.LAUNCHED],
+                },
             )
 
     async def catch_up(self, worker: Worker) -> None:

@@ -12,10 +12,12 @@ from quart import Blueprint, g, request
 from ..control.calls import Outcome, Pipe, filling
 from ..control.client import Call
 from ..control.refit import GROUPS, SIGNALS, Order
+from ..control.unwrap import unwrap
 from ..errors import BadRequest
 from ..pool.match import select
 from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, TENSOR
 from ..pool.worker import Worker
+from . import body
 from .body import flag, query_flag
 from .parts import parts
 from .uploads import HELD, upload
@@ -57,13 +59,13 @@ async def change_weights() -> Answer:
 async def change_weights_from_tensor() -> Answer:
     """Apply a change of tensors, whose gigabytes are copied to all workers as they arrive."""
     parts().weights.one_model(_chosen())  # refuse before the client has sent everything
-    body = upload()
-    held = await body.begin(HELD)
-    if body.over:
+    source = upload()
+    held = await source.begin(HELD)
+    if source.over:
         return await _change(held)
     _check_beginning(held)
     rest = Pipe(held)
-    async with filling(rest, body):
+    async with filling(rest, source):
         return await _make(_call(rest), None)
 
 
@@ -115,14 +117,20 @@ def _path() -> str:
     return request.path.rstrip("/")
 
 
-async def _change(body: bytes) -> Answer:
-    content = _json(body)
+async def _change(data: bytes) -> Answer:
+    content = _json(data)
     _check_body(_path(), content)
-    return await _make(_call(body), content)
+    return await _make(_call(data), content)
 
 
 async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
     """Make a change, alone or as part of the transaction named by `?txn=`."""
+    if body.query_flag("unwrap"):
+        if "txn" in request.args:
+            raise BadRequest(
+                "?unwrap= restarts workers: it cannot be given with ?txn=", code="invalid_field"
+            )
+        await unwrap(parts().weights, _chosen(), parts().limits.refit)
     return await _send(call, content, parts().weights.change)
 
 
@@ -157,13 +165,13 @@ def _full(content: dict[str, Any] | None) -> bool | None:
     return query_flag("full") if "full" in request.args else said
 
 
-def _call(body: bytes | AsyncIterable[bytes]) -> Call:
+def _call(data: bytes | AsyncIterable[bytes]) -> Call:
     headers = [(name, request.headers[name]) for name in _PASSED if name in request.headers]
     headers.append(("x-request-id", g.record.request_id))
-    if not isinstance(body, bytes) and request.content_length is not None:
+    if not isinstance(data, bytes) and request.content_length is not None:
         headers.append(("content-length", str(request.content_length)))
     limits = parts().limits
-    return Call(_path(), limits.refit, body, headers, limits.idle, request.method)
+    return Call(_path(), limits.refit, data, headers, limits.idle, request.method)
 
 
 def _wire(answer: tuple[int, dict[str, Any]]) -> Answer:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import trio
 from quart import Blueprint, g
 
 from ..control.client import Call
+from ..control.refit import LoraActive
+from ..control.unwrap import unwrap
 from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
 from ..pool.match import Targets, select
@@ -76,12 +79,24 @@ async def sync() -> Answer:
     within = _seconds(content, _SYNC)
     chosen = _chosen(content, mixed=True)
     parts().store.check()
-    success = await parts().agents.sync(chosen, within)
+    unwraps, began = body.query_flag("unwrap"), trio.current_time()
+    restarted = await unwrap(parts().weights, chosen, within, only_stuck=not unwraps)
+    left = max(0.0, within - (trio.current_time() - began))
+    success = await parts().agents.sync(chosen, left)
     await parts().store.commit()
+    ids = [worker.worker_id for worker in restarted]
+    if unwraps and (others := parts().ledgers.had_lora(chosen)):
+        raise LoraActive(
+            "These workers are wrapped still; restart them: the router launched none of them, or"
+            " they were not awake and idle in time",
+            details={"workers": [worker.worker_id for worker in others], "restarted": ids},
+        )
     targets = Targets.of(worker for worker in chosen if not worker.is_sleeping)
     called = set(targets.eligible)
+    success = success and called.issuperset(restarted)
     return {
         "success": success,
+        "restarted": ids,
         "workers": [_standing(worker) for worker in chosen if worker in called],
         "deferred": [_standing(worker) for worker in chosen if worker not in called],
     }, 200 if success else 504

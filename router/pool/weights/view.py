@@ -11,7 +11,7 @@ from ..match import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Admin, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
-from .recipe import SET_LORA, UPDATES, Plan, Recipe, WeightState
+from .recipe import FRESH, SET_LORA, UPDATES, Plan, Recipe, WeightState
 from .state import WorkerWeights, why_not_current
 
 
@@ -110,6 +110,12 @@ class LedgerView:
     def had_lora(self, workers: Iterable[Worker]) -> list[Worker]:
         """The workers whose process had a LoRA, or may have: updates would miss some layers."""
         return [worker for worker in workers if self.weight_state(worker).wrapped]
+
+    def restart_helps(self, worker: Worker) -> bool:
+        """Whether a fresh process in place of this one could be brought to the ledger's entry."""
+        ledger, can = self.ledger_of(worker), worker.capabilities
+        path = can.model_path if can else None
+        return ledger is not None and ledger.recipe.plan(FRESH, path).blocked is None
 
     def _settle_all(self, model: str) -> None:
         for worker, known in list(self._known.items()):
