@@ -191,7 +191,7 @@ def test_insecure_takes_any_certificate(
         assert (await serves(at, strange)).health is Health.HEALTHY
 
     run_deployed(test, worker_insecure=True)
-    assert "NOT CHECKED" in caplog.text
+    assert "NOT VERIFIED" in caplog.text
 
 
 @needs_openssl
