@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
-from attrs import define, field
+import trio
+from attrs import define, field, frozen
 
+from ..errors import RouterError
 from ..pool.lifecycle import MemoryEvent, reachable
-from ..pool.match import Targets, no_workers
+from ..pool.match import Targets, model_of, no_workers
 from ..pool.worker import Memory, Origin, Weights, Worker
 from .agent import Agents
 from .calls import Claim, Outcome, Row, answer
 from .client import Call
-from .operations import Operation, Work
+from .operations import Operation
 from .worker_memory import WorkerMemory, said
+
+
+@frozen
+class _Part:
+    """What came of a sleep or wake on the workers of one model. `settled`: how many needed no
+    call."""
+
+    rows: list[Row]
+    targets: Targets
+    settled: int = 0
+
+
+_Work: TypeAlias = Callable[[list[Worker], Operation[Any]], Awaitable[_Part]]
 
 
 @define(eq=False)
@@ -39,50 +54,77 @@ class MemoryControl:
         The work goes on if the caller is cancelled, unless its turn has not come. Raises
         PoolUnavailable if no worker can be called, StateUnavailable.
         """
-        return await self._do(partial(self._sleep, chosen, call), chosen)
+        part = await self._do(partial(self._sleep, chosen, call), chosen)
+        if part.targets.eligible:
+            return _answer(part, aim=True)
+        message = "All workers are already sleeping"
+        return 200, {"message": message, "sleeping_workers": part.settled, **_left_out(part)}
 
     async def wake(self, chosen: list[Worker], call: Call) -> Outcome:
         """Wake the chosen workers, like `sleep`; the answer comes when they are awake. Workers that
         still lack a weight change are among the `deferred`."""
-        return await self._do(partial(self._wake, chosen, call), chosen)
+        part = await self._do(partial(self._wake, chosen, call), chosen)
+        if part.targets.eligible or not part.settled:
+            return _answer(part, aim=False)
+        message = "All workers are already active"
+        return 200, {"message": message, "active_workers": part.settled, **_left_out(part)}
 
-    async def _do(self, work: Work[Outcome], chosen: list[Worker]) -> Outcome:
+    async def _do(self, work: _Work, chosen: list[Worker]) -> _Part:
+        """Do it on the workers of each model, in the line of that model: whatever holds one model
+        up holds up no other. The call fails if it fails for all models; otherwise the workers of a
+        model for which it fails have rows that say why."""
         self.worker_memory.store.check()
-        return await self.agents.operations.start(work, chosen, begun=False).result()
+        groups: dict[str | None, list[Worker]] = {}
+        for worker in chosen:
+            groups.setdefault(model_of(worker), []).append(worker)
+        found: list[_Part] = []
+        failed: list[RouterError] = []
+
+        async def one(group: list[Worker], operation: Operation[_Part]) -> None:
+            try:
+                found.append(await operation.result())
+            except RouterError as error:
+                failed.append(error)
+                rows = [
+                    Row.failed(worker, error.message, error.code, sent=False)
+                    for worker in group
+                    if not worker.removed
+                ]
+                found.append(_Part(rows, Targets([row.worker for row in rows], ())))
+
+        start = self.agents.operations.start
+        begun = [(g, start(partial(work, g), g, begun=False)) for g in groups.values()]
+        async with trio.open_nursery() as nursery:
+            for group, operation in begun:
+                nursery.start_soon(one, group, operation)
+        if len(failed) == len(begun):
+            raise failed[0]
+        return _together(found, chosen)
 
     async def _sleep(
-        self, chosen: list[Worker], call: Call, operation: Operation[Outcome]
-    ) -> Outcome:
+        self, chosen: list[Worker], call: Call, group: list[Worker], operation: Operation[_Part]
+    ) -> _Part:
         await operation.begin()
-        present = [worker for worker in chosen if not worker.removed]
-        late = [w for w in present if not self.worker_memory.sleeps(w)]
+        sleeps = self.worker_memory.sleeps
+        present = [worker for worker in group if not worker.removed]
+        late = [w for w in present if not sleeps(w)]
         sleeping = [w for w in present if w not in late and not w.is_dead]
-        eligible = [w for w in late if reachable(w)]
-        targets = Targets(eligible, [w for w in late if w not in eligible])
-        if not eligible and not sleeping:
+        if not any(reachable(w) or (sleeps(w) and not w.is_dead and not w.removed) for w in chosen):
             raise no_workers()
+        targets = Targets.of(late)
         intents = dict.fromkeys(late, Memory.FALLING_ASLEEP)
-        rows = await self._bring(operation, eligible, intents, MemoryEvent.SLEEP, call)
-        if eligible:
-            return _answer(rows, targets, aim=True)
-        message = "All workers are already sleeping"
-        return 200, {
-            "message": message,
-            "sleeping_workers": len(sleeping),
-            **_left_out(targets),
-        }
+        rows = await self._bring(operation, targets.eligible, intents, MemoryEvent.SLEEP, call)
+        return _Part(rows, targets, len(sleeping))
 
     async def _wake(
-        self, chosen: list[Worker], call: Call, operation: Operation[Outcome]
-    ) -> Outcome:
+        self, chosen: list[Worker], call: Call, group: list[Worker], operation: Operation[_Part]
+    ) -> _Part:
         await operation.begin()
-        present = [worker for worker in chosen if not worker.removed]
+        present = [worker for worker in group if not worker.removed]
         targets = Targets.of(w for w in present if w.is_sleeping)
         eligible, deferred = targets.eligible, targets.deferred
         awake = [w for w in present if not w.is_sleeping and not w.is_dead]
-        # A launched worker that died asleep is started again, because it may wake now.
-        launched = any(worker.origin is Origin.LAUNCHED for worker in deferred)
-        if not eligible and not awake and not launched:
+        if not any(_may_wake(worker) for worker in chosen if not worker.removed):
             raise no_workers()
         # A wake is stored as a sleep until it has an outcome: the GPU is not the worker's yet.
         intents = {
@@ -94,15 +136,11 @@ class MemoryControl:
         rows = await self._bring(operation, eligible, intents, MemoryEvent.WAKE, call)
         up = [w for w in present if not w.is_sleeping and not w.is_dead and not w.removed]
         behind = [worker for worker in up if worker.weights is not Weights.CURRENT]
-        targets = Targets(eligible, [*deferred, *behind])
-        if eligible or not awake:
-            return _answer(rows, targets, aim=False)
-        message = "All workers are already active"
-        return 200, {"message": message, "active_workers": len(awake), **_left_out(targets)}
+        return _Part(rows, Targets(eligible, [*deferred, *behind]), len(awake))
 
     async def _bring(
         self,
-        operation: Operation[Outcome],
+        operation: Operation[_Part],
         eligible: Sequence[Worker],
         intents: Mapping[Worker, Memory],
         event: MemoryEvent,
@@ -143,16 +181,35 @@ class MemoryControl:
             raise
 
 
-def _answer(rows: list[Row], targets: Targets, *, aim: bool) -> Outcome:
+def _may_wake(worker: Worker) -> bool:
+    """Whether a wake may have an effect on the worker, or needs none. A launched worker that died
+    asleep is started again, because it may wake now."""
+    if worker.is_sleeping:
+        return reachable(worker) or worker.origin is Origin.LAUNCHED
+    return not worker.is_dead
+
+
+def _together(found: list[_Part], chosen: list[Worker]) -> _Part:
+    """The parts as one, in the order of the chosen workers."""
+    at = {worker: number for number, worker in enumerate(chosen)}
+    rows = sorted((row for part in found for row in part.rows), key=lambda row: at[row.worker])
+    targets = Targets(
+        sorted((w for part in found for w in part.targets.eligible), key=at.__getitem__),
+        sorted((w for part in found for w in part.targets.deferred), key=at.__getitem__),
+    )
+    return _Part(rows, targets, sum(part.settled for part in found))
+
+
+def _answer(part: _Part, *, aim: bool) -> Outcome:
     """Status and body. A worker whose answer denies the wanted state has not succeeded."""
-    if not rows and targets.eligible:
+    if not part.rows and part.targets.eligible:
         raise no_workers()  # all workers were removed
-    status, body = answer(rows, targets)
-    if status == 200 and any(said(row, aim=aim) is not aim for row in rows):
+    status, body = answer(part.rows, part.targets)
+    if status == 200 and any(said(row, aim=aim) is not aim for row in part.rows):
         status, body["success"] = 502, False
     return status, body
 
 
-def _left_out(targets: Targets) -> dict[str, Any]:
+def _left_out(part: _Part) -> dict[str, Any]:
     """Partial success must not look like success: name the workers that could not be called."""
-    return {"deferred": targets.deferred_rows()} if targets.deferred else {}
+    return {"deferred": part.targets.deferred_rows()} if part.targets.deferred else {}

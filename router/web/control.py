@@ -84,13 +84,13 @@ async def tell() -> Answer:
 async def sleep() -> Answer:
     """Make every eligible worker give back its GPU memory."""
     call = _call(await upload().whole())
-    return _wire(await parts().memory.sleep(_chosen(), call))
+    return _wire(await parts().memory.sleep(_chosen(mixed=True), call))
 
 
 async def wake() -> Answer:
     """Make every sleeping worker take its GPU memory again."""
     call = _call(await upload().whole())
-    return _wire(await parts().memory.wake(_chosen(), call))
+    return _wire(await parts().memory.wake(_chosen(mixed=True), call))
 
 
 for _name in _CHANGES:

@@ -88,9 +88,6 @@ def test_several_models_want_a_name_and_nothing_is_touched(run_pool: RunPool) ->
             assert body["models"] == ["image/a", "image/other"]
             assert "image/a, image/other" in body["error"]
             assert untouched(path, a, b, c)
-        for path in ("/release_memory_occupation", "/resume_memory_occupation"):
-            is_ours(await pool.http.post(path), 400, "ambiguous_target")
-            assert untouched(path, a, b, c)
 
         path, content = "/update_weights_from_disk", {"model_path": "v2"}
         ok(await pool.http.post(path, json=content, params={"model": "image/a"}), a, c)
