@@ -53,6 +53,7 @@ _FIELDS = (
     Field("simulate_bytes", "int"),
 )
 _STEPS = 50
+_MOST_OUTPUTS = 1024  # the real worker has no bound
 _CHANNELS = 16
 _SDE_TYPES = ("sde", "cps", "ode")
 
@@ -81,7 +82,9 @@ class RolloutApi:
         output = output_type(self.state.config.task)
         frames = values["num_frames"] or 81 if output == "VIDEO" else 1
         try:
-            made = plan(self.state, values, output, frames=frames, checked=False)
+            made = plan(
+                self.state, values, output, frames=frames, checked=False, most_outputs=_MOST_OUTPUTS
+            )
         except Refusal as refusal:
             raise _invalid(refusal) from None
         work = submit(self.state, "rollout", made, exchange)

@@ -62,8 +62,10 @@ def plan(
     frames: int = 1,
     inputs: str = "",
     checked: bool = True,
+    most_outputs: int = MOST_OUTPUTS,
 ) -> Plan:
-    """Raises a 400 `Refusal` where the real worker answers one; `checked`: also for the task."""
+    """Raises a 400 `Refusal` where the real worker answers one; `checked`: also for the task.
+    `most_outputs`: as many as the endpoint makes."""
     if checked:
         chosen_task(state, values.get("task_type"), output, with_input=bool(inputs))
     width, height = size_of(values, output)
@@ -79,7 +81,7 @@ def plan(
             raise detail(400, f"{name} must be positive")
         if value is not None and value > most:
             raise detail(400, f"{name} must be at most {most}, as a simulation draws no more")
-    outputs = max(1, min(int(outputs), MOST_OUTPUTS))
+    outputs = max(1, min(int(outputs), most_outputs))
     return Plan(
         str(uuid.uuid4()),
         Shape(output, width, height, steps or _DEFAULT_STEPS[output], frames),
