@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import trio
@@ -141,10 +141,7 @@ class Dispatcher:
         if self._ejection.next_look() <= now:
             self._ejection.look(now)
         if not tried and (worker := self.queue.at_once(facts)):
-            lease = self._registry.lease(worker, _new_hold(facts, worker, now))
-            self.queue.taken(worker)
-            self._rate.count(now)
-            return lease
+            return self._take(facts, worker, now)
         parked = _Parked(facts, self._rank(facts, now), now, frozenset(tried))
         self._held += held
         try:
@@ -184,6 +181,22 @@ class Dispatcher:
             self.queue.drop(parked)
         assert parked.lease is not None
         return parked.lease
+
+    def beside(self, facts: Facts, leases: Sequence[Lease]) -> Lease | None:
+        """One more lease beside these for the same request: on another worker that is free now and
+        has the same weights. It overtakes no request, because none waits while a worker is usable.
+        """
+        taken = {lease.worker for lease in leases}
+        worker = self.queue.another(facts, taken, leases[0].weight_version)
+        if worker is None or self._closed:
+            return None
+        return self._take(facts, worker, trio.current_time())
+
+    def _take(self, facts: Facts, worker: Worker, now: float) -> Lease:
+        lease = self._registry.lease(worker, _new_hold(facts, worker, now))
+        self.queue.taken(worker)
+        self._rate.count(now)
+        return lease
 
     def _note_refusal(self, facts: Facts, error: RouterError, waited: float) -> None:
         self._registry.bus.publish(events.Refused(facts, error, waited))

@@ -38,6 +38,7 @@ class ExchangeRecord:
     sent: int = 0
     status: int | None = None
     code: str | None = None  # of the error sent to the client, or of the early end
+    _deliveries: int = field(init=False, default=0)  # workers that may have the whole request
 
     @property
     def what(self) -> str:
@@ -50,6 +51,18 @@ class ExchangeRecord:
         self.tries += 1
         if self.leased is None:
             self.leased = trio.current_time()
+
+    def deliver(self, incarnation: int | None) -> None:
+        """A worker's process may have the whole request, or a whole part of it, from now on."""
+        self._deliveries += 1
+        self.delivered = trio.current_time()
+        self.incarnation = incarnation if self._deliveries == 1 else None
+
+    def take_back(self) -> None:
+        """One of these workers has not got it after all."""
+        self._deliveries -= 1
+        if not self._deliveries:
+            self.delivered = None
 
     def answer(self, status: int) -> None:
         """The head of the answer is sent."""

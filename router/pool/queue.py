@@ -10,7 +10,7 @@ served at once or has no request to overtake. And no request waits without hope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from attrs import define, field
 
@@ -21,7 +21,7 @@ from .lines import Line, Shares, Waiting
 from .match import NEED_SLOT, AmbiguousModel, Candidates, Facts, Need, Wants, refusal
 from .policies import Policy
 from .versions import Bounds
-from .worker import Worker
+from .worker import UNKNOWN_VERSION, Worker
 
 _MOST_IDLE_LINES = 256  # idle lines that are kept: policies know lines by name
 _MOST_WANTS = 4096  # wants whose line is remembered: clients may name any model
@@ -85,6 +85,15 @@ class Queue:
         if not free:
             return None
         return self.policy.choose(list(free), line.key, facts)
+
+    def another(self, facts: Facts, taken: Container[Worker], version: int | None) -> Worker | None:
+        """As `at_once`, but not one of the `taken` workers, and with this version's weights. None
+        if the version is unknown: two unknown ones may differ."""
+        if version is None or version == UNKNOWN_VERSION:
+            return None
+        line = self._line(facts.wants)
+        free = [w for w in line.serving.free if w not in taken and w.weight_version == version]
+        return self.policy.choose(free, line.key, facts) if free else None
 
     def taken(self, worker: Worker) -> None:
         """A slot of the worker was occupied."""

@@ -19,6 +19,7 @@ from ..pool.worker import Worker
 from ..store.store import Store
 from ..text import segment
 from . import headers as heads
+from . import split
 from .encoding import readable_only
 from .forward import CutOff, Forwarder
 from .idempotency import HEADER, Idempotency
@@ -200,10 +201,12 @@ class Relay:
                 if route.how is How.SUBMIT:
                     self.store.check()  # no worker starts a job that the store could not record
                 key = heads.value(exchange.headers, HEADER) if route.how in _ONCE else None
-                if key is None:
-                    await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
-                else:
+                if key is not None:
                     await self._once(key, exchange, route, watching, scope.cancel)
+                elif split.meant(exchange):
+                    await split.run(self.forwarder, exchange, route)
+                else:
+                    await self.forwarder.run(exchange, route, owner=owner, watcher=watching)
             except RouterError as error:
                 await self._refuse(exchange, error)
             except CutOff as cut:

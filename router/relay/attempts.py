@@ -39,29 +39,53 @@ class Attempts:
     latest_issued: Callable[[str | None], int] = lambda _: 0
     labelled: Callable[[str | None, str], int | None] = lambda _, __: None
 
+    def looked_up(self, facts: Facts) -> Facts:
+        """The facts with the versions in numbers. Raises NeverIssued or BadRequest."""
+        if facts.asked is None:
+            return facts
+        named = partial(self.labelled, facts.model)
+        bounds = facts.asked.bounds(named, self.latest_issued(facts.model))
+        return evolve(facts, asked=None, bounds=bounds)
+
+    async def several(self, facts: Facts, most: int, *, held: int = 0) -> list[Lease]:
+        """At most `most` leases on different workers with the same weights: one that is waited for,
+        and others that are free at that moment. `run` gets each of them, before any checkpoint.
+
+        Raises PoolUnavailable if no worker fits, or Passed.
+        """
+        leases = [await self.dispatcher.lease(facts, held=held)]
+        while len(leases) < most and (another := self.dispatcher.beside(facts, leases)):
+            leases.append(another)
+        return leases
+
     async def run(
-        self, facts: Facts, attempt: Callable[[Lease], Awaitable[None]], *, held: int = 0
+        self,
+        facts: Facts,
+        attempt: Callable[[Lease], Awaitable[None]],
+        *,
+        held: int = 0,
+        first: Lease | None = None,
     ) -> None:
         """Call `attempt` with a lease that ends with the call. `held` is the size of the body that
-        waits in memory until then. After TryAnother the next worker is tried.
+        waits in memory until then. After TryAnother the next worker is tried. `first` is a lease
+        that was granted before.
 
         Raises the last failure, PoolUnavailable if no worker fits at the start, NeverIssued or
         Passed.
         """
-        if facts.asked is not None:
-            named = partial(self.labelled, facts.model)
-            facts = evolve(facts, bounds=facts.asked.bounds(named, self.latest_issued(facts.model)))
+        facts = self.looked_up(facts)
         tried: list[Worker] = []
         failure: WorkerFailed | None = None
         while failure is None or len(tried) <= self.retries:
             try:
-                lease = await self.dispatcher.lease(facts, tried=tried, held=held)
+                lease = first or await self.dispatcher.lease(facts, tried=tried, held=held)
             except Cancelled:
                 raise
             except RouterError:
                 if failure is not None:
                     break
                 raise
+            first = None
             with lease:
                 try:
                     await attempt(lease)

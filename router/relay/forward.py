@@ -89,17 +89,19 @@ class Forwarder:
         facts: Facts,
         owner: Worker | None,
         watcher: Watcher | None,
+        first: Lease | None = None,
     ) -> None:
-        """Relay a request whose body was read. Raises what `run` raises."""
+        """Relay a request whose body was read; `first` is a lease that was granted before. Raises
+        what `run` raises."""
 
         async def attempt(lease: Lease) -> None:
             exchange.record.lease(lease.worker.url)
             # Reads of jobs and files do not queue behind generations.
             patience = self.limits.response if owner is None else min(_OWNER, self.limits.response)
-            await self._at(lease, exchange, body, watcher, patience, chosen=owner is None)
+            await self.at(lease, exchange, body, watcher, patience, chosen=owner is None)
 
         if owner is None:
-            await self.attempts.run(facts, attempt, held=len(body.held))
+            await self.attempts.run(facts, attempt, held=len(body.held), first=first)
             return
         with self.attempts.registry.lease(owner) as lease:
             lease.weight_version = None  # today's weights did not make the asset
@@ -114,7 +116,7 @@ class Forwarder:
                     details={"worker_url": owner.url},
                 ) from failed
 
-    async def _at(
+    async def at(
         self,
         lease: Lease,
         exchange: Exchange,
@@ -122,8 +124,9 @@ class Forwarder:
         watcher: Watcher | None,
         patience: float,
         *,
-        chosen: bool,
+        chosen: bool = True,
     ) -> None:
+        """One exchange at the worker of the lease."""
         attempt = _Attempt(self, exchange, body, lease, watcher, patience, chosen)
         try:
             await attempt.run()
@@ -257,16 +260,15 @@ class _Attempt:
         self.delivered = last
         record, worker = self.exchange.record, self.lease.worker
         if last:
-            record.delivered = trio.current_time()
-            record.incarnation = worker.incarnation if worker.suspicion is None else None
+            record.deliver(worker.incarnation if worker.suspicion is None else None)
         idle = self.forwarder.limits.idle
         try:
             await connection.send(data, patience=idle)
         except Broken:
-            self.delivered, record.delivered = False, None
+            self._take_back()
             raise
         except trio.TooSlowError:
-            self.delivered, record.delivered = False, None
+            self._take_back()
             raise WorkerTimeout(
                 f"Worker {worker.url} took no byte of the request for {idle:g} s",
                 code="idle_timeout",
@@ -276,6 +278,12 @@ class _Attempt:
             self.forwarder.attempts.dispatcher.delivered(self.lease)
         if self.consumed or not self._repeatable:
             self.body.release()  # the body cannot be sent again, and answers can take long
+
+    def _take_back(self) -> None:
+        """The worker has not got the whole request after all."""
+        if self.delivered:
+            self.delivered = False
+            self.exchange.record.take_back()
 
     async def _answer(self, connection: Connection, head: Head) -> None:
         exchange, worker = self.exchange, self.lease.worker

@@ -39,8 +39,10 @@ _END_TO_END = frozenset(
         b"x-router-hops",
     }
 )
-_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", *versions.HEADERS})
-_RESPONSE_ONLY = frozenset({b"x-request-id", b"x-worker-id", b"x-weight-version"})
+_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", b"x-split", *versions.HEADERS})
+_RESPONSE_ONLY = frozenset(
+    {b"x-request-id", b"x-worker-id", b"x-weight-version", b"x-split-workers"}
+)
 
 
 # A URL with a host, in visible ASCII. Browsers drop other characters before they read a URL.

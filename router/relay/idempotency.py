@@ -19,6 +19,7 @@ from ..errors import Conflict, RouterError, StateUnavailable, WorkerFailed
 from ..front.errors import internal_error
 from ..pool.match import Facts
 from . import facts as reading
+from . import split
 from .body import Body, name_in
 from .exchange import Exchange
 from .forward import GATEWAY, CutOff, Forwarder
@@ -87,7 +88,10 @@ class Idempotency:
         exchange.on_gone(made.gone)
         failure: RouterError | None = None
         try:
-            await self.forwarder.relay(made, body, facts, None, watcher)
+            if split.meant(exchange):
+                await split.relay(self.forwarder, made, body, facts)
+            else:
+                await self.forwarder.relay(made, body, facts, None, watcher)
         except RouterError as error:
             # Kept, and answered to several clients: without what the traceback holds.
             failure = error.with_traceback(None)

@@ -15,6 +15,7 @@ from router.pool.lifecycle import Probe
 from router.pool.policies import RoundRobin
 from router.pool.registry import Registry
 from router.pool.worker import Capabilities, Origin
+from router.relay import split
 from router.relay.attempts import Attempts
 from router.relay.body import Limits
 from router.relay.forward import Forwarder
@@ -89,7 +90,12 @@ class Rig:
         return worker
 
     async def exchange(self, exchange: FakeExchange) -> None:
-        await self.forwarder.run(exchange, find(exchange.method, exchange.path))
+        route = find(exchange.method, exchange.path)
+        exchange.record.route = route.path
+        if split.meant(exchange):
+            await split.run(self.forwarder, exchange, route)
+        else:
+            await self.forwarder.run(exchange, route)
 
     async def nothing_left(self, tasks: int) -> None:
         """No lease, no connection but idle ones, and no more tasks than so many and one for each

@@ -1,0 +1,221 @@
+"""Rollouts whose group is split over simulated workers, by a whole router."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from router.pool.worker import Worker
+from simulated_worker import SimulatedWorker
+from simulated_worker.msgpack import decode
+from tests.integration.api.pools import Member, RunPool, is_ours, run_with_pool
+from tests.integration.deployment import Deployment, until
+from tests.integration.test_dispatch import LONG
+
+PATH = "/rollout/generate"
+SPLIT = {"x-split": "true"}
+MODEL = {"model_path": "m"}
+STEPS_PER_SECOND = 42e6 / 64**2
+
+
+@pytest.fixture
+def run_pool() -> RunPool:
+    return run_with_pool
+
+
+def rollout(count: int = 7, **more: Any) -> dict[str, Any]:
+    # Seeds of different lengths in msgpack.
+    shape = {"width": 64, "height": 64, "num_inference_steps": 2}
+    return {"prompt": "a kite", "seed": 126, "num_outputs_per_prompt": count, **shape, **more}
+
+
+def slow(seconds: float, count: int) -> dict[str, Any]:
+    steps = round(seconds * STEPS_PER_SECOND)
+    return rollout(count, num_inference_steps=steps, rollout=False)  # no tensors of all steps
+
+
+def comparable(content: bytes) -> bytes:
+    """The very bytes, but for what is never the same in two answers of a worker."""
+    for sample in decode(content):
+        assert sample["peak_memory_mb"] is None
+        seconds = b"\xcb" + struct.pack(">d", sample["inference_time_s"])
+        content = content.replace(sample["request_id"].encode(), b"id").replace(seconds, b"s")
+    return content
+
+
+def makers(answer: httpx.Response) -> list[tuple[str, int]]:
+    """Who made how many samples, in their order."""
+    words = [word.split(";n=") for word in answer.headers["x-split-workers"].split(", ")]
+    return [(name, int(count)) for name, count in words]
+
+
+def seeds(worker: SimulatedWorker) -> list[list[int]]:
+    return [entry.facts["seeds"] for entry in worker.log.generations()]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"rollout_return_dit_trajectory": True, "rollout_return_step_indices": [0]},
+        {"rollout": False},
+        {"simulate_bytes": 3_000_000},
+    ],
+)
+def test_a_split_group_has_the_bytes_of_the_whole_one(
+    run_pool: RunPool, more: dict[str, Any]
+) -> None:
+    async def test(pool: Deployment, *members: Member) -> None:
+        body = rollout(**more)
+        async with httpx.AsyncClient(base_url=members[0].url, trust_env=False) as direct:
+            expected = await direct.post(PATH, json=body)
+        before = len(members[0].sim.log.generations())
+        answer = await pool.http.post(PATH, json=body, headers=SPLIT)
+        assert answer.status_code == 200, answer.text
+        same = comparable(answer.content) == comparable(expected.content)
+        assert same  # pytest would print megabytes
+        assert answer.headers["content-type"] == expected.headers["content-type"]
+        assert answer.headers["x-weight-version"] == "0"
+        found = makers(answer)
+        assert [count for _, count in found] == [3, 2, 2]
+        assert answer.headers["x-worker-id"] == found[0][0]
+        by_id = {member.id: member for member in members}
+        first = 126
+        for name, count in found:
+            member = by_id.pop(name)
+            made = seeds(member.sim)[before if member is members[0] else 0 :]
+            assert made == [list(range(first, first + count))]
+            first += count
+            sent = dict(member.asked("POST", PATH)[-1].headers)
+            assert "x-split" not in sent
+        assert not by_id
+        for member in members:
+            assert not member.known.holds
+
+    run_pool(test, MODEL, MODEL, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({}, rollout()), ({"x-split": "false"}, rollout()), (SPLIT, rollout(1))],
+)
+def test_what_is_not_split_passes_unchanged(
+    run_pool: RunPool, headers: dict[str, str], body: dict[str, Any]
+) -> None:
+    async def test(pool: Deployment, *members: Member) -> None:
+        answer = await pool.http.post(PATH, json=body, headers=headers)
+        assert len(decode(answer.content)) == body["num_outputs_per_prompt"]
+        assert "x-split-workers" not in answer.headers
+        assert answer.headers["content-length"] == str(len(answer.content))
+        assert sum(len(seeds(member.sim)) for member in members) == 1
+
+    run_pool(test, MODEL, MODEL)
+
+
+def test_only_workers_that_are_free_get_parts(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, one: Member, two: Member) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(post, pool, slow(LONG, 1), [])
+            await until(lambda: running(one) + running(two) == 1)
+            answer = await pool.http.post(PATH, json=rollout(2), headers=SPLIT)
+            assert len(decode(answer.content)) == 2
+            assert "x-split-workers" not in answer.headers
+            for member in (one, two):
+                member.sim.scheduler.hurry()
+
+    run_pool(test, {**MODEL, "time_scale": 1.0}, {**MODEL, "time_scale": 1.0})
+
+
+async def post(pool: Deployment, body: dict[str, Any], answers: list[httpx.Response]) -> None:
+    answers.append(await pool.http.post(PATH, json=body, headers=SPLIT, timeout=60))
+
+
+def running(member: Member) -> int:
+    return len(member.sim.scheduler.running)
+
+
+def test_a_group_that_cannot_be_split_exactly_is_refused(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, *members: Member) -> None:
+        for wrong in ({"seed": None}, {"rollout_return_denoising_env": True}):
+            answer = await pool.http.post(PATH, json=rollout(**wrong), headers=SPLIT)
+            is_ours(answer, 400, "cannot_split")
+        answer = await pool.http.post(PATH, json=rollout(), headers={"x-split": "yes"})
+        is_ours(answer, 400, "invalid_header")
+        big = rollout(prompt="x" * 1_000_000)
+        is_ours(await pool.http.post(PATH, json=big, headers=SPLIT), 400, "cannot_split")
+        assert [seeds(member.sim) for member in members] == [[], []]
+
+    run_pool(test, MODEL, MODEL, peek_limit=1024)
+
+
+def test_one_part_that_fails_fails_the_whole_and_the_others_go_on(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, one: Member, two: Member) -> None:
+        one.sim.faults.add("fail_next_generation", message="out of memory")
+        answers: list[httpx.Response] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(post, pool, slow(LONG, 4), answers)
+            await until(lambda: running(one) and running(two))
+            one.sim.scheduler.hurry()
+        [answer] = answers
+        assert (answer.status_code, answer.json()) == (500, {"detail": "out of memory"})
+        assert answer.headers["x-worker-id"] == one.id
+        assert answer.headers.get_list("x-should-retry") == ["false"]
+        assert "x-split-workers" not in answer.headers
+        assert (one.known.ghosts, two.known.ghosts) == (0, 1)
+        two.sim.scheduler.hurry()
+        await until(lambda: not two.known.holds)
+
+    run_pool(test, {**MODEL, "time_scale": 1.0}, {**MODEL, "time_scale": 1.0})
+
+
+def test_a_client_that_leaves_leaves_ghosts(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, one: Member, two: Member) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(post, pool, slow(LONG, 4), [])
+            await until(lambda: running(one) and running(two))
+            nursery.cancel_scope.cancel()
+        known: list[Worker] = [one.known, two.known]
+        await until(lambda: all(worker.ghosts == 1 for worker in known))
+        assert not any(worker.leases for worker in known)
+        for member in (one, two):
+            member.sim.scheduler.hurry()
+        await until(lambda: not any(worker.holds for worker in known))
+
+    run_pool(test, {**MODEL, "time_scale": 1.0}, {**MODEL, "time_scale": 1.0})
+
+
+def test_a_key_gets_a_split_group_once(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, *members: Member) -> None:
+        headers = {**SPLIT, "idempotency-key": "k"}
+        first, second = [
+            await pool.http.post(PATH, json=rollout(), headers=headers) for _ in range(2)
+        ]
+        assert second.headers["idempotent-replayed"] == "true"
+        assert second.headers["x-split-workers"] == first.headers["x-split-workers"]
+        assert len(decode(first.content)) == 7
+        same = first.content == second.content
+        assert same
+        assert [len(seeds(member.sim)) for member in members] == [1, 1]
+
+    run_pool(test, MODEL, MODEL)
+
+
+def test_a_slow_client_holds_nothing_in_the_router(run_pool: RunPool) -> None:
+    """The answers wait at their workers, whose slots are free."""
+
+    async def test(pool: Deployment, *members: Member) -> None:
+        body = rollout(2, simulate_bytes=30_000_000)
+        async with pool.http.stream("POST", PATH, json=body, headers=SPLIT) as slow_one:
+            assert slow_one.status_code == 200
+            assert not any(member.known.holds for member in members)
+            sent = [member.asked("POST", PATH)[0].sent_bytes for member in members]
+            assert all(size < 20_000_000 for size in sent)
+            size = sum([len(piece) async for piece in slow_one.aiter_raw(1024 * 1024)])
+        assert size > 60_000_000
+        await until(lambda: not any(member.known.leases for member in members))
+
+    run_pool(test, MODEL, MODEL)
