@@ -7,7 +7,9 @@ makespan, from the first request sent to the last generation done, over the lowe
 scheduler can beat: all work at all speeds, or the longest generation on the fastest worker.
 "push" is the same router with unlimited slots: requests go to a worker at once.
 
-Second part: the pool alone, with 1,000 workers and 10,000 waiting requests.
+Second part: one group of 16 rollout samples on 8 idle workers, whole and split (`X-Split`).
+
+Third part: the pool alone, with 1,000 workers and 10,000 waiting requests.
 """
 
 from __future__ import annotations
@@ -130,12 +132,12 @@ def router(flags: list[str]) -> Iterator[int]:
             process.communicate(timeout=30)
 
 
-async def call(port: int, method: str, path: str, content: object = None) -> bytes:
+async def call(port: int, method: str, path: str, content: object = None, more: str = "") -> bytes:
     """One request on a connection of its own; the body of its answer, which must be a 200."""
     body = json.dumps(content).encode() if content is not None else b""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
-        head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}"
         head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         await stream.send_all(head.encode() + body)
         data = bytearray()
@@ -226,6 +228,46 @@ def burst_table(seed: int, *, quick: bool) -> None:
 
 
 # Second part.
+
+GROUP, FLEET = 16, 8
+
+
+async def group_makespans(port: int, seconds: float, rounds: int) -> list[tuple[float, float]]:
+    """Seconds that a client waits for a group, whole and split; `seconds` is one sample's time."""
+    async with trio.open_nursery() as nursery:
+        workers: list[SimulatedWorker] = []
+        for _ in range(FLEET):
+            config = WorkerConfig(port=0, warmup_seconds=0, load_seconds=0)
+            workers.append(await nursery.start(serve_worker, config))
+            await call(port, "POST", f"/workers?url={workers[-1].url}")
+        steps = round(seconds * _IMAGE_RATE / 64**2)
+        body = {"prompt": "p", "seed": 1, "width": 64, "height": 64, "num_inference_steps": steps}
+        body |= {"num_outputs_per_prompt": GROUP, "rollout_debug_mode": False}
+
+        async def waited(more: str) -> float:
+            begun = time.monotonic()
+            await call(port, "POST", "/rollout/generate", body, more)
+            return time.monotonic() - begun
+
+        await call(port, "POST", "/v1/images/generations", image(0.1))
+        pairs = [(await waited(""), await waited("x-split: true\r\n")) for _ in range(rounds)]
+        for worker in workers:
+            worker.kill()
+    return pairs
+
+
+def group_table(*, quick: bool) -> None:
+    seconds, rounds = (0.1, 1) if quick else (0.5, 5)
+    with router([]) as port:
+        pairs = trio.run(group_makespans, port, seconds, rounds)
+    whole_s, split_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(split / whole for whole, split in pairs)
+    print(f"\nOne group of {GROUP} on {FLEET} workers, {seconds:g} s a sample\n")
+    print("| | whole | split | share |\n| --- | --- | --- | --- |")
+    print(f"| seconds | {whole_s:.2f} | {split_s:.2f} | {ratio:.3f} |", flush=True)
+
+
+# Third part.
 
 WORKERS, WAITING = 1_000, 10_000
 
@@ -339,7 +381,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer setups and smaller bursts")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only-group", action="store_true", help="only the second part")
     options = parser.parse_args()
+    group_table(quick=options.quick)
+    if options.only_group:
+        return
     assignment_table(quick=options.quick)
     burst_table(options.seed, quick=options.quick)
 
