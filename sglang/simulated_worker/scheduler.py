@@ -208,7 +208,8 @@ class Scheduler:
         return batch
 
     def hurry(self) -> None:
-        """End the generations that are running now: for tests, which make them slow first."""
+        """End what is running now, generations or a control call: for tests, which make it slow
+        first."""
         for work in self.running:
             work.hurried.set()
 
@@ -255,7 +256,8 @@ class Scheduler:
         assert work.act is not None
         work.entry.start, work.entry.outcome = now(), "running"
         try:
-            await trio.sleep(work.seconds)
+            with trio.move_on_after(work.seconds):
+                await work.hurried.wait()
             if not work.finished.is_set():
                 work.finish(result=work.act())
         except (SchedulerError, WeightsError) as error:
