@@ -23,6 +23,7 @@ from ..control.operations import Operations
 from ..control.persistence import PoolPersistence
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
+from ..control.runs import Runs
 from ..control.watch import Watchman
 from ..control.worker_memory import WorkerMemory
 from ..dispatch import Dispatcher, QueueLimits
@@ -52,7 +53,7 @@ from ..store.store import Store
 from ..web.app import create_app
 from ..web.parts import CallLimits, Parts
 from .launched import make_fleet, prove, restart
-from .start import is_loopback
+from .start import is_loopback, run_of
 
 logger = logging.getLogger("router.service")
 
@@ -96,6 +97,8 @@ def assemble(
         store.restored(Change).values(),
         trusted=trusts_absence(store.absence, settings.trust_downtime),
     )
+    runs = Runs(ledgers, store, registry.bus)
+    runs.start(run_of(settings), fresh=settings.fresh_weights)
     dispatcher = _dispatcher(settings, registry)
     operations = Operations()
     shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
@@ -133,6 +136,7 @@ def assemble(
         client=client,
         jobs=jobs,
         ledgers=ledgers,
+        runs=runs,
         weights=weights,
         transactions=Transactions(weights),
         agents=agents,

@@ -183,8 +183,7 @@ async def _serve(
             ours = [] if settings.keep_workers else _ending(parts.ledgers)
             await fleet.close()
             if not settings.resume_weights:
-                for model in ours:  # all workers with these weights have ended
-                    parts.ledgers.begin_anew(model)
+                parts.runs.ended(ours)
             persistence.put_speeds()
             nursery.cancel_scope.cancel()
 

@@ -55,6 +55,11 @@ def open_store(settings: RouterSettings) -> Store:
         return Store()
 
 
+def run_of(settings: RouterSettings) -> str | None:
+    """The name of the trainer's run; None if it is not known."""
+    return settings.run_id or os.environ.get("SGLANG_D_ROUTER_RUN_ID") or None
+
+
 def static_workers(settings: RouterSettings) -> dict[str, int | None]:
     """The workers in the settings, by normalised URL, with their configured slots."""
     found: dict[str, int | None] = {normalise_url(url): None for url in settings.worker_urls}

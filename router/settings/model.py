@@ -241,6 +241,16 @@ class RouterSettings(Settings):
         "if the router was down for less than this time, treat workers as the same processes"
         " without proof",
     )
+    run_id: Annotated[str | None, Text(optional=True, metavar="ID")] = setting(
+        None,
+        "name of the trainer's run; weight versions continue only while it stays the same",
+        default_text="the environment variable SGLANG_D_ROUTER_RUN_ID",
+    )
+    fresh_weights: bool = setting(
+        "off",
+        "begin anew with weights at this start: keep no recipe of the old state, and have workers"
+        " load the weights of their start; numbers continue",
+    )
     resume_weights: bool = setting(
         "off",
         "keep the weight versions of a model whose workers all end with the router; without this"

@@ -14,6 +14,7 @@ from ..control.memory import MemoryControl
 from ..control.names import Names
 from ..control.open_transactions import Transactions
 from ..control.refit import WeightControl
+from ..control.runs import Runs
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..pool.registry import Registry
@@ -63,6 +64,7 @@ class Parts:
     client: ControlClient
     jobs: JobControl
     ledgers: Ledgers
+    runs: Runs
     weights: WeightControl
     transactions: Transactions
     agents: Agents

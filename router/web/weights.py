@@ -47,12 +47,17 @@ async def show() -> dict[str, Any]:
 
 @blueprint.post("/weights")
 async def attest() -> dict[str, Any]:
-    """Attest which version workers have; without `workers`, which version the ledger has."""
+    """Attest which version workers have; without `workers`, which version the ledger has. With
+    `run`, first name the trainer's run: another one begins anew."""
     content = await body.json_object()
-    body.only(content, ("model", "weight_version", "label", "workers"))
-    version = body.version(content)
+    body.only(content, ("model", "weight_version", "label", "workers", "run"))
+    version, run = body.version(content), _text(content, "run")
+    if version is None and run is None:
+        raise BadRequest("The field 'weight_version' or 'run' is required", code="missing_field")
+    began = None if run is None else await _begin_run(content, run)
     if version is None:
-        raise BadRequest("The field 'weight_version' is required", code="missing_field")
+        shown = [_ledger_payload(parts().ledgers.ledger(model)) for model in _models()]
+        return {"status": "success", "run": run, "begun_anew": began, "models": shown}
     chosen = _chosen(content)
     model = parts().weights.one_model(chosen)
     ledger = parts().ledgers.ledger(model)
@@ -68,7 +73,25 @@ async def attest() -> dict[str, Any]:
     parts().ledgers.attest(model, version, label, None if named is None else chosen)
     parts().agents.look(chosen)
     await parts().store.commit()
-    return {"status": "success", **_ledger_payload(ledger)}
+    said = {} if run is None else {"begun_anew": began}
+    return {"status": "success", **said, **_ledger_payload(ledger)}
+
+
+async def _begin_run(content: dict[str, Any], run: str) -> list[str]:
+    """Name the run of one model or of all. Returns the models that began anew."""
+    if not run or content.get("workers") is not None:
+        raise BadRequest(
+            "run must be a name, of one model or of all models, not of workers",
+            code="invalid_field",
+        )
+    model = _text(content, "model")
+    if model is not None and model not in _models():
+        model = parts().weights.one_model(_chosen(content))
+    parts().store.check()
+    began = parts().runs.state(run, model)
+    parts().agents.look(parts().registry)
+    await parts().store.commit()
+    return began
 
 
 @blueprint.post("/weights/sync")
@@ -151,6 +174,7 @@ def _ledger_payload(ledger: Ledger) -> dict[str, Any]:
         "model": ledger.model,
         "weight_version": ledger.version,
         "label": ledger.label,
+        "run": ledger.run,
         "latest_issued": ledger.issued,
         "replay": [
             {"weight_version": step.version, "path": step.path, "body": from_json(step.body)}

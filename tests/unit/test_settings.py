@@ -73,6 +73,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "fresh": False,
         "state_best_effort": False,
         "trust_downtime": 0.0,
+        "run_id": None,
+        "fresh_weights": False,
         "resume_weights": False,
         "health_check_interval": 10.0,
         "health_check_failure_threshold": 3,

@@ -143,6 +143,8 @@ class Ledger:
     since: int = 0
     made: str | None = None  # the digest of the change that made the current version
     labels: dict[str, int] = field(factory=dict)  # the last ones, and the newest version with each
+    run: str | None = None  # the trainer's run that the versions belong to; None: not known
+    at: float | None = None  # when the current version was issued, in wall-clock seconds
     # Changes that no worker could take yet, in order of arrival; they come before any other change.
     pending: list[Change] = field(init=False, factory=list)
     void: int = field(init=False, default=0)  # the number of the change that `last_error` is about

@@ -234,9 +234,7 @@ class Ledgers(LedgerView):
             if version != ledger.version:
                 ledger.recipe = Recipe() if version == 0 else Recipe().then_opaque(version)
                 ledger.since = ledger.issued
-            for change in ledger.pending:
-                self._store.delete(Change, change.change_id)
-            ledger.pending.clear()
+            self._drop_pending(ledger)
             ledger.version, ledger.issued = version, max(ledger.issued, version)
             ledger.last_error = None
             for url, known in self._left.items():
@@ -251,23 +249,30 @@ class Ledgers(LedgerView):
         self._settle_all(model)
 
     def begin_anew(self, model: str) -> None:
-        """The workers with the model's weights have ended: the weights of a start are current
-        again. Issued numbers are never issued again."""
+        """A new run begins: the weights of a start are current again. Issued numbers are never
+        issued again. A worker that may have other weights gets those of its start before it
+        serves."""
         ledger = self.ledger(model)
         if not ledger.live:
             return
-        alive = {
-            url: known
-            for url, known in [*((w.url, k) for w, k in self._known.items()), *self._left.items()]
-            if known.model in (model, None) and not known.ended and known.state != FRESH
-        }
-        ledger.label = None
-        self.attest(model, 0, None, None)
-        # A worker that still lives (it left the pool, or its model is unknown) may not have the
-        # weights of its start.
-        for url, known in alive.items():
-            known.state = evolve(known.state, base=None, loras=None)
-            self._store.put(known.record(url))
+        self._drop_pending(ledger)
+        ledger.recipe, ledger.since, ledger.version = Recipe(), ledger.issued, 0
+        ledger.label = ledger.last_error = None
+        ledger.labels = {}
+        self._store.put(ledger)
+        everywhere = [*((w.url, k) for w, k in self._known.items()), *self._left.items()]
+        for url, known in everywhere:
+            if known.model in (model, None) and not known.ended:
+                has, known.failure, known.reason = known.state, None, None
+                base, loras = (0 if part == 0 else None for part in (has.base, has.loras))
+                known.state = evolve(has, base=base, loras=loras)
+                self._store.put(known.record(url))
+        self._settle_all(model)
+
+    def _drop_pending(self, ledger: Ledger) -> None:
+        for change in ledger.pending:
+            self._store.delete(Change, change.change_id)
+        ledger.pending.clear()
 
     def claim(self, worker: Worker, version: int) -> None:
         """Record the version that the worker's owner claims (`POST /workers {"weight_version":

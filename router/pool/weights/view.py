@@ -23,6 +23,7 @@ class LedgerView:
         self._registry = registry
         self._store = store
         self._ledgers: dict[str, Ledger] = {}
+        self.run: str | None = None  # the run of new ledgers
         self._known: dict[Worker, WorkerWeights] = {}
         # By URL: workers that left, or that were known before a restart.
         self._left: dict[str, WorkerWeights] = {}
@@ -32,7 +33,7 @@ class LedgerView:
 
     def ledger(self, model: str) -> Ledger:
         """The ledger of a model; a new one if there was none."""
-        return self._ledgers.setdefault(model, Ledger(model))
+        return self._ledgers.setdefault(model, Ledger(model, run=self.run))
 
     def model_of(self, worker: Worker) -> str | None:
         """The model whose ledger the worker belongs to; None while the model is unknown."""

@@ -127,19 +127,20 @@ def test_one_that_dies_asleep_wakes_with_the_right_weights(run_launched: RunLaun
     run_launched(test)
 
 
-@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("goes_on", [{}, {"resume_weights": True}, {"run_id": "one"}])
 @pytest.mark.parametrize("trusted", [0.0, 600.0])
 def test_a_clean_stop_ends_the_weights_with_the_workers(
-    run_launched: RunLaunched, resume: bool, trusted: float
+    run_launched: RunLaunched, goes_on: dict[str, Any], trusted: float
 ) -> None:
     """No matter how short the absence was: these processes are others for sure."""
 
     async def test(lives: Lives, launcher: LauncherSettings) -> None:
         options: dict[str, Any] = {
             "launchers": (launcher,),
-            "resume_weights": resume,
             "trust_downtime": trusted,
+            **goes_on,
         }
+        resume = bool(goes_on)
         async with lives.router(crash=False, **options) as pool:
             worker = await up(pool)
             base = await truth(worker)

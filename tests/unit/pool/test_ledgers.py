@@ -322,6 +322,8 @@ def test_what_is_kept_of_a_change_and_its_ledger() -> None:
         "since": 0,
         "made": None,
         "labels": {"label": 1},
+        "run": None,
+        "at": None,
     }
     assert set(desk.kept) == {("ledgers", "m"), ("changes", "later"), ("weights", worker.url)}
 
