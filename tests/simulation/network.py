@@ -207,9 +207,9 @@ class Network:
             raise OSError(errno.EHOSTUNREACH, "No route to host")
         with trio.move_on_after(_SYN_PATIENCE):
             await host.link.through()
+            await host.link.through()  # and back
             if host.serve is None or host.nursery is None or (life is not None and life.dead):
                 raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-            await host.link.through()
             mine, theirs = _pair()
             wire = Wire(host.link, theirs, life, options)
             host.wires.append(wire)
