@@ -93,6 +93,8 @@ async def paint(
             raise Wrong(f"all is well, and {request}: {answer.status} {answer.body.decode()[:300]}")
         if answer.code not in EXPECTED and not theirs:
             raise Wrong(f"{request}: {answer.status} {answer.body.decode()[:300]}")
+        if answer.code == "weights_unavailable" and world.replayable:
+            await learn(world)  # tensors may have come since the last look
         refused_generation(world, request, answer.code)
 
 
