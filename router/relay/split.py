@@ -35,6 +35,9 @@ _MOST_PARTS = 64
 _COUNT, _SEED, _EXTRA = "num_outputs_per_prompt", "seed", "extra_sampling_params"
 # Its tensors have shapes that depend on the number of samples.
 _ENVIRONMENT = "rollout_return_denoising_env"
+_ROLLOUT, _NOISE = "rollout", "rollout_sde_type"
+_READ = (_COUNT, _SEED, _EXTRA, _ENVIRONMENT, _ROLLOUT, _NOISE)
+_EXACT, _ANY_NOISE = b"true", b"any-noise"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -46,14 +49,17 @@ class CannotSplit(BadRequest):
 
 
 def meant(exchange: Exchange) -> bool:
-    """Whether this is a rollout whose client asks for a split (`X-Split: true`). Raises
-    BadRequest."""
+    """Whether this is a rollout whose client asks for a split. Raises BadRequest."""
     if exchange.record.route != ROLLOUT:
         return False
-    content = (heads.value(exchange.headers, b"x-split") or b"false").strip().lower()
-    if content not in (b"true", b"false"):
-        raise BadRequest("X-Split must be true or false", code="invalid_header")
-    return content == b"true"
+    content = _wish(exchange)
+    if content not in (_EXACT, _ANY_NOISE, b"false"):
+        raise BadRequest("X-Split must be true, any-noise or false", code="invalid_header")
+    return content != b"false"
+
+
+def _wish(exchange: Exchange) -> bytes:
+    return (heads.value(exchange.headers, b"x-split") or b"false").strip().lower()
 
 
 @frozen
@@ -84,8 +90,9 @@ class Group:
         return text.encode()
 
 
-def group_of(body: Body) -> Group | None:
-    """The group that a body asks for; None if that is one sample at most. Raises CannotSplit."""
+def group_of(body: Body, *, exact: bool = True) -> Group | None:
+    """The group that a body asks for; None if that is one sample at most. Raises CannotSplit, if
+    `exact` also for noise that is drawn for all samples of a request together."""
     if not body.complete or body.spool is not None:
         raise CannotSplit("X-Split needs a JSON body within --peek-limit")
     try:
@@ -94,12 +101,12 @@ def group_of(body: Body) -> Group | None:
         for name, begin, end, value in _members(text):
             if name in found:
                 raise CannotSplit(f"The body names {name} twice")
-            if name in (_COUNT, _SEED, _EXTRA, _ENVIRONMENT):
+            if name in _READ:
                 found[name] = begin, end, value
     except (ValueError, RecursionError) as error:
         raise CannotSplit("X-Split needs a body that is one JSON object") from error
     extra = found[_EXTRA][2] if _EXTRA in found else None
-    hidden = {_COUNT, _SEED, _ENVIRONMENT} & extra.keys() if isinstance(extra, dict) else ()
+    hidden = set(_READ) & extra.keys() if isinstance(extra, dict) else ()
     if hidden:
         raise CannotSplit(f"X-Split needs {min(hidden)} outside {_EXTRA}")
     count = found.get(_COUNT, (0, 0, None))[2]
@@ -116,6 +123,11 @@ def group_of(body: Body) -> Group | None:
         raise CannotSplit(
             f"X-Split does not go with {_ENVIRONMENT}: the shapes of its tensors depend on the"
             " number of samples in a request"
+        )
+    if exact and found.get(_ROLLOUT, (0, 0, True))[2] and found.get(_NOISE, (0, 0))[2:] != ("ode",):
+        raise CannotSplit(
+            f"X-Split: true needs {_NOISE} ode: a worker draws the noise of sde and cps for all"
+            " samples of a request together. X-Split: any-noise accepts other noise, just as random"
         )
     return Group(text, count, seed, (found[_COUNT][:2], found[_SEED][:2]))
 
@@ -166,7 +178,7 @@ async def run(forwarder: Forwarder, exchange: Exchange, route: Route) -> None:
 async def relay(forwarder: Forwarder, exchange: Exchange, body: Body, facts: Facts) -> None:
     """Relay a rollout whose body was read over the workers that are free at the moment. What is no
     group, or finds one worker only, is relayed as ever."""
-    group = group_of(body)
+    group = group_of(body, exact=_wish(exchange) == _EXACT)
     facts = forwarder.attempts.looked_up(facts)
     most = group.most if group else 1
     leases = await forwarder.attempts.several(facts, most, held=len(body.held))

@@ -242,7 +242,11 @@ async def group_makespans(port: int, seconds: float, rounds: int) -> list[tuple[
             await call(port, "POST", f"/workers?url={workers[-1].url}")
         steps = round(seconds * _IMAGE_RATE / 64**2)
         body = {"prompt": "p", "seed": 1, "width": 64, "height": 64, "num_inference_steps": steps}
-        body |= {"num_outputs_per_prompt": GROUP, "rollout_debug_mode": False}
+        body |= {
+            "num_outputs_per_prompt": GROUP,
+            "rollout_debug_mode": False,
+            "rollout_sde_type": "ode",
+        }
 
         async def waited(more: str) -> float:
             begun = time.monotonic()

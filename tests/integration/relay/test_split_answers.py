@@ -22,7 +22,7 @@ KIND = "Content-Type: application/msgpack"
 
 
 def group(count: int = 4, seed: int = 126) -> FakeExchange:
-    content = {"prompt": "p", "seed": seed, "num_outputs_per_prompt": count}
+    content = {"prompt": "p", "seed": seed, "num_outputs_per_prompt": count, "rollout": False}
     path, body = "/rollout/generate", json.dumps(content).encode()
     exchange = FakeExchange(pieces=[body], path=path, target=path.encode())
     exchange.headers = [

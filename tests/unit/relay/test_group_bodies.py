@@ -10,8 +10,8 @@ from router.relay.body import Body
 from router.relay.split import CannotSplit, Group, group_of
 
 
-def group(content: bytes) -> Group | None:
-    return group_of(Body(None, bytearray(content), complete=True))
+def group(content: bytes, *, exact: bool = False) -> Group | None:
+    return group_of(Body(None, bytearray(content), complete=True), exact=exact)
 
 
 def of(**fields: object) -> bytes:
@@ -91,6 +91,27 @@ def test_what_cannot_be_split_exactly_is_refused(content: bytes, why: str) -> No
     with pytest.raises(CannotSplit, match=why) as caught:
         group(content)
     assert (caught.value.status, caught.value.code) == (400, "cannot_split")
+
+
+@pytest.mark.parametrize(
+    ("fields", "exact"),
+    [
+        ({}, False),
+        ({"rollout_sde_type": "sde"}, False),
+        ({"rollout_sde_type": "cps", "rollout": True}, False),
+        ({"rollout_sde_type": "ode"}, True),
+        ({"rollout": False}, True),
+    ],
+)
+def test_noise_of_a_whole_request_is_not_split_unasked(
+    fields: dict[str, object], exact: bool
+) -> None:
+    assert group(of(**TWO, **fields), exact=False) is not None
+    if exact:
+        assert group(of(**TWO, **fields), exact=True) is not None
+    else:
+        with pytest.raises(CannotSplit, match="any-noise"):
+            group(of(**TWO, **fields), exact=True)
 
 
 def test_a_body_beyond_the_limit_is_refused() -> None:
