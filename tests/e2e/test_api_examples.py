@@ -18,12 +18,13 @@ from tests.e2e.processes import WITHIN, process, worker
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 ROUTER, NEWCOMER = "http://localhost:30081", "http://localhost:30090"
 
-# What `curl` is in the examples: it also tells on standard error which status was meant and came.
+# What `curl` is in the examples: each answer ends its line, and standard error tells which status
+# was meant and came.
 PRELUDE = """
 request() {
   local meant=$1; shift
   command curl -q -sS --noproxy '*' \\
-    -w "%{stderr}REQUEST $meant %{http_code} %{method} %{url_effective}\\n" "$@"
+    -w "\\n%{stderr}REQUEST $meant %{http_code} %{method} %{url_effective}\\n" "$@"
 }
 """
 pytestmark = pytest.mark.skipif(
@@ -117,7 +118,11 @@ def test_the_answers(done: subprocess.CompletedProcess[str], requests: list[Requ
     for error in script(examples())[1]:  # in this order
         before, found, rest = rest.partition(f'"{error[4:]}"')
         assert found, f"{error} is not in {before}"
-    assert '"success":false' not in done.stdout.replace(" ", "")
+    failed = [
+        line for line in done.stdout.splitlines() if '"success":false' in line.replace(" ", "")
+    ]
+    assert len(failed) == len([error for error in script(examples())[1] if error[:3] == "502"])
+    assert [line for line in failed if "Not Found" not in line] == []
     assert done.stdout.count('"completed"') >= 2  # the video and the mesh
 
 

@@ -161,6 +161,8 @@ def codes_in_the_code() -> tuple[set[str], set[str]]:
                     codes.add(code)
                 case ast.AnnAssign(ast.Name("default_code"), _, ast.Constant(str(code))):
                     codes.add(code)
+                case ast.Call(ast.Attribute(attr="fail"), [_, ast.Constant(str(code)), *_]):
+                    codes.add(code)
                 case ast.Call(ast.Name("CutOff"), [ast.Constant(str(code)), *_]):
                     codes.add(code)
                 case ast.Constant(str(string)):
@@ -169,11 +171,16 @@ def codes_in_the_code() -> tuple[set[str], set[str]]:
 
 
 def test_the_error_codes_in_the_api() -> None:
-    listed = {
-        code
-        for cells in rows(text_of("docs/api.md").partition("\n## Errors\n")[2])
-        for code in re.findall(r"`([a-z_]+)`", cells[1])
-    }
+    text = text_of("docs/api.md").partition("\n## Errors\n")[2]
+    said, answered, logged = re.split(r"^\| (?:Status|In the log) \| Code .*$", text, flags=re.M)
+    body = [(cells[0], re.findall(r"`([a-z_]+)`", cells[1])) for cells in rows(answered)]
+    once = [code for _, found in body for code in found]
+    assert sorted(once) == sorted(set(once)), "each once"
+    statuses = [status[:3] for status, _ in body]
+    assert statuses == sorted(statuses), "in order"
+    ended = [code for cells in rows(logged) for code in re.findall(r"`([a-z_]+)`", cells[1])]
+    rowed = re.findall(r"`([a-z_]+)` \(\d{3}: ", said)
+    listed = {*once, *ended, *rowed}
     codes, strings = codes_in_the_code()
     assert codes - listed == set(), "not in docs/api.md"
     assert listed - strings - codes == set(), "not in the code"
