@@ -224,18 +224,21 @@ class Transactions:
                 raise NothingApplied("No worker has all of the transaction; it is aborted")
             version = control.ledgers.commit(change, label)
             for worker in good:
-                control.ledgers.applied(change, worker, worker.incarnation)
+                process = opened.claims[worker].incarnation or 0
+                control.ledgers.applied(change, worker, process)
             bad = [worker for worker in opened.claims if worker not in good]
             try:
                 await control.store.commit()
             finally:
                 opened.release(touched=bad)
             bad += control.ledgers.behind(good, opened.deferred)
+            # A worker whose process may have ended serves again only once it proves the same.
+            bad += [w for w in good if w.suspicion is not None and w not in bad]
             return 200 if not bad else 502, {
                 "txn": txn,
                 "weight_version": version,
                 "label": change.label,
-                "workers": [worker.worker_id for worker in good],
+                "workers": [worker.worker_id for worker in good if worker not in bad],
                 "behind": [worker.worker_id for worker in bad],
                 "deferred": Targets(good, opened.deferred).deferred_rows(),
                 "success": not bad,

@@ -80,6 +80,29 @@ def test_pushes_past_the_router(run_pool: RunPool) -> None:
     run_pool(test, IMAGES)
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_worker_that_dies_in_a_push_is_named(run_pool: RunPool, seen: bool) -> None:
+    """The router sees no push past it, but it sees the end of a process."""
+
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        txn = await begin(pool)
+        for member in (a, b):
+            async with direct_to(member.url) as worker:
+                await worker.post(TENSOR, json=TENSORS)
+        pool.running.parts.registry.suspect(b.known, "for a test")
+        if seen:  # before the commit
+            await until(lambda: b.known.incarnation == 2 and b.known.suspicion is None)
+        done = await end(pool, "commit", txn)
+        assert done.status_code == 502
+        said = done.json()
+        assert (said["success"], said["weight_version"]) == (False, 1)
+        assert (said["workers"], said["behind"]) == ([a.id], [b.id])
+        await until(lambda: b.known.suspicion is None)
+        assert (a.known.weights, b.known.weights) == ("current", "behind")
+
+    run_pool(test, IMAGES, IMAGES)
+
+
 def test_an_abort_brings_back_what_was_touched(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member) -> None:
         await refitted(pool, "v1")
