@@ -16,14 +16,14 @@ import trio
 from attrs import define, evolve, field
 
 from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
-from ..pool.match import Targets, no_workers
+from ..pool.match import Targets, no_workers, select
 from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
 from ..pool.weights.recipe import PUSHES, TENSOR, UPDATES, pushes_lora, step_of
 from ..pool.worker import Worker
 from .calls import Claim, Outcome, Row, answer
 from .fenced_change import FencedChange
-from .operations import Operation, Work
+from .operations import Operation, Operations, Work
 from .pushed import LoraWatch
 from .refit import GROUPS, SIGNALS, Choose, Order, WeightControl
 
@@ -31,6 +31,8 @@ logger = logging.getLogger("router.control")
 
 
 NEUTRAL = (*GROUPS, *SIGNALS)  # calls that say nothing about the weights
+# Calls around the weights, which bring none.
+_BRACKETS = ("/begin_weight_update", "/end_weight_update")
 
 
 class UnknownTransaction(NotFound):
@@ -55,13 +57,33 @@ class OpenTransaction(FencedChange):
     left: dict[Worker, str] = field(init=False, factory=dict)
     # Workers that refused a part, or may have applied only a part: they lack the whole.
     spoilt: set[Worker] = field(init=False, factory=set)
-    lock: trio.Lock = field(init=False, factory=trio.Lock)
+    # Workers named by a call that brought weights to these workers only: the parts may differ, so
+    # the other workers lack something.
+    named: set[Worker] = field(init=False, factory=set)
+    # Calls of one worker come one after another, in order of arrival.
+    turns: Operations = field(init=False, factory=Operations)
     over: trio.Event = field(init=False, factory=trio.Event)
 
     @property
     def present(self) -> list[Worker]:
         """The workers that have not left."""
         return [worker for worker in self.claims if worker not in self.left]
+
+    @property
+    def whole(self) -> list[Worker]:
+        """The workers that have all of it, as far as its calls say. Without a call that names
+        workers, the client has pushed the same to all of them."""
+        named = self.named or self.claims
+        return [w for w in self.present if w in named and w not in self.spoilt]
+
+    def check(self, workers: Sequence[Worker]) -> None:
+        """Raises BadRequest, which names the workers that are not of the transaction."""
+        if strangers := [w.worker_id for w in workers if w not in self.claims]:
+            raise BadRequest(
+                f"Not part of the transaction: {', '.join(strangers)}",
+                code="invalid_field",
+                details={"workers": strangers},
+            )
 
     async def record(self, claim: Claim) -> None:
         """A worker has answered a call, or leaves."""
@@ -81,19 +103,20 @@ class OpenTransaction(FencedChange):
             self.ledgers.release(worker, why)
         self.let_go(worker)
 
-    def applied_by(self, rows: list[Row], path: str) -> list[Row]:
+    def applied_by(self, rows: list[Row], path: str, *, lora: bool) -> list[Row]:
         """The rows whose call was applied; workers that may have applied a part are spoilt. A
         refusal that all workers share changed nothing."""
         applied: list[Row] = []
         shared = len({alike(row.status, row.body) for row in rows}) == 1
         for row in rows:
             what = meaning(path, row.status, row.body, sent=row.sent)
-            if what is Meaning.APPLIED:
+            done = what is Meaning.APPLIED
+            if (done and lora) or (row.answered and wraps(path, row.status, row.body)):
+                self.ledgers.wrapped(row.worker, self.claims[row.worker].incarnation)
+            if done:
                 applied.append(row)
                 continue
             self.change.error = words(row.body)
-            if row.answered and wraps(path, row.status, row.body):
-                self.ledgers.wrapped(row.worker, self.claims[row.worker].incarnation)
             if what is Meaning.UNKNOWN or (what is Meaning.REFUSED and not shared):
                 self.spoilt.add(row.worker)
         return applied
@@ -139,28 +162,42 @@ class Transactions:
                 self._open[change.change_id].release(touched=())
             raise
 
-    async def call(self, txn: str, order: Order) -> Outcome:
-        """Make one call of the transaction on all of its workers. The call goes on if the caller is
-        cancelled, like `commit` and `abort`."""
-        return await self._finish(lambda _: self._call(txn, order))
+    def chosen(self, txn: str, workers: str | None) -> list[Worker]:
+        """The workers of the transaction: those named (`?workers=`), or all that have not left.
 
-    async def _call(self, txn: str, order: Order) -> Outcome:
+        Raises UnknownTransaction, BadRequest, NotFound.
+        """
         opened = self._find(txn)
-        async with opened.lock:
+        if workers is None:
+            return opened.present
+        chosen = select(self.weights.registry, model=None, workers=workers)
+        opened.check(chosen)
+        return chosen
+
+    async def call(self, txn: str, order: Order) -> Outcome:
+        """Make one call of the transaction, on the workers that the order names or on all of them.
+        Calls for different workers run side by side. The call goes on if the caller is cancelled,
+        like `commit` and `abort`."""
+        named = None if order.who[1] is None else self.chosen(txn, order.who[1])
+        return await self._finish(lambda _: self._call(txn, order, named))
+
+    async def _call(self, txn: str, order: Order, named: list[Worker] | None) -> Outcome:
+        opened = self._find(txn)
+        async with opened.turns.take(opened.claims if named is None else named):
             self._find(txn)
             control, change, path = self.weights, opened.change, order.call.path
-            for worker in opened.present:
+            for worker in opened.present if named is None else named:
                 if worker.suspicion is not None:
                     opened.part(worker, "it may be another process")
-            workers = opened.present
-            if not workers:
+            workers = [w for w in opened.present if named is None or w in named]
+            if named is None and not workers:
                 raise no_workers()
             call, lora = order.call, pushes_lora(path, order.content or {})
 
             async def prepare(pushes: bool, _: object = None) -> None:
                 nonlocal lora
-                lora = pushes
-                if path in UPDATES and not lora:
+                lora = pushes or path not in UPDATES
+                if not lora:
                     control.check_loras(path, change.model, workers)
                 else:
                     change.lora = True
@@ -173,7 +210,7 @@ class Transactions:
                 call = evolve(call, body=LoraWatch(call.body, prepare))
             elif path not in NEUTRAL:
                 await prepare(lora)
-                if order.content is not None:
+                if order.content is not None and path not in PUSHES:
                     step = step_of(path, json.dumps(order.content), order.content)
             claims = [opened.claims[worker] for worker in workers if worker not in opened.left]
             failure = await opened.send(claims, call)
@@ -181,34 +218,55 @@ class Transactions:
             for claim in claims:
                 claim.send(None)
             control.agents.look(workers)
+            # With the same call for all workers, the trainer may yet correct it.
+            part = named if named is not None and set(named) != set(opened.claims) else ()
+            applied: list[Row] = []
+            if path not in NEUTRAL:
+                if failure is None:
+                    applied = opened.applied_by(rows, path, lora=lora)
+                if path not in _BRACKETS:
+                    opened.named.update(part)
+                if part or applied:
+                    opened.spoilt.update({*workers}.difference(row.worker for row in applied))
             if failure is not None:
                 raise failure
-            applied = [] if path in NEUTRAL else opened.applied_by(rows, path)
             if applied:
-                if lora:
+                if lora and (part or step is None):
                     step = step_of(TENSOR, "{}", {})
-                opaque = step is None or (path in PUSHES and not lora)
-                change.opaque = change.opaque or opaque
-                if step is not None and not opaque:
+                if not lora and (part or step is None):
+                    change.opaque = True
+                elif step is not None:
                     change.steps.append(step)
-                opened.spoilt.update(row.worker for row in rows if row not in applied)
+            if named is not None:
+                gone = [worker for worker in named if worker not in workers]
+                rows += [Row.failed(w, opened.left[w], "left_change", sent=False) for w in gone]
         status, said = answer(rows, Targets(workers, ()))
         said["txn"] = txn
         said["weight_version"] = control.ledgers.ledger(change.model).version
         return status, said
 
-    async def commit(self, txn: str, label: str | None, number: int | str | None = None) -> Outcome:
+    async def commit(
+        self,
+        txn: str,
+        label: str | None,
+        number: int | str | None = None,
+        having: Sequence[str] | None = None,
+    ) -> Outcome:
         """Issue one version for the whole transaction, and let the workers go. `number`: the
-        version that the client wants, instead of the one at the beginning.
+        version that the client wants, instead of the one at the beginning. `having`: the workers
+        (ids) that have all of it, as the client knows; None: as the calls say. A worker that failed
+        a call never has.
 
-        Raises UnknownTransaction; NotGreater; NothingApplied if no worker has applied all of it,
-        which also aborts it; StateUnavailable.
+        Raises UnknownTransaction; BadRequest, NotFound; NotGreater; NothingApplied if no worker has
+        applied all of it, which also aborts it; StateUnavailable.
         """
-        return await self._finish(lambda _: self._commit(txn, label, number))
+        return await self._finish(lambda _: self._commit(txn, label, number, having))
 
-    async def _commit(self, txn: str, label: str | None, number: int | str | None) -> Outcome:
+    async def _commit(
+        self, txn: str, label: str | None, number: int | str | None, having: Sequence[str] | None
+    ) -> Outcome:
         opened = self._find(txn)
-        async with opened.lock:
+        async with opened.turns.take(opened.claims):
             self._find(txn)
             control, change = self.weights, opened.change
             # Without the disk, or with such a number, it stays open and may be committed later.
@@ -217,8 +275,11 @@ class Transactions:
                 number = change.chosen  # a statement may have overtaken it
             elif change.label is None or number_of(change.label) is not None:
                 label = label or str(number)
+            good = opened.whole
+            if having is not None:
+                told = self._members(opened, having)
+                good = [w for w in opened.present if w in told and w not in opened.spoilt]
             control.ledgers.choose(change, number)
-            good = [worker for worker in opened.present if worker not in opened.spoilt]
             if not good:
                 opened.release(touched=None)
                 raise NothingApplied("No worker has all of the transaction; it is aborted")
@@ -250,17 +311,16 @@ class Transactions:
 
     async def _abort(self, txn: str, touched: Sequence[str] | None) -> Outcome:
         opened = self._find(txn)
-        workers: list[Worker] | None = None
-        if touched is not None:
-            workers = [self.weights.registry.get(name) for name in touched]
-            if some := [w.worker_id for w in workers if w not in opened.claims]:
-                raise BadRequest(
-                    f"Not part of the transaction: {', '.join(some)}", code="invalid_field"
-                )
+        workers = None if touched is None else self._members(opened, touched)
         opened.release(touched=workers)
         await self.weights.store.commit()
         lost = list(opened.claims) if workers is None else workers
         return 200, {"txn": txn, "unknown": [worker.worker_id for worker in lost]}
+
+    def _members(self, opened: OpenTransaction, names: Sequence[str]) -> list[Worker]:
+        workers = [self.weights.registry.get(name) for name in names]
+        opened.check(workers)
+        return workers
 
     async def _finish(self, work: Work[Outcome]) -> Outcome:
         return await self.weights.operations.start(work).result()
@@ -296,7 +356,7 @@ class Transactions:
                     await opened.over.wait()
                 if not opened.over.is_set():
                     logger.warning("transaction %s was not committed in time", change.change_id)
-                    async with opened.lock:
+                    async with opened.turns.take(opened.claims):
                         opened.release(touched=None, why="it was not committed in time")
         finally:
             self._open.pop(change.change_id, None)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import trio
 from attrs import define, field
 
-from ..errors import Fault, RouterError
+from ..errors import BadRequest, Fault, RouterError
 from ..front.asgi import App, Receive, Scope, Send, link_of
 from ..front.client import ClientGone, ClientStalled
 from ..front.errors import error_answer, log_end, log_error
@@ -176,9 +176,12 @@ class Relay:
                 await self._refuse(exchange, error)
                 return
         # The workers of a transaction are fenced: the call would wait for its end.
-        stray = route.how is How.ANY and "txn" in dict(_query(scope))
+        strays = (How.GENERATE, How.SUBMIT, How.ANY)
+        stray = route.how in strays and "txn" in dict(_query(scope))
         if route.how is How.REFUSED or stray:
-            await self._refuse(exchange, UnknownWeightCall.of(route, exchange.path))
+            unfit = route.how in (How.GENERATE, How.SUBMIT)
+            refuses = _held(exchange.path) if unfit else UnknownWeightCall.of(route, exchange.path)
+            await self._refuse(exchange, refuses)
             return
         if route.how in _APP:
             await self.app(scope, receive, send)
@@ -240,6 +243,14 @@ class Relay:
         headers, body = error_answer(exchange.record, error)
         await exchange.respond(error.status, headers, more=True)
         await exchange.send(body, last=True)  # the server omits the body for a HEAD
+
+
+def _held(path: str) -> BadRequest:
+    return BadRequest(
+        f"The workers of a transaction are held for calls about weights: {path} is no part of it"
+        " and would wait for its end: leave ?txn= out",
+        code="invalid_field",
+    )
 
 
 def _unslashed(target: bytes) -> bytes:

@@ -83,12 +83,14 @@ async def tell() -> Answer:
 
 async def sleep() -> Answer:
     """Make every eligible worker give back its GPU memory."""
+    _no_transaction()
     call = _call(await upload().whole())
     return _wire(await parts().memory.sleep(_chosen(mixed=True), call))
 
 
 async def wake() -> Answer:
     """Make every sleeping worker take its GPU memory again."""
+    _no_transaction()
     call = _call(await upload().whole())
     return _wire(await parts().memory.wake(_chosen(mixed=True), call))
 
@@ -108,9 +110,24 @@ blueprint.add_url_rule("/resume_memory_occupation", "wake", wake, methods=["POST
 
 
 def _chosen(*, mixed: bool = False) -> list[Worker]:
-    """The workers that the query names."""
-    model, workers = request.args.get("model"), request.args.get("workers")
-    return select(parts().registry, model=model, workers=workers, mixed=mixed)
+    """The workers that the query names, perhaps by their transaction."""
+    model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
+    if txn is None:
+        return select(parts().registry, model=model, workers=workers, mixed=mixed)
+    if model is not None:
+        raise BadRequest(
+            "?txn= names the model: ?model= cannot be given with it", code="invalid_field"
+        )
+    return parts().transactions.chosen(txn, workers)
+
+
+def _no_transaction() -> None:
+    """Refuse what would wait for the end of its own transaction. Raises BadRequest."""
+    if "txn" in request.args:
+        raise BadRequest(
+            "Sleep and wake are no part of a transaction, and wait for its end: leave ?txn= out",
+            code="invalid_field",
+        )
 
 
 def _path() -> str:
@@ -146,11 +163,7 @@ async def _send(
     order = Order(call, choose, (model, workers), content, _full(content))
     if txn is None:
         return _wire(await alone(order))
-    if model is not None or workers is not None:
-        raise BadRequest(
-            "?txn= names the workers: ?model= and ?workers= cannot be given with it",
-            code="invalid_field",
-        )
+    _chosen()  # refuse ?model=, and workers that are not of the transaction
     return _wire(await parts().transactions.call(txn, order))
 
 

@@ -142,9 +142,10 @@ async def begin() -> Answer:
 async def commit() -> Answer:
     """Issue one version for all changes since the beginning, and release the workers."""
     content = await body.json_object()
-    body.only(content, ("txn", "label", "weight_version"))
+    body.only(content, ("txn", "label", "weight_version", "workers"))
     txn, (label, number) = _txn(content), _named(content)
-    status, said = await parts().transactions.commit(txn, label, number)
+    having = _list(content, "workers")
+    status, said = await parts().transactions.commit(txn, label, number, having)
     return said, status
 
 
