@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import trio
 from attrs import define, field, frozen
 
-from ..errors import RouterError
+from ..errors import Conflict, RouterError
 from ..pool.lifecycle import MemoryEvent, reachable
 from ..pool.match import Targets, model_of, no_workers
 from ..pool.worker import Memory, Origin, Weights, Worker
@@ -18,6 +18,14 @@ from .calls import Claim, Outcome, Row, answer
 from .client import Call
 from .operations import Operation
 from .worker_memory import WorkerMemory, said
+
+_PATIENCE = 30.0  # seconds that a statement waits for its turn
+
+
+class WorkerBusy(Conflict):
+    """Another operation has the worker."""
+
+    default_code = "worker_busy"
 
 
 @frozen
@@ -68,6 +76,16 @@ class MemoryControl:
             return _answer(part, aim=False)
         message = "All workers are already active"
         return 200, {"message": message, "active_workers": part.settled, **_left_out(part)}
+
+    async def believe(self, workers: list[Worker], *, sleeping: bool) -> None:
+        """Take a client's word that these workers sleep, or are awake, once their turn has come. No
+        worker is called. Raises WorkerBusy, StateUnavailable."""
+        self.worker_memory.store.check()
+        with trio.move_on_after(_PATIENCE):
+            async with self.agents.operations.take(workers):
+                await self.worker_memory.believe(workers, sleeping=sleeping)
+            return
+        raise WorkerBusy("A change, a sleep or a wake has some of these workers: try again")
 
     async def _do(self, work: _Work, chosen: list[Worker]) -> _Part:
         """Do it on the workers of each model, in the line of that model: whatever holds one model
@@ -121,9 +139,10 @@ class MemoryControl:
     ) -> _Part:
         await operation.begin()
         present = [worker for worker in group if not worker.removed]
-        targets = Targets.of(w for w in present if w.is_sleeping)
+        asleep = [w for w in present if w.is_sleeping or w.dozing]
+        targets = Targets.of(asleep)
         eligible, deferred = targets.eligible, targets.deferred
-        awake = [w for w in present if not w.is_sleeping and not w.is_dead]
+        awake = [w for w in present if w not in asleep and not w.is_dead]
         if not any(_may_wake(worker) for worker in chosen if not worker.removed):
             raise no_workers()
         # A wake is stored as a sleep until it has an outcome: the GPU is not the worker's yet.

@@ -28,6 +28,21 @@ logger = logging.getLogger("router.control")
 RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 
 
+# By the wanted state, then the present one: the events that lead from this one to that one.
+_STATED = {
+    True: {
+        Memory.AWAKE: (MemoryEvent.SLEEP, MemoryEvent.SLEPT),
+        Memory.FALLING_ASLEEP: (MemoryEvent.SLEPT,),
+        Memory.WAKING: (MemoryEvent.SLEEP, MemoryEvent.SLEPT),
+    },
+    False: {
+        Memory.FALLING_ASLEEP: (MemoryEvent.WOKE,),
+        Memory.ASLEEP: (MemoryEvent.WAKE, MemoryEvent.WOKE),
+        Memory.WAKING: (MemoryEvent.WOKE,),
+    },
+}
+
+
 @frozen
 class SleepRecord:
     """The intent for a worker that is not simply awake.
@@ -105,7 +120,34 @@ class WorkerMemory:
         for worker in workers:
             self._doubted.discard(worker)
             if not worker.removed:
+                if event is MemoryEvent.WAKE and worker.dozing:
+                    self.registry.apply_memory_event(worker, MemoryEvent.SLEEP, "it seems to sleep")
                 self.registry.apply_memory_event(worker, event, "by request")
+
+    async def believe(self, workers: Iterable[Worker], *, sleeping: bool) -> None:
+        """Take a client's word for the workers' state. Raises StateUnavailable; if the
+        intent cannot be made durable, nothing changes."""
+        present = [worker for worker in workers if not worker.removed]
+        try:
+            for worker in present:
+                self.note(worker, Memory.ASLEEP if sleeping else Memory.AWAKE)
+            await self.store.commit()
+        except BaseException:
+            for worker in present:
+                self.note(worker)
+            raise
+        for worker in present:
+            if worker.removed:
+                continue
+            self._doubted.discard(worker)
+            self._said.pop(worker, None)
+            if sleeping:
+                self._said[worker] = worker.incarnation
+            for event in _STATED[sleeping].get(worker.memory, ()):
+                self.registry.apply_memory_event(worker, event, "by a statement")
+            self.registry.ejection.told(worker)
+            self.note(worker)
+        await self.store.commit()
 
     def wake_again(self, worker: Worker) -> None:
         """Wake a worker that was registered again during a sleep or wake call."""

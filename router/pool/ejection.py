@@ -77,6 +77,7 @@ class Ejection:
         """A generation or job of the worker has succeeded."""
         if worker.removed:
             return
+        self.told(worker)
         history = self._histories.get(worker)
         if history is None:
             history = self._histories[worker] = _History()
@@ -92,7 +93,7 @@ class Ejection:
     def failed(self, hold: Hold, meant: Collection[Worker], now: float, why: str) -> None:
         """The work of this slot has failed. `meant`: the workers that the work fits."""
         worker = hold.worker
-        if worker.removed or self.limits.failures is None:
+        if worker.removed or self.limits.failures is None or worker.dozing:
             return
         history = self._histories.setdefault(worker, _History())
         history.outcomes.append((now, True))
@@ -120,6 +121,21 @@ class Ejection:
         self._paused[worker] = max(until, self._paused.get(worker, until))
         if not worker.paused:
             worker.paused = True
+            self.tell(events.ProspectsChanged(worker))
+
+    def dozes(self, hold: Hold | None, now: float) -> None:
+        """A generation met a sleeping engine: the worker gets nothing for the longest pause, and
+        then one request at a time until one succeeds. This is not a failure."""
+        worker = None if hold is None else hold.worker
+        if hold is not None and worker is not None and hold.incarnation == worker.incarnation:
+            worker.dozing = True
+            self.hold_off(worker, self.limits.longest, now)
+
+    def told(self, worker: Worker) -> None:
+        """It is known again whether the engine of the worker sleeps."""
+        if worker.dozing:
+            worker.dozing = worker.paused = False
+            self._paused.pop(worker, None)
             self.tell(events.ProspectsChanged(worker))
 
     def granted(self, hold: Hold) -> None:
@@ -163,7 +179,7 @@ class Ejection:
         for known in (self._histories, self._trials, self._paused):
             known.pop(worker, None)
         worker.trial = None
-        worker.paused = False
+        worker.paused = worker.dozing = False
 
     def _judge(self, worker: Worker, peers: frozenset[Worker], now: float, why: str) -> None:
         """Put the worker on trial if it stands out and a sound worker can take its place."""

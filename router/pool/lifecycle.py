@@ -163,7 +163,7 @@ def reasons(worker: Worker) -> list[str]:
     if doubted(worker):
         found.append("suspect")
     if worker.paused:
-        found.append("backpressure")
+        found.append("suspect_asleep" if worker.dozing else "backpressure")
     if worker.trial is not None:
         found.append("on_trial")
     return found

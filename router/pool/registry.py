@@ -353,6 +353,7 @@ class Registry:
     ) -> None:
         """Apply an event of sleep or wake. Raises IllegalTransition, and then changes nothing."""
         self._facet(worker, "memory", step(MEMORY, worker.memory, event), reason)
+        self.ejection.told(worker)
 
     def set_weights(
         self,

@@ -159,8 +159,10 @@ class Worker:
     troubled: bool = False
     # Set while the worker fails and others do not: it gets one request at a time (`pool.ejection`).
     trial: Trial | None = None
-    # The worker has asked for no requests for a while.
+    # The worker has asked for no requests for a while, or is `dozing`.
     paused: bool = False
+    # A generation met a sleeping engine, though the worker counts as awake (`pool.ejection`).
+    dozing: bool = False
     # Set while the process may not be the one that was probed.
     suspicion: str | None = None
     # The process was started, or will be without outside action: until the worker serves, a refused
@@ -222,7 +224,7 @@ class Worker:
     @property
     def free_slots(self) -> int:
         """Generations that the worker could begin now; negative if jobs exceed the slots."""
-        return self.max_concurrency - len(self.holds)
+        return (1 if self.dozing else self.max_concurrency) - len(self.holds)
 
     @property
     def load(self) -> float:

@@ -31,6 +31,10 @@ GATEWAY = (502, 504)
 _STREAMS = (b"text/event-stream", b"application/x-ndjson", b"application/jsonl")
 
 
+# What a sleeping engine answers to a generation, in an error of at most this many bytes.
+_ASLEEP, _SHORT = b"Server is sleeping.", 1024
+
+
 class Unanswered(WorkerTimeout):
     """The head of the answer did not arrive in time."""
 
@@ -300,33 +304,37 @@ class _Attempt:
             headers = [(n, v) for n, v in headers if n.lower() != b"x-should-retry"]
             headers.append((b"x-should-retry", b"false"))  # the worker may still act on it
         watcher = self.watcher or NO_WATCHER
-        streams = self._judge(head)
+        late = self._judge(head)
         watcher.begin(self.lease, head.status, heads.value(head.headers, b"content-encoding"))
         held = await self._hold(connection, watcher) if watcher.holds else b""
         await exchange.respond(head.status, headers, more=connection.ahead or bool(held))
         try:
             over = bool(held) and connection.at_end
             if over:
-                self._finish(head, streams=streams)
+                self._finish(head, bytes(held), late=late)
             if held:
                 await exchange.send(held, last=over)
+            said = bytes(held)
             while not over:
                 piece = b"" if connection.at_end else await self._piece(connection)
                 watcher.saw(piece)
+                if late and head.status == 500:
+                    said += piece
                 if connection.at_end:
                     watcher.over()
                 # The end goes out with the last bytes: a client may leave once it has them all.
                 over = connection.at_end
                 if over:
-                    self._finish(head, streams=streams)
+                    self._finish(head, said, late=late)
                 await exchange.send(piece, last=over)
         except Broken as error:
             self._trouble(str(error))
             raise CutOff("worker_cut_off", f"{worker.url}: {error}") from error
 
     def _judge(self, head: Head) -> bool:
-        """Tell the dispatcher what the head of the answer means for the slot. Returns whether the
-        generation goes on until the last byte."""
+        """Tell the dispatcher what the head of the answer means for the slot. Returns whether only
+        the last byte tells: the generation goes on, or the answer may say that the engine sleeps,
+        so that no other request may take the slot before."""
         dispatcher, ok = self.forwarder.attempts.dispatcher, 200 <= head.status < 300
         if self.delivered and head.status in GATEWAY:
             self._failed(f"something in between answered {head.status}")
@@ -337,18 +345,23 @@ class _Attempt:
             for name, value in head.headers
         ):
             return True
+        if head.status == 500 and heads.length(head.headers) <= _SHORT and self.hold is not None:
+            return True
         pause = heads.retry_after(head.status, head.headers)
         dispatcher.answered(self.lease, head.status, retry_after=pause)
         if head.status >= 500:
             self.hold = None  # `answered` has counted the failure
         return False
 
-    def _finish(self, head: Head, *, streams: bool) -> None:
-        """The whole answer has arrived."""
+    def _finish(self, head: Head, said: bytes, *, late: bool) -> None:
+        """The whole answer has arrived. `said`: its body, if that is short and of an error."""
         self.finished = True
         dispatcher = self.forwarder.attempts.dispatcher
-        if streams:
-            dispatcher.answered(self.lease, 200)
+        if late and head.status == 500 and _ASLEEP in said:
+            self.forwarder.attempts.registry.ejection.dozes(self.hold, trio.current_time())
+        if late:
+            dispatcher.answered(self.lease, head.status)
+            self.hold = None if head.status >= 500 else self.hold  # `answered` has counted it
         if self.hold is not None and not self.hold.job and 200 <= head.status < 300:
             dispatcher.succeeded(self.hold)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -56,6 +57,12 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
         if key.lower() == name:
             return found
     return None
+
+
+def length(headers: Iterable[tuple[bytes, bytes]]) -> float:
+    """The announced length of the body in bytes; infinity if none is announced."""
+    found = value(headers, b"content-length") or b""
+    return int(found) if found.isdigit() and len(found) < 20 else math.inf
 
 
 def retry_after(status: int, headers: Sequence[tuple[bytes, bytes]]) -> float | None:

@@ -92,6 +92,7 @@ ROLLOUT = "/rollout/generate"
 ROUTES: tuple[Route, ...] = (
     # The router's own.
     Route(("GET", "POST"), "/workers", How.OWN),
+    Route(_P, "/workers/sleeping", How.OWN),
     Route(_G, "/workers/{+worker_id}/logs", How.OWN, guarded=True),  # prompts, other clients' keys
     Route(("PUT", "POST"), "/workers/{+worker_id}/restart", How.OWN),
     Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),

@@ -24,7 +24,7 @@ blueprint = Blueprint("workers", __name__)
 
 FIRST_CONTACT = 3.0  # seconds that POST /workers waits for the first probe
 _POST_FIELDS = ("url", "worker_url", "worker_type", "max_concurrency", "weight_version")
-_PUT_FIELDS = ("is_dead", "refresh_video_support", "max_concurrency", "draining")
+_PUT_FIELDS = ("is_dead", "refresh_video_support", "max_concurrency", "draining", "sleeping")
 
 
 @blueprint.post("/workers")
@@ -140,6 +140,7 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
     draining = body.flag(content, "draining")
     refresh = body.flag(content, "refresh_video_support")
     limit = body.concurrency(content)
+    sleeping = body.flag(content, "sleeping")
     if is_dead and draining is not None:
         raise BadRequest(
             "is_dead and draining cannot be set at once: a dead worker has nothing to drain",
@@ -148,6 +149,8 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
 
     registry, watchman = parts().registry, parts().watchman
     parts().store.check()
+    if sleeping is not None:
+        await parts().memory.believe([worker], sleeping=sleeping)
     if is_dead is True:
         registry.administer(worker, AdminEvent.QUARANTINE, "by request")
     elif is_dead is False:
@@ -162,6 +165,21 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
     if refresh or is_dead is False:
         await watchman.look_again(worker, within=FIRST_CONTACT)
     return {"status": "success", "worker": _payload(worker)}
+
+
+@blueprint.post("/workers/sleeping")
+async def workers_sleep() -> dict[str, Any]:
+    """Take the client's word that workers sleep, or are awake; no worker is called."""
+    content = await body.json_object()
+    body.only(content, ("workers", "sleeping"))
+    named, sleeping = content.get("workers"), body.flag(content, "sleeping")
+    if sleeping is None or named is None:
+        raise BadRequest("The fields 'workers' and 'sleeping' are required", code="missing_field")
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise BadRequest("workers must be a list of worker ids", code="invalid_field")
+    workers = list(dict.fromkeys(map(parts().registry.get, named)))
+    await parts().memory.believe(workers, sleeping=sleeping)
+    return {"status": "success", "workers": [_payload(w) for w in workers if not w.removed]}
 
 
 @blueprint.delete("/workers/<path:worker_id>")
