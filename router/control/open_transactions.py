@@ -19,13 +19,13 @@ from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers, select
 from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
-from ..pool.weights.recipe import PUSHES, TENSOR, UPDATES, pushes_lora, step_of
+from ..pool.weights.recipe import PUSHES, SET_LORA, TENSOR, UPDATES, pushes_lora, step_of
 from ..pool.worker import Worker
 from .calls import Claim, Outcome, Row, answer
 from .fenced_change import FencedChange
 from .operations import Operation, Operations, Work
 from .pushed import LoraWatch
-from .refit import GROUPS, SIGNALS, Choose, Order, WeightControl
+from .refit import GROUPS, SIGNALS, Choose, LoraActive, Order, WeightControl
 
 logger = logging.getLogger("router.control")
 
@@ -143,15 +143,23 @@ class Transactions:
     _open: dict[str, OpenTransaction] = field(init=False, factory=dict)
 
     async def begin(
-        self, choose: Choose, label: str | None, within: float, number: int | str | None = None
+        self,
+        choose: Choose,
+        label: str | None,
+        within: float,
+        number: int | str | None = None,
+        *,
+        lora: bool = False,
     ) -> Outcome:
         """Fence and drain the workers, and hold them for at most `within` seconds. `number`: the
-        version that the client wants for it. Raises NotGreater."""
+        version that the client wants for it. `lora`: it is of LoRAs only, whoever makes its calls.
+        Raises NotGreater."""
         control = self.weights
         control.store.check()
         model = control.one_model(choose())
         name = label or (None if number is None else str(number))
         change = control.ledgers.make(uuid4().hex, model, "", None, name)
+        change.lora = change.only_lora = lora
         hold = partial(self._hold, change, choose, within, number)
         workers = control.ledgers.workers_of(model)
         operation = control.operations.start(hold, workers, model, begun=False)
@@ -198,6 +206,12 @@ class Transactions:
                 nonlocal lora
                 lora = pushes or path not in UPDATES
                 if not lora:
+                    if change.only_lora:
+                        raise LoraActive(
+                            "The transaction has begun as a LoRA change: an update may miss the"
+                            " layers that its LoRA wraps, and say nothing",
+                            details={"workers": [worker.worker_id for worker in workers]},
+                        )
                     control.check_loras(path, change.model, workers)
                 else:
                     change.lora = True
@@ -283,6 +297,8 @@ class Transactions:
             if not good:
                 opened.release(touched=None)
                 raise NothingApplied("No worker has all of the transaction; it is aborted")
+            if change.only_lora and not change.steps:  # pushed past the router
+                change.steps.append(step_of(TENSOR, "{}", {}))
             version = control.ledgers.commit(change, label)
             for worker in good:
                 process = opened.claims[worker].incarnation or 0
@@ -338,7 +354,8 @@ class Transactions:
         control = self.weights
         opened = OpenTransaction(change, operation, control.agents, control.ledgers, control.store)
         try:
-            targets = await control.targets(choose, operation, last=True)
+            kind = SET_LORA if change.only_lora else ""
+            targets = await control.targets(choose, operation, kind, last=True)
             control.ledgers.choose(change, number)
             if not targets.eligible:
                 raise no_workers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import trio
@@ -129,12 +130,12 @@ async def sync() -> Answer:
 async def begin() -> Answer:
     """Fence and drain workers, and hold them for a change of several calls."""
     content = await body.json_object()
-    body.only(content, ("model", "workers", "timeout", "label", "weight_version"))
+    body.only(content, ("model", "workers", "timeout", "label", "weight_version", "lora"))
     within, (label, number) = _seconds(content, _HELD), _named(content)
     registry, (model, workers) = parts().registry, _names(content)
-    status, said = await parts().transactions.begin(
-        lambda: select(registry, model=model, workers=workers), label, within, number
-    )
+    choose = partial(select, registry, model=model, workers=workers)
+    lora = body.flag(content, "lora") or False
+    status, said = await parts().transactions.begin(choose, label, within, number, lora=lora)
     return said, status
 
 

@@ -39,6 +39,7 @@ class Change:
     digest: str | None = None  # equal for requests of the same; None if they cannot be compared
     # An update of tensors that pushes a LoRA, or a transaction with LoRA calls.
     lora: bool = False
+    only_lora: bool = False  # a transaction that leaves the weights themselves alone
     # `version` is issued at the first success; `before` is the recipe at that moment.
     version: int | None = field(init=False, default=None)
     before: Recipe | None = field(init=False, default=None)
@@ -70,10 +71,10 @@ class Change:
 
     @property
     def is_lora(self) -> bool:
-        """Whether the change is one LoRA call, which leaves the weights themselves alone."""
+        """Whether the change is of LoRAs only, and leaves the weights themselves alone."""
         if self.path == TENSOR:
             return self.lora
-        return bool(self.path) and self.path not in UPDATES
+        return self.only_lora if self.is_transaction else self.path not in UPDATES
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.control.refit import GROUPS, SIGNALS
-from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, is_ours
+from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, direct_to, is_ours
 from tests.integration.deployment import (
     Deployment,
     ScriptedWorker,
@@ -26,6 +26,7 @@ from tests.integration.weights.refits import (
     SLEEP,
     TENSOR,
     TENSORS,
+    UNMERGE,
     WAKE,
     current,
     has,
@@ -331,3 +332,59 @@ def test_a_commit_names_the_workers_that_have_all(calls: list[tuple[set[int], se
             assert done["code"] == "nothing_applied"
 
     run_deployed(test)
+
+
+LORA = {"lora_nickname": "x", "lora_path": "x"}
+
+
+async def set_directly(*members: Member) -> None:
+    for member in members:
+        async with direct_to(member.url) as worker:
+            assert (await worker.post(SET, json=LORA)).status_code == 200
+
+
+def test_a_lora_pushed_past_the_router(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        await refitted(pool, "v1")
+        for version in (2, 3):  # the second finds wrapped workers
+            txn = await begin(pool, lora=True)
+            await set_directly(a, b)
+            done = (await end(pool, "commit", txn)).json()
+            assert (done["success"], done["weight_version"]) == (True, version)
+            assert current(a, b)
+        said = is_ours(await pool.http.post(DISK, json={"model_path": "v2"}), 409, "lora_active")
+        assert said["workers"] == [a.id, b.id]
+        known = await ledger(pool)
+        assert [row["path"] for row in known["replay"]] == [DISK, TENSOR]
+        assert known["replayable"] is False
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_no_update_in_a_lora_transaction(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        is_ours(await pool.http.post("/weights/begin", json={"lora": "yes"}), 400, "invalid_field")
+        txn = await begin(pool, lora=True)
+        for path, body in ((DISK, {"model_path": "v1"}), (TENSOR, TENSORS), (TENSOR, LARGE)):
+            is_ours(await push(pool, txn, path=path, body=body), 409, "lora_active")
+        assert (await push(pool, txn, path=SET, body=LORA)).status_code == 200
+        assert (await end(pool, "commit", txn)).json()["success"] is True
+        assert [row["path"] for row in (await ledger(pool))["replay"]] == [SET]
+        assert a.sim.scheduler.loras.identity
+
+    run_pool(test, IMAGES)
+
+
+def test_an_aborted_lora_is_taken_out_and_no_weights_are_loaded(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        await refitted(pool, "v1")
+        txn = await begin(pool, lora=True)
+        await set_directly(a)
+        assert (await end(pool, "abort", txn, touched=[a.id])).json()["unknown"] == [a.id]
+        await until(lambda: current(a, b))
+        assert has(a, "v1")
+        assert [paths(a)[-1], paths(b)[-1]] == [UNMERGE, DISK]
+        said = is_ours(await pool.http.post(DISK, json={"model_path": "v2"}), 409, "lora_active")
+        assert said["workers"] == [a.id]
+
+    run_pool(test, IMAGES, IMAGES)

@@ -308,6 +308,7 @@ def test_what_is_kept_of_a_change_and_its_ledger() -> None:
         "chosen": None,
         "digest": None,
         "lora": False,
+        "only_lora": False,
     }
     desk.ledgers.defer(desk.ledgers.make("later", "m", DISK, "{}", None), [worker])
     desk.ledgers.applied(change, worker, worker.incarnation)
@@ -389,3 +390,16 @@ def test_full_tensors_make_any_worker_current_and_are_not_replayed() -> None:
     assert (b.weights, b.weight_version) == (c.weights, c.weight_version) == (Weights.CURRENT, 3)
     assert desk.ledgers.behind([b, c], [a]) == [a]
     assert a.stuck
+
+
+@pytest.mark.parametrize(("only", "base"), [(True, 1), (False, None)])
+def test_a_lora_transaction_that_a_router_left_open(only: bool, base: int | None) -> None:
+    desk = Desk()
+    a = desk.join("a")
+    desk.change(a)
+    change = desk.ledgers.make("txn", "m", "", None, None)
+    change.lora, change.only_lora = True, only
+    desk.ledgers.open(change, [a])
+    desk.begin()
+    state = desk.ledgers.weight_state(desk.join("a"))
+    assert (state.base, state.loras, state.wrapped) == (base, None, True)

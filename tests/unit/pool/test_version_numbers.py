@@ -180,7 +180,7 @@ def test_a_statement_may_overtake_a_number() -> None:
 
 def test_rows_of_before_are_read() -> None:
     old = unstructured(Change("id", "m", 1, DISK, "{}", None))
-    for name in ("chosen", "digest"):
+    for name in ("chosen", "digest", "only_lora"):
         del old[name]
     assert structured(old, Change).chosen is None
     ledger = unstructured(Ledger("m", 3, 3, "step 3"))
