@@ -53,10 +53,13 @@ async def attest() -> dict[str, Any]:
     content = await body.json_object()
     body.only(content, ("model", "weight_version", "label", "workers", "run"))
     version, run = body.version(content), _text(content, "run")
-    if version is None and run is None:
-        raise BadRequest("The field 'weight_version' or 'run' is required", code="missing_field")
-    began = None if run is None else await _begin_run(content, run)
     if version is None:
+        if run is None:
+            what = "The field 'weight_version' or 'run' is required"
+            raise BadRequest(what, code="missing_field")
+        began = _begin_run(content, run)
+        parts().agents.look(parts().registry)
+        await parts().store.commit()
         shown = [_ledger_payload(parts().ledgers.ledger(model)) for model in _models()]
         return {"status": "success", "run": run, "begun_anew": began, "models": shown}
     chosen = _chosen(content)
@@ -71,14 +74,15 @@ async def attest() -> dict[str, Any]:
         )
     parts().store.check()
     label = _text(content, "label")
+    # No await before the attestation: a worker would load weights that it is said not to need.
+    said = {} if run is None else {"begun_anew": _begin_run(content, run)}
     parts().ledgers.attest(model, version, label, None if named is None else chosen)
-    parts().agents.look(chosen)
+    parts().agents.look(chosen if run is None else parts().registry)
     await parts().store.commit()
-    said = {} if run is None else {"begun_anew": began}
     return {"status": "success", **said, **_ledger_payload(ledger)}
 
 
-async def _begin_run(content: dict[str, Any], run: str) -> list[str]:
+def _begin_run(content: dict[str, Any], run: str) -> list[str]:
     """Name the run of one model or of all. Returns the models that began anew."""
     if not run or content.get("workers") is not None:
         raise BadRequest(
@@ -89,10 +93,7 @@ async def _begin_run(content: dict[str, Any], run: str) -> list[str]:
     if model is not None and model not in _models():
         model = parts().weights.one_model(_chosen(content))
     parts().store.check()
-    began = parts().runs.state(run, model)
-    parts().agents.look(parts().registry)
-    await parts().store.commit()
-    return began
+    return parts().runs.state(run, model)
 
 
 @blueprint.post("/weights/sync")

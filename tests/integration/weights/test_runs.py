@@ -7,8 +7,10 @@ import re
 from typing import Any
 
 import pytest
+import trio
 
 from router.pool import events
+from router.store.store import Store
 from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, is_ours
 from tests.integration.deployment import Deployment, until
 from tests.integration.weights.refits import SET, current, has, ledger, paths, refitted
@@ -117,6 +119,38 @@ def test_what_is_the_run_and_what_the_weights_are(run_pool: RunPool) -> None:
         assert b.known.weight_version == 1
         # Its own run is known: only the other model begins anew.
         assert (await _state(pool, run="two"))["begun_anew"] == ["video/b"]
+
+    run_pool(test, IMAGES, VIDEOS)
+
+
+def test_no_worker_loads_anything_before_its_weights_are_said(
+    run_pool: RunPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        await refitted(pool, "v1")
+        made = len(paths(a)), len(paths(b))
+        write = Store.commit
+
+        async def commit(store: Store) -> None:  # a slow disk: what is due begins meanwhile
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            await write(store)
+
+        monkeypatch.setattr(Store, "commit", commit)
+        said = await _state(pool, run="two", model="image/a", weight_version=1)
+        assert (said["begun_anew"], said["weight_version"]) == (["image/a"], 1)
+        assert current(a, b)
+        assert (len(paths(a)), len(paths(b))) == made
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_a_refused_attestation_begins_nothing(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, *_: Member) -> None:
+        await refitted(pool, "v1", model="image/a")
+        said = {"run": "two", "weight_version": 0}  # of which model?
+        is_ours(await pool.http.post("/weights", json=said), 400, "ambiguous_target")
+        assert (await _state(pool, run="two"))["begun_anew"] == ["image/a"]
 
     run_pool(test, IMAGES, VIDEOS)
 
