@@ -8,7 +8,7 @@ worker that hangs delays no other worker.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -88,13 +88,17 @@ class Agents(Tasks):
         """Have the agents meet these claims while the block runs, or until the claims are dropped.
         The caller has taken the workers (`Operations.take`)."""
         claims = list(claims)
-        for claim in claims:
-            self._agent(claim.worker).claim = claim
-        self.look(claim.worker for claim in claims)
+        self.give(claims)
         try:
             yield
         finally:
             self.drop(claims)
+
+    def give(self, claims: Sequence[Claim]) -> None:
+        """Have the agents meet these claims until they are dropped."""
+        for claim in claims:
+            self._agent(claim.worker).claim = claim
+        self.look(claim.worker for claim in claims)
 
     def drop(self, claims: Iterable[Claim]) -> None:
         """The operation no longer needs the workers of these claims."""
@@ -141,7 +145,7 @@ class Agents(Tasks):
 
         def current() -> bool:
             up = [w for w in workers if reachable(w) and not w.is_sleeping and w.capabilities]
-            return all(w.weights is Weights.CURRENT or w.leaving is not None for w in up)
+            return all(w.has_newest or w.leaving is not None for w in up)
 
         self.look(workers)
         return await self.until(current, within)

@@ -6,17 +6,20 @@ The workers' agents drain and call the workers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from attrs import define, evolve, field
+import trio
+from attrs import define, evolve, field, frozen
+from trio.lowlevel import ParkingLot
 
 from ..errors import RouterError, StateUnavailable
 from ..pool.weights import Change, Ledgers, Meaning, meaning, wraps
 from ..pool.weights.answers import alike, words
 from ..pool.weights.recipe import COLLECTIVES
-from ..pool.worker import Worker
+from ..pool.worker import Weights, Worker
 from ..store.store import Store
 from .agent import Agents
 from .calls import Claim, Pipe, Row, fill
@@ -41,9 +44,14 @@ class FencedChange(ABC):
 
     @asynccontextmanager
     async def fenced(
-        self, workers: Sequence[Worker], reason: str, call: Call | None = None
+        self,
+        workers: Sequence[Worker],
+        reason: str,
+        call: Call | None = None,
+        later: Collection[Worker] = (),
     ) -> AsyncIterator[None]:
-        """Fence the workers during the block; have each worker drained and then called.
+        """Fence the workers during the block; have each worker drained and then called. Those that
+        come `later` serve until `turn` is called for them.
 
         Raises StateUnavailable if the intent cannot be made durable; then nothing was done. If the
         block is cancelled, the intent stays open, as after a crash.
@@ -59,11 +67,20 @@ class FencedChange(ABC):
             self.ledgers.withdraw(self.change)
             raise
         self._release(*self.operation.workers.difference(workers))
-        for worker, claim in self.claims.items():
-            if claim.left is None:
-                self.ledgers.fence(worker, reason)
-        with self.agents.having(self.claims.values()):
+        for worker in later:
+            self.ledgers.wait_turn(worker)
+        try:
+            self.turn([c for c in self.claims.values() if c.worker not in later], reason)
             yield
+        finally:
+            self.agents.drop(self.claims.values())
+
+    def turn(self, claims: Sequence[Claim], reason: str) -> None:
+        """It is the turn of these workers: fence them, and have their claims met."""
+        for claim in claims:
+            if claim.left is None:
+                self.ledgers.fence(claim.worker, reason)
+        self.agents.give(claims)
 
     @abstractmethod
     async def record(self, claim: Claim) -> None:
@@ -94,11 +111,28 @@ class FencedChange(ABC):
             self.agents.operations.release(self.operation, *workers)
 
 
+@frozen
+class Rolling:
+    """How many workers a rolling change may fence at once: a number from 1, or a percentage from 1
+    of the workers that it calls, rounded up."""
+
+    number: int
+    percent: bool = False
+
+    def of(self, workers: int) -> int:
+        return -(-workers * self.number // 100) if self.percent else self.number
+
+
 @define(eq=False)
 class OneCallChange(FencedChange):
     """A change of one call. Each worker gets the call as soon as it is idle; a streamed body or a
-    collective goes to all workers at once."""
+    collective goes to all workers at once.
 
+    With `rolling`, workers that are current serve until their turn.
+    """
+
+    rolling: Rolling | None = None
+    _moved: ParkingLot = field(init=False, factory=ParkingLot)  # until a worker is let go
     # Set if a success could not be made durable.
     undurable: StateUnavailable | None = field(init=False, default=None)
     # The reasons of refusals; their meaning is open until all workers have answered.
@@ -115,9 +149,14 @@ class OneCallChange(FencedChange):
         collective = self.change.path in COLLECTIVES
         at_once = collective or not isinstance(call.body, bytes)
         reason = f"{self.change.name}: a change"
-        async with self.fenced(workers, reason, None if at_once else call):
+        rolls = self.rolling is not None and not at_once
+        later = [w for w in workers if rolls and w.weights is Weights.CURRENT]
+        async with self.fenced(workers, reason, None if at_once else call, later):
             claims = list(self.claims.values())
-            if at_once:
+            if self.rolling is not None and later:
+                spared = await self._roll(later, self.rolling.of(len(workers)), reason)
+                claims = [claim for claim in claims if claim not in spared]
+            elif at_once:
                 for claim in claims:
                     await claim.idle.wait()
                 ready = [claim for claim in claims if claim.row is None]
@@ -138,6 +177,36 @@ class OneCallChange(FencedChange):
         if failure is not None:
             raise failure
         return rows
+
+    async def _roll(self, later: Sequence[Worker], most: int, reason: str) -> list[Claim]:
+        """Give these workers their turns, `most` at a time. If no worker has applied the change and
+        one has refused it, no turn follows: then the rest serve on. Returns their claims."""
+        turns: list[Claim] = []
+        waiting = deque(self.claims[worker] for worker in later)
+        while waiting:
+            refused = self.change.version is None and bool(self._said)
+            begun = [claim for claim in self.claims.values() if claim not in waiting]
+            if refused and all(claim.over.is_set() for claim in begun):
+                break
+            if refused or sum(not claim.over.is_set() for claim in turns) >= most:
+                await self._moved.park()
+                continue
+            claim = waiting.popleft()
+            turns.append(claim)
+            if claim.left is None:
+                claim.deadline = trio.current_time() + claim.within
+                self.turn([claim], reason)
+            else:  # its agent may be bringing it up to date
+                claim.fail()
+                await claim.end()
+        for claim in waiting:
+            self.ledgers.release(claim.worker)
+            self.let_go(claim.worker)
+        return list(waiting)
+
+    def let_go(self, worker: Worker) -> None:
+        super().let_go(worker)
+        self._moved.unpark_all()
 
     async def record(self, claim: Claim) -> None:
         """Report the outcome to the ledger, and let the worker go."""

@@ -25,7 +25,7 @@ from ..text import from_json
 from .agent import Agents
 from .calls import Outcome, Pipe, Row, answer, broadcast
 from .client import Call
-from .fenced_change import OneCallChange
+from .fenced_change import OneCallChange, Rolling
 from .operations import Operation, Operations
 from .pushed import LoraWatch, version_in
 
@@ -53,7 +53,8 @@ class Order:
     """A client's request: the call, its target workers, and the content of its body.
 
     `who`: the target as the query names it. `content`: None if the body is streamed. `full`:
-    whether tensors replace all weights; None: as the settings say.
+    whether tensors replace all weights; None: as the settings say. `rolling`: how many workers may
+    be fenced at once; None: all.
     """
 
     call: Call
@@ -61,6 +62,7 @@ class Order:
     who: tuple[str | None, str | None] = (None, None)
     content: Mapping[str, Any] | None = None
     full: bool | None = None
+    rolling: Rolling | None = None
 
     @property
     def digest(self) -> str | None:
@@ -312,7 +314,8 @@ class WeightControl:
             return await self._defer(change, targets, sleepers)
         change.full = path in PUSHES and (self.full_tensors if order.full is None else order.full)
         self._warn_of_repetition(change)
-        rows = await self._carry_out(change, call, list(targets.eligible), operation)
+        able = list(targets.eligible)
+        rows = await self._carry_out(change, call, able, operation, rolling=order.rolling)
         await self.store.commit()
         status, said = answer(rows, targets)
         behind = self.ledgers.behind(targets.eligible, targets.deferred)
@@ -368,8 +371,10 @@ class WeightControl:
         operation: Operation[Any],
         *,
         keeps: bool = False,
+        rolling: Rolling | None = None,
     ) -> list[Row]:
-        transaction = OneCallChange(change, operation, self.agents, self.ledgers, self.store, keeps)
+        parts = self.agents, self.ledgers, self.store
+        transaction = OneCallChange(change, operation, *parts, keeps=keeps, rolling=rolling)
         rows = await transaction.run(call, workers)
         what = change.name
         if change.version is None:

@@ -225,7 +225,7 @@ def lack(worker: Worker, bounds: Bounds | None = None) -> Lack | None:
         return Lack.WEIGHTS
     if bounds is not None and not meets(worker, bounds):
         # The worker will get the weights of its ledger soon; or its ledger is not known yet.
-        soon = worker.weights in (Weights.BEHIND, Weights.UPDATING) or worker.capabilities is None
+        soon = not worker.has_newest or worker.capabilities is None
         if not soon or bounds.passed(worker.newest_version):
             return Lack.VERSION
     first_probe_failed = worker.health is Health.UNKNOWN and worker.consecutive_failures > 0

@@ -257,6 +257,11 @@ class Worker:
         return sum(hold.kind is HoldKind.GHOST for hold in self.holds)
 
     @property
+    def has_newest(self) -> bool:
+        """Whether the weights are current, and not those before a rolling change."""
+        return self.weights is Weights.CURRENT and self.weight_version == self.newest_version
+
+    @property
     def is_dead(self) -> bool:
         return self.admin is Admin.QUARANTINED or self.health is Health.UNHEALTHY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterable, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from quart import Blueprint, g, request
 
 from ..control.calls import Outcome, Pipe, filling
 from ..control.client import Call
+from ..control.fenced_change import Rolling
 from ..control.refit import GROUPS, SIGNALS, Order
 from ..control.unwrap import unwrap
 from ..errors import BadRequest
@@ -49,6 +51,9 @@ _TYPES: dict[str, dict[str, tuple[str, ...]]] = {
     DISK: {"model_path": (_TEXT,), "target_modules": (_TEXTS,)},
     SET_LORA: {name: (_TEXT, _TEXTS) for name in ("lora_nickname", "lora_path", "target")},
 }
+
+
+_ROLLING = re.compile(r"([1-9][0-9]{0,5})(%?)")
 
 
 async def change_weights() -> Answer:
@@ -143,10 +148,12 @@ async def _change(data: bytes) -> Answer:
 async def _make(call: Call, content: dict[str, Any] | None) -> Answer:
     """Make a change, alone or as part of the transaction named by `?txn=`."""
     if body.query_flag("unwrap"):
-        if "txn" in request.args:
-            raise BadRequest(
-                "?unwrap= restarts workers: it cannot be given with ?txn=", code="invalid_field"
-            )
+        for other in ("txn", "rolling"):
+            if other in request.args:
+                raise BadRequest(
+                    f"?unwrap= restarts workers: it cannot be given with ?{other}=",
+                    code="invalid_field",
+                )
         await unwrap(parts().weights, _chosen(), parts().limits.refit)
     return await _send(call, content, parts().weights.change)
 
@@ -160,7 +167,7 @@ async def _send(
 ) -> Answer:
     model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
     choose = partial(select, parts().registry, model=model, workers=workers, mixed=mixed)
-    order = Order(call, choose, (model, workers), content, _full(content))
+    order = Order(call, choose, (model, workers), content, _full(content), _rolling(call))
     if txn is None:
         return _wire(await alone(order))
     _chosen()  # refuse ?model=, and workers that are not of the transaction
@@ -176,6 +183,30 @@ def _full(content: dict[str, Any] | None) -> bool | None:
         return None
     said = flag(content or {}, "full")
     return query_flag("full") if "full" in request.args else said
+
+
+def _rolling(call: Call) -> Rolling | None:
+    """How many workers the change may fence at once; None: all. Raises BadRequest."""
+    said = request.args.get("rolling")
+    if said is None:
+        return None
+    why = None
+    if "txn" in request.args:
+        why = "a transaction holds all of its workers until its end"
+    elif call.path in (*COLLECTIVES, *GROUPS, *SIGNALS):
+        why = f"{call.path} goes to all workers at the same moment"
+    elif not isinstance(call.body, bytes):
+        why = f"a body above {HELD >> 20} MiB is copied to all workers at once"
+    if why is not None:
+        raise BadRequest(f"?rolling= cannot be given here: {why}", code="invalid_field")
+    match = _ROLLING.fullmatch(said)
+    if match is None or (match[2] and int(match[1]) > 100):
+        raise BadRequest(
+            "?rolling= must be a whole number of workers from 1, or a share from 1% to 100%, not "
+            f"{said!r:.50}",
+            code="invalid_field",
+        )
+    return Rolling(int(match[1]), bool(match[2]))
 
 
 def _call(data: bytes | AsyncIterable[bytes]) -> Call:

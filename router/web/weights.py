@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import trio
-from quart import Blueprint, g
+from quart import Blueprint, g, request
 
 from ..control.client import Call
 from ..control.refit import LoraActive
@@ -15,7 +15,7 @@ from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
 from ..pool.match import Targets, select
 from ..pool.weights import Change, Ledger
-from ..pool.worker import Weights, Worker
+from ..pool.worker import Worker
 from ..text import from_json
 from . import body
 from .parts import parts
@@ -132,6 +132,11 @@ async def begin() -> Answer:
     """Fence and drain workers, and hold them for a change of several calls."""
     content = await body.json_object()
     body.only(content, ("model", "workers", "timeout", "label", "weight_version", "lora"))
+    if "rolling" in request.args:
+        raise BadRequest(
+            "?rolling= cannot be given here: a transaction holds all of its workers until its end",
+            code="invalid_field",
+        )
     within, (label, number) = _seconds(content, _HELD), _named(content)
     registry, (model, workers) = parts().registry, _names(content)
     choose = partial(select, registry, model=model, workers=workers)
@@ -219,7 +224,7 @@ async def _verify(shown: dict[str, Any]) -> None:
     call = Call("/get_weights_checksum", parts().limits.refit, all_modules, headers)
     _, said = await parts().weights.ask(list(targets.eligible), call)
     sums = {row["worker_url"]: row for row in said["results"]}
-    current = {w.url for w in targets.eligible if w.weights is Weights.CURRENT}
+    current = {w.url for w in targets.eligible if w.has_newest}
     for row in shown["workers"]:
         told = sums.get(row["worker_url"])
         row["checksums"] = told["body"] if told and told["status_code"] == 200 else None

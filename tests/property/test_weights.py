@@ -108,9 +108,11 @@ class Process:
 class Target:
     """A worker of the open change."""
 
+    incarnation: int = 0
     called: int | None = None
     done: bool = False
     refused: bool = False
+    waits: int | None = None  # for its turn in a rolling change, with this version
 
 
 @define(eq=False)
@@ -192,6 +194,8 @@ class Router:
     def leave(self, worker: Worker) -> None:
         target = self.targets.get(worker)
         if self.change is not None and target is not None and not target.done:
+            if target.waits is not None:  # whether it can be called is asked at its turn
+                return
             target.done = True
             if target.called is None:
                 self.ledgers.unchanged(self.change, worker, "left")
@@ -222,7 +226,12 @@ class WeightMachine(RuleBasedStateMachine):
         """It is given something: it must have what its ledger says."""
         ledger = self.router.ledgers.ledger_of(worker)
         version = 0 if ledger is None else ledger.version  # before its model is known
-        assert worker.weight_version == worker.newest_version == version
+        assert worker.newest_version == version
+        target = self.router.targets.get(worker)
+        # A new process is brought up to date before its turn.
+        if target is not None and target.incarnation == worker.incarnation:
+            version = version if target.waits is None else target.waits
+        assert worker.weight_version == version
         assert not self.truth(worker).asleep
         assert self.truth(worker).effect == self.ideal[version].effect
 
@@ -349,7 +358,9 @@ class WeightMachine(RuleBasedStateMachine):
 
     def free(self, worker: Worker) -> bool:
         """Whether no change has it."""
-        return worker.weights is not Weights.UPDATING
+        target = self.router.targets.get(worker)
+        waits = target is not None and target.waits is not None
+        return worker.weights is not Weights.UPDATING and not waits
 
     # Requests.
 
@@ -372,8 +383,9 @@ class WeightMachine(RuleBasedStateMachine):
         kind=st.sampled_from(sorted(BODIES)),
         some=st.sets(PICK, max_size=3),
         asked=st.sampled_from(["", "", "", "next", "far", "digits", "low", "again"]),
+        rolling=st.booleans(),
     )
-    def change_begins(self, kind: str, some: set[int], asked: str) -> None:
+    def change_begins(self, kind: str, some: set[int], asked: str, rolling: bool) -> None:
         ledgers = self.router.ledgers
         ledger = ledgers.ledger("m")
         members = ledgers.workers_of("m")
@@ -402,9 +414,16 @@ class WeightMachine(RuleBasedStateMachine):
             return
         self.sent[digest] = path, content
         if ready and not ledger.pending:
-            self.open(change, ready)
+            self.open(change, ready, rolling=rolling)
         elif ready or sleepers:
             ledgers.defer(change, [*ready, *sleepers])
+
+    @precondition(lambda self: self.router.change is None)
+    @rule(kind=st.sampled_from(sorted(BODIES)))
+    def roll_begins(self, kind: str) -> None:
+        """A rolling change of all that its first worker has applied."""
+        self.change_begins(kind, set(), "", True)
+        self.worker_answers(0, "applied")
 
     def number(self, change: Change, ledger: Ledger, asked: str) -> bool:
         """Whether the change may be made with the number that its client asks for."""
@@ -418,7 +437,9 @@ class WeightMachine(RuleBasedStateMachine):
         }
         again = ledger.repeats(evolve(change, chosen=ledger.version)) and not ledger.pending
         try:
-            assert self.router.ledgers.choose(change, number.get(asked)) is None
+            if self.router.ledgers.choose(change, number.get(asked)) is not None:
+                assert asked == "again"  # it waits already
+                return False
         except NotGreater:
             assert asked in ("low", "again")
             assert not again
@@ -432,14 +453,38 @@ class WeightMachine(RuleBasedStateMachine):
             assert change.chosen is None
         return True
 
-    def open(self, change: Change, workers: list[Worker]) -> None:
+    def open(self, change: Change, workers: list[Worker], *, rolling: bool = False) -> None:
         router = self.router
         router.ledgers.open(change, workers)
         router.change = change
-        router.targets = {worker: Target() for worker in workers}
+        router.targets = {worker: Target(worker.incarnation) for worker in workers}
         for worker in workers:
+            if rolling and worker.weights is Weights.CURRENT:
+                router.targets[worker].waits = worker.weight_version
+                router.ledgers.wait_turn(worker)
+                continue
             router.replays.pop(worker, None)  # it gives way
             router.ledgers.fence(worker, "a change")
+        self.turn_comes()  # as long as nothing was said
+
+    def waiting(self) -> list[Worker]:
+        return [w for w, target in self.router.targets.items() if target.waits is not None]
+
+    @precondition(lambda self: self.waiting())
+    @rule()
+    def turn_comes(self) -> None:
+        router, change, waiting = self.router, self.router.change, self.waiting()
+        assert change is not None
+        said = [t for t in router.targets.values() if t.called is not None]
+        if not waiting or (change.version is None and said):
+            return
+        worker, target = waiting[0], router.targets[waiting[0]]
+        target.waits = None
+        same = worker.incarnation == target.incarnation and not worker.removed
+        if same and self.callable(worker):
+            router.ledgers.fence(worker, "its turn")
+        else:
+            router.leave(worker)
 
     @precondition(lambda self: self.router.change is None)
     @rule()
@@ -474,7 +519,7 @@ class WeightMachine(RuleBasedStateMachine):
         ),
     )
     def worker_answers(self, number: int, outcome: str) -> None:
-        left = [w for w, target in self.router.targets.items() if not target.done]
+        left = [w for w, t in self.router.targets.items() if not t.done and t.waits is None]
         worker = self.pick(number, [w for w in left if not w.holds and not w.suspicion])
         if worker is not None:
             self.answer(worker, outcome)
@@ -496,7 +541,8 @@ class WeightMachine(RuleBasedStateMachine):
                 ideal.apply(change.path, content, ideal=True)
                 ledger = router.ledgers.ledger("m")
                 replaced = ledger.before(change)
-                last = max([ledger.issued, *(other.chosen or 0 for other in replaced)])
+                seen = [max(other.chosen or 0, other.seen_version or 0) for other in replaced]
+                last = max([ledger.issued, *seen])
                 number = self.promised.get(change.change_id)
                 self.ideal[number or last + 1] = ideal
             router.ledgers.applied(change, worker, worker.incarnation)
@@ -523,9 +569,16 @@ class WeightMachine(RuleBasedStateMachine):
                 self.router.ledgers.unknown(change, worker, "refused")
 
     def maybe_close(self) -> None:
-        router, change = self.router, self.router.change
-        if change is None or not all(target.done for target in router.targets.values()):
+        router, change, waiting = self.router, self.router.change, self.waiting()
+        begun = [target for target in router.targets.values() if target.waits is None]
+        if change is None or not all(target.done for target in begun):
             return
+        refused = change.version is None and any(t.called is not None for t in begun)
+        if waiting and not refused:
+            return
+        for worker in waiting:  # the change is void: they serve on
+            router.ledgers.release(worker)
+            del router.targets[worker]
         if change.version is None:
             called = [t for t in router.targets.values() if t.called is not None]
             for worker, target in router.targets.items():
@@ -646,8 +699,13 @@ class WeightMachine(RuleBasedStateMachine):
                 self.judge(worker)
                 self.meet(worker)
                 self.wake(worker)
+            while self.waiting():
+                left = self.waiting()
+                self.turn_comes()
+                if self.waiting() == left:
+                    break
             for worker, target in list(self.router.targets.items()):
-                if not target.done and not worker.suspicion:
+                if not target.done and target.waits is None and not worker.suspicion:
                     self.answer(worker, "applied")
             self.maybe_close()
             if self.router.change is None:

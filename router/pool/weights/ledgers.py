@@ -99,8 +99,14 @@ class Ledgers(LedgerView):
 
     def fence(self, worker: Worker, reason: str) -> None:
         """Give the worker nothing new: a change holds it until an outcome is reported."""
-        self._of(worker).fenced = True
+        known = self._of(worker)
+        known.fenced, known.waits = True, False
         self._settle(worker, reason)
+
+    def wait_turn(self, worker: Worker) -> None:
+        """A rolling change was opened on the worker: until `fence` or `release` it serves with the
+        weights from before, unless its process is replaced."""
+        self._of(worker).waits = True
 
     def applied(self, change: Change, worker: Worker, incarnation: int) -> None:
         """The worker has applied the change. The first success enters the change in the ledger.
@@ -120,7 +126,7 @@ class Ledgers(LedgerView):
         known = self._known.get(worker)
         if known is None:
             return
-        known.fenced = False
+        known.fenced = known.waits = False
         self._put(worker, known.state)
         change, known.change = known.change, None
         # After a crash this worker is not in doubt.
@@ -353,6 +359,7 @@ class Ledgers(LedgerView):
             case events.Reincarnated(worker, reason):
                 known = self._of(worker)
                 known.failure = known.reason = None
+                known.waits = False
                 # After a restart of the router the process may be old or new; else it counts as
                 # fresh.
                 if not (known.state.doubt and reason.startswith(f"{ROUTER_RESTARTED};")):
@@ -383,7 +390,9 @@ class Ledgers(LedgerView):
         known, url = self._known.pop(worker), worker.url
         known.ended = worker.origin is Origin.LAUNCHED
         known.unproven = True  # no task watches the process meanwhile
-        if known.change is not None:  # the outcome of the change will not be reported
+        if (
+            known.change is not None and not known.waits
+        ):  # the outcome of the change will not be reported
             known.state = lost_by(known.state, known.change)
         self._left[url] = known
         if known.ended:
@@ -408,6 +417,7 @@ class Ledgers(LedgerView):
         known = self._of(worker)
         if version <= ledger.issued:
             known.failure = known.reason = None
+            known.waits = False
             known.version = version
             self._put(worker, at_version(ledger, version, known.state.wrapped))
 

@@ -6,7 +6,7 @@ from attrs import define, evolve
 
 from ..worker import Worker
 from .ledger import Change, Ledger, WeightRecord
-from .recipe import FRESH, WeightState
+from .recipe import FRESH, Recipe, WeightState
 
 
 @define(eq=False)
@@ -18,6 +18,7 @@ class WorkerWeights:
     version: int = 0  # of the last ledger entry held in full, or UNKNOWN_VERSION
     fenced: bool = False  # a change holds the worker
     change: Change | None = None  # that change
+    waits: bool = False  # it serves until its turn in that change, which is rolling
     failure: str | None = None  # why its last replay was refused
     reason: str | None = None  # why the worker is not current, if a better reason is known
     restored: bool = False  # this is from before a restart of the router
@@ -26,6 +27,12 @@ class WorkerWeights:
     former: str | None = None
     ended: bool = False  # a launched worker: its process ended when it left
     claim: int | None = None  # the version that its owner claims, until its model is known
+
+    @property
+    def before(self) -> Recipe | None:
+        """The weights that count for a worker which waits for its turn, once the change has a
+        version: those before the change. None: those of its ledger."""
+        return self.change.before if self.waits and self.change is not None else None
 
     def record(self, url: str, state: WeightState | None = None) -> WeightRecord:
         """The part that outlives the router; `state` replaces its own state in the record."""

@@ -132,12 +132,13 @@ class LedgerView:
         current = self._is_current(worker, ledger)
         if current:
             known.failure = known.reason = None
-            known.version = ledger.version if ledger else 0
+            if known.before is None:
+                known.version = ledger.version if ledger else 0
         else:
             if known.state.base is None or known.state.loras is None:
                 known.version = UNKNOWN_VERSION
-            # A pending change may supply everything that is missing.
-            if ledger is not None and not ledger.pending:
+            # A pending change, or its turn, may supply everything that is missing.
+            if ledger is not None and not ledger.pending and not known.waits:
                 blocked = self.plan(worker).blocked
             why = why_not_current(worker, known, ledger, blocked)
         if known.fenced:
@@ -153,14 +154,16 @@ class LedgerView:
         )
 
     def _is_current(self, worker: Worker, ledger: Ledger | None) -> bool:
-        """Whether the worker generates with its ledger's weights now."""
+        """Whether the worker generates with its ledger's weights now, or waits for its turn in a
+        rolling change and generates with the weights before."""
         if not self.gating:
             return True
         if ledger is None:
             return not any(ledger.live for ledger in self._ledgers.values())
         if ledger.pending or (ledger.version and worker.suspicion is not None):
             return False
-        return self._plan(worker, ledger.recipe) == Plan()
+        before = self._of(worker).before
+        return self._plan(worker, ledger.recipe if before is None else before) == Plan()
 
     def _plan(self, worker: Worker, recipe: Recipe) -> Plan:
         can = worker.capabilities

@@ -234,6 +234,32 @@ def test_what_cannot_wait_comes_after_a_change_that_was_under_way(
     run_world(test, 1)
 
 
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_rolling_change_that_was_under_way_comes_to_all(run_world: RunWorld, done: int) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            await refitted(pool, "v1")
+            gate = (a, b)[done]
+            gate.sim.faults.add("hang", path=DISK, count=1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: refit(pool, "v2", rolling="1"))
+                await until(lambda: len(paths(gate)) == 2)
+                assert b.known.weights == ("updating" if done else "current")
+                nursery.cancel_scope.cancel()
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await until(lambda: current(a, b))
+            assert has(a, "v2")
+            assert has(b, "v2")
+            known = await ledger(pool)
+            assert (known["weight_version"], known["pending"]) == (2, [])
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test)
+
+
 def test_a_client_that_gives_up_breaks_off_no_change_that_came_before(run_world: RunWorld) -> None:
     async def test(world: World) -> None:
         async def after(pool: Deployment, a: Member) -> None:
