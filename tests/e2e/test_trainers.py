@@ -1,11 +1,12 @@
 """Trainers that start their own engines: their calls, word for word, to the built router, and past
-it to the engines."""
+it to the engines; and what docs/rl-recipes.md adds to these calls."""
 
 from __future__ import annotations
 
 import base64
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ import pytest
 from attrs import define, field
 
 from tests.e2e.processes import WITHIN, router, wait_for
+from tests.e2e.test_rl_examples import python_of
 
 MODEL = "Qwen/Qwen-Image"
 BUCKETS = ("transformer_blocks.0", "transformer_blocks.1", "proj_out")
@@ -67,6 +69,7 @@ class Trainer:
     pyz: Path
     logs: Path
     http: httpx.Client
+    recipes: dict[str, Any]  # the functions of the page
     numbers: Iterator[int] = field(factory=itertools.count)
     engines: list[Engine] = field(factory=list)
     launched: list[Engine] = field(factory=list)
@@ -122,23 +125,26 @@ class Trainer:
             if die is not None:
                 die()
 
-    def update_weights(self, version: int, dies: Engine | None = None) -> httpx.Response:
-        """All engines at once, each with its own handles: what an engine gets is of use to no
-        other. Between `begin` and `commit`, so that the router knows."""
-        txn = self.post("/weights/begin", timeout=600).raise_for_status().json()["txn"]
+    def update_weights(self, version: int, dies: Engine | None = None) -> None:
+        """All engines at once, each with its own handles: what one engine gets is of use to no
+        other."""
 
         def push(engine: Engine) -> None:
             if engine is dies:
                 with pytest.raises(httpx.TransportError):
                     self.push(engine, version, die=engine.kill)
+                until(lambda: self.worker(engine)["suspicion"])  # the router has seen it
             else:
                 self.push(engine, version)
 
         with ThreadPoolExecutor(len(self.engines)) as pool:
             list(pool.map(push, self.engines))
-        if dies is not None:  # and the router has seen it
-            until(lambda: self.worker(dies)["suspicion"])
-        return self.post("/weights/commit", txn=txn, weight_version=version)
+
+    def refit(self, version: int, dies: Engine | None = None) -> Any:
+        return self.recipes["refit"](lambda: self.update_weights(version, dies), version)
+
+    def tell(self, *, sleeping: bool) -> None:
+        self.recipes["tell"]([engine.url for engine in self.engines], sleeping)
 
 
 def until(true: Callable[[], object]) -> None:
@@ -152,13 +158,19 @@ def until(true: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def trainer(router_pyz: Path, tmp_path: Path) -> Iterator[Trainer]:
+def trainer(router_pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
     """A router without workers, and a trainer without engines."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
     flags = ("--state-dir", tmp_path / "state", "--health-check-interval", "1")
     with ExitStack() as stack:
         url = stack.enter_context(router(router_pyz, tmp_path / "router.log", *flags))
-        client = stack.enter_context(httpx.Client(timeout=WITHIN, trust_env=False))
-        trainer = Trainer(url, router_pyz, tmp_path, client)
+        client = stack.enter_context(httpx.Client(timeout=WITHIN))
+        recipes: dict[str, Any] = {}
+        program = "\n".join([python_of("rl.md")[0], *python_of("rl-recipes.md")])
+        exec(program.replace("http://localhost:30081", url), recipes)
+        stack.callback(recipes["router"].close)
+        trainer = Trainer(url, router_pyz, tmp_path, client, recipes)
         stack.callback(lambda: [engine.kill() for engine in trainer.launched])
         yield trainer
 
@@ -201,20 +213,12 @@ def microgroups(rollout_seed: int) -> list[dict[str, Any]]:
     ]
 
 
-@define(eq=False)
-class Step:
-    """The rollouts of one step: versions and workers of the answers that counted."""
-
-    versions: list[str] = field(factory=list)
-    workers: set[str] = field(factory=set)
-
-
-def generate(trainer: Trainer, rollout_seed: int, dies: Engine | None = None) -> Step:
+def generate(trainer: Trainer, rollout_seed: int, dies: Engine | None = None) -> list[str]:
     """All microgroups at once; any failure is tried again, as often as 60 times. `dies`: an engine
-    that dies once the first answer has come."""
-    step, first = Step(), threading.Event()
+    that dies once the first answer has come. The weight versions of the answers."""
+    first = threading.Event()
 
-    def one(payload: dict[str, Any]) -> None:
+    def one(payload: dict[str, Any]) -> str:
         for retries in range(60):
             try:
                 response = trainer.http.post(f"{trainer.router}/rollout/generate", json=payload)
@@ -228,18 +232,15 @@ def generate(trainer: Trainer, rollout_seed: int, dies: Engine | None = None) ->
         assert [sample["seed"] for sample in samples] == [payload["seed"]] * MICROGROUP
         assert all(sample["rollout_log_probs"]["__tensor__"] for sample in samples)
         assert all(sample["dit_trajectory"]["latents"]["data"] for sample in samples)
-        step.versions.append(response.headers["x-weight-version"])
-        step.workers.add(response.headers["x-worker-id"])
         first.set()
+        return response.headers["x-weight-version"]
 
     with ThreadPoolExecutor(PROMPTS * SAMPLES // MICROGROUP) as pool:
         running = [pool.submit(one, payload) for payload in microgroups(rollout_seed)]
         if dies is not None:
             assert first.wait(WITHIN)
             dies.kill()
-        for done in running:
-            done.result()
-    return step
+        return [done.result() for done in running]
 
 
 def test_a_step_of_miles_diffusion(trainer: Trainer) -> None:
@@ -251,23 +252,26 @@ def test_a_step_of_miles_diffusion(trainer: Trainer) -> None:
     # Before the first rollout the engines get the weights of the trainer.
     for engine in trainer.engines:
         engine.post("resume_memory_occupation")
-    assert trainer.update_weights(1).json()["success"] is True
+    assert trainer.refit(1)["success"] is True
     old = first.weights()
     assert old == second.weights() == third.weights()
 
     # An engine dies while it generates: the others make all of the step.
-    step = generate(trainer, 1000, dies=third)
-    assert step.versions == ["1"] * 12
+    assert generate(trainer, 1000, dies=third) == ["1"] * 12
     trainer.shutdown(third)
     trainer.engines = [first, second]
 
     # The GPUs are the trainer's.
+    trainer.tell(sleeping=True)
     for engine in trainer.engines:
         assert engine.post("release_memory_occupation")["sleeping"] is True
+    refused = trainer.post("/rollout/generate", **microgroups(0)[0])
+    assert (refused.status_code, refused.json()["code"]) == (503, "pool_asleep")
 
     # They wake; the dead engine is replaced, and treated as if it had slept.
     for engine in trainer.engines:
         engine.post("resume_memory_occupation")
+    trainer.tell(sleeping=False)
     third = trainer.launch()
     trainer.add_worker(third)
     third.post("release_memory_occupation")
@@ -276,9 +280,9 @@ def test_a_step_of_miles_diffusion(trainer: Trainer) -> None:
     assert trainer.worker(third)["routable"] is False  # it has never had version 1
 
     # An engine dies in the middle of its push. The other two have the version.
-    committed = trainer.update_weights(2, dies=second)
-    assert committed.status_code == 502
-    said = committed.json()
+    with pytest.raises(RuntimeError) as refusal:
+        trainer.refit(2, dies=second)
+    said = json.loads(str(refusal.value))
     assert (said["success"], said["weight_version"]) == (False, 2)
     assert said["workers"] == [trainer.worker(engine)["id"] for engine in (first, third)]
     assert said["behind"] == [trainer.worker(second)["id"]]
@@ -289,19 +293,64 @@ def test_a_step_of_miles_diffusion(trainer: Trainer) -> None:
     trainer.add_worker(second)
     trainer.engines = [first, second, third]
     assert trainer.worker(second)["routable"] is False
-    step = generate(trainer, 2000)
-    assert step.versions == ["2"] * 12
+    assert generate(trainer, 2000) == ["2"] * 12
     assert second.made_with() == []
-    assert trainer.update_weights(3).json()["success"] is True
+    assert trainer.refit(3)["success"] is True
 
     new = first.weights()
     assert new == second.weights() == third.weights() != old
     for engine in trainer.engines:
         trainer.http.delete(f"{engine.url}/simulate/log")
-    step = generate(trainer, 3000)
-    assert step.versions == ["3"] * 12
+    assert generate(trainer, 3000) == ["3"] * 12
     made_with = [weights for engine in trainer.engines for weights in engine.made_with()]
     assert made_with == [new] * 12
+
+
+def test_a_push_that_fails_is_aborted(trainer: Trainer) -> None:
+    trainer.engines = several(2, trainer)
+    for engine in trainer.engines:
+        trainer.add_worker(engine)
+    assert trainer.refit(1)["success"] is True
+
+    def half() -> None:
+        trainer.push(trainer.engines[0], 2)
+        raise ValueError("the trainer fails")
+
+    with pytest.raises(ValueError, match="the trainer fails"):
+        trainer.recipes["refit"](half, 2)
+    # Nobody knows what they have, and pushes cannot be made again.
+    assert [trainer.worker(engine)["routable"] for engine in trainer.engines] == [False, False]
+    assert trainer.refit(2)["success"] is True
+    assert generate(trainer, 1000) == ["2"] * 12
+
+
+def test_pushes_of_adapters(trainer: Trainer) -> None:
+    trainer.engines = several(2, trainer)
+    for engine in trainer.engines:
+        trainer.add_worker(engine)
+
+    def push(version: int) -> None:
+        names = [f"transformer_blocks.0.attn.to_q.lora_{half}" for half in "AB"]
+        named = json.dumps({name: f"of {version}" for name in names}).encode()
+        for engine in trainer.engines:
+            payload = {
+                "serialized_named_tensors": [base64.b64encode(named).decode()],
+                "payload_gpu_uuids": ["GPU-1"],
+                "load_format": "flattened_bucket",
+                "target_modules": ["transformer"],
+                "weight_version": str(version),
+                "weight_update_mode": "lora_merge",
+                "lora_alpha": 64,
+                "lora_rank": 32,
+            }
+            assert engine.post("update_weights_from_tensor", payload)["success"] is True
+
+    for version in (1, 2):
+        done = trainer.recipes["refit"](lambda version=version: push(version), version, lora=True)
+        assert done["success"] is True
+        assert generate(trainer, 1000 * version) == [str(version)] * 12
+    refused = trainer.post("/update_weights_from_disk", model_path="/checkpoints/3")
+    assert (refused.status_code, refused.json()["code"]) == (409, "lora_active")
 
 
 # --- slime and miles, which take the router for an SGLang model gateway ---
