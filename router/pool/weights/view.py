@@ -9,7 +9,7 @@ from attrs import evolve
 
 from ..match import model_of
 from ..registry import Registry
-from ..worker import UNKNOWN_VERSION, Admin, Origin, Weights, Worker
+from ..worker import UNKNOWN_VERSION, Admin, Health, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
 from .recipe import FRESH, SET_LORA, UPDATES, Plan, Recipe, WeightState
 from .state import WorkerWeights, why_not_current
@@ -68,11 +68,13 @@ class LedgerView:
 
     def behind(self, called: Iterable[Worker], others: Iterable[Worker]) -> list[Worker]:
         """The workers that lack their ledger's weights although they were `called`, and the
-        `others` that no replay can help, unless an operator has taken them out."""
+        `others` that no replay can help. Of these, workers in quarantine or out of reach are left
+        out: a pool must be able to train without them."""
         if not self.gating:
             return []
         lacking = [worker for worker in called if self.plan(worker) != Plan()]
-        wanted = [worker for worker in others if worker.admin is not Admin.QUARANTINED]
+        wanted = [w for w in others if w.health is not Health.UNHEALTHY]
+        wanted = [w for w in wanted if w.admin is not Admin.QUARANTINED]
         lacking += [worker for worker in wanted if self.plan(worker).blocked is not None]
         return [worker for worker in lacking if not worker.removed]
 

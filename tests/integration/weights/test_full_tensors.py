@@ -95,6 +95,18 @@ def test_a_sleeper_that_cannot_be_told_later_is_behind(run_pool: RunPool) -> Non
     run_pool(test, IMAGES, IMAGES)
 
 
+def test_a_dead_worker_does_not_fail_the_training_of_the_others(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        b.sim.kill()
+        await until(lambda: b.known.health == "unhealthy")
+        said = (await pool.http.post(TENSOR, json=TENSORS)).raise_for_status().json()
+        assert (said["success"], said["behind"]) == (True, [])
+        assert [row["worker_url"] for row in said["deferred"]] == [b.url]
+        assert b.known.stuck
+
+    run_pool(test, IMAGES, IMAGES)
+
+
 def test_a_commit_names_who_it_does_not_reach(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member) -> None:
         b = await _missed(pool, b)
