@@ -294,9 +294,10 @@ class Transactions:
                 told = self._members(opened, having)
                 good = [w for w in opened.present if w in told and w not in opened.spoilt]
             control.ledgers.choose(change, number)
-            if not good:
+            if not good or change.outdated:
                 opened.release(touched=None)
-                raise NothingApplied("No worker has all of the transaction; it is aborted")
+                why = "A new run has begun" if change.outdated else "No worker has all of it"
+                raise NothingApplied(f"{why}: the transaction is aborted")
             if change.only_lora and not change.steps:  # pushed past the router
                 change.steps.append(step_of(TENSOR, "{}", {}))
             version = control.ledgers.commit(change, label)

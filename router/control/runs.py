@@ -94,12 +94,12 @@ class Runs:
                 continue
             before, ledger.run = ledger.run, run
             self.store.put(ledger)
-            if ledger.live:
+            version = ledger.version
+            if self.ledgers.begin_anew(ledger.model):
                 logger.info(
                     "model %s: run %s begins anew after weight version %d of run %s",
-                    *(ledger.model, run, ledger.version, before),
+                    *(ledger.model, run, version, before),
                 )
-                self.ledgers.begin_anew(ledger.model)
                 begun.append(ledger.model)
         return begun
 

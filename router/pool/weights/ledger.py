@@ -47,6 +47,8 @@ class Change:
     seen_version: int | None = field(init=False, default=None)
     error: str | None = field(init=False, default=None)  # the last refusal, for people
     over: bool = field(init=False, default=False)
+    # It began in an earlier run of the trainer, and gets no version any more.
+    outdated: bool = field(init=False, default=False)
     # Issued as a repetition of the change that made the version before.
     again: bool = field(init=False, default=False)
     full: bool = field(init=False, default=False)  # its tensors replace all weights

@@ -16,13 +16,13 @@ from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .ledger import Change, Ledger, WeightRecord, WeightStore
 from .numbers import NotGreater, number_of
 from .recipe import FRESH, Plan, Recipe, WeightState
-from .state import WorkerWeights, after, at_version, lost_by, without
-from .view import LedgerView
+from .state import WorkerWeights, after, lost_by, without
+from .statements import Statements
 
 _MOST_LEFT = 10_000  # workers that left, whose weights are remembered in case they return
 
 
-class Ledgers(LedgerView):
+class Ledgers(Statements):
     """The ledgers by model, and the state of every worker.
 
     `gating=False` (`--trust-external-weights`): every worker counts as current.
@@ -85,7 +85,8 @@ class Ledgers(LedgerView):
     def proved(self, change: Change, *, lora: bool) -> None:
         """The end of the body has shown the rest of the change, and whether it pushes a LoRA."""
         change.lora = change.lora or lora
-        self._store.put(change)
+        if not change.outdated:
+            self._store.put(change)
 
     def withdraw(self, change: Change) -> None:
         """Take back an opened change of which no call was made. A pending change stays pending."""
@@ -114,10 +115,16 @@ class Ledgers(LedgerView):
         `incarnation`: the worker's incarnation at the call. `release` follows once the entry is
         durable.
         """
+        here = not worker.removed and worker.incarnation == incarnation
+        if change.outdated:
+            change.error = "a new run has begun since"
+            if here:
+                self._put(worker, lost_by(self.weight_state(worker), change))
+            return
         if change.version is None:
             self._issue(change)
         assert change.before is not None
-        if not worker.removed and worker.incarnation == incarnation:
+        if here:
             was_current = self._plan(worker, change.before) == Plan()
             self._put(worker, after(self.weight_state(worker), change, was_current))
 
@@ -130,7 +137,8 @@ class Ledgers(LedgerView):
         self._put(worker, known.state)
         change, known.change = known.change, None
         # After a crash this worker is not in doubt.
-        if change is not None and not change.over and change.version is None:
+        settled = change is None or change.over or change.outdated
+        if change is not None and not settled and change.version is None:
             change.workers = tuple(url for url in change.workers if url != worker.url)
             self._store.put(change)
         self._settle(worker, reason)
@@ -226,67 +234,6 @@ class Ledgers(LedgerView):
         known = self._of(worker)
         lost = without(known.state, base=False, loras=True)
         self._store.put(known.record(worker.url, lost))
-
-    # Knowledge from outside the router.
-
-    def attest(
-        self, model: str, version: int, label: str | None, workers: Iterable[Worker] | None
-    ) -> None:
-        """Record that these workers have this version of the ledger. With None all workers have it,
-        and it becomes the ledger's own, whatever was there before (the operator's way out)."""
-        ledger = self.ledger(model)
-        if workers is None:
-            workers = self.workers_of(model)
-            if version != ledger.version:
-                ledger.recipe = Recipe() if version == 0 else Recipe().then_opaque(version)
-                ledger.since = ledger.issued
-            self._drop_pending(ledger)
-            ledger.version, ledger.issued = version, max(ledger.issued, version)
-            ledger.last_error = None
-            for url, known in self._left.items():
-                if known.model == model and not known.ended:
-                    known.state = at_version(ledger, version, known.state.wrapped)
-                    self._store.put(known.record(url))
-        if label is not None and version == ledger.version:
-            ledger.name(label)
-        self._store.put(ledger)
-        for worker in workers:
-            self._take_at_word(worker, ledger, version)
-        self._settle_all(model)
-
-    def begin_anew(self, model: str) -> None:
-        """A new run begins: the weights of a start are current again. Issued numbers are never
-        issued again. A worker that may have other weights gets those of its start before it
-        serves."""
-        ledger = self.ledger(model)
-        if not ledger.live:
-            return
-        self._drop_pending(ledger)
-        ledger.recipe, ledger.since, ledger.version = Recipe(), ledger.issued, 0
-        ledger.label = ledger.last_error = None
-        ledger.labels = {}
-        self._store.put(ledger)
-        everywhere = [*((w.url, k) for w, k in self._known.items()), *self._left.items()]
-        for url, known in everywhere:
-            if known.model in (model, None) and not known.ended:
-                has, known.failure, known.reason = known.state, None, None
-                base, loras = (0 if part == 0 else None for part in (has.base, has.loras))
-                known.state = evolve(has, base=base, loras=loras)
-                self._store.put(known.record(url))
-        self._settle_all(model)
-
-    def _drop_pending(self, ledger: Ledger) -> None:
-        for change in ledger.pending:
-            self._store.delete(Change, change.change_id)
-        ledger.pending.clear()
-
-    def claim(self, worker: Worker, version: int) -> None:
-        """Record the version that the worker's owner claims (`POST /workers {"weight_version":
-        N}`)."""
-        self._of(worker).claim = version
-        if worker.capabilities is not None:  # else the claim is about the process that will answer
-            self._take_claim(worker)
-        self._settle(worker)
 
     # Restarts of the router.
 
@@ -405,21 +352,6 @@ class Ledgers(LedgerView):
         if forgotten is not None:
             del self._left[forgotten]
             self._store.delete(WeightRecord, forgotten)
-
-    def _take_claim(self, worker: Worker) -> None:
-        """Accept the owner's claim once it is certain which process and ledger it is about."""
-        known, ledger = self._of(worker), self.ledger_of(worker)
-        if known.claim is not None and ledger is not None and worker.suspicion is None:
-            claim, known.claim = known.claim, None
-            self._take_at_word(worker, ledger, claim)
-
-    def _take_at_word(self, worker: Worker, ledger: Ledger, version: int) -> None:
-        known = self._of(worker)
-        if version <= ledger.issued:
-            known.failure = known.reason = None
-            known.waits = False
-            known.version = version
-            self._put(worker, at_version(ledger, version, known.state.wrapped))
 
     def _issue(self, change: Change) -> int:
         ledger = self.ledger(change.model)

@@ -52,6 +52,17 @@ def at_version(ledger: Ledger, version: int, wrapped: bool) -> WeightState:
     )
 
 
+def of_now(state: WeightState, ledger: Ledger) -> WeightState:
+    """The state as the ledger sees it: what a call from before a reset has brought since has
+    nothing to do with the recipe."""
+    base, loras = state.base, state.loras
+    if base and base <= ledger.since and base != ledger.recipe.opaque:
+        base = None
+    if loras and loras <= ledger.since:
+        loras = None
+    return evolve(state, base=base, loras=loras)
+
+
 def without(state: WeightState, *, base: bool, loras: bool) -> WeightState:
     """The state after a call for these parts had an unknown outcome."""
     if loras:

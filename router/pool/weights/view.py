@@ -12,11 +12,11 @@ from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Admin, Health, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
 from .recipe import FRESH, SET_LORA, UPDATES, Plan, Recipe, WeightState
-from .state import WorkerWeights, why_not_current
+from .state import WorkerWeights, of_now, why_not_current
 
 
 class LedgerView:
-    """The ledgers by model, and the state of every worker; only `Ledgers` changes them."""
+    """The ledgers by model, and the state of every worker; only `Ledgers` and `Statements` change them."""
 
     def __init__(self, registry: Registry, store: WeightStore, gating: bool) -> None:
         self.gating = gating
@@ -175,8 +175,8 @@ class LedgerView:
         return self._known.get(worker) or self._left.get(worker.url) or WorkerWeights()
 
     def _put(self, worker: Worker, state: WeightState) -> None:
-        known = self._of(worker)
-        known.state = state
+        known, ledger = self._of(worker), self.ledger_of(worker)
+        known.state = state if ledger is None else of_now(state, ledger)
         known.unproven = known.unproven and state.doubt
         if worker in self._known:
             self._store.put(known.record(worker.url))

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
 from router.pool import events
 from router.store.store import Store
-from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, is_ours
+from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, is_ours, restart
 from tests.integration.deployment import Deployment, until
-from tests.integration.weights.refits import SET, current, has, ledger, paths, refitted
+from tests.integration.weights.refits import (
+    DISK,
+    SET,
+    SLEEP,
+    WAKE,
+    current,
+    has,
+    ledger,
+    paths,
+    refit,
+    refitted,
+)
 from tests.integration.weights.test_router_restarts import RunWorld, World, run_world
+from tests.integration.weights.test_transactions import begin, call, end
 
 __all__ = ["run_world"]
 
@@ -178,3 +192,91 @@ def test_a_run_is_a_name_and_of_no_worker(run_pool: RunPool, said: dict[str, Any
         assert (await ledger(pool))["weight_version"] == 1
 
     run_pool(test, IMAGES)
+
+
+async def _starts_anew(pool: Deployment, *members: Member) -> None:
+    """The run changes while something of the old one is under way: nothing of it stays."""
+    assert (await _state(pool, run="two"))["begun_anew"] == ["image/a"]
+    await _has_begun_anew(pool, *members)
+
+
+async def _has_begun_anew(pool: Deployment, *members: Member) -> None:
+    await until(lambda: current(*members))
+    assert all(has(member, "image/a") for member in members)
+    assert (await pool.image()).headers["x-weight-version"] == "0"
+    known = await ledger(pool)
+    assert (known["weight_version"], known["label"], known["pending"]) == (0, None, [])
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_change_under_way_is_not_of_the_new_run(run_pool: RunPool, slow: int) -> None:
+    async def test(pool: Deployment, *members: Member) -> None:
+        for member in members[slow:]:
+            member.sim.faults.add("delay", path=DISK, by=0.5, count=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refit, pool, "v1")
+            # With `slow` the change has its version before the run ends.
+            await until(lambda: all(DISK in paths(m) for m in members))
+            await until(lambda: all(m.known.weight_version == 1 for m in members[:slow]))
+            await _starts_anew(pool, *members)
+        assert (await refitted(pool, "w1"))["weight_version"] == 1 + slow
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_a_pending_change_under_way_is_not_of_the_new_run(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        await pool.http.post(SLEEP)
+        assert (await refit(pool, "v1")).json()["pending"] is True
+        a.sim.faults.add("delay", path=DISK, by=0.5, count=1)
+        await pool.http.post(WAKE)
+        await until(lambda: DISK in paths(a))
+        await _starts_anew(pool, a)
+
+    run_pool(test, IMAGES)
+
+
+def test_a_replay_under_way_is_not_of_the_new_run(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        await refitted(pool, "v1")
+        a = await restart(pool, a, **IMAGES)
+        a.sim.faults.add("delay", path=DISK, by=0.5, count=1)
+        await until(lambda: DISK in paths(a))
+        await _starts_anew(pool, a)
+
+    run_pool(test, IMAGES)
+
+
+def test_an_open_transaction_is_not_of_the_new_run(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        txn = await begin(pool)
+        assert (await call(pool, txn, DISK, {"model_path": "v1"})).status_code == 200
+        assert (await _state(pool, run="two"))["begun_anew"] == ["image/a"]
+        error = is_ours(await end(pool, "commit", txn), 409, "nothing_applied")
+        assert "new run" in error["error"]
+        await _has_begun_anew(pool, a)
+
+    run_pool(test, IMAGES)
+
+
+def test_a_router_that_dies_does_not_bring_the_old_run_back(run_world: RunWorld) -> None:
+    async def test(world: World) -> None:
+        async def before(pool: Deployment, a: Member, b: Member) -> None:
+            for member in (a, b):
+                member.sim.faults.add("delay", path=DISK, by=0.5, count=1)
+            pool.nursery.start_soon(_and_dies, pool)
+            await until(lambda: DISK in paths(a) and DISK in paths(b))
+            assert (await _state(pool, run="two"))["begun_anew"] == ["image/a"]
+
+        async def after(pool: Deployment, a: Member, b: Member) -> None:
+            await _has_begun_anew(pool, a, b)
+
+        await world.router(before)
+        await world.router(after)
+
+    run_world(test)
+
+
+async def _and_dies(pool: Deployment) -> None:
+    with suppress(httpx.HTTPError):
+        await refit(pool, "v1")
