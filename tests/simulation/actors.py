@@ -126,8 +126,12 @@ async def trainer(world: World, number: int) -> None:
 
 
 async def send(world: World, who: str, change: Change) -> None:
+    target = f"{change.path}?model={MODEL}"
+    if world.theme.rolling:
+        dice = world.dice(f"{who} {change.label} turns")
+        target += dice.choice(["", "&rolling=1", "&rolling=1", "&rolling=50%25"])
     with world.change():
-        told = await _ask(world, who, change, f"{change.path}?model={MODEL}", change.content())
+        told = await _ask(world, who, change, target, change.content())
         changed: list[Worker] = []
         if told is not None and "results" in told:
             world.truth.answered(change, told)

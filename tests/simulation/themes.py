@@ -38,6 +38,7 @@ class Theme:
     full: bool = False  # it is only ever full, for a moment, again and again
     begun: float = 1.0  # the share of changes of many calls
     tensors: float = 1.0  # and of tensors
+    rolling: bool = False  # some changes are made by turns
     aim: float = 0.0  # the share of deeds that wait for the worst moment
     illness: str | None = None  # that of all who are ill
     pace: float = 1.0  # how much longer clients and trainers pause
@@ -203,6 +204,20 @@ THEMES: dict[str, dict[str, Any]] = {
         "aim": 0.0,
         "illness": "slow_health",
         "deeds": _only(ill=1),
+    },
+    # Changes are made by turns, while workers come, go, sleep and are replaced.
+    "rolls": {
+        "clients": 8,
+        "trainers": 2,
+        "breakers": 1,
+        "operators": 1,
+        "filmers": 0,
+        "steps": 50,
+        "burst": 0,
+        "begun": 0.0,
+        "tensors": 1.0,
+        "rolling": True,
+        "pace": 0.3,
     },
     # Very many short jobs, of which those of one worker do not end.
     "floods": {
