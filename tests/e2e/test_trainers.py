@@ -227,7 +227,7 @@ def generate(trainer: Trainer, rollout_seed: int, dies: Engine | None = None) ->
             except httpx.HTTPError:
                 if retries == 59:
                     raise
-                time.sleep(0.2)
+                time.sleep(0.5)
         samples = msgpack.unpackb(response.content, raw=False)
         assert [sample["seed"] for sample in samples] == [payload["seed"]] * MICROGROUP
         assert all(sample["rollout_log_probs"]["__tensor__"] for sample in samples)
