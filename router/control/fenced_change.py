@@ -95,10 +95,16 @@ class FencedChange(ABC):
         for i, claim in enumerate(claims):
             claim.send(evolve(call, body=pipes[i]) if streamed else call)
         self.agents.look(claim.worker for claim in claims)
-        if pipes and not isinstance(call.body, bytes):
-            failure = await fill(pipes, call.body)
-        for claim in claims:
-            await claim.over.wait()
+
+        async def over() -> None:
+            for claim in claims:
+                await claim.over.wait()
+            nursery.cancel_scope.cancel()  # claims that were dropped take nothing more
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(over)
+            if pipes and not isinstance(call.body, bytes):
+                failure = await fill(pipes, call.body)
         return failure
 
     def let_go(self, worker: Worker) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -386,5 +389,33 @@ def test_an_aborted_lora_is_taken_out_and_no_weights_are_loaded(run_pool: RunPoo
         assert [paths(a)[-1], paths(b)[-1]] == [UNMERGE, DISK]
         said = is_ours(await pool.http.post(DISK, json={"model_path": "v2"}), 409, "lora_active")
         assert said["workers"] == [a.id]
+
+    run_pool(test, IMAGES, IMAGES)
+
+
+def test_an_abort_ends_a_call_whose_body_still_comes(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        txn, aborted = await begin(pool), trio.Event()
+        answers: list[httpx.Response] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            yield json.dumps(TENSORS).encode()[:-1] + b" " * 1_200_000
+            await aborted.wait()
+            for _ in range(40):  # more than is held on the way
+                yield b" " * 1_000_000
+            yield b"}"
+
+        async def send() -> None:
+            query = {"txn": txn, "workers": a.id}
+            with suppress(httpx.TransportError):  # the answer comes before the end of the body
+                answers.append(await pool.http.post(TENSOR, content=body(), params=query))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await until(lambda: pool.running.parts.agents.client.is_calling(a.url, TENSOR))
+            assert (await end(pool, "abort", txn)).json()["unknown"] == [a.id, b.id]
+            aborted.set()
+        assert [answer.status_code for answer in answers] in ([502], [])
+        await until(lambda: current(a, b) and not pool.running.parts.weights.operations._line)
 
     run_pool(test, IMAGES, IMAGES)
