@@ -176,7 +176,9 @@ def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
 
     places = {f"worker_urls[{index}]": url for index, url in enumerate(settings.worker_urls)}
     places |= {f"workers[{index}].url": each.url for index, each in enumerate(settings.workers)}
-    for place, url in places.items():
+    named = list(places.items())
+    named += [(f"pool[{i}]", url) for i, each in enumerate(settings.pool) for url in each.urls]
+    for place, url in named:
         try:
             normalise_url(url)
         except BadWorkerURL as error:

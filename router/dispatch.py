@@ -21,6 +21,7 @@ from .pool.lifecycle import able, hopeful, meets, reasons
 from .pool.lines import Waiting
 from .pool.match import Facts, Need
 from .pool.policies import LeastWork, Policy
+from .pool.pools import members
 from .pool.queue import Queue
 from .pool.registry import Registry
 from .pool.worker import Health, Hold, HoldKind, Lease, Worker
@@ -107,9 +108,10 @@ class Dispatcher:
         # unroutable.
         registry.bus.when_settled(self._decide)
 
-    def serves(self) -> bool:
-        """Whether a request that any worker can do would be served or queued, not refused."""
-        return any(map(hopeful, self._registry))
+    def serves(self, pool: str | None = None) -> bool:
+        """Whether a request to the pool that any worker can do would be served or queued, not
+        refused."""
+        return any(map(hopeful, members(self._registry, pool)))
 
     def drain_rate(self) -> float:
         """Generations per second that got a worker, over the last minute."""
@@ -389,7 +391,7 @@ class Dispatcher:
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
         """If no worker is able, one that was never met: a 502 of this contact is the truth."""
-        if any(map(able, self._registry)):
+        if any(map(able, members(self._registry, waiting.facts.pool))):
             return None
         for worker in self.queue.fitting(waiting.facts.wants):
             if (

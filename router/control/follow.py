@@ -138,6 +138,9 @@ class Follower(Tasks):
     async def _barrier(self, hold: Hold) -> bool:
         """Wait until the worker has finished all earlier work; False if that cannot be told yet."""
         url = hold.worker.url
+        if hold.worker.is_plain:
+            await self._expected_end(hold)
+            return True
         try:
             call = Call("/v1/list_loras", _BARRIER, method="GET")
             answer = await self.jobs.client.call(url, call)
@@ -146,11 +149,13 @@ class Follower(Tasks):
         if answer.status in (502, 504):
             return False  # a proxy gave up, not the worker
         if answer.status in (404, 405):
-            speeds = self.dispatcher.speeds
-            expected = speeds.expected(url, hold.endpoint, hold.work)
-            begun = hold.since if hold.begun is None else hold.begun
-            await trio.sleep(max(0.0, begun + expected - trio.current_time()))
+            await self._expected_end(hold)
         return True
+
+    async def _expected_end(self, hold: Hold) -> None:
+        expected = self.dispatcher.speeds.expected(hold.worker.url, hold.endpoint, hold.work)
+        begun = hold.since if hold.begun is None else hold.begun
+        await trio.sleep(max(0.0, begun + expected - trio.current_time()))
 
     async def _recover(self, worker: Worker, incarnation: int) -> None:
         """Find the jobs of a restored worker that were never recorded."""

@@ -7,6 +7,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from ..pool.lifecycle import Probe
+from ..pool.pools import USUAL, Kind, Role
 from ..pool.worker import Capabilities
 from ..text import is_name, words
 from .client import Answer, ControlClient, Unreachable
@@ -29,14 +30,18 @@ class Finding:
     instance: str | None = None
 
 
-async def probe(client: ControlClient, url: str) -> Finding:
-    """Ask `/health` once."""
+async def probe(client: ControlClient, url: str, role: Role = USUAL) -> Finding:
+    """Ask `/health` once, or what the role of the worker says."""
     try:
-        answer = await client.get(url, "/health", within=PROBE_TIMEOUT)
+        answer = await client.get(url, role.health_path, within=PROBE_TIMEOUT)
     except Unreachable as error:
         if error.refused:
             return Finding(Probe.REFUSED, str(error))
         return Finding(Probe.FAILED, str(error), unreached=not error.sent)
+    if role.kind is Kind.HTTP and answer.status not in (401, 403):
+        if 200 <= answer.status < 300:
+            return Finding(Probe.OK, instance=answer.instance)
+        return Finding(Probe.FAILED, f"GET {role.health_path} answered {answer.status}")
     return evolve(judge(answer), instance=answer.instance)
 
 

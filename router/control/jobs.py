@@ -122,7 +122,8 @@ class JobControl:
         """One search serves all clients that want the id."""
         arrivals = self._arrivals
         knows = partial(self._knows, asset_id=asset_id, kind=kind)
-        said = await self._ask_all(self.registry, knows, enough=True)
+        asked = [worker for worker in self.registry if not worker.is_plain]
+        said = await self._ask_all(asked, knows, enough=True)
         owner = next(filter(said.get, said), None)
         if owner is not None:
             self.assets.learn(asset_id, owner, kind)
@@ -243,4 +244,5 @@ def _conclude(said: Mapping[Worker, bool | None], asset_id: str, kind: AssetKind
 def able(workers: Iterable[Worker], kind: AssetKind) -> list[Worker]:
     """The workers that may hold jobs of the kind: all except workers known to be unable to."""
     task = _TASKS[kind]
-    return [w for w in workers if not w.capabilities or w.capabilities.can(task) is not False]
+    some = [w for w in workers if not w.is_plain]
+    return [w for w in some if not w.capabilities or w.capabilities.can(task) is not False]

@@ -16,6 +16,7 @@ from ..net.addresses import Addresses, NotOneAddress, Origin
 from ..net.lookup import Silent
 from ..pool import events
 from ..pool.ids import BadWorkerURL, normalise_url, url_of
+from ..pool.pools import USUAL, Role
 from ..pool.registry import Registry
 from ..pool.worker import Origin as WorkerOrigin
 from ..pool.worker import Worker
@@ -40,6 +41,7 @@ class NameRecord:
     registered: bool  # by a request; else by a flag
     concurrency: int | None = None
     members: tuple[str, ...] = ()
+    role: Role | None = None  # set by a request; else the flags decide
 
     @property
     def key(self) -> str:
@@ -95,6 +97,7 @@ class Names:
                 name.record = evolve(name.record, concurrency=slots)
         for name in self._names.values():
             workers |= dict.fromkeys(name.record.members, name.record.concurrency)
+            self.registry.roles |= dict.fromkeys(name.record.members, self._role(name))
         return workers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -107,7 +110,9 @@ class Names:
                     looking.start_soon(self._refresh, name)
             await trio.sleep(self.interval)
 
-    async def follow(self, url: str, concurrency: int | None) -> list[Worker]:
+    async def follow(
+        self, url: str, concurrency: int | None, role: Role | None = None
+    ) -> list[Worker]:
         """Follow a name from now on; returns its workers. Raises BadWorkerURL."""
         name = self._names.get(url)
         if name is None:
@@ -119,7 +124,8 @@ class Names:
         name = self._names.setdefault(url, name)
         if concurrency is None:
             concurrency = name.record.concurrency
-        self._put(name, registered=True, concurrency=concurrency)
+        role = role or name.record.role
+        self._put(name, registered=True, concurrency=concurrency, role=role)
         if found is not None:
             self._apply(name, found)
         return self.members(url)
@@ -184,7 +190,8 @@ class Names:
             elif worker is None and url not in name.left_out:
                 members += [] if url in members else [url]
                 logger.info("%s leads to %s, which joins", name.record.url, url)
-                self.registry.add(url, WorkerOrigin.STATIC, concurrency=name.record.concurrency)
+                slots, role = name.record.concurrency, self._role(name)
+                self.registry.add(url, WorkerOrigin.STATIC, concurrency=slots, role=role)
         for url in [member for member in members if member not in found]:
             name.missed[url] = name.missed.get(url, 0) + 1
             worker = self.registry.find(url)
@@ -193,6 +200,9 @@ class Names:
                 self.registry.retire(worker, _GONE)
         if tuple(members) != name.record.members:
             self._put(name, members=tuple(members))
+
+    def _role(self, name: _Name) -> Role:
+        return name.record.role or self.registry.roles.get(name.record.url, USUAL)
 
     def _put(self, name: _Name, **changes: Any) -> None:
         name.record = evolve(name.record, **changes)

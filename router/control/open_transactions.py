@@ -17,6 +17,7 @@ from attrs import define, evolve, field
 
 from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers, select
+from ..pool.pools import pool_and_model
 from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
 from ..pool.weights.recipe import PUSHES, SET_LORA, TENSOR, UPDATES, pushes_lora, step_of
@@ -384,9 +385,11 @@ class Transactions:
 
     def _begun(self, opened: OpenTransaction, within: float) -> dict[str, Any]:
         change = opened.change
+        pool, model = pool_and_model(change.model)
         return {
             "txn": change.change_id,
-            "model": change.model,
+            "model": model,
+            "pool": pool,
             "workers": [worker.worker_id for worker in opened.present],
             "deferred": Targets(opened.present, opened.deferred).deferred_rows(),
             "weight_version": self.weights.ledgers.ledger(change.model).version,

@@ -15,7 +15,7 @@ from attrs import define, evolve, field, frozen
 
 from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
 from ..pool.lifecycle import reachable
-from ..pool.match import Targets, model_of, no_workers
+from ..pool.match import Targets, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
 from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, UPDATES, pushes_lora
@@ -59,7 +59,7 @@ class Order:
 
     call: Call
     choose: Choose
-    who: tuple[str | None, str | None] = (None, None)
+    who: tuple[str | None, ...] = (None, None, None)
     content: Mapping[str, Any] | None = None
     full: bool | None = None
     rolling: Rolling | None = None
@@ -250,8 +250,8 @@ class WeightControl:
         rows, (status, body) = await self._tell(chosen, call)
         first: dict[str | None, Any] = {}
         for row in rows:
-            first.setdefault(model_of(row.worker), row.body)
-        agree = all(row.body == first[model_of(row.worker)] for row in rows)
+            first.setdefault(self.ledgers.model_of(row.worker), row.body)
+        agree = all(row.body == first[self.ledgers.model_of(row.worker)] for row in rows)
         body["consistent"] = body["success"] and agree
         return status, body
 
@@ -408,4 +408,5 @@ class WeightControl:
 
 
 def _unprobed(worker: Worker) -> bool:
-    return worker.health is Health.UNKNOWN and worker.consecutive_failures == 0
+    unknown = worker.health is Health.UNKNOWN and worker.consecutive_failures == 0
+    return unknown and not worker.is_plain

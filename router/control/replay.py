@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from attrs import define, evolve, field
 
 from ..errors import StateUnavailable
-from ..pool.weights import Ledgers, Meaning, Step, meaning, wraps
+from ..pool.weights import Ledger, Ledgers, Meaning, Step, meaning, wraps
 from ..pool.weights.answers import words
 from ..pool.weights.recipe import FRESH
 from ..pool.worker import Origin, Weights, Worker
@@ -62,12 +63,12 @@ class Replayer:
         logger.info("worker %s: replaying weight version %d", worker.url, version)
         last_base = max((i for i, step in enumerate(plan.steps) if not step.is_lora), default=None)
         for number, step in enumerate(plan.steps):
-            if not await self._send(worker, step, incarnation):
+            if not await self._send(worker, step, partial(self._is, worker, incarnation, ledger)):
                 await self._save()
                 return
             if number == last_base:
                 self.ledgers.base_replayed(worker, recipe)
-        if not _is(worker, incarnation):
+        if not self._is(worker, incarnation, ledger):
             return
         lora = any(step.is_lora and not step.optional for step in plan.steps)
         self.ledgers.replayed(
@@ -75,17 +76,18 @@ class Replayer:
         )
         await self._save()
 
-    async def _send(self, worker: Worker, step: Step, incarnation: int) -> bool:
-        """Send one call of a plan; returns whether the next call may follow."""
+    async def _send(self, worker: Worker, step: Step, same: Callable[[], bool]) -> bool:
+        """Send one call of a plan; returns whether the next call may follow. `same`: whether the
+        plan is still about this worker."""
         before = self.ledgers.weight_state(worker)
         if not step.optional:
             self.ledgers.sending(worker, lora=step.is_lora)
             await self._save()
-            if not _is(worker, incarnation):
+            if not same():
                 return False
         call = Call.of_json(step.path, self.call_timeout, step.body.encode())
         row = await send(self.client, worker, call)
-        if not _is(worker, incarnation):
+        if not same():
             return False
         what = meaning(step.path, row.status, row.body, sent=row.sent)
         if what is Meaning.APPLIED:
@@ -116,13 +118,13 @@ class Replayer:
         )
         return row.status == 200 and isinstance(row.body, dict) and not row.body.get("active")
 
+    def _is(self, worker: Worker, incarnation: int, ledger: Ledger) -> bool:
+        """Whether this is still the same registration of the same process, in the same pool."""
+        same = worker.incarnation == incarnation and not worker.removed
+        return same and self.ledgers.ledger_of(worker) is ledger
+
     async def _save(self) -> None:
         try:
             await self.store.commit()
         except StateUnavailable as error:
             logger.warning("what was replayed is not on the disk: %s", error)
-
-
-def _is(worker: Worker, incarnation: int) -> bool:
-    """Whether this is still the same registration of the same process."""
-    return worker.incarnation == incarnation and not worker.removed

@@ -21,7 +21,7 @@ from ..pool.assets import Made
 from ..pool.ids import BadWorkerURL
 from ..pool.lifecycle import Probe
 from ..pool.registry import Registry
-from ..pool.worker import Health, Origin, Worker
+from ..pool.worker import Capabilities, Health, Origin, Worker
 from ..text import words
 from .client import ControlClient
 from .health import Finding, NotRead, probe, read_capabilities
@@ -219,7 +219,7 @@ class Watchman(Tasks):
         # failed but the probe succeeds, the worker has just come up: do both again.
         for _ in range(2):
             asked = trio.current_time()
-            if watch.idle is None:
+            if watch.idle is None and not worker.is_plain:
                 try:
                     await self._connect(watch, nursery)
                 except Unresolved as error:
@@ -227,10 +227,10 @@ class Watchman(Tasks):
                     self._turn_away(watch, error)
                     break
             idle = watch.idle
-            finding = await probe(self.client, worker.url)
+            finding = await probe(self.client, worker.url, worker.role)
             if self._is_itself(watch, finding):
                 return
-            if idle is not None or finding.probe is not Probe.OK:
+            if idle is not None or worker.is_plain or finding.probe is not Probe.OK:
                 break
         if finding.probe is Probe.OK:
             finding = await self._well(watch, idle)
@@ -312,6 +312,7 @@ class Watchman(Tasks):
         # The end of the idle connection comes from a worker that can be reached. There its health
         # only flaps.
         sound = watch.idle is not None and watch.evidence.counts and not finding.unreached
+        sound = sound or watch.worker.is_plain  # only a refused connection means another process
         if watch.worker.met and (finding.behind or not sound):
             self.registry.suspect(watch.worker, finding.reason or "it was not well")
 
@@ -336,7 +337,11 @@ class Watchman(Tasks):
             # Cleared before reading: a refresh requested during the read is for another look.
             watch.refresh, wished = False, watch.refresh
             try:
-                capabilities = await read_capabilities(self.client, worker.url)
+                capabilities = (
+                    Capabilities()
+                    if worker.is_plain
+                    else await read_capabilities(self.client, worker.url)
+                )
             except NotRead as error:
                 watch.refresh = watch.refresh or wished
                 return error.finding

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 from attrs import define, field, frozen
 
+from ..pool.pools import Role
 from ..pool.registry import Registry
 from ..settings import LauncherSettings, Restart
 from ..store.store import Store
@@ -26,6 +27,11 @@ class Launcher:
     @property
     def name(self) -> str:
         return self.planner.launcher
+
+    @property
+    def role(self) -> Role:
+        """What its workers are in the pool."""
+        return Role(self.settings.pool)
 
     @property
     def log_dir(self) -> Path | None:

@@ -419,6 +419,7 @@ class Slot:
                 batching=self.plan.batching if self.plan else 1,
                 starting=True,
                 label=self.name,
+                role=self.launcher.role,
             )
             # The worker was known to an earlier router, unless this slot adopted its process.
             self._outlived = self._outlived or (self.worker.met and not self.runs)

@@ -106,3 +106,5 @@ def log_event(event: events.Event) -> None:
             logger.debug("worker %s: slot stays occupied (%s)", hold.worker.url, hold.kind)
         case events.SlotsChanged(worker):
             logger.debug("worker %s: %d slots", worker.url, worker.max_concurrency)
+        case events.RoleChanged(worker):
+            logger.info("worker %s belongs to the pool %s now", worker.url, worker.pool)

@@ -92,6 +92,10 @@ class CapabilitiesLearned(OfWorker):
     """The worker has told what it can do."""
 
 
+class RoleChanged(OfWorker):
+    """The worker has moved to another pool, or is probed in another way."""
+
+
 class SlotsChanged(OfWorker):
     """The number of the worker's slots has changed."""
 

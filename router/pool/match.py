@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
 from .lifecycle import Lack, hopeful, lack, reachable, reasons
+from .pools import UnknownPool, members, pools_of
 from .registry import Registry
 from .versions import Asked, Bounds, Passed
 from .worker import Task, Worker
@@ -48,6 +49,9 @@ class Wants(NamedTuple):
     strict: bool  # only a worker that can do the task fits: a job
     by_model: bool  # a worker of another model may not fit: true for everything that generates
     version: Bounds | None  # which weights will do: decides when a worker may serve, not which
+    pool: str | None = None  # only workers of this pool fit
+    # The fitting workers must belong to one pool: those of another have weights of their own.
+    sole: bool = False
 
 
 @frozen
@@ -63,13 +67,18 @@ class Facts:
     asked: Asked | None = None  # what the request says of the weights, before it is looked up
     bounds: Bounds | None = None  # which weights will do; None: any current weights
     group: str = ""  # by which waiting requests are cancelled together
+    pool: str | None = None  # the pool that the request names
+    sole: bool = False  # weights matter: see `Wants.sole`
 
     wants: Wants = field(init=False, repr=False, eq=False)
 
     @wants.default
     def _wants(self) -> Wants:
         need = self.need
-        return Wants(self.model, self.task, need is Need.JOB, need in _BY_MODEL, self.bounds)
+        by_model = need in _BY_MODEL
+        sole = by_model and (self.sole or self.asked is not None or self.bounds is not None)
+        bounds, pool = self.bounds, self.pool
+        return Wants(self.model, self.task, need is Need.JOB, by_model, bounds, pool, sole)
 
 
 def client_class(client_id: bytes) -> str:
@@ -87,6 +96,12 @@ class AmbiguousModel(BadRequest):
     """Several models fit, and the request names none of them."""
 
     default_code = "ambiguous_model"
+
+
+class AmbiguousTarget(AmbiguousModel):
+    """Workers with different weights fit, and the request does not say which it means."""
+
+    default_code = "ambiguous_target"
 
 
 class UnknownModel(NotFound):
@@ -138,6 +153,26 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return by_folded[close[0]] if close else None
 
 
+def ambiguous(models: list[str], pools: list[str], *, ids: bool = False) -> AmbiguousTarget:
+    """The error for a target that may be any of these models or pools. `ids`: it may also be named
+    by the ids of workers."""
+    several = len(models) > 1
+    what = f"several models ({_some(models)})" if several else f"several pools ({_some(pools)})"
+    ways = ["a model with ?model="] * several + ["a pool with ?pool="] * (len(pools) > 1)
+    ways += ["workers with ?workers=ID,ID"] * ids
+    details: dict[str, object] = {"models": models}
+    if len(pools) > 1:
+        details["pools"] = pools
+    return AmbiguousTarget(
+        f"This may mean {what}: name {', or '.join(ways)}",
+        details=details,
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(_short, names[:10])) + (", ..." if len(names) > 10 else "")
+
+
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_COMPARED else f"{name[:_LONGEST_COMPARED]}..."
 
@@ -148,14 +183,25 @@ def _short(name: str) -> str:
 class Candidates:
     """Which of these workers fit a request, by their present state.
 
-    Results are cached. Make a new object when a worker joins, leaves or tells its capabilities, and
-    when a worker that has not told them gains or loses hope.
+    Results are cached. Make a new object when a worker joins, leaves, changes its role or tells its
+    capabilities, and when a worker that has not told them gains or loses hope. `pool`: only the
+    workers of this pool; without it, all except plain HTTP workers.
     """
 
-    def __init__(self, workers: Iterable[Worker], *, strict_model: bool = False) -> None:
-        self._workers = tuple(workers)
+    def __init__(
+        self, workers: Iterable[Worker], *, strict_model: bool = False, pool: str | None = None
+    ) -> None:
+        self._all = tuple(workers)
+        self._workers = tuple(members(self._all, pool))
         self._strict_model = strict_model
         self._found: dict[Wants, tuple[Worker, ...]] = {}
+        self._pools: dict[str, Candidates] = {}
+
+    def _of_pool(self, pool: str) -> Candidates | None:
+        """The candidates within one pool; None if no worker belongs to it."""
+        if pool not in self._pools and any(worker.pool == pool for worker in self._all):
+            self._pools[pool] = Candidates(self._all, strict_model=self._strict_model, pool=pool)
+        return self._pools.get(pool)
 
     # Both are lazy: at a start a thousand workers join one after the other.
     @cached_property
@@ -176,19 +222,31 @@ class Candidates:
         The model binds if some worker advertises it. If no worker does, or the request names no
         model, a generation fits only if the able workers serve one model among them: workers never
         check the model, and clients of a one-model pool often send another name. Images prefer
-        workers that make images, and go to other workers only if there are none.
+        workers that make images, and go to other workers only if there are none. If several pools
+        fit, a `sole` request fits none.
         """
-        model = wants.model
-        if model is not None and model not in self._by_model:
-            unserved = _UNSERVED if self._strict_model and wants.by_model else None
-            model = _AWAITED if self._unread else unserved
-        key = wants._replace(model=model, version=None)
+        if wants.pool is not None:
+            part = self._of_pool(wants.pool)
+            return () if part is None else part.fitting(wants._replace(pool=None))
+        key = self._key(wants)
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = self._fitting(key)
         return found
 
+    def _key(self, wants: Wants) -> Wants:
+        """The part of the wants that decides, with stand-ins for models that no worker serves."""
+        model = wants.model
+        if model is not None and model not in self._by_model:
+            unserved = _UNSERVED if self._strict_model and wants.by_model else None
+            model = _AWAITED if self._unread else unserved
+        return wants._replace(model=model, version=None)
+
     def _fitting(self, wants: Wants) -> tuple[Worker, ...]:
+        found = self._of_model(wants)
+        return () if wants.sole and len(pools_of(found)) > 1 else found
+
+    def _of_model(self, wants: Wants) -> tuple[Worker, ...]:
         model = wants.model
         if model == _AWAITED:
             return self._able(self._unread, wants)
@@ -199,9 +257,18 @@ class Candidates:
         return () if wants.by_model and len(models_of(able)) > enough else able
 
     def misnamed(self, wants: Wants) -> RouterError | None:
-        """The error if a request fits no worker because of its model, named or missing."""
+        """The error if a request fits no worker because of its pool or model, named or missing."""
         model = wants.model
-        if not wants.by_model or model in self._by_model or self.fitting(wants):
+        if wants.pool is not None:
+            part = self._of_pool(wants.pool)
+            if part is None:
+                return UnknownPool(wants.pool, self._all)
+            return part.misnamed(wants._replace(pool=None))
+        if not wants.by_model or self.fitting(wants):
+            return None
+        if found := self._of_model(self._key(wants)):  # then in several pools
+            return ambiguous(models_of(found), pools_of(found))
+        if model in self._by_model:
             return None
         able = self._able(self._workers, wants)
         models = models_of(able)
@@ -209,9 +276,11 @@ class Candidates:
             return None
         if model is not None:
             return UnknownModel(model, able)
-        shown = ", ".join(map(_short, models[:10])) + (", ..." if len(models) > 10 else "")
+        if wants.sole:
+            return ambiguous(models, pools_of(able))
         return AmbiguousModel(
-            f"Several models fit ({shown}): name one as `model` in the body, or with ?model=",
+            f"Several models fit ({_some(models)}): name one as `model` in the body, or with"
+            " ?model=",
             details={"models": models},
         )
 
@@ -285,38 +354,56 @@ class Targets:
 
 
 def select(
-    registry: Registry, *, model: str | None, workers: str | None, mixed: bool = False
+    registry: Registry,
+    *,
+    model: str | None,
+    workers: str | None,
+    pool: str | None = None,
+    mixed: bool = False,
 ) -> list[Worker]:
-    """The workers named by `?model=` or `?workers=ID,ID`. Without a name: all workers, if the pool
-    serves one model or the workers may be `mixed`.
+    """The workers named by `?model=` or `?workers=ID,ID`, within `?pool=`. Without a name: all
+    workers, if they serve one model in one pool or may be `mixed`. Never plain HTTP workers.
 
-    Raises BadRequest (`ambiguous_target`, naming the models, if several are served), NotFound,
-    PoolUnavailable if the pool is empty.
+    Raises BadRequest (`ambiguous_target`, naming the models and pools), NotFound, PoolUnavailable
+    if there are no workers.
     """
     if model is not None and workers is not None:
         raise BadRequest("Give ?model= or ?workers=, not both", code="invalid_field")
-    pool = list(registry)
-    if not pool:
+    meant = members(registry, pool)
+    if pool is not None and not meant:
+        raise UnknownPool(pool, registry)
+    if not meant and (workers is None or not len(registry)):
         raise no_workers()
     if workers is not None:
         names = [name.strip() for name in workers.split(",") if name.strip()]
         if not names:
             raise BadRequest("?workers= names no worker", code="invalid_field")
-        return list(dict.fromkeys(map(registry.get, names)))
+        named = list(dict.fromkeys(map(registry.get, names)))
+        for worker in named:
+            if pool not in (None, worker.pool):
+                raise BadRequest(f"{worker.url} is not in the pool {pool!r}", code="invalid_field")
+        return only_sglang(named)
+    meant = only_sglang(meant)
     if model is not None:
-        chosen = [w for w in pool if w.capabilities and model in w.capabilities.models]
+        chosen = [w for w in meant if w.capabilities and model in w.capabilities.models]
         if not chosen:
-            raise UnknownModel(model, pool)
-        return chosen
-    served = models_of(pool)
-    if len(served) > 1 and not mixed:
-        raise BadRequest(
-            f"The pool serves several models ({', '.join(served)}): name one with ?model=, or "
-            "workers with ?workers=ID,ID",
-            code="ambiguous_target",
-            details={"models": served},
-        )
-    return pool
+            raise UnknownModel(model, meant)
+        meant = chosen
+    served, pools = [model] if model is not None else models_of(meant), pools_of(meant)
+    if not mixed and (len(served) > 1 or len(pools) > 1):
+        raise ambiguous(served, pools, ids=True)
+    return meant
+
+
+def only_sglang(workers: list[Worker]) -> list[Worker]:
+    """The workers. Raises BadRequest if one is a plain HTTP worker."""
+    for worker in workers:
+        if worker.is_plain:
+            raise BadRequest(
+                f"{worker.url} is a plain HTTP worker: it has no weights and no memory to change",
+                code="plain_worker",
+            )
+    return workers
 
 
 def no_workers() -> PoolUnavailable:

@@ -115,6 +115,7 @@ class Queue:
                 | events.WorkerRemoved(worker)
                 | events.Reincarnated(worker)
                 | events.CapabilitiesLearned(worker)
+                | events.RoleChanged(worker)
             ):
                 self._changed(worker)
             case events.FacetChanged(worker) | events.ProspectsChanged(worker) if (

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 
 from ..bus import Bus, Observer
 from ..errors import BadRequest, NotFound
 from . import events, ids
-from .ejection import Ejection, EjectionLimits
+from .ejection import EjectionLimits
 from .lifecycle import ADMIN, MEMORY, AdminEvent, MemoryEvent, Probe, hopeful, judge, step
+from .pools import USUAL, Role
+from .slots import Slots
 from .worker import (
     Admin,
     Capabilities,
     Health,
-    Hold,
-    HoldKind,
-    Lease,
     Origin,
     Weights,
     Worker,
@@ -35,7 +34,7 @@ class AmbiguousWorker(BadRequest):
 _MOST_ALIASES = 16  # per worker
 
 
-class Registry:
+class Registry(Slots):
     """The workers by normalised URL, in order of registration.
 
     Every change happens here, synchronously, and every observer hears of it before the call
@@ -49,19 +48,21 @@ class Registry:
         concurrency: int | None = None,
         trust_weights: bool = False,
         ejection: EjectionLimits | None = None,
+        roles: Mapping[str, Role] | None = None,
     ) -> None:
         self.bus = Bus()
-        self._tell = self.bus.publish
+        super().__init__(self.bus.publish, ejection or EjectionLimits())
         self._workers: dict[str, Worker] = {}
         self._last = 0  # the number of the newest worker
         self._failure_threshold = failure_threshold
         self.concurrency = concurrency  # for workers without a limit of their own
+        self.roles = dict(roles or {})  # those that the settings give, by URL
+        # The pools of plain HTTP workers.
+        self.plain_pools: frozenset[str] = frozenset()
         # Records of recalled workers that were not added yet, by URL.
         self.past: dict[str, WorkerRecord] = {}
         self._doubt: str | None = None
         self._trust_weights = trust_weights
-        # Changes the trial and the pause of workers.
-        self.ejection = Ejection(ejection or EjectionLimits(), self._tell)
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -119,10 +120,12 @@ class Registry:
         batching: int = 1,
         starting: bool = False,
         label: str | None = None,
+        role: Role | None = None,
     ) -> Worker:
         """Register a normalised URL. A known URL keeps its record.
 
-        `concurrency` comes from the request for a registered worker, else from the settings.
+        `concurrency` and `role` come from the request for a registered worker, else from the
+        settings.
         """
         registered = origin is Origin.REGISTERED
         known = self._workers.get(url)
@@ -135,6 +138,8 @@ class Registry:
                 if not registered:
                     known.concurrency_default = concurrency
                 self.set_concurrency(known, concurrency)
+            if role is not None:
+                self.assign(known, role)
             return known
         past = self.past.pop(url, None)
         default = self.concurrency if registered or concurrency is None else concurrency
@@ -143,6 +148,11 @@ class Registry:
             limit = concurrency
         elif past is not None and past.concurrency_set:
             limit = past.concurrency
+        usual = self.roles.get(url, USUAL)
+        if role is not None and not registered:
+            usual, role = role, None
+        if role is None:
+            role = (past.role if past is not None else None) or usual
         self._last += past is None
         worker = Worker(
             url=url,
@@ -153,6 +163,8 @@ class Registry:
             batching=batching,
             starting=starting,
             label=label,
+            role=role,
+            role_default=usual,
             trusted=self._trust_weights,
             registered=registered,
         )
@@ -163,6 +175,7 @@ class Registry:
             worker.aliases, worker.leaving = past.aliases, past.leaving
             worker.met = past.capabilities is not None
         self._workers[url] = worker
+        self._note_plain(worker)
         self._tell(events.WorkerAdded(worker, past))
         if past is not None and past.capabilities is not None:
             self.learned(worker, past.capabilities)
@@ -199,74 +212,23 @@ class Registry:
             return
         del self._workers[worker.url]
         worker.removed = True
+        self._note_plain(worker)
         self.ejection.forget(worker)
         holds, worker.holds = worker.holds, {}
         self._tell(events.WorkerRemoved(worker), *map(events.SlotFreed, holds))
-
-    def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
-        """Take a lease on the worker and, with `hold`, a slot. The caller decides whether the
-        worker may get work."""
-        lease = Lease(worker, worker.incarnation, self._end, hold, worker.weight_version)
-        lease.doubtful = worker.suspicion is not None
-        worker.leases.add(lease)
-        if hold is not None:
-            hold.doubtful = lease.doubtful
-            hold.begun = hold.since if worker.free_slots > 0 else None
-            worker.holds[hold] = None
-            self.ejection.granted(hold)
-        self._tell(events.LeaseGranted(lease))
-        return lease
-
-    def free(self, lease: Lease) -> None:
-        """Give back the lease's slot while its exchange goes on: the GPU is free."""
-        hold, lease.hold = lease.hold, None
-        if hold is not None:
-            self.drop(hold)
-
-    def keep(self, lease: Lease, kind: HoldKind) -> Hold | None:
-        """Let the lease's slot outlive the lease, as a job or a ghost. None if there is no slot.
-
-        The caller must drop the hold in the end.
-        """
-        hold, lease.hold = lease.hold, None
-        if hold is None or hold not in hold.worker.holds:
-            return None
-        hold.kind = kind
-        self._tell(events.Held(hold))
-        return hold
-
-    def turn_into_ghost(self, hold: Hold) -> None:
-        """The job was deleted but still runs: a ghost keeps its slot taken."""
-        if hold in hold.worker.holds:
-            hold.kind = HoldKind.GHOST
-            self._tell(events.Held(hold))
-
-    def drop(self, hold: Hold) -> None:
-        """Free a slot. Does nothing if the hold belongs to an earlier incarnation."""
-        if hold in hold.worker.holds:
-            del hold.worker.holds[hold]
-            self._tell(events.SlotFreed(hold))
-
-    def begin(self, worker: Worker, now: float) -> None:
-        """Note that work waiting behind other work has begun, as far as there are slots."""
-        room = worker.max_concurrency
-        for hold in worker.holds:
-            if room <= 0:
-                break
-            room -= 1
-            if hold.begun is None:
-                hold.begun = now
-
-    def occupy(self, hold: Hold) -> None:
-        """Take a slot for work that the worker began before this router knew of it."""
-        hold.restored = True
-        hold.worker.holds[hold] = None
-        self._tell(events.Held(hold))
 
     def set_concurrency(self, worker: Worker, limit: int | None) -> None:
         """Set the worker's slots; None returns to the worker's own capability."""
         worker.concurrency_limit = limit
         self._tell(events.SlotsChanged(worker))
+
+    def assign(self, worker: Worker, role: Role) -> None:
+        """Give the worker another role. The caller makes sure that no change of weights or memory
+        is under way at the worker."""
+        if worker.role != role:
+            worker.role = role
+            self._note_plain(worker)
+            self._tell(events.RoleChanged(worker))
 
     def probed(
         self, worker: Worker, probe: Probe, reason: str | None = None, *, seconds: float = 0.0
@@ -432,10 +394,9 @@ class Registry:
         for hold in worker.holds:
             hold.doubtful = False
 
-    def _end(self, lease: Lease) -> None:
-        self.free(lease)
-        lease.worker.leases.discard(lease)
-        self._tell(events.LeaseEnded(lease))
+    def _note_plain(self, worker: Worker) -> None:
+        if worker.is_plain:
+            self.plain_pools = frozenset(w.pool for w in self if w.is_plain)
 
     def _facet(self, worker: Worker, facet: str, new: StrEnum, reason: str | None) -> None:
         old = getattr(worker, facet)

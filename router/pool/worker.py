@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from attrs import define, field, frozen
 
 from . import ids
+from .pools import USUAL, Kind, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,8 @@ class Weights(StrEnum):
 
 # The reason to suspect a worker that was known before a restart of the router.
 ROUTER_RESTARTED = "the router was restarted"
+
+_HTTP = Kind.HTTP  # Python 3.11 is slow to look up enum members
 
 # An unknown weight version; less than any other.
 UNKNOWN_VERSION = -1
@@ -132,6 +135,9 @@ class Worker:
     url: str
     origin: Origin
     number: int = 0  # in order of registration
+    role: Role = USUAL
+    # The role from the settings. A request may have changed `role` since.
+    role_default: Role = USUAL
     health: Health = Health.UNKNOWN
     admin: Admin = Admin.ENABLED
     memory: Memory = Memory.AWAKE
@@ -200,6 +206,15 @@ class Worker:
     @property
     def display_id(self) -> str:
         return ids.display_id(self.url)
+
+    @property
+    def pool(self) -> str:
+        return self.role.pool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a plain HTTP worker: without models, weights and memory."""
+        return self.role.kind is _HTTP
 
     @property
     def name(self) -> str:
@@ -292,6 +307,8 @@ class WorkerRecord:
     concurrency_set: bool = False
     aliases: tuple[str, ...] = ()
     leaving: str | None = None  # why the worker will be removed once its work has ended
+    # The role that a request has set; None: the flags decide.
+    role: Role | None = None
 
     @property
     def key(self) -> str:
@@ -314,6 +331,7 @@ class WorkerRecord:
             concurrency_set=concurrency_set,
             aliases=worker.aliases,
             leaving=worker.leaving,
+            role=worker.role if worker.role != worker.role_default else None,
         )
 
 

@@ -20,16 +20,19 @@ from ..store.store import Store
 from ..text import segment
 from . import headers as heads
 from . import split
+from .body import named_pool
 from .encoding import readable_only
 from .forward import CutOff, Forwarder
 from .idempotency import HEADER, Idempotency
 from .learning import watcher
-from .routes import How, Route, find, known
+from .routes import TO_PLAIN, How, Route, find, known
 from .watcher import Watcher
 from .websocket import WebSocketRelay
 
 logger = logging.getLogger("router.relay")
 
+# The router's own, and calls to all workers, whatever pool is named.
+_OURS = (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER)
 # Answered by the router's own app.
 _APP = (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER, How.MERGED)
 # Never made twice for one Idempotency-Key.
@@ -159,7 +162,14 @@ class Relay:
             return
         route = find(scope["method"], scope["path"])
         exchange = AsgiExchange(scope, receive, send)
-        if exchange.path.endswith("/") and known(exchange.path):
+        plain = self.forwarder.attempts.registry.plain_pools
+        if (
+            plain
+            and route.how not in _OURS
+            and named_pool(exchange.target, exchange.headers) in plain
+        ):
+            route = TO_PLAIN
+        if route is not TO_PLAIN and exchange.path.endswith("/") and known(exchange.path):
             exchange.path, exchange.target = exchange.path[:-1], _unslashed(exchange.target)
         if route.how is How.MERGED and (asset_id := _asked_for(scope)):
             # `GET /v1/videos?id=ID` means `GET /v1/videos/ID`.

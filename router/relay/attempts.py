@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 from attrs import define, evolve
 
@@ -34,17 +33,18 @@ class Attempts:
     registry: Registry
     dispatcher: Dispatcher
     retries: int
-    # The latest weight version issued to this model, and the newest one with this label; without a
-    # model, of any.
-    latest_issued: Callable[[str | None], int] = lambda _: 0
-    labelled: Callable[[str | None, str], int | None] = lambda _, __: None
+    # The latest weight version issued to this model in this pool, and the newest one with this
+    # label; without a model, of any.
+    latest_issued: Callable[[str | None, str | None], int] = lambda *_: 0
+    labelled: Callable[[str | None, str, str | None], int | None] = lambda *_: None
 
     def looked_up(self, facts: Facts) -> Facts:
         """The facts with the versions in numbers. Raises NeverIssued or BadRequest."""
         if facts.asked is None:
             return facts
-        named = partial(self.labelled, facts.model)
-        bounds = facts.asked.bounds(named, self.latest_issued(facts.model))
+        model, pool = facts.model, facts.pool
+        latest = self.latest_issued(model, pool)
+        bounds = facts.asked.bounds(lambda label: self.labelled(model, label, pool), latest)
         return evolve(facts, asked=None, bounds=bounds)
 
     async def several(self, facts: Facts, most: int, *, held: int = 0) -> list[Lease]:

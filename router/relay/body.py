@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 from ..dispatch import Dispatcher
 from ..errors import BadRequest, RequestTooLarge
 from ..pool.cost import Costs
-from ..pool.match import AmbiguousModel, Facts, Need, client_class
+from ..pool.match import AmbiguousModel, AmbiguousTarget, Facts, Need, client_class
 from ..pool.versions import Asked
 from . import facts as reading
 from . import headers as heads
@@ -220,12 +220,17 @@ def awaited_of(route: Route) -> frozenset[str]:
 def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Facts:
     """The facts for routing, from the body's fields, the headers, the query and the route. Raises
     BadRequest."""
+    client, group, asked, pool = wishes(exchange.headers)
+    pool = one_pool(queried(exchange.target, "pool"), pool)
+    if route.how is How.PLAIN:
+        need = Need.NOTHING if exchange.method in ("GET", "HEAD", "OPTIONS") else Need.SLOT
+        kind = f"pool {pool}"
+        return Facts(need=need, client=client, kind=kind, group=group, pool=pool)
     named = body.fields.get("model")
     model = named if isinstance(named, str) and named else None
     if route.need is not Need.NOTHING:
-        model = one_model(queried_models(exchange.target), model)
+        model = one_model(queried(exchange.target, "model"), model)
     needs_slot = route.need is not Need.NOTHING
-    client, group, asked = wishes(exchange.headers)
     if route.path == ROLLOUT:
         asked = versions.with_field(asked, body.fields.get(versions.FIELD))
     need = route.need
@@ -240,14 +245,16 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
         kind=route.kind,
         asked=asked,
         group=group,
+        pool=pool,
+        sole=route.sole,
     )
 
 
-def queried_models(target: bytes) -> list[str]:
-    """The models that the query of a request names."""
+def queried(target: bytes, name: str) -> list[str]:
+    """The values of this name in the query of a request."""
     query = target.partition(b"?")[2]
     pairs = parse_qsl(query.decode("latin-1")) if query else ()
-    return [value for name, value in pairs if name == "model"]
+    return [value for key, value in pairs if key == name]
 
 
 def one_model(queried: Sequence[str], other: str | None) -> str | None:
@@ -261,20 +268,43 @@ def one_model(queried: Sequence[str], other: str | None) -> str | None:
     return names[0]
 
 
-def wishes(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str, Asked | None]:
+def one_pool(queried: Sequence[str], other: str | None) -> str | None:
+    """The one pool that query and header name. Raises AmbiguousTarget if they differ."""
+    if not queried:
+        return other
+    names = {*queried} if other is None else {*queried, other}
+    if len(names) > 1:
+        raise AmbiguousTarget("The request names two pools: name one, once")
+    return queried[0]
+
+
+def named_pool(target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """The pool that a request names first."""
+    found = queried(target, "pool")
+    named = heads.value(headers, b"x-pool")
+    return found[0] if found else named.decode("latin-1") if named is not None else None
+
+
+def wishes(
+    headers: Sequence[tuple[bytes, bytes]],
+) -> tuple[str, str, Asked | None, str | None]:
     """The client class that shares slots in turn (`X-Client-Id`; one class for all clients without
-    it), the group that is cancelled together (`X-Group-Id`), and which weights will do
-    (`X-Min-Weight-Version`, `X-Exact-Weight-Version`, `X-Max-Weight-Lag`). Raises BadRequest."""
-    client, group, asked = b"", "", {}
+    it), the group that is cancelled together (`X-Group-Id`), which weights will do
+    (`X-Min-Weight-Version`, `X-Exact-Weight-Version`, `X-Max-Weight-Lag`), and the pool
+    (`X-Pool`). Raises BadRequest."""
+    client, group, asked, pool = b"", "", {}, None
     for name, content in reversed(headers):  # of several the first counts
         match name.lower():
             case b"x-client-id":
                 client = content
             case b"x-group-id":
                 group = name_in(content, "X-Group-Id")
+            case b"x-pool":
+                pool = content.decode("latin-1")
             case lower if lower in versions.HEADERS:
                 asked[lower] = content
-    return client_class(client), group, versions.in_headers(asked) if asked else None
+    weights = versions.in_headers(asked) if asked else None
+    return client_class(client), group, weights, pool
 
 
 def name_in(content: bytes, header: str) -> str:

@@ -40,7 +40,9 @@ _END_TO_END = frozenset(
         b"x-router-hops",
     }
 )
-_REQUEST_ONLY = frozenset({b"host", b"expect", b"x-request-id", b"x-split", *versions.HEADERS})
+_REQUEST_ONLY = frozenset(
+    {b"host", b"expect", b"x-request-id", b"x-split", b"x-pool", *versions.HEADERS}
+)
 _RESPONSE_ONLY = frozenset(
     {b"x-request-id", b"x-worker-id", b"x-weight-version", b"x-split-workers"}
 )

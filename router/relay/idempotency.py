@@ -29,7 +29,7 @@ from .watcher import Watcher
 
 HEADER = b"idempotency-key"
 # A request for other weights is another request: no kept answer may pass for its own.
-_OF_WEIGHTS = (b"x-min-weight-version", b"x-exact-weight-version", b"x-max-weight-lag")
+_OF_WEIGHTS = (b"x-pool", b"x-min-weight-version", b"x-exact-weight-version", b"x-max-weight-lag")
 _DELIMITER = b"\0boundary\0"  # stands for the boundary of a form, which is new in each retry
 
 

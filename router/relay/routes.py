@@ -29,6 +29,7 @@ class How(StrEnum):
     GATHER = "gather"  # every healthy worker; one row for each
     MERGED = "merged"  # every worker's list, merged into one
     ANY = "any"  # anything else: one routable worker
+    PLAIN = "plain"  # one plain HTTP worker of the pool that the request names
 
 
 @frozen
@@ -41,6 +42,7 @@ class Route:
     task: Task | None = None
     guarded: bool = False  # reading it needs the admin key, too
     naming: tuple[str, ...] = ()  # words of which the path must have one
+    sole: bool = False  # weights matter so much that only workers of one pool may fit
     _pattern: re.Pattern[str] = field(init=False, repr=False, eq=False)
 
     @_pattern.default
@@ -118,7 +120,7 @@ ROUTES: tuple[Route, ...] = (
     # Generations.
     Route(_P, "/v1/images/generations", How.GENERATE, Task.IMAGE),
     Route(_P, "/v1/images/edits", How.GENERATE, Task.EDIT),
-    Route(_P, ROLLOUT, How.GENERATE),
+    Route(_P, ROLLOUT, How.GENERATE, sole=True),
     Route(_P, "/v1/diffusion/generate", How.GENERATE),
     Route(_P, "/v1/actions/generations", How.GENERATE),
     Route(_P, "/vertex_generate", How.GENERATE),
@@ -161,6 +163,10 @@ ROUTES: tuple[Route, ...] = (
     Route(("*",), "/{+path}", How.ANY),
     Route(("*",), "*", How.ANY),
 )
+
+
+TO_PLAIN = Route(("*",), "*", How.PLAIN)
+"""The row of all requests to a pool of plain HTTP workers."""
 
 
 def _first(path: str) -> str:

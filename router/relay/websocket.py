@@ -22,7 +22,7 @@ from ..pool.match import Facts, Need
 from ..pool.worker import Lease, Task, Worker
 from . import headers as heads
 from .attempts import Attempts, TryAnother
-from .body import one_model, queried_models, wishes
+from .body import one_model, one_pool, queried, wishes
 from .connection import Broken, Connection
 from .upstream import ConnectFailed, ConnectTimeout, Upstream
 from .worker_socket import (
@@ -241,17 +241,18 @@ class WebSocketRelay:
             try:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
                 client.headers = self.instance.passed_by(client.headers)
-                name, group, asked = wishes(client.headers)
+                name, group, asked, pool = wishes(client.headers)
                 named = heads.value(client.headers, b"model")
                 facts = Facts(
                     model=one_model(
-                        queried_models(client.target), named.decode("latin-1") if named else None
+                        queried(client.target, "model"), named.decode("latin-1") if named else None
                     ),
                     task=task,
                     need=Need.SESSION,
                     client=name,
                     kind="session",
                     asked=asked,
+                    pool=one_pool(queried(client.target, "pool"), pool),
                     group=group,
                 )
                 client.record.client, client.record.model = facts.client, facts.model

@@ -53,7 +53,7 @@ from ..store.store import Store
 from ..web.app import create_app
 from ..web.parts import CallLimits, Parts
 from .launched import make_fleet, prove, restart
-from .start import is_loopback, run_of
+from .start import is_loopback, run_of, static_roles
 
 logger = logging.getLogger("router.service")
 
@@ -87,6 +87,7 @@ def assemble(
         ejection=EjectionLimits(
             settings.ejection_failures, settings.ejection_pause, settings.ejection_max_pause
         ),
+        roles=static_roles(settings),
     )
     registry.subscribe(logs.log_event)
     store.bus = registry.bus

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import describe
 from ..net.trust import Trust
 from ..pool.ids import normalise_url
+from ..pool.pools import Kind, Role
 from ..settings import RouterSettings
 from ..store.opening import StateRefused, default_folder
 from ..store.store import Store
@@ -63,7 +64,19 @@ def run_of(settings: RouterSettings) -> str | None:
 def static_workers(settings: RouterSettings) -> dict[str, int | None]:
     """The workers in the settings, by normalised URL, with their configured slots."""
     found: dict[str, int | None] = {normalise_url(url): None for url in settings.worker_urls}
+    found |= {normalise_url(url): None for each in settings.pool for url in each.urls}
     return found | {normalise_url(each.url): each.max_concurrency for each in settings.workers}
+
+
+def static_roles(settings: RouterSettings) -> dict[str, Role]:
+    """The roles of workers in the settings, by normalised URL."""
+    found = {
+        normalise_url(each.url): Role(each.pool, Kind(each.kind), each.health_path)
+        for each in settings.workers
+    }
+    return found | {
+        normalise_url(url): Role(each.name) for each in settings.pool for url in each.urls
+    }
 
 
 def obeyed_signals() -> list[signal.Signals]:

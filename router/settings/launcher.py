@@ -14,6 +14,7 @@ from ..errors import Problem
 from .fields import setting
 from .kinds import Duration, Many, Port, Slots, Text, Time, WholeNumber
 from .launch_kinds import GpuGroup, Pairs, Words
+from .pool_kind import POOL_NAME
 from .sections import Section, Settings
 
 ADDED_FLAGS = (
@@ -32,10 +33,6 @@ PLACEHOLDERS = (*(placeholder for _, placeholder, _ in ADDED_FLAGS), "gpu_ids", 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _NOT_THERE = "the launcher sets this variable for each worker; use worker_gpu_ids"
 
-_NAME = Text(
-    "a name of at most 64 letters, digits, '.', '_' and '-' that begins with a letter or digit",
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
-)
 _HOST = Text("an IP address or a host name", r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
 
@@ -69,12 +66,13 @@ class LauncherSettings(Settings):
         attrs.NOTHING,
         "model that all workers of this launcher serve: a Hugging Face id or a directory",
     )
-    name: Annotated[str, _NAME] = setting(
+    name: Annotated[str, POOL_NAME] = setting(
         attrs.Factory(_name_of, takes_self=True),
         "name of the launcher, and beginning of the names of its workers and their log files;"
         " unique among all launchers",
         default_text="the last part of model",
     )
+    pool: Annotated[str, POOL_NAME] = setting("default", "pool of the workers")
     num_workers: Annotated[int, WholeNumber(1, 1000)] = setting(1, "number of workers to launch")
     max_concurrency: Slots = setting(
         "auto",

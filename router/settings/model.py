@@ -28,6 +28,7 @@ from .kinds import (
     WholeNumber,
 )
 from .launcher import LauncherSettings, same_names, too_many_ports
+from .pool_kind import POOL_NAME, Members, PoolMembers
 from .sections import Section, Settings
 
 
@@ -62,6 +63,13 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class WorkerKind(StrEnum):
+    """What answers at a worker's URL."""
+
+    SGLANG = "sglang"
+    HTTP = "http"
+
+
 @frozen(kw_only=True)
 class WorkerSettings(Settings):
     """One worker in the file that was started elsewhere."""
@@ -71,6 +79,18 @@ class WorkerSettings(Settings):
         "auto",
         "most generations to send to the worker at a time; auto: the value of --worker-concurrency",
     )
+    pool: Annotated[str, POOL_NAME] = setting("default", "the pool that it belongs to")
+    kind: WorkerKind = setting("sglang", "http: any HTTP server, such as a reward model")
+    health_path: Annotated[str, Text("a path", r"/[!-~]*")] = setting(
+        "/health", "what a worker of kind http is probed with; any 2xx is healthy"
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Problems that involve several fields; paths are field names."""
+        if self.kind is WorkerKind.HTTP and self.pool == "default":
+            yield Problem("pool", "is required for a worker of kind http")
+        if self.kind is not WorkerKind.HTTP and self.health_path != "/health":
+            yield Problem("health_path", "is only for workers of kind http")
 
 
 @frozen(kw_only=True)
@@ -89,6 +109,10 @@ class RouterSettings(Settings):
         "URLs of workers, such as http://10.0.0.5:30000; more workers can register while the"
         " router runs",
         group="Workers",
+    )
+    pool: Annotated[tuple[PoolMembers, ...], Many(Members())] = setting(
+        (),
+        "workers of a named pool, such as teacher=http://10.0.0.6:30000",
     )
     resolve_all: bool = setting(
         "off",
@@ -288,6 +312,21 @@ class RouterSettings(Settings):
                 "cannot be combined with launcher or launchers in the configuration file",
             )
         yield from same_names(self.launcher, self.launchers)
+        yield from self._pool_problems()
+
+    def _pool_problems(self) -> Iterator[Problem]:
+        """A worker is of one pool, and a pool's workers are of one kind."""
+        kinds = {each.pool: each.kind for each in self.workers if each.kind is WorkerKind.HTTP}
+        for index, each in enumerate(self.workers):
+            if kinds.get(each.pool, each.kind) is not each.kind:
+                yield Problem(f"workers[{index}].kind", f"the pool {each.pool} has the kind http")
+        pools: dict[str, str] = {}
+        for index, members in enumerate(self.pool):
+            if members.name in kinds:
+                yield Problem(f"pool[{index}]", f"the pool {members.name} has the kind http")
+            for url in members.urls:
+                if pools.setdefault(url, members.name) != members.name:
+                    yield Problem(f"pool[{index}]", f"{url} is also in {pools[url]}")
 
 
 @frozen(kw_only=True)

@@ -58,6 +58,14 @@ def only(content: dict[str, Any], allowed: tuple[str, ...]) -> None:
         )
 
 
+def named_pool() -> str | None:
+    """The pool that `?pool=` or `X-Pool` names. Raises BadRequest if they name two."""
+    names = {*request.args.getlist("pool"), *request.headers.getlist("X-Pool")}
+    if len(names) > 1:
+        raise BadRequest("The request names two pools: name one, once", code="ambiguous_target")
+    return next(iter(names), None)
+
+
 def query_flag(name: str, *, absent: bool = False) -> bool:
     """A boolean of the query string. Raises BadRequest."""
     value = request.args.get(name)

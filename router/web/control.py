@@ -20,7 +20,7 @@ from ..pool.match import select
 from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, TENSOR
 from ..pool.worker import Worker
 from . import body
-from .body import flag, query_flag
+from .body import flag, named_pool, query_flag
 from .parts import parts
 from .uploads import HELD, upload
 
@@ -118,10 +118,12 @@ def _chosen(*, mixed: bool = False) -> list[Worker]:
     """The workers that the query names, perhaps by their transaction."""
     model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
     if txn is None:
-        return select(parts().registry, model=model, workers=workers, mixed=mixed)
-    if model is not None:
+        pool = named_pool()
+        return select(parts().registry, model=model, workers=workers, pool=pool, mixed=mixed)
+    if model is not None or named_pool() is not None:
         raise BadRequest(
-            "?txn= names the model: ?model= cannot be given with it", code="invalid_field"
+            "?txn= names the model: ?model= and ?pool= cannot be given with it",
+            code="invalid_field",
         )
     return parts().transactions.chosen(txn, workers)
 
@@ -166,11 +168,13 @@ async def _send(
     mixed: bool = False,
 ) -> Answer:
     model, workers, txn = (request.args.get(name) for name in ("model", "workers", "txn"))
-    choose = partial(select, parts().registry, model=model, workers=workers, mixed=mixed)
-    order = Order(call, choose, (model, workers), content, _full(content), _rolling(call))
+    pool = named_pool()
+    registry = parts().registry
+    choose = partial(select, registry, model=model, workers=workers, pool=pool, mixed=mixed)
+    order = Order(call, choose, (model, workers, pool), content, _full(content), _rolling(call))
     if txn is None:
         return _wire(await alone(order))
-    _chosen()  # refuse ?model=, and workers that are not of the transaction
+    _chosen()  # refuse ?model=, ?pool=, and workers that are not of the transaction
     return _wire(await parts().transactions.call(txn, order))
 
 

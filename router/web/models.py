@@ -12,8 +12,10 @@ from ..control.client import Unreachable
 from ..errors import WorkerFailed
 from ..pool.catalog import merge_models
 from ..pool.match import Targets, no_workers
+from ..pool.pools import members
 from ..pool.worker import Worker
 from ..text import words
+from .body import named_pool
 from .parts import parts
 
 blueprint = Blueprint("models", __name__)
@@ -50,7 +52,7 @@ async def get_model(model: str) -> tuple[dict[str, Any], int]:
 
 async def _cards() -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The merged cards, and why workers did not answer. Raises PoolUnavailable without workers."""
-    targets = Targets.of(parts().registry)
+    targets = Targets.of(w for w in members(parts().registry, named_pool()) if not w.is_plain)
     if not targets.eligible:
         raise no_workers()
     lists: dict[str, list[Any]] = {}

@@ -10,6 +10,7 @@ from .. import boundary
 from ..errors import NotFound, RouterError
 from ..net.hops import INSTANCE_HEADER
 from ..pool.lifecycle import census
+from .body import named_pool
 from .parts import parts
 
 blueprint = Blueprint("ops", __name__)
@@ -28,8 +29,9 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
 
     A header names this router, so that a router recognises itself behind a worker's URL.
     """
-    count = census(parts().registry)
-    serving = parts().dispatcher.serves()
+    pool = named_pool()
+    count = census(w for w in parts().registry if pool in (None, w.pool))
+    serving = parts().dispatcher.serves(pool)
     store = parts().store
     body: dict[str, Any] = {
         "status": "healthy" if serving else "unhealthy",

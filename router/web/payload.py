@@ -34,6 +34,8 @@ def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None
         "weight_version": worker.weight_version if worker.weight_version >= 0 else None,
         "weights_reason": worker.weights_reason,
         "origin": worker.origin,
+        "pool": worker.pool,
+        "kind": worker.role.kind,
         "incarnation": worker.incarnation,
         "suspicion": worker.suspicion,
         "trial": _trial(worker.trial),

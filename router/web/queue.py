@@ -20,9 +20,10 @@ async def queue() -> dict[str, Any]:
     """Waiting requests by model, task and client; the oldest wait and the drain rate."""
     dispatcher = parts().dispatcher
     waiting = dispatcher.queue.all()
-    since: dict[tuple[str | None, str | None, str], list[float]] = {}
+    since: dict[tuple[str | None, str | None, str | None, str], list[float]] = {}
     for one in waiting:
-        key = (one.facts.model, one.facts.task, one.facts.client)
+        facts = one.facts
+        key = (facts.pool, facts.model, facts.task, facts.client)
         since.setdefault(key, []).append(one.since)
     now = trio.current_time()
     return {
@@ -32,13 +33,14 @@ async def queue() -> dict[str, Any]:
         "drain_rate_per_second": round(dispatcher.drain_rate(), 3),
         "groups": [
             {
+                "pool": pool,
                 "model": model,
                 "task": task,
                 "client": client,
                 "waiting": len(some),
                 "oldest_wait_seconds": _longest(some, now),
             }
-            for (model, task, client), some in since.items()
+            for (pool, model, task, client), some in since.items()
         ],
     }
 

@@ -14,6 +14,7 @@ from ..control.unwrap import unwrap
 from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
 from ..pool.match import Targets, select
+from ..pool.pools import pool_and_model
 from ..pool.weights import Change, Ledger
 from ..pool.worker import Worker
 from ..text import from_json
@@ -38,8 +39,9 @@ class VersionNeverIssued(Conflict):
 @blueprint.get("/weights")
 async def show() -> dict[str, Any]:
     """The ledger of every model, and the weights of each worker."""
-    ledgers = {model: parts().ledgers.ledger(model) for model in _models()}
-    models = [_ledger_payload(ledger) for ledger in ledgers.values()]
+    pool = body.named_pool()
+    models = [_ledger_payload(parts().ledgers.ledger(name)) for name in _ledgers()]
+    models = [shown for shown in models if pool in (None, shown["pool"])]
     if body.query_flag("verify"):
         for shown in models:
             await _verify(shown)
@@ -51,7 +53,7 @@ async def attest() -> dict[str, Any]:
     """Attest which version workers have; without `workers`, which version the ledger has. With
     `run`, first name the trainer's run: another one begins anew."""
     content = await body.json_object()
-    body.only(content, ("model", "weight_version", "label", "workers", "run"))
+    body.only(content, ("model", "pool", "weight_version", "label", "workers", "run"))
     version, run = body.version(content), _text(content, "run")
     if version is None:
         if run is None:
@@ -60,7 +62,7 @@ async def attest() -> dict[str, Any]:
         began = _begin_run(content, run)
         parts().agents.look(parts().registry)
         await parts().store.commit()
-        shown = [_ledger_payload(parts().ledgers.ledger(model)) for model in _models()]
+        shown = [_ledger_payload(parts().ledgers.ledger(model)) for model in _ledgers()]
         return {"status": "success", "run": run, "begun_anew": began, "models": shown}
     chosen = _chosen(content)
     model = parts().weights.one_model(chosen)
@@ -89,18 +91,21 @@ def _begin_run(content: dict[str, Any], run: str) -> list[str]:
             "run must be a name, of one model or of all models, not of workers",
             code="invalid_field",
         )
-    model = _text(content, "model")
-    if model is not None and model not in _models():
-        model = parts().weights.one_model(_chosen(content))
+    model, pool, _ = _names(content)
+    ledger = None
+    if (model, pool) != (None, None):
+        meant = {name: pool_and_model(name) for name in _ledgers()}
+        found = [n for n, (p, m) in meant.items() if pool in (None, p) and model in (None, m)]
+        ledger = found[0] if len(found) == 1 else parts().weights.one_model(_chosen(content))
     parts().store.check()
-    return parts().runs.state(run, model)
+    return parts().runs.state(run, ledger)
 
 
 @blueprint.post("/weights/sync")
 async def sync() -> Answer:
     """Bring all callable workers to the current weights; answers when done or when time is up."""
     content = await body.json_object()
-    body.only(content, ("model", "workers", "timeout"))
+    body.only(content, ("model", "pool", "workers", "timeout"))
     within = _seconds(content, _SYNC)
     chosen = _chosen(content, mixed=True)
     parts().store.check()
@@ -131,15 +136,15 @@ async def sync() -> Answer:
 async def begin() -> Answer:
     """Fence and drain workers, and hold them for a change of several calls."""
     content = await body.json_object()
-    body.only(content, ("model", "workers", "timeout", "label", "weight_version", "lora"))
+    body.only(content, ("model", "pool", "workers", "timeout", "label", "weight_version", "lora"))
     if "rolling" in request.args:
         raise BadRequest(
             "?rolling= cannot be given here: a transaction holds all of its workers until its end",
             code="invalid_field",
         )
     within, (label, number) = _seconds(content, _HELD), _named(content)
-    registry, (model, workers) = parts().registry, _names(content)
-    choose = partial(select, registry, model=model, workers=workers)
+    registry, (model, pool, workers) = parts().registry, _names(content)
+    choose = partial(select, registry, model=model, workers=workers, pool=pool)
     lora = body.flag(content, "lora") or False
     status, said = await parts().transactions.begin(choose, label, within, number, lora=lora)
     return said, status
@@ -166,8 +171,8 @@ async def abort() -> Answer:
     return said, status
 
 
-def _models() -> list[str]:
-    """All models that are served or were ever changed."""
+def _ledgers() -> list[str]:
+    """The names of the ledgers of all models that are served or were ever changed."""
     ledgers = parts().ledgers
     served = [ledgers.model_of(worker) for worker in parts().registry]
     named = [ledger.model for ledger in ledgers]
@@ -175,11 +180,13 @@ def _models() -> list[str]:
 
 
 def _ledger_payload(ledger: Ledger) -> dict[str, Any]:
-    ledgers = parts().ledgers
-    workers = [w for w in parts().registry if ledgers.model_of(w) in (ledger.model, None)]
+    ledgers, (pool, model) = parts().ledgers, pool_and_model(ledger.model)
+    members = [w for w in parts().registry if not w.is_plain]
+    workers = [w for w in members if ledgers.model_of(w) in (ledger.model, None)]
     recipe = ledger.recipe
     return {
-        "model": ledger.model,
+        "model": model,
+        "pool": pool,
         "weight_version": ledger.version,
         "label": ledger.label,
         "run": ledger.run,
@@ -234,21 +241,29 @@ async def _verify(shown: dict[str, Any]) -> None:
 
 def _chosen(content: dict[str, Any], *, mixed: bool = False) -> list[Worker]:
     """The workers that the body names."""
-    model, workers = _names(content)
+    model, pool, workers = _names(content)
     if model is not None and workers is not None:
-        chosen = select(parts().registry, model=None, workers=workers)
-        others = [w for w in chosen if parts().ledgers.model_of(w) not in (model, None)]
+        chosen = select(parts().registry, model=None, workers=workers, pool=pool)
+        others = [w for w in chosen if _model(parts().ledgers.model_of(w)) not in (model, None)]
         if others:
             raise NotFound(
                 f"{others[0].url} does not serve the model {model!r}", code="unknown_model"
             )
         return chosen
-    return select(parts().registry, model=model, workers=workers, mixed=mixed)
+    return select(parts().registry, model=model, workers=workers, pool=pool, mixed=mixed)
 
 
-def _names(content: dict[str, Any]) -> tuple[str | None, str | None]:
-    workers = _list(content, "workers")
-    return _text(content, "model"), None if workers is None else ",".join(workers)
+def _model(ledger: str | None) -> str | None:
+    return None if ledger is None else pool_and_model(ledger)[1]
+
+
+def _names(content: dict[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """The model, the pool and the workers that a body or the query names."""
+    workers, pool, queried = _list(content, "workers"), _text(content, "pool"), body.named_pool()
+    if None not in (pool, queried) and pool != queried:
+        raise BadRequest("The request names two pools: name one, once", code="ambiguous_target")
+    named = None if workers is None else ",".join(workers)
+    return _text(content, "model"), pool or queried, named
 
 
 def _list(content: dict[str, Any], name: str) -> list[str] | None:

@@ -13,18 +13,28 @@ from ..net.addresses import SamePeer
 from ..pool.ids import BadWorkerURL, normalise_url
 from ..pool.ids import worker_id as id_of
 from ..pool.lifecycle import AdminEvent
+from ..pool.match import only_sglang
+from ..pool.pools import Role
 from ..pool.registry import UnknownWorker
 from ..pool.worker import Health, Origin, Worker
 from . import body
 from .parts import parts
 from .payload import worker_payload
+from .roles import wanted_role
 from .weights import VersionNeverIssued
 
 blueprint = Blueprint("workers", __name__)
 
 FIRST_CONTACT = 3.0  # seconds that POST /workers waits for the first probe
-_POST_FIELDS = ("url", "worker_url", "worker_type", "max_concurrency", "weight_version")
-_PUT_FIELDS = ("is_dead", "refresh_video_support", "max_concurrency", "draining", "sleeping")
+_ROLE_FIELDS = ("pool", "kind", "health_path")
+_POST_FIELDS = (
+    *("url", "worker_url", "worker_type", "max_concurrency", "weight_version"),
+    *_ROLE_FIELDS,
+)
+_PUT_FIELDS = (
+    *("is_dead", "refresh_video_support", "max_concurrency", "draining", "sleeping"),
+    *_ROLE_FIELDS,
+)
 
 
 @blueprint.post("/workers")
@@ -38,6 +48,8 @@ async def add_worker() -> dict[str, Any]:
     asked = request.args.get("max_concurrency")
     if asked is not None:
         content.setdefault("max_concurrency", int(asked[:9]) if asked.isdecimal() else asked)
+    for name in set(_ROLE_FIELDS) & set(request.args):
+        content.setdefault(name, request.args[name])
     limit, version = body.concurrency(content), body.version(content)
     latest = parts().ledgers.latest_issued(None)
     if version is not None and version > latest:
@@ -46,20 +58,22 @@ async def add_worker() -> dict[str, Any]:
             details={"weight_version": latest},
         )
     url = normalise_url(_url_of(content))
-    if parts().names.takes(url) and parts().registry.find(url) is None:
-        said = await _follow(url, content, limit, version)
+    known = parts().registry.find(url)
+    role = wanted_role(parts(), url, known, content)
+    if parts().names.takes(url) and known is None:
+        said = await _follow(url, content, limit, version, role)
     else:
-        said = await _register(url, content, limit, version)
+        said = await _register(url, content, limit, version, role)
     ignored = sorted({*content, *request.args} - set(_POST_FIELDS))
     return {**said, "ignored": ignored} if ignored else said
 
 
 async def _follow(
-    url: str, content: dict[str, Any], limit: int | None, version: int | None
+    url: str, content: dict[str, Any], limit: int | None, version: int | None, role: Role | None
 ) -> dict[str, Any]:
     """Register each address of a name. `worker` is the first one, or None."""
     parts().store.check()
-    members = await parts().names.follow(url, limit)
+    members = await parts().names.follow(url, limit, role)
     for worker in members:
         if version is not None:
             parts().ledgers.claim(worker, version)
@@ -80,12 +94,12 @@ async def _follow(
 
 
 async def _register(
-    url: str, content: dict[str, Any], limit: int | None, version: int | None
+    url: str, content: dict[str, Any], limit: int | None, version: int | None, role: Role | None
 ) -> dict[str, Any]:
     registry, watchman = parts().registry, parts().watchman
     parts().store.check()
     known = registry.find(url) is not None
-    worker = registry.add(url, Origin.REGISTERED, concurrency=limit)
+    worker = registry.add(url, Origin.REGISTERED, concurrency=limit, role=role)
     if version is not None:
         parts().ledgers.claim(worker, version)
     if limit is None and "max_concurrency" in content:
@@ -105,7 +119,8 @@ async def _register(
             await parts().store.commit()
         raise
     except SamePeer as same:
-        said = await _register(same.url, content, limit, version)
+        role = wanted_role(parts(), same.url, registry.find(same.url), content)
+        said = await _register(same.url, content, limit, version, role)
         if (other := registry.find(same.url)) is not None:
             registry.alias(url, other)
             await parts().store.commit()
@@ -141,6 +156,7 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
     refresh = body.flag(content, "refresh_video_support")
     limit = body.concurrency(content)
     sleeping = body.flag(content, "sleeping")
+    role = wanted_role(parts(), worker.url, worker, content)
     if is_dead and draining is not None:
         raise BadRequest(
             "is_dead and draining cannot be set at once: a dead worker has nothing to drain",
@@ -150,7 +166,8 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
     registry, watchman = parts().registry, parts().watchman
     parts().store.check()
     if sleeping is not None:
-        await parts().memory.believe([worker], sleeping=sleeping)
+        await parts().memory.believe(only_sglang([worker]), sleeping=sleeping)
+        role = wanted_role(parts(), worker.url, worker, content)  # it may be busy since
     if is_dead is True:
         registry.administer(worker, AdminEvent.QUARANTINE, "by request")
     elif is_dead is False:
@@ -161,6 +178,8 @@ async def update_worker(worker_id: str) -> dict[str, Any]:
         )
     if "max_concurrency" in content:
         registry.set_concurrency(worker, limit)
+    if role is not None:
+        registry.assign(worker, role)
     await parts().store.commit()
     if refresh or is_dead is False:
         await watchman.look_again(worker, within=FIRST_CONTACT)
@@ -177,7 +196,7 @@ async def workers_sleep() -> dict[str, Any]:
         raise BadRequest("The fields 'workers' and 'sleeping' are required", code="missing_field")
     if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
         raise BadRequest("workers must be a list of worker ids", code="invalid_field")
-    workers = list(dict.fromkeys(map(parts().registry.get, named)))
+    workers = only_sglang(list(dict.fromkeys(map(parts().registry.get, named))))
     await parts().memory.believe(workers, sleeping=sleeping)
     return {"status": "success", "workers": [_payload(w) for w in workers if not w.removed]}
 

@@ -88,6 +88,8 @@ def test_registering(run_router: RunRouter, form: Any) -> None:
             "weight_version": 0,
             "weights_reason": None,
             "origin": "registered",
+            "pool": "default",
+            "kind": "sglang",
             "incarnation": 1,
             "suspicion": None,
             "trial": None,

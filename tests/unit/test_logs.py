@@ -13,6 +13,7 @@ from router.front.record import ExchangeRecord
 from router.observe import logs
 from router.pool import events
 from router.pool.lifecycle import Probe
+from router.pool.pools import Role
 from router.pool.registry import Registry
 from router.pool.worker import ROUTER_RESTARTED, Capabilities, Hold, HoldKind, Origin, Weights
 
@@ -95,6 +96,7 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
     lease.release()
     registry.drop(ghost)
     registry.set_concurrency(worker, 2)
+    registry.assign(worker, Role("teacher"))
     for trial in (events.Ejected(worker, "3 failed"), events.Readmitted(worker, "one succeeded")):
         told.append(trial)  # of another observer, which the registry does not know
         logs.log_event(trial)
@@ -124,6 +126,7 @@ def test_what_happens_to_workers_is_told(caplog: pytest.LogCaptureFixture) -> No
         ("DEBUG", "worker http://w:1: lease ended"),
         ("DEBUG", "worker http://w:1: slot freed (ghost)"),
         ("DEBUG", "worker http://w:1: 2 slots"),
+        ("INFO", "worker http://w:1 belongs to the pool teacher now"),
         ("WARNING", "worker http://w:1 is on trial: 3 failed"),
         ("INFO", "worker http://w:1 is no longer on trial: one succeeded"),
         ("DEBUG", "worker http://w:1: connection reset"),

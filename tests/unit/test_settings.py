@@ -48,6 +48,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "port": 30080,
         "shutdown_timeout": 60.0,
         "worker_urls": (),
+        "pool": (),
         "max_connections": None,
         "resolve_all": False,
         "launcher_config": None,

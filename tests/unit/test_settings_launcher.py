@@ -61,6 +61,7 @@ def test_defaults() -> None:
         "backend": LauncherBackend.LOCAL,
         "model": "Qwen/Qwen-Image",
         "name": "Qwen-Image",
+        "pool": "default",
         "num_workers": 1,
         "max_concurrency": None,
         "command": ("sglang", "serve"),

@@ -11,12 +11,13 @@ from attrs import evolve
 
 from .. import events
 from ..match import model_of
+from ..pools import ledger_name
 from ..registry import Registry
 from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .ledger import Change, Ledger, WeightRecord, WeightStore
 from .numbers import NotGreater, number_of
 from .recipe import FRESH, Plan, Recipe, WeightState
-from .state import WorkerWeights, after, lost_by, without
+from .state import WorkerWeights, after, elsewhere, lost_by, without
 from .statements import Statements
 
 _MOST_LEFT = 10_000  # workers that left, whose weights are remembered in case they return
@@ -35,7 +36,7 @@ class Ledgers(Statements):
         registry.subscribe(
             self._observe,
             *(events.WorkerAdded, events.WorkerRemoved, events.CapabilitiesLearned),
-            *(events.Suspected, events.Absolved, events.Reincarnated),
+            *(events.RoleChanged, events.Suspected, events.Absolved, events.Reincarnated),
         )
 
     # Changes. Each change is made, opened, reported for each of its workers, and closed.
@@ -288,12 +289,13 @@ class Ledgers(Statements):
             case events.WorkerRemoved(worker):
                 self._let_go(worker)
             case events.CapabilitiesLearned(worker):
-                known, model = self._of(worker), model_of(worker) or ""
-                if model != known.model:
-                    known.model = model
-                    self._put(worker, known.state)
+                self._join_ledger(worker)
                 self._take_claim(worker)
                 self._settle(worker)
+            case events.RoleChanged(worker):
+                if self.model_of(worker) is not None:
+                    self._join_ledger(worker)
+                    self._settle(worker, f"it belongs to the pool {worker.pool} now")
             case events.Suspected(worker, reason):
                 self._settle(worker, reason)
             case events.Absolved(worker, reason):
@@ -330,6 +332,14 @@ class Ledgers(Statements):
             known.version = UNKNOWN_VERSION  # until the worker is current
         if before.restored and not trusted:
             self._registry.suspect(worker, ROUTER_RESTARTED)
+
+    def _join_ledger(self, worker: Worker) -> None:
+        """The worker's model is known, or its pool has changed."""
+        known, name = self._of(worker), ledger_name(worker.pool, model_of(worker) or "")
+        if name != known.model and not worker.is_plain:
+            state = known.state if known.model is None else elsewhere(known.state)
+            known.model = name
+            self._put(worker, state)
 
     def _let_go(self, worker: Worker) -> None:
         """A worker has left; the same process may be registered again. A launched worker ends with

@@ -99,6 +99,12 @@ def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     return WeightState(base, loras, wrapped)
 
 
+def elsewhere(state: WeightState) -> WeightState:
+    """The state against another ledger, whose numbers mean other weights: only those of the start
+    are the same."""
+    return evolve(state, base=state.base and None, loras=state.loras and None)
+
+
 def why_not_current(
     worker: Worker, known: WorkerWeights, ledger: Ledger | None, blocked: str | None
 ) -> str:

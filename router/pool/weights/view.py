@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 
 from attrs import evolve
 
-from ..match import model_of
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Admin, Health, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
@@ -78,19 +77,20 @@ class LedgerView:
         lacking += [worker for worker in wanted if self.plan(worker).blocked is not None]
         return [worker for worker in lacking if not worker.removed]
 
-    def latest_issued(self, model: str | None) -> int:
-        """The highest number issued for the model that a request names; for any model, if no worker
-        serves that name or the request names none."""
-        return max((ledger.issued for ledger in self._meant(model)), default=0)
+    def latest_issued(self, model: str | None, pool: str | None = None) -> int:
+        """The highest number issued for the model and the pool that a request names; for any model
+        of the pool, if no worker serves that name or the request names none."""
+        return max((ledger.issued for ledger in self._meant(model, pool)), default=0)
 
-    def labelled(self, model: str | None, label: str) -> int | None:
+    def labelled(self, model: str | None, label: str, pool: str | None = None) -> int | None:
         """The newest version with this label of the same models; None if there is none."""
-        found = [ledger.labelled(label) for ledger in self._meant(model)]
+        found = [ledger.labelled(label) for ledger in self._meant(model, pool)]
         return max((version for version in found if version is not None), default=None)
 
-    def _meant(self, model: str | None) -> list[Ledger]:
-        pool = [w for w in self._registry if w.capabilities and model in w.capabilities.models]
-        serving = {model_of(worker) for worker in pool}
+    def _meant(self, model: str | None, pool: str | None) -> list[Ledger]:
+        some = [w for w in self._registry if w.capabilities and pool in (None, w.pool)]
+        named = [w for w in some if w.capabilities and model in w.capabilities.models]
+        serving = {self.model_of(worker) for worker in (named if named or pool is None else some)}
         return [ledger for ledger in self if ledger.model in serving or not serving]
 
     def can_take(self, worker: Worker, path: str) -> bool:
@@ -158,7 +158,7 @@ class LedgerView:
     def _is_current(self, worker: Worker, ledger: Ledger | None) -> bool:
         """Whether the worker generates with its ledger's weights now, or waits for its turn in a
         rolling change and generates with the weights before."""
-        if not self.gating:
+        if not self.gating or worker.is_plain:
             return True
         if ledger is None:
             return not any(ledger.live for ledger in self._ledgers.values())

@@ -168,8 +168,11 @@ def test_two_models_of_one_kind(run_pool: RunPool) -> None:
         assert wrong["nearest"] == "image/other"
         twice = "/v1/images/generations?model=image/a"
         is_ours(await pool.http.post(twice, json={"model": "image/other"}), 400, "ambiguous_model")
-        for path in ("/rollout/generate", "/v1/actions/generations", "/vertex_generate"):
+        for path in ("/v1/actions/generations", "/vertex_generate"):
             is_ours(await pool.http.post(path, json={"prompt": "x"}), 400, "ambiguous_model")
+        rollout = await pool.http.post("/rollout/generate", json={"prompt": "x"})
+        told = is_ours(rollout, 400, "ambiguous_target")
+        assert told["models"] == ["image/a", "image/other"]
         assert (a.sim.log.generations(), b.sim.log.generations()) == before
         # What makes nothing goes to any worker, as before.
         assert (await pool.http.get("/stats")).headers["x-worker-id"] in (a.id, b.id)
