@@ -39,6 +39,7 @@ class ExchangeRecord:
     status: int | None = None
     code: str | None = None  # of the error sent to the client, or of the early end
     _deliveries: int = field(init=False, default=0)  # workers that may have the whole request
+    _processes: dict[str, int | None] = field(init=False, factory=dict)  # theirs, by their URLs
 
     @property
     def what(self) -> str:
@@ -52,8 +53,9 @@ class ExchangeRecord:
         if self.leased is None:
             self.leased = trio.current_time()
 
-    def deliver(self, incarnation: int | None) -> None:
+    def deliver(self, incarnation: int | None, worker: str = "") -> None:
         """A worker's process may have the whole request, or a whole part of it, from now on."""
+        self._processes[worker] = None if worker in self._processes else incarnation
         self._deliveries += 1
         self.delivered = trio.current_time()
         self.incarnation = incarnation if self._deliveries == 1 else None
@@ -63,6 +65,10 @@ class ExchangeRecord:
         self._deliveries -= 1
         if not self._deliveries:
             self.delivered = None
+
+    def blame(self, worker: str) -> None:
+        """This worker has failed the exchange, whichever others have a part of it."""
+        self.worker, self.incarnation = worker, self._processes.get(worker)
 
     def answer(self, status: int) -> None:
         """The head of the answer is sent."""

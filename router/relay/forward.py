@@ -264,7 +264,8 @@ class _Attempt:
         self.delivered = last
         record, worker = self.exchange.record, self.lease.worker
         if last:
-            record.deliver(worker.incarnation if worker.suspicion is None else None)
+            process = worker.incarnation if worker.suspicion is None else None
+            record.deliver(process, worker.url)
         idle = self.forwarder.limits.idle
         try:
             await connection.send(data, patience=idle)

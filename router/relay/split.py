@@ -226,7 +226,7 @@ class _Join:
         body = Body(None, bytearray(self.group.body(part.first, part.size)), complete=True)
 
         async def attempt(lease: Lease) -> None:
-            part.worker_id = lease.worker.worker_id
+            part.worker_id, part.url = lease.worker.worker_id, lease.worker.url
             self.exchange.record.lease(lease.worker.url)
             await self.forwarder.at(lease, part, body, None, self.forwarder.limits.response)
 
@@ -239,6 +239,7 @@ class _Join:
     def _fail(self, part: _Part, error: RouterError | CutOff) -> None:
         if self._failure is not None or self._refused not in (None, part):
             return
+        self.exchange.record.blame(part.url)
         if isinstance(error, RouterError) and self.exchange.record.delivered is not None:
             error.details["retry_safe"] = False  # other parts may be under way
         if isinstance(error, Passed):
@@ -259,6 +260,7 @@ class _Join:
         if status < 200 or status >= 300:
             if self._failure is None and self._refused is None:
                 self._refused = part
+                self.exchange.record.blame(part.url)
                 self._cancel(but=part)
             await trio.lowlevel.checkpoint()  # ends all parts but the refused one
             kept = [pair for pair in headers if pair[0].lower() != b"x-should-retry"]
@@ -304,7 +306,8 @@ class _Part:
     join: _Join
     first: int  # the number of its first sample
     size: int
-    worker_id: str = ""
+    worker_id: str = ""  # of the last worker tried
+    url: str = ""  # its URL
     head: heads.Headers = field(init=False, factory=list)  # of its answer
     lead: bytes = b""  # goes before its first sample
     scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)

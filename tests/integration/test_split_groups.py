@@ -219,3 +219,31 @@ def test_a_slow_client_holds_nothing_in_the_router(run_pool: RunPool) -> None:
         await until(lambda: not any(member.known.leases for member in members))
 
     run_pool(test, MODEL, MODEL)
+
+
+def test_a_key_is_free_once_the_process_that_failed_its_part_has_ended(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        headers, got = {**SPLIT, "idempotency-key": "k"}, []
+
+        async def ask() -> None:
+            got.append(await pool.http.post(PATH, json=slow(60, 6), headers=headers))
+
+        for first, second in ((a, b), (b, a)):  # whichever part it is
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await until(lambda: a.sim.scheduler.running and b.sim.scheduler.running)
+                before = first.known.incarnation
+                first.sim.faults.add("restart", down=0)
+            assert is_ours(got[-1], 502, "worker_disconnected")["retry_safe"] is False
+            second.sim.scheduler.hurry()
+            await until(lambda: first.known.incarnation > before)  # noqa: B023
+            await until(lambda: first.known.health == "healthy" and not second.known.holds)  # noqa: B023
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(lambda: a.sim.scheduler.running and b.sim.scheduler.running)
+            a.sim.scheduler.hurry()
+            b.sim.scheduler.hurry()
+        assert got[-1].status_code == 200
+        assert "idempotent-replayed" not in got[-1].headers
+
+    run_pool(test, MODEL, MODEL)

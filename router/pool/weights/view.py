@@ -15,7 +15,7 @@ from .state import WorkerWeights, of_now, why_not_current
 
 
 class LedgerView:
-    """The ledgers by model, and the state of every worker; only `Ledgers` and `Statements` change them."""
+    """The ledgers by model, and the state of every worker; only `Ledgers` changes them."""
 
     def __init__(self, registry: Registry, store: WeightStore, gating: bool) -> None:
         self.gating = gating
