@@ -186,15 +186,17 @@ class OneCallChange(FencedChange):
 
     async def _roll(self, later: Sequence[Worker], most: int, reason: str) -> list[Claim]:
         """Give these workers their turns, `most` at a time. If no worker has applied the change and
-        one has refused it, no turn follows: then the rest serve on. Returns their claims."""
+        one has refused it, or a new run has begun, no turn follows: then the rest serve on. Returns
+        their claims."""
         turns: list[Claim] = []
         waiting = deque(self.claims[worker] for worker in later)
         while waiting:
             refused = self.change.version is None and bool(self._said)
+            stopped = refused or self.change.outdated
             begun = [claim for claim in self.claims.values() if claim not in waiting]
-            if refused and all(claim.over.is_set() for claim in begun):
+            if stopped and all(claim.over.is_set() for claim in begun):
                 break
-            if refused or sum(not claim.over.is_set() for claim in turns) >= most:
+            if stopped or sum(not claim.over.is_set() for claim in turns) >= most:
                 await self._moved.park()
                 continue
             claim = waiting.popleft()

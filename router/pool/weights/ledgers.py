@@ -347,9 +347,7 @@ class Ledgers(Statements):
         known, url = self._known.pop(worker), worker.url
         known.ended = worker.origin is Origin.LAUNCHED
         known.unproven = True  # no task watches the process meanwhile
-        if (
-            known.change is not None and not known.waits
-        ):  # the outcome of the change will not be reported
+        if known.change is not None and not known.waits:  # its outcome will not be reported
             known.state = lost_by(known.state, known.change)
         self._left[url] = known
         if known.ended:

@@ -32,7 +32,9 @@ class WorkerWeights:
     def before(self) -> Recipe | None:
         """The weights that count for a worker which waits for its turn, once the change has a
         version: those before the change. None: those of its ledger."""
-        return self.change.before if self.waits and self.change is not None else None
+        if self.change is None or self.change.outdated or not self.waits:
+            return None
+        return self.change.before
 
     def record(self, url: str, state: WeightState | None = None) -> WeightRecord:
         """The part that outlives the router; `state` replaces its own state in the record."""

@@ -225,6 +225,31 @@ def test_one_that_is_behind_takes_no_turn(run_pool: RunPool) -> None:
     run_pool(test, *[IMAGES] * 3)
 
 
+def test_a_new_run_ends_the_turns(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member, c: Member) -> None:
+        said: list[httpx.Response] = []
+
+        async def change() -> None:
+            said.append(await refit(pool, "v1", rolling="1"))
+
+        async with trio.open_nursery() as nursery:
+            await occupy(pool, nursery, a, b, c)
+            nursery.start_soon(change)
+            await until(lambda: turn(a, b, c) == ["updating", "current", "current"])
+            a.sim.scheduler.hurry()
+            await until(lambda: turn(a, b, c) == ["current", "updating", "current"])
+            assert (await pool.http.post("/weights", json={"run": "two"})).status_code == 200
+            b.sim.scheduler.hurry()
+            await until(lambda: said)
+            c.sim.scheduler.hurry()
+        await until(lambda: current(a, b, c))
+        assert paths(c) == []
+        assert all(has(member, "image/a") for member in (a, b, c))
+        assert (await pool.image()).headers["x-weight-version"] == "0"
+
+    run_pool(test, *[IMAGES] * 3)
+
+
 def test_where_it_cannot_be_given(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
         async def no(path: str, content: object = None) -> str:
