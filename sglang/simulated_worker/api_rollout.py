@@ -56,6 +56,10 @@ _STEPS = 50
 _MOST_OUTPUTS = 1024  # the real worker has no bound
 _CHANNELS = 16
 _SDE_TYPES = ("sde", "cps", "ode")
+_NO_LOG_PROB = (
+    "p_ode is always 0, true log_prob is meaningless, set rollout_log_prob_no_const to True to"
+    " enable log_prob computation"
+)
 
 
 @frozen
@@ -79,6 +83,9 @@ class RolloutApi:
         if (kind := values["rollout_sde_type"]) not in _SDE_TYPES:
             message = f"rollout_sde_type must be one of {_SDE_TYPES}, got {kind!r}"
             raise _invalid(detail(400, message))
+        undefined = values["rollout"] and kind == "ode" and not values["rollout_log_prob_no_const"]
+        if undefined:  # found out at the first step
+            values["num_inference_steps"] = 1
         output = output_type(self.state.config.task)
         frames = values["num_frames"] or 81 if output == "VIDEO" else 1
         try:
@@ -91,6 +98,8 @@ class RolloutApi:
         await work.finished.wait()
         if work.error is not None:
             raise detail(500, str(work.error))
+        if undefined:
+            raise detail(500, f"Error executing request {made.id}: {_NO_LOG_PROB}")
         if seed is None:
             raise server_error()
         samples = [self._sample(made, work, values, i) for i in range(made.outputs)]

@@ -80,8 +80,8 @@ class Loras:
             )
 
     def merge(self, target: str, strength: float, *, merged: bool) -> None:
-        """Merges what is set with that strength, or takes it out of the weights again."""
-        self.wrapped = True
+        """Merges what is set with that strength, or takes it out of the weights again. Wraps
+        nothing."""
         for module, applied in self.active.items():
             if target not in ("all", module):
                 continue

@@ -246,6 +246,7 @@ async def group_makespans(port: int, seconds: float, rounds: int) -> list[tuple[
             "num_outputs_per_prompt": GROUP,
             "rollout_debug_mode": False,
             "rollout_sde_type": "ode",
+            "rollout_log_prob_no_const": True,
         }
 
         async def waited(more: str) -> float:

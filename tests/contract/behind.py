@@ -74,8 +74,8 @@ class Pool:
 
 
 @contextmanager
-def routed(workers: list[Worker], logs: Path) -> Iterator[Pool]:
-    """The pool of two image workers and a video worker."""
+def router_before(workers: list[Worker], logs: Path) -> Iterator[httpx.Client]:
+    """A client of a new router in front of these workers. Not waited for."""
     program = os.environ.get("ROUTER_PYZ")
     command = [sys.executable, *([program] if program else ["-m", "router"]), "--port", "0"]
     command += ["--health-check-interval", "1", "--worker-urls", *(w.url for w in workers)]
@@ -87,8 +87,14 @@ def routed(workers: list[Worker], logs: Path) -> Iterator[Pool]:
         process = Process.start(logs / "router.log", *command)
         stack.callback(process.stop)
         url = process.says(r"listening on (http://\S+)")
-        client = stack.enter_context(httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False))
-        one, two, video = workers
+        yield stack.enter_context(httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False))
+
+
+@contextmanager
+def routed(workers: list[Worker], logs: Path) -> Iterator[Pool]:
+    """The pool of two image workers and a video worker."""
+    one, two, video = workers
+    with router_before(workers, logs) as client:
         pool = Pool(client, (one, two), video)
         eventually(pool.all_routable)
         yield pool

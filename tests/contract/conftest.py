@@ -10,9 +10,10 @@ Simulated ones by default. Real ones where the environment names them, as `real/
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -29,7 +30,9 @@ from tests.contract.harness import (
     start_simulated,
 )
 
-Start = Callable[[str, float], tuple[Worker, Process]]
+
+class Start(Protocol):
+    def __call__(self, kind: str, warmup: float, port: int = 0) -> tuple[Worker, Process]: ...
 
 
 def given() -> dict[str, str]:
@@ -109,28 +112,30 @@ def pool(workers: dict[str, Worker], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """`start(kind, warmup)`: a worker of the test's own, which warms up for that many seconds (a
-    real one: for as long as it takes, if that is more than 0). Not waited for."""
+    real one: for as long as it takes, if that is more than 0). Not waited for. `port`: instead of
+    any free one."""
     with ExitStack() as stack:
 
-        def begin(kind: str, warmup: float) -> tuple[Worker, Process]:
+        def begin(kind: str, warmup: float, port: int = 0) -> tuple[Worker, Process]:
             log = tmp_path / "worker.log"
             if not given():
-                begun = start_simulated(kind, log, f"--warmup-seconds={warmup / float(TIME_SCALE)}")
+                warming = f"--warmup-seconds={warmup / float(TIME_SCALE)}"
+                begun = start_simulated(kind, log, warming, f"--port={port}")
             else:
-                begun = start_real(kind, log, warmup)
+                begun = start_real(kind, log, warmup, port)
             stack.callback(begun[1].stop)
             return begun
 
         yield begin
 
 
-def start_real(kind: str, log: Path, warmup: float) -> tuple[Worker, Process]:
+def start_real(kind: str, log: Path, warmup: float, port: int) -> tuple[Worker, Process]:
     from tests.contract.real.fleet import free_ports
 
     python = os.environ.get("REAL_PYTHON")
     if python is None:
         pytest.skip("REAL_PYTHON names no Python that has sglang")
-    (port,) = free_ports(1)
+    port = port or free_ports(1)[0]
     folder, name = TINY[kind]
     spec = f"{name}={port}={Path(os.environ['REAL_MODELS']) / folder}"
     flags = ["--", "--warmup-mode", "server"] if warmup else []

@@ -220,18 +220,21 @@ class Push:
     sha256: dict[str, str]
 
 
-def push(worker: Worker) -> Push | None:
-    """A tensor of the other weights. None where nothing can make one."""
+def push(worker: Worker, *, lora: bool = False) -> Push | None:
+    """A tensor of the other weights, or the tensors of the adapter. None where nothing can make
+    them."""
+    mode = {"weight_update_mode": "lora_merge"} if lora else {}
     if not worker.real:
         sha256 = {TENSOR: "0" * 64}
         payload = base64.b64encode(json.dumps(sha256).encode()).decode()
-        return Push({"serialized_named_tensors": [payload]}, sha256)
+        return Push({"serialized_named_tensors": [payload], **mode}, sha256)
     python = os.environ.get("REAL_PYTHON")
     if python is None:
         return None
-    command = [python, str(REAL / "payload.py"), worker.other_weights, TENSOR]
+    wanted = [worker.lora] if lora else [f"{worker.other_weights}/transformer", TENSOR]
+    command = [python, str(REAL / "payload.py"), *wanted]
     made = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return Push({"serialized_named_tensors": [made["payload"]]}, made["sha256"])
+    return Push({"serialized_named_tensors": [made["payload"]], **mode}, made["sha256"])
 
 
 @define

@@ -108,6 +108,15 @@ def test_without_a_seed_it_runs_whole_and_then_fails(image: Worker) -> None:
     assert failed.seconds > 0.4 * image.while_
 
 
+def test_ode_has_no_full_log_probabilities(worker: Worker) -> None:
+    ode = {"rollout_sde_type": "ode"}
+    answer = worker.http.post("/rollout/generate", json=body(worker, **ode))
+    assert answer.status_code == 500
+    assert "set rollout_log_prob_no_const to True" in answer.json()["detail"]
+    (sample,) = samples(worker, **ode, rollout_log_prob_no_const=True)
+    assert shape(sample["rollout_log_probs"]) == ("torch.float32", [2])
+
+
 def test_a_missing_prompt_is_422(worker: Worker) -> None:
     answer = worker.http.post("/rollout/generate", json={})
     assert answer.status_code == 422

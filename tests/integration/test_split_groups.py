@@ -30,6 +30,7 @@ def run_pool() -> RunPool:
 def rollout(count: int = 7, **more: Any) -> dict[str, Any]:
     # Seeds of different lengths in msgpack.
     shape = {"width": 64, "height": 64, "num_inference_steps": 2, "rollout_sde_type": "ode"}
+    shape["rollout_log_prob_no_const"] = True
     return {"prompt": "a kite", "seed": 126, "num_outputs_per_prompt": count, **shape, **more}
 
 
