@@ -1,4 +1,4 @@
-"""Rollouts behind the router: of which weights they are under a refit, and groups that are split."""
+"""Rollouts behind the router: their weights under a refit, and groups that are split."""
 
 from __future__ import annotations
 
