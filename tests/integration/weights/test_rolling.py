@@ -69,8 +69,9 @@ def test_the_others_serve_the_old_version_until_their_turn(run_pool: RunPool) ->
                 assert await image(x_min_weight_version="1") == ("1", a.id)
                 assert await image(x_max_weight_lag="0") == ("1", a.id)
             assert (await image(x_max_weight_lag="1"))[0] in ("0", "1")
-            sync = await pool.http.post("/weights/sync", json={"timeout": 0.05})
-            assert sync.status_code == 504  # those that wait are not up to date
+            one = {"workers": [c.id], "timeout": 0.05}
+            sync = await pool.http.post("/weights/sync", json=one)
+            assert sync.status_code == 504  # it is current, and not up to date
             assert paths(c) == []
             b.sim.scheduler.hurry()
             await until(lambda: said)
