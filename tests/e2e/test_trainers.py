@@ -170,6 +170,7 @@ def trainer(router_pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         program = "\n".join([python_of("rl.md")[0], *python_of("rl-recipes.md")])
         exec(program.replace("http://localhost:30081", url), recipes)
         stack.callback(recipes["router"].close)
+        recipes["router"].timeout = WITHIN  # a broken recipe fails, and does not hang
         trainer = Trainer(url, router_pyz, tmp_path, client, recipes)
         stack.callback(lambda: [engine.kill() for engine in trainer.launched])
         yield trainer
