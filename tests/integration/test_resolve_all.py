@@ -30,7 +30,7 @@ def test_workers_join_and_leave_with_the_answers(names: Names) -> None:
     async def test(at: Deployment) -> None:
         port, [a, b, c] = await three(at)
         names.table["pool.test"] = [A, B, "::1"]
-        given = {"url": f"http://pool.test:{port}", "max_concurrency": 3}
+        given = {"url": f"http://pool.test:{port}", "max_concurrency": 3, "pool": "teacher"}
         answer = (await at.http.post("/workers", json=given)).json()
         assert [each["url"] for each in answer["workers"]] == [a, b]
         assert answer["worker"]["max_concurrency"] == 3
@@ -38,6 +38,7 @@ def test_workers_join_and_leave_with_the_answers(names: Names) -> None:
         names.table["pool.test"] = [B, C]
         await until(lambda: urls(at) == [b, c])
         assert at.running.parts.registry.get(c).max_concurrency == 3
+        assert {each.pool for each in at.running.parts.registry} == {"teacher"}
         del names.table["pool.test"]
         await until(lambda: urls(at) == [])
         names.table["pool.test"] = [A]

@@ -31,6 +31,7 @@ from router.settings.kinds import (
     WholeNumber,
     got,
 )
+from router.settings.pool_kind import PoolMembers
 
 MIB = 1024**2
 GIB = 1024**3
@@ -310,3 +311,27 @@ def test_cross_field_checks() -> None:
     assert list(DemoSettings(worker_base_port=65532).problems()) == []
     (problem,) = DemoSettings(worker_base_port=65533).problems()
     assert problem.path == "worker_base_port"
+
+
+def test_pools_of_workers() -> None:
+    urls = ("http://10.0.0.6:1", "http://10.0.0.7:1")
+    made = RouterSettings.of({"pool": ["teacher=" + ",".join(urls), "policy=http://10.0.0.5:1"]})
+    assert made.pool == (
+        PoolMembers("teacher", urls),
+        PoolMembers("policy", ("http://10.0.0.5:1",)),
+    )
+    reward = {"url": "http://10.0.0.9:1", "kind": "http", "health_path": "/x", "pool": "reward"}
+    assert RouterSettings.of({"workers": [reward]}).workers[0].pool == "reward"
+    for wrong, path in (
+        ({"pool": ["teacher"]}, "pool[0]"),
+        ({"pool": ["a b=http://10.0.0.6:1"]}, "pool[0]"),
+        ({"pool": ["a=http://10.0.0.6:1,"]}, "pool[0]"),
+        ({"pool": ["a=http://10.0.0.6:1", "b=http://10.0.0.6:1"]}, "pool[1]"),
+        ({"workers": [{**reward, "pool": "default"}]}, "workers[0].pool"),
+        ({"workers": [{**reward, "kind": "sglang"}]}, "workers[0].health_path"),
+        ({"workers": [reward], "pool": ["reward=http://10.0.0.6:1"]}, "pool[0]"),
+        ({"workers": [reward, {"url": urls[0], "pool": "reward"}]}, "workers[1].kind"),
+    ):
+        with pytest.raises(Unfit) as unfit:
+            RouterSettings.of(wrong)
+        assert [problem.path for problem in unfit.value.problems] == [path]

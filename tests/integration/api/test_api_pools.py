@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +16,10 @@ from router.settings.pool_kind import PoolMembers
 from tests.integration.api.pools import is_ours
 from tests.integration.deployment import (
     Deployment,
+    ScriptedWorker,
     answer,
     deployed,
+    never,
     run,
     run_deployed,
     until,
@@ -64,6 +68,13 @@ def test_a_pool_gets_what_names_it_and_a_rollout_must_name_one() -> None:
         for path in ("/rollout/generate", "/release_memory_occupation", "/get_weights_checksum"):
             said = is_ours(await pool.http.post(f"{path}?pool=none", json={}), 404, "unknown_pool")
             assert said["pools"] == ["policy", "teacher"]
+        once = {"Idempotency-Key": "k", "X-Pool": "policy"}
+        made = await pool.http.post("/rollout/generate", json=ROLLOUT, headers=once)
+        assert made.headers["x-worker-id"] == policy
+        other = await pool.http.post(
+            "/rollout/generate", json=ROLLOUT, headers={**once, "X-Pool": "teacher"}
+        )
+        is_ours(other, 409, "idempotency_mismatch")
         two = await pool.http.post(
             "/rollout/generate?pool=policy", json=ROLLOUT, headers={"X-Pool": "teacher"}
         )
@@ -102,6 +113,8 @@ def test_a_change_reaches_one_pool_of_a_model() -> None:
         begun = await pool.http.post("/weights/begin", json={"pool": "teacher"})
         assert begun.json()["workers"] == [teacher]
         assert (begun.json()["pool"], begun.json()["model"]) == ("teacher", "image/a")
+        moved = await pool.http.put(f"/workers/{teacher}", json={"pool": "policy"})
+        is_ours(moved, 409, "worker_busy")
         aborted = {"txn": begun.json()["txn"], "touched": []}
         assert (await pool.http.post("/weights/abort", json=aborted)).status_code == 200
 
@@ -172,7 +185,7 @@ def test_pools_outlive_the_router(tmp_path: Path) -> None:
 REWARD = {"/healthz": answer(204), "/health": answer(404), "/score": answer(200, {"score": 1})}
 
 
-async def reward(pool: Deployment, **more: object) -> object:
+async def reward(pool: Deployment, **more: Any) -> ScriptedWorker:
     """A plain HTTP worker in the pool `reward`."""
     script = await pool.script(**{**REWARD, **more})
     fields = {"url": script.url, "pool": "reward", "kind": "http", "health_path": "/healthz"}
@@ -187,11 +200,11 @@ def test_a_plain_worker_gets_only_what_names_its_pool() -> None:
     async def test(pool: Deployment) -> None:
         policy = await join(pool, "policy")
         script = await reward(pool)
-        url = script.url  # type: ignore[attr-defined]
+        url = script.url
         scored = await pool.http.post("/score", json={"a": 1}, headers={"X-Pool": "reward"})
         assert scored.json() == {"score": 1}
         assert "x-weight-version" not in scored.headers
-        assert b"x-pool" not in script.heads[-1].lower()  # type: ignore[attr-defined]
+        assert b"x-pool" not in script.heads[-1].lower()
         got = await pool.http.get("/score", headers={"X-Pool": "reward"})
         assert got.json() == {"score": 1}
         asked = [await pool.http.post("/rollout/generate", json=ROLLOUT) for _ in range(4)]
@@ -216,7 +229,9 @@ def test_a_plain_worker_gets_only_what_names_its_pool() -> None:
         assert [each["pool"] for each in (await pool.http.get("/weights")).json()["models"]] == [
             "policy"
         ]
-        paths = {line.split()[1] for line in script.asked}  # type: ignore[attr-defined]
+        is_ours(await pool.http.get("/v1/videos/none"), 404, "unknown_asset")
+        assert (await pool.http.get("/v1/videos")).json()["data"] == []
+        paths = {line.split()[1] for line in script.asked}
         assert paths == {"/healthz", "/score"}
 
     run_deployed(test)
@@ -226,7 +241,7 @@ def test_posts_to_plain_workers_wait_for_a_slot() -> None:
     async def test(pool: Deployment) -> None:
         gate = trio.Event()
         script = await reward(pool, **{"/slow": when(gate, answer(200, {}))})
-        asked: list[str] = script.asked  # type: ignore[attr-defined]
+        asked = script.asked
         headers = {"X-Pool": "reward"}
         told: list[int] = []
 
@@ -244,6 +259,58 @@ def test_posts_to_plain_workers_wait_for_a_slot() -> None:
             assert asked.count("POST /slow") == 1
             gate.set()
         assert told == [200, 200]
+
+    run_deployed(test)
+
+
+def test_a_plain_worker_may_end_its_idle_connections() -> None:
+    async def test(pool: Deployment) -> None:
+        script = await reward(pool)
+        worker = pool.running.parts.registry.get(script.url)
+        before = len(script.asked)
+        script.hang_up()
+        await until(lambda: len(script.asked) > before + 2)
+        assert (worker.incarnation, worker.suspicion) == (1, None)
+
+    run_deployed(test)
+
+
+def test_what_a_client_has_left_at_a_plain_worker_ends_by_its_expected_time() -> None:
+    async def test(pool: Deployment) -> None:
+        script = await reward(pool, **{"/slow": never})
+        worker = pool.running.parts.registry.get(script.url)
+        async with trio.open_nursery() as nursery:
+            headers = {"X-Pool": "reward"}
+            nursery.start_soon(partial(pool.http.post, "/slow", json={}, headers=headers))
+            await until(lambda: "POST /slow" in script.asked)
+            nursery.cancel_scope.cancel()
+        await until(lambda: not worker.holds)
+        assert not [line for line in script.asked if "lora" in line]
+
+    run_deployed(test)
+
+
+def test_a_replay_for_the_pool_before_says_nothing_in_the_new_one() -> None:
+    async def test(pool: Deployment) -> None:
+        gate, path = trio.Event(), "/update_weights_from_disk"
+        done = answer(200, {"success": True, "message": ""})
+        first = await pool.script(**{path: done})
+        late = await pool.script(**{path: when(gate, done)})
+        for script in (first, late):
+            fields = {"url": script.url, "pool": "policy"}
+            if script is late:
+                changed = await pool.http.post(f"{path}?pool=policy", json={"model_path": "p"})
+                assert changed.json()["weight_version"] == 1
+            assert (await pool.http.post("/workers", json=fields)).status_code == 200
+            known = pool.running.parts.registry.get(script.url)
+            await until(lambda known=known: known.health == "healthy")
+        await until(lambda: f"POST {path}" in late.asked)
+        moved = await pool.http.put(f"/workers/{known.worker_id}", json={"pool": "teacher"})
+        assert moved.json()["worker"]["weights"] == "behind"
+        gate.set()
+        await until(lambda: known.weights == "current")
+        assert late.asked.count(f"POST {path}") == 2  # also the weights of its start
+        assert known.weight_version == 0
 
     run_deployed(test)
 

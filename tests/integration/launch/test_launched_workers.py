@@ -286,8 +286,12 @@ def test_workers_of_two_routers_with_one_folder_of_logs(tmp_path: Path) -> None:
 def test_an_image_and_a_video_model_side_by_side(tmp_path: Path) -> None:
     async def body(pool: Deployment) -> None:
         await ready(pool, 2)
-        by_launcher = {w["launch"]["launcher"]: w["models"] for w in await workers(pool)}
-        assert by_launcher == {"image": ["demo/image"], "video": ["demo/video"]}
+        found = await workers(pool)
+        by_launcher = {w["launch"]["launcher"]: (w["models"], w["pool"]) for w in found}
+        assert by_launcher == {
+            "image": (["demo/image"], "default"),
+            "video": (["demo/video"], "teacher"),
+        }
         answer = await pool.http.post("/launcher/scale", json={"num_workers": 2})
         assert (answer.status_code, answer.json()["code"]) == (400, "ambiguous_launcher")
 
@@ -295,7 +299,9 @@ def test_an_image_and_a_video_model_side_by_side(tmp_path: Path) -> None:
     with_router(
         body,
         launcher(tmp_path, SIMULATED, worker_extra_args=quick),
-        launcher(tmp_path, SIMULATED, model="demo/video", worker_extra_args=quick),
+        launcher(
+            *(tmp_path, SIMULATED), model="demo/video", pool="teacher", worker_extra_args=quick
+        ),
     )
 
 
