@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 from attrs import define, field
 
@@ -94,12 +96,15 @@ class Forwarder:
         owner: Worker | None,
         watcher: Watcher | None,
         first: Lease | None = None,
+        intend: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Relay a request whose body was read; `first` is a lease that was granted before. Raises
-        what `run` raises."""
+        """Relay a request whose body was read; `first` is a lease that was granted before. `intend`
+        is awaited before a worker gets anything. Raises what `run` and `intend` raise."""
 
         async def attempt(lease: Lease) -> None:
             exchange.record.lease(lease.worker.url)
+            if intend is not None:
+                await intend()
             # Reads of jobs and files do not queue behind generations.
             patience = self.limits.response if owner is None else min(_OWNER, self.limits.response)
             await self.at(lease, exchange, body, watcher, patience, chosen=owner is None)

@@ -23,7 +23,7 @@ from . import split
 from .body import Body, name_in
 from .exchange import Exchange
 from .forward import GATEWAY, CutOff, Forwarder
-from .keys import Answer, Entry, Keys
+from .keys import Answer, Entry, Keys, lost
 from .routes import How, Route
 from .watcher import Watcher
 
@@ -91,7 +91,8 @@ class Idempotency:
             if split.meant(exchange):
                 await split.relay(self.forwarder, made, body, facts)
             else:
-                await self.forwarder.relay(made, body, facts, None, watcher)
+                intend = made.intend if entry.job else None
+                await self.forwarder.relay(made, body, facts, None, watcher, intend=intend)
         except RouterError as error:
             # Kept, and answered to several clients: without what the traceback holds.
             failure = error.with_traceback(None)
@@ -237,6 +238,12 @@ class _Made(_Passed):
         elif self._kept is None and not last:
             self._entry.leave()
 
+    async def intend(self) -> None:
+        """Make the key durable before a worker gets the job: a router that dies before the answer
+        leaves it in doubt. Raises StateUnavailable."""
+        self._keys.put(self._entry, None, 0)
+        await self._keys.store.commit()
+
     async def _acknowledge(self) -> None:
         """Send the head of the answer, once the key is durable. Raises StateUnavailable."""
         self._held = False
@@ -261,7 +268,7 @@ class _Made(_Passed):
             self._keys.drop(len(self._kept or b""))
         counts = self._good or self._status in GATEWAY if done else entry.delivered
         if entry.answer is None and not (counts and self._good and self._kept is None):
-            entry.error = failure or (_lost() if entry.delivered else internal_error())
+            entry.error = failure or (lost() if entry.delivered else internal_error())
         if counts:
             self._keys.settle(entry, trio.current_time())
             return
@@ -287,10 +294,3 @@ class _Made(_Passed):
         else:
             self._keys.drop(len(kept))
             self._kept = None
-
-
-def _lost() -> RouterError:
-    return WorkerFailed(
-        "The first request with this key was broken off after a worker had it",
-        details={"retry_safe": False},
-    )

@@ -10,7 +10,7 @@ import trio
 from attrs import define, field, frozen
 
 from .. import wall
-from ..errors import Conflict, RouterError
+from ..errors import Conflict, RouterError, WorkerFailed
 from ..front.record import ExchangeRecord
 from ..pool.registry import Registry
 from ..pool.worker import Worker
@@ -19,6 +19,14 @@ from ..store.store import Store
 _LIFE, _LIFE_OF_JOBS = 3600.0, 24 * 3600.0  # seconds that an outcome is kept
 _LARGEST_STORED = 64 * 1024  # bytes of an answer on the disk
 _SHARE = 16  # no answer may take more than this part of the bytes for all
+
+
+def lost() -> WorkerFailed:
+    """The error of a request that a worker may have, and whose answer will not come."""
+    return WorkerFailed(
+        "The first request with this key was broken off after a worker had it",
+        details={"retry_safe": False},
+    )
 
 
 class Mismatch(Conflict):
@@ -47,7 +55,8 @@ class Answer:
 
 @frozen
 class KeyRecord:
-    """A submission of a job that was answered: the same key gets the same job after a restart."""
+    """A submission of a job: the same key gets the same job after a restart, or an error if the
+    submission was not answered then."""
 
     table: ClassVar[str] = "idempotency"
 
@@ -56,7 +65,7 @@ class KeyRecord:
     url: str  # of the worker
     incarnation: int | None
     ended: float  # wall-clock seconds
-    status: int
+    status: int  # 0: not answered
     headers: list[tuple[str, str]]
     body: str | None  # base64; None: too large to keep
 
@@ -121,7 +130,9 @@ class Keys:
         for record in sorted(records, key=lambda record: record.ended):
             entry = Entry(record.name, record.digest, job=True)
             entry.url, entry.incarnation = record.url, record.incarnation
-            if record.body is not None and self.keep(len(record.body)):
+            if not record.status:
+                entry.error, entry.incarnation = lost(), None  # nothing shows whose process has it
+            elif record.body is not None and self.keep(len(record.body)):
                 headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in record.headers]
                 body = base64.b64decode(record.body)
                 entry.answer = Answer(record.status, headers, body)
@@ -151,7 +162,8 @@ class Keys:
         self._entries[entry.name] = entry
 
     def put(self, entry: Entry, answer: Answer | None, status: int) -> None:
-        """Enter the answer to a submission into the store, whose `commit` makes it durable."""
+        """Enter a submission and its answer, or a status of 0, into the store, whose `commit` makes
+        them durable."""
         assert entry.record is not None
         if answer is not None and len(answer.body) > _LARGEST_STORED:
             answer = None
@@ -187,8 +199,9 @@ class Keys:
         entry.over.set()
         if self._entries.get(entry.name) is entry:
             del self._entries[entry.name]
-        if self._over[entry.job].pop(entry.name, None) is not None and entry.job:
-            self.store.delete(KeyRecord, entry.name)
+            if entry.job:
+                self.store.delete(KeyRecord, entry.name)
+        self._over[entry.job].pop(entry.name, None)
         if self._answers.pop(entry.name, None) is not None and entry.answer is not None:
             self.drop(len(entry.answer.body))
 

@@ -17,6 +17,7 @@ from tests.integration.deployment import (
     RunRouter,
     ScriptedWorker,
     answer,
+    never,
     until,
     when,
 )
@@ -539,5 +540,40 @@ def test_a_job_outlives_the_router_under_its_key(tmp_path: Any) -> None:
             assert fresh.status_code == 200
             assert fresh.json()["id"] != first.json()["id"]
             assert len(new.sim.log.generations()) == 1
+
+    run_lives(test, tmp_path)
+
+
+def test_a_job_in_doubt_at_the_death_of_the_router_is_not_made_again(tmp_path: Any) -> None:
+    models = answer(200, {"data": [{"id": "m", "task_type": "T2V"}]})
+
+    async def test(lives: Lives) -> None:
+        async with lives.router() as router:
+            jobs = {"/v1/models": models, "/v1/videos": never}
+            script = await router.script(**jobs)
+            try:
+                await router.register(script.url)
+                async with a_client(router, path="/v1/videos", content=VIDEO) as leaving:
+                    await until(lambda: begun(script, "/v1/videos") == 1)
+                    leaving.cancel()
+                script.answers["/v1/videos"] = answer(400)
+                refused = await ask(router, "refused", path="/v1/videos", content=VIDEO)
+                assert refused.status_code == 400
+                await router.running.keys.store.commit()
+            except BaseException:
+                script.stop()
+                raise
+        async with lives.router() as router:
+            script.answers["/v1/videos"] = answer(200, {"id": "j", "status": "queued"})
+            known = router.running.parts.registry.get(script.url)
+            await until(lambda: known.health == "healthy" and known.suspicion is None)
+            lost = await ask(router, path="/v1/videos", content=VIDEO)
+            assert is_ours(lost, 502, "worker_failed")["retry_safe"] is False
+            other = await ask(router, path="/v1/videos", content={**VIDEO, "prompt": "other"})
+            is_ours(other, 409, "idempotency_mismatch")
+            assert begun(script, "/v1/videos") == 2
+            made = await ask(router, "refused", path="/v1/videos", content=VIDEO)
+            assert made.status_code == 200
+            script.stop()
 
     run_lives(test, tmp_path)
