@@ -68,7 +68,7 @@ class Worker:
     @property
     def while_(self) -> float:
         """Seconds that a piece of work takes which is to be noticed: see `steps`."""
-        return 1.5 if self.real else 0.3
+        return 1.5 if self.real else 0.6
 
     def image(self, **changes: Any) -> dict[str, Any]:
         """The answer to a small image request."""

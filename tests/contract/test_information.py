@@ -112,7 +112,7 @@ def test_no_adapters(worker: Worker) -> None:
 
 def test_generations_run_one_at_a_time_and_control_calls_wait_behind_them(image: Worker) -> None:
     generation = ("POST", "/v1/images/generations", long_request(image))
-    gap = 0.05
+    gap = 0.02
     first, second, loras, stats, health = together(
         image,
         *(generation, generation),

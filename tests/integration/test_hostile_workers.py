@@ -231,10 +231,10 @@ def test_a_watch_that_crashes_is_taken_up_again(
 ) -> None:
     probe, broken = watch_module.probe, True
 
-    async def crash(client: Any, url: str) -> Any:
+    async def crash(client: Any, url: str, *more: Any) -> Any:
         if broken and url == bad:
             raise ZeroDivisionError("the probe")
-        return await probe(client, url)
+        return await probe(client, url, *more)
 
     monkeypatch.setattr(watch_module, "probe", crash)
     bad = ""
