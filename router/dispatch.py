@@ -153,9 +153,9 @@ class Dispatcher:
             full = None
             if not tried:  # a retry had its place in the queue before
                 if ahead >= self.limits.size:
-                    full = f"{ahead} requests wait already"
+                    full = f"{ahead} requests are waiting already"
                 elif held and self._held > self.limits.bytes:
-                    full = f"what waits holds {self._held - held} bytes already"
+                    full = f"waiting requests hold {self._held - held} bytes already"
             patience = self.limits.patience
             if facts.need is Need.SESSION:
                 patience = min(patience, _SESSION_PATIENCE)

@@ -62,7 +62,7 @@ def judge(answer: Answer) -> Finding:
 
 
 def _unauthorized(path: str, status: int) -> Finding:
-    what = "it wants a key" if status == 401 else "it refuses the router"
+    what = "it wants a key" if status == 401 else "it refuses the router's key"
     told = f"{what}: GET {path} answered {status}; see --worker-api-key-file"
     return Finding(Probe.UNAUTHORIZED, told)
 

@@ -28,7 +28,7 @@ logger = logging.getLogger("router.control")
 # An address leaves after this many answers without it: some servers return only a part.
 _MISSED = 2
 # The reason with which a worker leaves when its name no longer leads to it.
-_GONE = "its name leads to it no longer"
+_GONE = "its host name no longer resolves to it"
 
 
 @frozen
@@ -186,17 +186,17 @@ class Names:
             name.missed.pop(url, None)
             worker = self.registry.find(url)
             if worker is not None and worker.leaving == _GONE:
-                self.registry.stay(worker, "its name leads to it again")
+                self.registry.stay(worker, "its host name resolves to it again")
             elif worker is None and url not in name.left_out:
                 members += [] if url in members else [url]
-                logger.info("%s leads to %s, which joins", name.record.url, url)
+                logger.info("%s resolves to %s, which joins", name.record.url, url)
                 slots, role = name.record.concurrency, self._role(name)
                 self.registry.add(url, WorkerOrigin.STATIC, concurrency=slots, role=role)
         for url in [member for member in members if member not in found]:
             name.missed[url] = name.missed.get(url, 0) + 1
             worker = self.registry.find(url)
             if worker is not None and name.missed[url] >= _MISSED and worker.leaving is None:
-                logger.info("%s leads to %s no longer, which leaves", name.record.url, url)
+                logger.info("%s no longer resolves to %s, which leaves", name.record.url, url)
                 self.registry.retire(worker, _GONE)
         if tuple(members) != name.record.members:
             self._put(name, members=tuple(members))

@@ -209,8 +209,8 @@ class Transactions:
                 if not lora:
                     if change.only_lora:
                         raise LoraActive(
-                            "The transaction has begun as a LoRA change: an update may miss the"
-                            " layers that its LoRA wraps, and say nothing",
+                            "The transaction has begun as a LoRA change: its workers may skip"
+                            " wrapped layers in an update, and still answer 200",
                             details={"workers": [worker.worker_id for worker in workers]},
                         )
                     control.check_loras(path, change.model, workers)
@@ -360,7 +360,7 @@ class Transactions:
             targets = await control.targets(choose, operation, kind, last=True)
             control.ledgers.choose(change, number)
             if not targets.eligible:
-                raise no_workers()
+                raise no_workers(targets.deferred)
             opened.deferred = targets.deferred
             async with opened.fenced(targets.eligible, "a transaction was begun"):
                 for claim in opened.claims.values():

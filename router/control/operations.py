@@ -61,7 +61,7 @@ class Operation(Generic[T]):
         self._value, self._error = value, error
         self._over.set()
         if error is not None and not self._waiting:
-            logger.warning("what nobody waits for has failed: %s", error)
+            logger.warning("a background operation failed: %s", error)
 
     async def result(self) -> T:
         """Wait for the result. Raises the RouterError that the work raised."""

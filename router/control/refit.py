@@ -150,9 +150,9 @@ class WeightControl:
         waiting = any(change.has_lora for change in self.ledgers.ledger(model).pending)
         if some or waiting:
             raise LoraActive(
-                "These workers had a LoRA since their start; an update would miss the layers that"
-                " it wraps, and say nothing: restart them. ?unwrap=true restarts those that the"
-                " router launched, and takes the LoRA out",
+                "These workers had a LoRA since their start. They would skip its wrapped layers in"
+                " an update, and still answer 200. Restart these workers; ?unwrap=true restarts"
+                " those that the router launched, and takes the LoRA out",
                 details={
                     "workers": [worker.worker_id for worker in some],
                     "launched": [w.worker_id for w in some if w.origin is Origin.LAUNCHED],
@@ -310,7 +310,7 @@ class WeightControl:
             targets, sleepers = Targets((), [*targets.eligible, *targets.deferred]), later
         if not targets.eligible:
             if not sleepers:
-                raise no_workers()
+                raise no_workers(targets.deferred)
             return await self._defer(change, targets, sleepers)
         change.full = path in PUSHES and (self.full_tensors if order.full is None else order.full)
         self._warn_of_repetition(change)

@@ -263,7 +263,7 @@ class Watchman(Tasks):
         if worker is not None and worker.met:
             if watch := self._watches.get(worker):
                 watch.outlasting = None
-            self.registry.suspect(worker, f"its name leads to {now} now, and not to {before}")
+            self.registry.suspect(worker, f"its host name resolves to {now} now, not to {before}")
 
     def _turn_away(self, watch: _Watch, error: Unresolved) -> None:
         """At first contact, note why such a worker must not be registered."""

@@ -15,7 +15,7 @@ from .lifecycle import Lack, hopeful, lack, reachable, reasons
 from .pools import UnknownPool, members, pools_of
 from .registry import Registry
 from .versions import Asked, Bounds, Passed
-from .worker import Task, Worker
+from .worker import Health, Task, Worker
 
 # Names and model lists beyond these bounds are not compared: the time grows with both.
 _LONGEST_COMPARED, _MOST_COMPARED = 200, 200
@@ -164,7 +164,7 @@ def ambiguous(models: list[str], pools: list[str], *, ids: bool = False) -> Ambi
     if len(pools) > 1:
         details["pools"] = pools
     return AmbiguousTarget(
-        f"This may mean {what}: name {', or '.join(ways)}",
+        f"The request fits {what}: name {', or '.join(ways)}",
         details=details,
     )
 
@@ -400,11 +400,18 @@ def only_sglang(workers: list[Worker]) -> list[Worker]:
     for worker in workers:
         if worker.is_plain:
             raise BadRequest(
-                f"{worker.url} is a plain HTTP worker: it has no weights and no memory to change",
+                f"{worker.url} is a plain HTTP worker, without weights or memory to change",
                 code="plain_worker",
             )
     return workers
 
 
-def no_workers() -> PoolUnavailable:
-    return PoolUnavailable("No healthy workers available in the pool", code="no_workers")
+def no_workers(deferred: Sequence[Worker] = ()) -> PoolUnavailable:
+    """The error for a call that finds no worker. Healthy ones that must wait are named."""
+    if not any(worker.health is Health.HEALTHY for worker in deferred):
+        return PoolUnavailable("No healthy workers available in the pool", code="no_workers")
+    return PoolUnavailable(
+        "No worker can take this call now; `deferred` has the reasons of each",
+        code="no_workers",
+        details={"deferred": Targets((), deferred).deferred_rows()},
+    )

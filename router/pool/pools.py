@@ -53,7 +53,7 @@ class UnknownPool(NotFound):
         names = pools_of(workers)
         known = ", ".join(names) or "none"
         super().__init__(
-            f"No worker belongs to the pool {pool[:64]!r}; known are: {known}",
+            f"No worker belongs to the pool {pool[:64]!r}; the pools are: {known}",
             details={"pools": names},
         )
 

@@ -15,7 +15,7 @@ from .parts import Parts
 _PATTERNS = {
     "pool": (NAME, "a name of at most 64 letters, digits, '.', '_' and '-'"),
     "kind": ("|".join(Kind), " or ".join(Kind)),
-    "health_path": (r"/[!-~]*", "a path"),
+    "health_path": (r"/[!-~]*", "a path that begins with /"),
 }
 
 

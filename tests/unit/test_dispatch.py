@@ -418,7 +418,7 @@ def test_a_queue_has_a_bound() -> None:
             error = asking.errors["is refused"]
             assert isinstance(error, PoolUnavailable)
             assert (error.code, error.headers) == ("queue_full", (("Retry-After", "2"),))
-            assert "2 requests wait" in error.message
+            assert "2 requests are waiting" in error.message
             assert pool.dispatcher.queue.waiting == 2
             await asking.release("runs")
             await asking.ask("waits again")

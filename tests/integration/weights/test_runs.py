@@ -280,3 +280,24 @@ def test_a_router_that_dies_does_not_bring_the_old_run_back(run_world: RunWorld)
 async def _and_dies(pool: Deployment) -> None:
     with suppress(httpx.HTTPError):
         await refit(pool, "v1")
+
+
+def test_what_cannot_begin_before_the_start_weights_are_back_says_why(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refitted, pool, "v1")
+            await until(lambda: paths(a) == [DISK])
+            a.sim.scheduler.hurry()
+        await _state(pool, run="two")
+        begun = await pool.http.post("/weights/begin", json={"lora": True})
+        refused = is_ours(begun, 503, "no_workers")
+        assert "can take this call now" in refused["error"]
+        assert [row["reasons"] for row in refused["deferred"]] == [["weights_behind"]]
+
+        def back() -> bool:
+            a.sim.scheduler.hurry()
+            return current(a)
+
+        await until(back)
+
+    run_pool(test, {**IMAGES, "load_seconds": 60, "time_scale": 1.0})
