@@ -86,6 +86,7 @@ class Scheduler:
     queue: deque[Work] = field(factory=deque)
     _changed: trio.Event = field(factory=trio.Event)
     _next_copy: int = 0
+    _hurry_next: bool = False
 
     @classmethod
     def start(cls, config: WorkerConfig, record: Record, faults: Faults) -> Scheduler:
@@ -145,12 +146,14 @@ class Scheduler:
                         await self._change()
                     else:
                         self.running.append(self.queue.popleft())
+                        self._hurry_if_asked()
                         nursery.start_soon(self._control, work)
                 elif self._full:
                     await self._change()
                 else:
                     batch = self._batch()
                     self.running.extend(batch)
+                    self._hurry_if_asked()
                     nursery.start_soon(self._generate, batch)
 
     def die(self) -> None:
@@ -208,10 +211,15 @@ class Scheduler:
         return batch
 
     def hurry(self) -> None:
-        """End what is running now, generations or a control call: for tests, which make it slow
-        first."""
+        """End what is running now, or else what runs next: generations or a control call. For
+        tests, which make it slow first."""
         for work in self.running:
             work.hurried.set()
+        self._hurry_next = not self.running
+
+    def _hurry_if_asked(self) -> None:
+        if self._hurry_next:
+            self.hurry()
 
     async def _generate(self, batch: list[Work]) -> None:
         try:

@@ -86,7 +86,7 @@ async def deployed(
             service.serve, RouterSettings(port=0, **options), listeners, stop, store
         )
         address = f"http://127.0.0.1:{running.port}"
-        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=15) as http:
+        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=None) as http:
             deployment = Deployment(running, http, outer)
             yield deployment
         stop.set()

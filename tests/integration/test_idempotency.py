@@ -46,7 +46,7 @@ async def a_client(router: Deployment, **asked: Any) -> AsyncIterator[trio.Cance
         async def client() -> None:
             # Of its own, so that its connection is closed when it leaves.
             async with httpx.AsyncClient(
-                base_url=router.address, trust_env=False, timeout=15
+                base_url=router.address, trust_env=False, timeout=None
             ) as http:
                 headers = {"idempotency-key": asked.get("key", "k")}
                 await http.post(

@@ -83,4 +83,4 @@ async def restart(pool: Deployment, member: Member, **config: Any) -> Member:
 
 def direct_to(url: str) -> httpx.AsyncClient:
     """A client of a worker, past the router."""
-    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=10)
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=None)

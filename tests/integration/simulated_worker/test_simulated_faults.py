@@ -264,3 +264,23 @@ def test_kill_resets_connections_and_closes_the_port(run_worker: Run) -> None:
         await worker.ended.wait()
 
     run_worker(test)
+
+
+def test_a_hurry_ends_what_runs_or_else_what_runs_next(run_worker: Run) -> None:
+    async def test(worker: SimulatedWorker, client: httpx.AsyncClient) -> None:
+        async def image() -> None:
+            answer = await client.post("/v1/images/generations", json=SMALL, timeout=None)
+            assert answer.status_code == 200
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(image)
+            while not worker.scheduler.running:
+                await trio.sleep(0.005)
+            worker.scheduler.hurry()
+        worker.scheduler.hurry()
+        await image()
+        with trio.move_on_after(0.2) as scope:
+            await image()
+        assert scope.cancelled_caught
+
+    run_worker(test, time_scale=1e6)

@@ -66,7 +66,7 @@ class World:
             given = RouterSettings(port=0, worker_urls=urls, **options)
             running = await nursery.start(service.serve, given, listeners, stop, store)
             address = f"http://127.0.0.1:{running.port}"
-            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=15) as http:
+            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=None) as http:
                 pool = Deployment(running, http, self.nursery)
                 registry = running.parts.registry
                 members = [Member(sim, registry.get(sim.url)) for sim in self.workers]
