@@ -1,51 +1,139 @@
-"""Learns from a streamed update of tensors, as it passes, whether it pushes a LoRA, and which
-version it wants to be."""
+"""Learns from a streamed update of tensors, as it passes, whether it pushes a LoRA, whether its
+tensors replace all weights, and which version it wants to be."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from typing import Self
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Self
 
 from attrs import define, field
 
-# The fields may stand behind gigabytes of tensors. A quote within a JSON string is escaped, so that
-# no string can look like a field.
-_NAME = b'"weight_update_mode"'
-_LORA = re.compile(rb'"weight_update_mode"[ \t\r\n]*+:[ \t\r\n]*+"lora_merge"')
-_VERSION = b'"weight_version"'
-_NUMBER_OR_LABEL = re.compile(
-    rb'"weight_version"[ \t\r\n]*+:[ \t\r\n]*+(-?\d{1,20}(?=[ \t\r\n,}])|"[^"\\]{1,200}")'
-)
-_SEAM = 512  # bytes of one piece that may belong to a field which ends in the next piece
+from ..pool.weights.recipe import TENSOR, pushes_lora
+
+_WANTED = ("weight_update_mode", "weight_version", "full")
+_MOST = 2048  # bytes kept of a name or a value, escapes included
+_LONGEST_LABEL = 200  # characters
+_MARK = re.compile(rb'["{}\[\]:,]')
+_DEEP_MARK = re.compile(rb'["{}\[\]]')
+_IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
-def version_in(piece: bytes) -> int | str | None:
-    """The number or label in the last field `weight_version` of a piece of JSON, if any."""
-    found, at = None, piece.find(_VERSION)
-    while at >= 0:
-        if match := _NUMBER_OR_LABEL.match(piece, at):
-            with suppress(ValueError):
-                found = json.loads(match[1])
-        at = piece.find(_VERSION, at + 1)
-    return found
+@define(eq=False)
+class TopFields:
+    """The wanted fields of a JSON object that comes in pieces, as its reader will see them: only
+    names of the object itself count, with escapes decoded, and the last of several.
+
+    `fields` lacks values that are longer than any that counts. Fields may stand behind gigabytes,
+    of which nothing is kept.
+    """
+
+    fields: dict[str, Any] = field(init=False, factory=dict)
+    _depth: int = field(init=False, default=0)
+    _string: bool = field(init=False, default=False)  # within one
+    _escape: bool = field(init=False, default=False)  # a piece has ended with a backslash
+    _kept: bytearray = field(init=False, factory=bytearray)  # of the name or value
+    _name: object = field(init=False, default=None)
+
+    def feed(self, piece: bytes) -> None:
+        """The next piece of the object."""
+        at, end = 0, len(piece)
+        while at < end:
+            start = at
+            if self._string:
+                at = self._string_end(piece, at)
+                self._keep(piece, start, at)
+                continue
+            match = (_MARK if self._depth == 1 else _DEEP_MARK).search(piece, at)
+            at = end if match is None else match.start()
+            self._keep(piece, start, at)
+            if match is not None:
+                self._mark(piece, at)
+                at += 1
+
+    def _string_end(self, piece: bytes, at: int) -> int:
+        """Where the string that lasts at this place, or the piece, ends."""
+        if self._escape:
+            self._escape = False
+            return at + 1
+        end = piece.find(b'"', at) % (len(piece) + 1)  # the end of the piece, if there is none
+        if piece.find(b"\\", at, end) >= 0:
+            match = _IN_STRING.match(piece, at)
+            assert match is not None
+            end = match.end()
+        if end == len(piece):
+            return end
+        self._escape = piece[end : end + 1] == b"\\"
+        self._string = self._escape
+        return end + 1
+
+    def _mark(self, piece: bytes, at: int) -> None:
+        match piece[at : at + 1]:
+            case b'"':
+                self._string = True
+                self._keep(piece, at, at + 1)
+            case b"{" | b"[":
+                self._keep(piece, at, at + 1)  # no name, and no value that counts
+                self._depth += 1
+                if self._depth == 1:
+                    self._kept.clear()
+            case b"}" | b"]":
+                if self._depth == 1:
+                    self._end()
+                self._depth -= 1
+            case b":" if self._depth == 1:
+                self._name = self._taken()
+            case b"," if self._depth == 1:
+                self._end()
+
+    def _end(self) -> None:
+        value = self._taken()
+        if isinstance(self._name, str) and self._name in _WANTED:
+            self.fields[self._name] = value
+        self._name = None
+
+    def _keep(self, piece: bytes, start: int, end: int) -> None:
+        if self._depth == 1 and (room := _MOST - len(self._kept)) > 0:
+            kept = piece[start : min(end, start + room)]
+            self._kept += kept if self._kept else kept.lstrip(b" \t\r\n")
+
+    def _taken(self) -> object:
+        """The text that was kept, as JSON; None if it is none, or too long."""
+        text = bytes(self._kept)
+        self._kept.clear()
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+
+
+def version_of(fields: Mapping[str, Any]) -> int | str | None:
+    """The number or label in the field `weight_version`, if any."""
+    said = fields.get("weight_version")
+    if type(said) is str:
+        return said if 0 < len(said) <= _LONGEST_LABEL else None
+    return said if type(said) is int else None
+
+
+def version_in(beginning: bytes) -> int | str | None:
+    """The number or label that the beginning of a body gives the version, if any."""
+    found = TopFields()
+    found.feed(beginning)
+    return version_of(found.fields)
 
 
 @define(eq=False)
 class LoraWatch:
     """The pieces of `source`. The last one follows only after `settle` has been told whether the
-    update pushes a LoRA, and what `version_in` finds: a worker does not act on an incomplete body.
+    update pushes a LoRA, and what `TopFields` finds: a worker does not act on an incomplete body.
 
     An error of `settle` ends the body before it is complete.
     """
 
     _source: AsyncIterable[bytes]
-    _settle: Callable[[bool, int | str | None], Awaitable[None]]
-    _lora: bool = field(init=False, default=False)
-    _version: int | str | None = field(init=False, default=None)
-    _seam: bytes = field(init=False, default=b"")
+    _settle: Callable[[bool, Mapping[str, Any]], Awaitable[None]]
+    _found: TopFields = field(init=False, factory=TopFields)
     _held: bytes | None = field(init=False, default=None)
     _pieces: AsyncIterator[bytes] = field(init=False)
 
@@ -64,18 +152,9 @@ class LoraWatch:
                 self._held = None
                 if before is None:
                     raise
-                await self._settle(self._lora, self._version)
+                fields = self._found.fields
+                await self._settle(pushes_lora(TENSOR, fields), fields)
                 return before
-            self._look(self._held)
+            self._found.feed(self._held)
             if before is not None:
                 return before
-
-    def _look(self, piece: bytes) -> None:
-        seen = self._seam + piece
-        at = seen.find(_NAME)
-        while at >= 0 and not self._lora:
-            self._lora = _LORA.match(seen, at) is not None
-            at = seen.find(_NAME, at + 1)
-        version = version_in(seen)
-        self._version = self._version if version is None else version
-        self._seam = seen[-_SEAM:]

@@ -27,7 +27,7 @@ from .calls import Outcome, Pipe, Row, answer, broadcast
 from .client import Call
 from .fenced_change import OneCallChange, Rolling
 from .operations import Operation, Operations
-from .pushed import LoraWatch, version_in
+from .pushed import LoraWatch, version_in, version_of
 
 logger = logging.getLogger("router.control")
 
@@ -303,7 +303,7 @@ class WeightControl:
         elif self.ledgers.choose(change, content.get("weight_version")) is not None:
             return self._waits(change, targets)
         if not isinstance(body, bytes):
-            proved = partial(self._prove, change, concerned)
+            proved = partial(self._prove, change, concerned, order.full)
             call = evolve(call, body=LoraWatch(body, proved))
         if ledger.pending and change.body is not None:
             later = [*targets.eligible, *sleepers]
@@ -326,12 +326,22 @@ class WeightControl:
         return status, said
 
     async def _prove(
-        self, change: Change, workers: list[Worker], lora: bool, version: int | str | None
+        self,
+        change: Change,
+        workers: list[Worker],
+        full: bool | None,
+        lora: bool,
+        fields: Mapping[str, Any],
     ) -> None:
-        """The end of a streamed body shows whether the change pushes a LoRA, and which version it
-        wants to be. Raises LoraActive, NotGreater, StateUnavailable."""
+        """The end of a streamed body shows whether the change pushes a LoRA, whether its tensors
+        replace all weights, and which version it wants to be. Raises BadRequest, LoraActive,
+        NotGreater, StateUnavailable."""
         if not lora:
             self.check_loras(change.path, change.model, workers)
+        version, said = version_of(fields), fields.get("full", change.full)
+        if not isinstance(said, bool):
+            raise BadRequest("full must be a boolean", code="invalid_field")
+        change.full = said if full is None else full
         self._number(change, version)
         if lora or version is not None:
             self.ledgers.proved(change, lora=lora)

@@ -74,7 +74,8 @@ class Ledgers(Statements):
         if number <= last and not (number == last and ledger.repeats(change)):
             change.chosen = None
             if type(asked) is int:
-                raise NotGreater(number, last, change.model)
+                stands = number == ledger.version > 0
+                raise NotGreater(number, last, change.model, stands=stands)
         return None
 
     def open(self, change: Change, workers: Collection[Worker]) -> None:

@@ -12,11 +12,14 @@ class NotGreater(Conflict):
 
     default_code = "weight_version_not_greater"
 
-    def __init__(self, number: int, last: int, model: str) -> None:
+    def __init__(self, number: int, last: int, model: str, *, stands: bool) -> None:
+        retry = (
+            f"Version {number} stands: a retry of its change has nothing to do. " if stands else ""
+        )
         super().__init__(
-            f"weight_version {number} is not greater than {last}, the last number of {model}: give "
-            "a greater one, none, or a text, which is a label. Several calls for one version are a "
-            "transaction (/weights/begin)",
+            f"{retry}weight_version {number} is not greater than {last}, the last number of"
+            f" {model}: give a greater one, none, or a text, which is a label. Several"
+            " calls for one version are a transaction (/weights/begin)",
             details={"weight_version": last},
         )
 

@@ -40,7 +40,7 @@ async def _push(pool: Deployment, body: dict[str, Any] = TENSORS, **query: str) 
     return said
 
 
-@pytest.mark.parametrize("how", ["query", "body", "streamed", "flag"])
+@pytest.mark.parametrize("how", ["query", "body", "streamed", "streamed body", "flag"])
 def test_a_worker_that_restarted_comes_back_with_the_next_full_update(
     run_pool: RunPool, how: str
 ) -> None:
@@ -56,6 +56,8 @@ def test_a_worker_that_restarted_comes_back_with_the_next_full_update(
                 said = await _push(pool, {**TENSORS, "full": True})
             case "streamed":
                 said = await _push(pool, LARGE, full="true")
+            case "streamed body":
+                said = await _push(pool, {**LARGE, "full": True})
             case _:
                 said = await _push(pool)
         assert (said["success"], said["behind"], said["weight_version"]) == (True, [], 3)
@@ -128,5 +130,8 @@ def test_full_is_said_only_of_tensors_and_plainly(run_pool: RunPool) -> None:
             answer = await pool.http.post(f"{TENSOR}{query}", json={**TENSORS, **body})
             is_ours(answer, 400, "invalid_field")
         assert not a.asked("POST", TENSOR)
+        streamed = await pool.http.post(TENSOR, json={**LARGE, "full": "yes"})
+        is_ours(streamed, 400, "invalid_field")
+        assert (await ledger(pool))["weight_version"] == 0
 
     run_pool(test, IMAGES)

@@ -181,6 +181,7 @@ def test_tensors_that_are_streamed_have_numbers_too(run_pool: RunPool, first: bo
         before = [member.sim.scheduler.weights.identity for member in (a, b)]
         said = is_ours(await push(pool, 40), 409, LOW)
         assert said["weight_version"] == 40
+        assert "Version 40 stands" in said["error"]
         got = [r for m in (a, b) for r in m.sim.log.requests if r.target == TENSOR]
         whole = [r for r in got if r.body_sha256 is not None]
         assert len(whole) == 2  # those of the first push

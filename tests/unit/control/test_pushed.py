@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from router.control.pushed import LoraWatch, version_in
+from router.control.pushed import LoraWatch, TopFields, version_in, version_of
 from router.errors import Conflict
 
 FIELD = b'"weight_update_mode" : "lora_merge"'
@@ -23,9 +27,9 @@ async def passed(body: bytes, size: int) -> list[tuple[bool, int | str | None]]:
             await trio.lowlevel.checkpoint()
             yield body[at : at + size]
 
-    async def settle(lora: bool, version: int | str | None) -> None:
+    async def settle(lora: bool, fields: Mapping[str, Any]) -> None:
         await trio.lowlevel.checkpoint()
-        told.append((lora, version))
+        told.append((lora, version_of(fields)))
         assert len(sent) < len(body)  # no worker has all of it
 
     async for piece in LoraWatch(source(), settle):
@@ -43,6 +47,15 @@ async def passed(body: bytes, size: int) -> list[tuple[bool, int | str | None]]:
         (b'{"weight_update_mode": null, "a": "lora_merge"}', False),
         (b'{"a": "\\"weight_update_mode\\": \\"lora_merge\\""}', False),
         (b'{"a": "x"}', False),
+        (b'{"weight\\u005fupdate_mode": "lora\\u005fmerge"}', True),
+        (
+            b'{"\\u0077eight_update_mode"' + b" " * 3000 + b": " + b"\n" * 3000 + b'"lora_merge"}',
+            True,
+        ),
+        (b'{"a": {' + FIELD + b"}, " + b'"b": [{' + FIELD + b"}]}", False),
+        (b"{" + FIELD + b', "weight_update_mode": "x"}', False),
+        (b'{"weight_update_mode": {"a": 1}, ' + FIELD + b"}", True),
+        (b'{"a\\"\\\\": "x\\\\", ' + FIELD + b"}", True),
     ],
 )
 def test_it_is_known_before_the_last_piece(body: bytes, lora: bool, size: int) -> None:
@@ -73,6 +86,40 @@ def test_the_version_is_known_before_the_last_piece(
 ) -> None:
     assert trio.run(passed, body, size) == [(False, version)]
     assert version_in(body) == version
+
+
+names = st.sampled_from(
+    ["weight_update_mode", "weight_version", "full", "a", 'b"', "c\\", "\u00e9"]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=20)
+values = scalars | st.recursive(
+    scalars, lambda some: st.lists(some) | st.dictionaries(names, some), max_leaves=8
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(names, values)),
+    st.sets(st.integers(0, 200)),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
+def test_it_reads_what_a_worker_reads(
+    pairs: list[tuple[str, Any]], cuts: set[int], ascii_only: bool, indent: int | None
+) -> None:
+    """Wherever the pieces end, and if a name comes twice."""
+
+    def text(value: object) -> str:
+        return json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+
+    body = f"{{{', '.join(f'{text(name)}: {text(value)}' for name, value in pairs)}}}".encode()
+    found = TopFields()
+    for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(body)], strict=True):
+        found.feed(body[start:end])
+    for name in ("weight_update_mode", "weight_version", "full"):
+        meant = json.loads(body).get(name)
+        told = found.fields.get(name)
+        assert told == (None if isinstance(meant, dict | list) else meant)
 
 
 def test_an_error_keeps_the_last_piece_back() -> None:
