@@ -20,7 +20,15 @@ from ..pool.match import Targets, no_workers, select
 from ..pool.pools import pool_and_model
 from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
-from ..pool.weights.recipe import PUSHES, SET_LORA, TENSOR, UPDATES, pushes_lora, step_of
+from ..pool.weights.recipe import (
+    COLLECTIVES,
+    PUSHES,
+    SET_LORA,
+    TENSOR,
+    UPDATES,
+    pushes_lora,
+    step_of,
+)
 from ..pool.worker import Worker
 from .calls import Claim, Outcome, Row, answer
 from .fenced_change import FencedChange
@@ -56,6 +64,7 @@ class OpenTransaction(FencedChange):
     begun: bool = field(init=False, default=False)  # the client knows the transaction's id
     # Why workers have left; the weights of these workers are unknown.
     left: dict[Worker, str] = field(init=False, factory=dict)
+    told: Sequence[Worker] = field(init=False, default=())  # the workers that the client knows of
     # Workers that refused a part, or may have applied only a part: they lack the whole.
     spoilt: set[Worker] = field(init=False, factory=set)
     # Workers named by a call that brought weights to these workers only: the parts may differ, so
@@ -76,6 +85,17 @@ class OpenTransaction(FencedChange):
         workers, the client has pushed the same to all of them."""
         named = self.named or self.claims
         return [w for w in self.present if w in named and w not in self.spoilt]
+
+    @property
+    def missing(self) -> str | None:
+        """Why no collective can end, if a worker has left: the others would wait for it."""
+        gone = [f"{w.worker_id} ({self.left[w]})" for w in self.told if w in self.left]
+        if not gone:
+            return None
+        return (
+            f"This call needs all workers of the transaction. These have left: {', '.join(gone)}."
+            " Abort, form the group anew, and begin again"
+        )
 
     def check(self, workers: Sequence[Worker]) -> None:
         """Raises BadRequest, which names the workers that are not of the transaction."""
@@ -195,7 +215,8 @@ class Transactions:
         async with opened.turns.take(opened.claims if named is None else named):
             self._find(txn)
             control, change, path = self.weights, opened.change, order.call.path
-            for worker in opened.present if named is None else named:
+            every = named is None or path in COLLECTIVES
+            for worker in opened.present if every or named is None else named:
                 if worker.suspicion is not None:
                     opened.part(worker, "it may be another process")
             workers = [w for w in opened.present if named is None or w in named]
@@ -228,11 +249,15 @@ class Transactions:
                 if order.content is not None and path not in PUSHES:
                     step = step_of(path, json.dumps(order.content), order.content)
             claims = [opened.claims[worker] for worker in workers if worker not in opened.left]
-            failure = await opened.send(claims, call)
-            rows = [claim.row for claim in claims if claim.row is not None]
-            for claim in claims:
-                claim.send(None)
-            control.agents.look(workers)
+            failure = None
+            if path in COLLECTIVES and (missing := opened.missing):
+                rows = [Row.failed(w, missing, "left_change", sent=False) for w in workers]
+            else:
+                failure = await opened.send(claims, call)
+                rows = [claim.row for claim in claims if claim.row is not None]
+                for claim in claims:
+                    claim.send(None)
+                control.agents.look(workers)
             # With the same call for all workers, the trainer may yet correct it.
             part = named if named is not None and set(named) != set(opened.claims) else ()
             applied: list[Row] = []
@@ -369,6 +394,7 @@ class Transactions:
                     raise _nobody_left(opened)
                 await operation.begin()
                 opened.begun, self._open[change.change_id] = True, opened
+                opened.told = opened.present
                 said = 200, self._begun(opened, within)
                 operation.tell(said)
                 with trio.move_on_after(within):

@@ -184,6 +184,31 @@ def test_a_version_of_several_collectives() -> None:
     run_deployed(test)
 
 
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("path", sorted(COLLECTIVES))
+def test_no_worker_of_a_transaction_gets_a_collective_after_one_has_left(
+    path: str, named: bool
+) -> None:
+    async def test(pool: Deployment) -> None:
+        scripts, workers = await two(pool)
+        Meeting(scripts).at(path)
+        begun = (await pool.http.post("/weights/begin", json={})).json()
+        query = {"txn": begun["txn"], **({"workers": begun["workers"][1]} if named else {})}
+        left, stays = begun["workers"]
+        await pool.http.put(f"/workers/{left}", json={"is_dead": True})
+        refused = await pool.http.post(path, json=BODY, params=query)
+        assert refused.status_code == 502
+        [row] = refused.json()["results"]
+        assert (row["success"], row["body"]["code"]) == (False, "left_change")
+        assert f"left: {left} (" in row["body"]["error"]
+        assert [asked(script, path) for script in scripts] == [0, 0]
+        ended = await pool.http.post("/weights/abort", json={"txn": begun["txn"], "touched": []})
+        assert ended.status_code == 200
+        assert {w.worker_id for w in workers if w.weights == "current"} >= {stays}
+
+    run_deployed(test)
+
+
 @pytest.mark.parametrize(
     "path",
     ["/load_lora_adapter", "/update_weights_from_ipc", "/v9/Weights/x", "/clear_cache", "/memory"],
