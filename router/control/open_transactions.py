@@ -22,6 +22,7 @@ from ..pool.weights import Change, Meaning, meaning, number_of, wraps
 from ..pool.weights.answers import alike, words
 from ..pool.weights.recipe import (
     COLLECTIVES,
+    DISK,
     PUSHES,
     SET_LORA,
     TENSOR,
@@ -42,6 +43,7 @@ logger = logging.getLogger("router.control")
 NEUTRAL = (*GROUPS, *SIGNALS)  # calls that say nothing about the weights
 # Calls around the weights, which bring none.
 _BRACKETS = ("/begin_weight_update", "/end_weight_update")
+_ONLY_LORAS = '. A transaction of LoRAs only begins with "lora": true'
 
 
 class UnknownTransaction(NotFound):
@@ -174,7 +176,7 @@ class Transactions:
     ) -> Outcome:
         """Fence and drain the workers, and hold them for at most `within` seconds. `number`: the
         version that the client wants for it. `lora`: it is of LoRAs only, whoever makes its calls.
-        Raises NotGreater."""
+        Raises NotGreater, LoraActive."""
         control = self.weights
         control.store.check()
         model = control.one_model(choose())
@@ -386,6 +388,8 @@ class Transactions:
             control.ledgers.choose(change, number)
             if not targets.eligible:
                 raise no_workers(targets.deferred)
+            if not change.only_lora:
+                control.check_loras(DISK, change.model, targets.eligible, _ONLY_LORAS)
             opened.deferred = targets.deferred
             async with opened.fenced(targets.eligible, "a transaction was begun"):
                 for claim in opened.claims.values():

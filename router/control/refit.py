@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -142,7 +142,7 @@ class WeightControl:
         left = [w for w in targets.eligible if w not in eligible]
         return Targets(eligible, [*targets.deferred, *left])
 
-    def check_loras(self, path: str, model: str, workers: list[Worker]) -> None:
+    def check_loras(self, path: str, model: str, workers: Sequence[Worker], hint: str = "") -> None:
         """Raises LoraActive if an update would miss layers of some workers."""
         if path not in UPDATES:
             return
@@ -152,7 +152,7 @@ class WeightControl:
             raise LoraActive(
                 "These workers had a LoRA since their start. They would skip its wrapped layers in"
                 " an update, and still answer 200. Restart these workers; ?unwrap=true restarts"
-                " those that the router launched, and takes the LoRA out",
+                f" those that the router launched, and takes the LoRA out{hint}",
                 details={
                     "workers": [worker.worker_id for worker in some],
                     "launched": [w.worker_id for w in some if w.origin is Origin.LAUNCHED],

@@ -146,6 +146,8 @@ async def begin() -> Answer:
     registry, (model, pool, workers) = parts().registry, _names(content)
     choose = partial(select, registry, model=model, workers=workers, pool=pool)
     lora = body.flag(content, "lora") or False
+    if body.query_flag("unwrap"):
+        await unwrap(parts().weights, choose(), parts().limits.refit)
     status, said = await parts().transactions.begin(choose, label, within, number, lora=lora)
     return said, status
 

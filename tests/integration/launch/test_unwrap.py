@@ -84,6 +84,26 @@ def test_a_change_that_unwraps(run_launched: RunLaunched) -> None:
     run_launched(test)
 
 
+def test_a_transaction_that_unwraps(run_launched: RunLaunched) -> None:
+    async def test(lives: Lives, launcher: LauncherSettings) -> None:
+        async with lives.router(crash=False, launchers=(launcher,)) as pool:
+            worker = await up(pool)
+            await refitted(pool, "v1")
+            first = await truth(worker)
+            await pool.http.post(SET, json=LORA)
+            said = is_ours(await pool.http.post("/weights/begin", json={}), 409, "lora_active")
+            assert said["launched"] == [worker.worker_id]
+            begun = await pool.http.post("/weights/begin?unwrap=true", json={})
+            assert begun.status_code == 200, begun.text
+            txn = {"txn": begun.json()["txn"]}
+            assert (await refit(pool, "v1", **txn)).status_code == 200
+            assert (await pool.http.post("/weights/commit", json=txn)).status_code == 200
+            assert worker.incarnation == 2
+            assert await truth(worker) == first
+
+    run_launched(test)
+
+
 def test_workers_that_the_router_did_not_launch_are_named(run_launched: RunLaunched) -> None:
     async def test(lives: Lives, launcher: LauncherSettings) -> None:
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
@@ -113,15 +133,16 @@ def test_a_plain_sync_restarts_what_gets_no_requests_anyway(run_launched: RunLau
     async def test(lives: Lives, launcher: LauncherSettings) -> None:
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker = await up(pool)
+            await refitted(pool, "v0")
             await refitted(pool, "v1")
             await pool.http.post(SET, json=LORA)
             worn = await truth(worker)
-            txn = (await pool.http.post("/weights/begin", json={})).json()["txn"]
-            await pool.http.post("/weights/abort", json={"txn": txn})
+            old = {"weight_version": 1, "workers": [worker.worker_id]}
+            await pool.http.post("/weights", json=old)
             await until(lambda: worker.stuck)
             answer = await sync(pool)
             assert answer.json()["restarted"] == [worker.worker_id]
-            assert (worker.incarnation, await served(pool)) == (2, "2")
+            assert (worker.incarnation, await served(pool)) == (2, "3")
             assert await truth(worker) == worn
             assert [row["path"] for row in (await ledger(pool))["replay"]] == [DISK, SET]
 

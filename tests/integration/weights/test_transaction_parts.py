@@ -364,6 +364,25 @@ def test_a_lora_pushed_past_the_router(run_pool: RunPool) -> None:
     run_pool(test, IMAGES, IMAGES)
 
 
+def test_wrapped_workers_take_part_only_in_a_lora_transaction(run_pool: RunPool) -> None:
+    """In any other each update would be refused half-way."""
+
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        assert (await pool.http.post(SET, json=LORA)).status_code == 200
+        said = is_ours(await pool.http.post("/weights/begin", json={}), 409, "lora_active")
+        assert said["workers"] == [a.id, b.id]
+        assert '"lora": true' in said["error"]
+        assert "?unwrap=true" in said["error"]
+        await until(lambda: current(a, b))  # nothing holds them
+        txn = await begin(pool, lora=True)
+        new = {"lora_nickname": "y", "lora_path": "y"}
+        assert (await push(pool, txn, path=SET, body=new)).status_code == 200
+        assert (await end(pool, "commit", txn)).json()["success"] is True
+        assert current(a, b)
+
+    run_pool(test, IMAGES, IMAGES)
+
+
 def test_no_update_in_a_lora_transaction(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
         is_ours(await pool.http.post("/weights/begin", json={"lora": "yes"}), 400, "invalid_field")
