@@ -151,8 +151,9 @@ class WeightControl:
         if some or waiting:
             raise LoraActive(
                 "These workers had a LoRA since their start. They would skip its wrapped layers in"
-                " an update, and still answer 200. Restart these workers; ?unwrap=true restarts"
-                f" those that the router launched, and takes the LoRA out{hint}",
+                " an update, and still answer 200. Take out a LoRA that acts"
+                " (/v1/unmerge_lora_weights), then restart these workers; ?unwrap=true does both"
+                f" for those that the router launched{hint}",
                 details={
                     "workers": [worker.worker_id for worker in some],
                     "launched": [w.worker_id for w in some if w.origin is Origin.LAUNCHED],

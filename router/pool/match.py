@@ -317,12 +317,15 @@ def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts)
         if past or lacks == {Lack.VERSION}:
             return Passed(bounds)
     if lacks == {Lack.MEMORY}:
-        return PoolUnavailable("All fitting workers are asleep", code="pool_asleep")
+        return PoolUnavailable(
+            "All fitting workers are asleep: wake them by POST /resume_memory_occupation",
+            code="pool_asleep",
+        )
     lacks.discard(Lack.MEMORY)
     if lacks and lacks <= {Lack.WEIGHTS, Lack.VERSION}:
         what = f"weights of {bounds}"
         if Lack.VERSION not in lacks:
-            what = "the weights it needs"
+            what = "the weights it needs (GET /weights gives the reasons)"
         return PoolUnavailable(f"No fitting worker has {what}", code="weights_unavailable")
     return PoolUnavailable("No fitting worker is routable at present", code="no_routable_worker")
 

@@ -117,8 +117,9 @@ async def sync() -> Answer:
     ids = [worker.worker_id for worker in restarted]
     if unwraps and (others := parts().ledgers.had_lora(chosen)):
         raise LoraActive(
-            "These workers are wrapped still; restart them: the router launched none of them, or"
-            " they were not awake and idle in time",
+            "These workers are wrapped still: the router launched none of them, or they were not"
+            " awake and idle in time. Take out a LoRA that acts (/v1/unmerge_lora_weights), then"
+            " restart them",
             details={"workers": [worker.worker_id for worker in others], "restarted": ids},
         )
     targets = Targets.of(worker for worker in chosen if not worker.is_sleeping)

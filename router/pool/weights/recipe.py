@@ -184,7 +184,7 @@ class Recipe:
         if base.blocked is not None:
             return base
         if any(step.is_pushed for step in loras):
-            return Plan(blocked="a LoRA was pushed that cannot be repeated for it")
+            return Plan(blocked="it lacks a pushed LoRA: set a LoRA, or take the LoRA out")
         anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
         first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
         return Plan((*first, *base.steps, *loras))
@@ -196,7 +196,7 @@ class Recipe:
         steps = tuple(step for step in self.base if known is None or step.version > known)
         reset = known is None and not self.is_full
         if self.opaque and (known is None or known < self.opaque):
-            return Plan(blocked="weights were changed in a way that cannot be repeated for it")
+            return Plan(blocked="it lacks a change that cannot be repeated: update all weights")
         lacks = has.base is None or has.base < self.base_version
         if has.wrapped and lacks and (steps or reset):
             why = "it had a LoRA since its start, so that an update would miss some layers"

@@ -351,12 +351,20 @@ def test_a_lora_forbids_updates_that_would_miss_its_layers(run_pool: RunPool) ->
         for path, body in ((DISK, {"model_path": "v2"}), (TENSOR, TENSORS)):
             said = is_ours(await pool.http.post(path, json=body), 409, "lora_active")
             assert said["workers"] == [a.id, b.id]
+            assert "/v1/unmerge_lora_weights" in said["error"]
         assert paths(a) == [DISK, SET]
         assert (await pool.http.post(MERGE, json={"strength": 0.5})).status_code == 200
         assert (await pool.http.post(UNMERGE, json={})).status_code == 200
         known = await ledger(pool)
         assert known["weight_version"] == 4
         assert current(a, b)
+        # The way out: new processes, after the LoRA was taken out.
+        for member in (a, b):
+            member.sim.faults.add("restart", down=0)
+        await until(lambda: (a.known.incarnation, b.known.incarnation) == (2, 2))
+        await until(lambda: current(a, b))
+        await refitted(pool, "v2")
+        assert has(a, "v2")
 
     run_pool(test, IMAGES, IMAGES)
 

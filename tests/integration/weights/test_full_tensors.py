@@ -29,6 +29,7 @@ async def _missed(pool: Deployment, b: Member) -> Member:
     b = await restart(pool, b, **IMAGES)
     await until(lambda: b.known.incarnation == 2 and b.known.health == "healthy")
     await until(lambda: b.known.stuck)
+    assert "update all weights" in (b.known.weights_reason or "")
     return b
 
 

@@ -179,4 +179,5 @@ def test_one_whose_first_probe_failed_is_neither_dead_nor_asleep() -> None:
     new, asleep = a_worker(consecutive_failures=1), a_worker(health=HEALTHY, memory=Memory.ASLEEP)
     assert [lack(w) for w in (new, asleep)] == [Lack.CONTACT, Lack.MEMORY]
     assert refusal([new, asleep], [new, asleep], Facts()).code == "no_routable_worker"
-    assert refusal([asleep], [asleep], Facts()).code == "pool_asleep"
+    told = refusal([asleep], [asleep], Facts())
+    assert (told.code, "/resume_memory_occupation" in told.message) == ("pool_asleep", True)
