@@ -8,6 +8,7 @@ from typing import Any
 from quart import request
 
 from ..errors import BadRequest
+from ..pool.weights.numbers import MOST
 from .uploads import upload
 
 
@@ -82,9 +83,9 @@ def version(content: dict[str, Any]) -> int | None:
     """The field `weight_version`: a whole number from 0, None if it is absent. Raises
     BadRequest."""
     value = content.get("weight_version")
-    if value is not None and (type(value) is not int or not 0 <= value < 2**53):
+    if value is not None and (type(value) is not int or not 0 <= value <= MOST):
         raise BadRequest(
-            "weight_version must be a whole number from 0 that the router issued",
+            f"weight_version must be a whole number from 0 to {MOST}",
             code="invalid_field",
         )
     return value

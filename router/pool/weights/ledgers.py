@@ -15,7 +15,7 @@ from ..pools import ledger_name
 from ..registry import Registry
 from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
 from .ledger import Change, Ledger, WeightRecord, WeightStore
-from .numbers import NotGreater, number_of
+from .numbers import NotGreater, TooGreat, number_of
 from .recipe import FRESH, Plan, Recipe, WeightState
 from .state import WorkerWeights, after, elsewhere, lost_by, without
 from .statements import Statements
@@ -59,10 +59,12 @@ class Ledgers(Statements):
         one, or if the change repeats the one that made the current version. Digits in a string are
         else a label, as any text. Returns the pending change that this one repeats, if any.
 
-        Raises NotGreater.
+        Raises NotGreater, TooGreat.
         """
         number, ledger = number_of(asked), self.ledger(change.model)
         if number is None:
+            if type(asked) is int:
+                raise TooGreat
             return None
         for other in ledger.pending:
             if change.digest is not None and (number, change.digest) == (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ...errors import Conflict
+from ...errors import BadRequest, Conflict
 
-MOST = 2**53  # from here on JSON numbers are not exact: such a number is only a label
+# The greatest that a trainer may choose. JSON numbers are exact up to 2^53: the router counts on.
+MOST = 2**52
 
 
 class NotGreater(Conflict):
@@ -24,9 +25,18 @@ class NotGreater(Conflict):
         )
 
 
+class TooGreat(BadRequest):
+    """The chosen number would leave too few for the versions after it."""
+
+    default_code = "invalid_field"
+
+    def __init__(self) -> None:
+        super().__init__(f"weight_version must be at most {MOST}; a text is a label")
+
+
 def number_of(value: object) -> int | None:
     """The number in a field `weight_version`: a JSON integer, or a string of digits as some
     trainers send. None for any other value, which is a label at most."""
     if type(value) is str and len(value) < 20 and value.isascii() and value.isdigit():
         value = int(value)
-    return value if type(value) is int and value < MOST else None
+    return value if type(value) is int and value <= MOST else None

@@ -100,6 +100,26 @@ def test_a_retry_joins_or_is_made_again_with_its_number(
     run_pool(test, IMAGES)
 
 
+def test_the_router_can_count_on_from_the_greatest_number(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        for path, body in (
+            (DISK, {"model_path": "v1"}),
+            (TENSOR, {**TENSORS, "filler": "x" * 1_200_000}),
+            ("/weights/begin", {}),
+            ("/weights", {}),
+            ("/workers", {"url": "http://127.0.0.1:1"}),
+        ):
+            answer = await pool.http.post(path, json={**body, "weight_version": 2**52 + 1})
+            assert str(2**52) in is_ours(answer, 400, "invalid_field")["error"]
+        assert await change(pool, "v1", weight_version=str(2**53)) == 1
+        assert await change(pool, "v1", weight_version=2**52) == 2**52
+        assert await change(pool, "v2") == 2**52 + 1
+        assert (await pool.image()).headers["x-weight-version"] == str(2**52 + 1)
+        assert current(a)
+
+    run_pool(test, IMAGES)
+
+
 def test_a_void_change_leaves_its_number_to_the_next(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
         typo = {"model_path": "/nonexistent/typo", "weight_version": 40}
