@@ -25,6 +25,7 @@ from ..pool.weights.recipe import (
     DISK,
     PUSHES,
     SET_LORA,
+    SETS,
     TENSOR,
     UPDATES,
     pushes_lora,
@@ -134,7 +135,9 @@ class OpenTransaction(FencedChange):
         for row in rows:
             what = meaning(path, row.status, row.body, sent=row.sent)
             done = what is Meaning.APPLIED
-            if (done and lora) or (row.answered and wraps(path, row.status, row.body)):
+            if (done and lora and path in SETS) or (
+                row.answered and wraps(path, row.status, row.body)
+            ):
                 self.ledgers.wrapped(row.worker, self.claims[row.worker].incarnation)
             if done:
                 applied.append(row)
@@ -240,7 +243,7 @@ class Transactions:
                 else:
                     change.lora = True
                     for worker in workers:
-                        control.ledgers.expect_lora(worker)
+                        control.ledgers.expect_lora(worker, wraps=path in SETS)
                 await control.store.commit()
 
             step = None

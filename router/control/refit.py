@@ -147,7 +147,7 @@ class WeightControl:
         if path not in UPDATES:
             return
         some = self.ledgers.had_lora(workers)
-        waiting = any(change.has_lora for change in self.ledgers.ledger(model).pending)
+        waiting = any(change.wraps for change in self.ledgers.ledger(model).pending)
         if some or waiting:
             raise LoraActive(
                 "These workers had a LoRA since their start. They would skip its wrapped layers in"

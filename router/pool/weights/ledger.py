@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from ...text import from_json
 from .numbers import number_of
-from .recipe import DISK, PUSHES, TENSOR, UPDATES, Recipe, Step, step_of
+from .recipe import DISK, PUSHES, SETS, TENSOR, UPDATES, Recipe, Step, step_of
 
 _MOST_LABELS, _LONGEST_LABEL = 100, 200  # that requests can name; characters
 
@@ -87,6 +87,13 @@ class Change:
     def has_lora(self) -> bool:
         """Whether a part of the change is a LoRA call."""
         return self.is_lora or any(step.is_lora for step in self.steps)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether its LoRA calls wrap layers: a merge or unmerge alone wraps nothing."""
+        if self.is_transaction:
+            return self.only_lora or any(s.is_lora and s.path in SETS for s in self.steps)
+        return self.is_lora and self.path in SETS
 
     @property
     def is_full(self) -> bool:

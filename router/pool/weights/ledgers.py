@@ -232,11 +232,11 @@ class Ledgers(Statements):
         self._of(worker).reason = reason
         self._settle(worker)
 
-    def expect_lora(self, worker: Worker) -> None:
-        """A transaction is about to make a LoRA call: if the router dies before the transaction is
-        over, the worker's LoRAs are unknown."""
+    def expect_lora(self, worker: Worker, *, wraps: bool) -> None:
+        """A transaction is about to make a LoRA call, which wraps layers or not: if the router dies
+        before the transaction is over, the worker's LoRAs are unknown."""
         known = self._of(worker)
-        lost = without(known.state, base=False, loras=True)
+        lost = without(known.state, base=False, loras=True, wraps=wraps)
         self._store.put(known.record(worker.url, lost))
 
     # Restarts of the router.

@@ -24,7 +24,7 @@ COLLECTIVES = frozenset(
 PUSHES = COLLECTIVES | {TENSOR}  # changes that cannot be repeated
 UPDATES = PUSHES | {DISK}  # changes of the weights themselves; any other is of LoRAs
 
-_SETS = (SET_LORA, TENSOR)  # of LoRA steps: those that bring an adapter
+SETS = (SET_LORA, TENSOR)  # of LoRA calls: those that bring an adapter, and so wrap layers
 _ALL = "all"
 
 
@@ -107,7 +107,7 @@ def _sound(loras: tuple[Step, ...]) -> tuple[Step, ...]:
     """The LoRA steps without merges and unmerges that have no LoRA to act on."""
     found: list[Step] = []
     for step in loras:
-        if step.path in _SETS or any(s.covers(step) or step.covers(s) for s in found):
+        if step.path in SETS or any(s.covers(step) or step.covers(s) for s in found):
             found.append(step)
     return tuple(found)
 
@@ -144,10 +144,10 @@ class Recipe:
                 return evolve(self, base=(step,), opaque=0, loras=self._without_pushed())
             kept = tuple(s for s in self.base if s.is_full or not step.covers(s))
             return evolve(self, base=(*kept, step))
-        if step.path in _SETS:
+        if step.path in SETS:
             kept = tuple(s for s in self.loras if not step.covers(s))
         else:  # what is set stays set; these calls only switch its effect
-            kept = tuple(s for s in self.loras if s.path in _SETS or not step.covers(s))
+            kept = tuple(s for s in self.loras if s.path in SETS or not step.covers(s))
         return evolve(self, loras=_sound((*kept, step)), lora_version=step.version)
 
     def then_opaque(self, version: int, *, full: bool = False) -> Recipe:

@@ -65,16 +65,18 @@ def of_now(state: WeightState, ledger: Ledger) -> WeightState:
     return evolve(state, base=base, loras=loras)
 
 
-def without(state: WeightState, *, base: bool, loras: bool) -> WeightState:
-    """The state after a call for these parts had an unknown outcome."""
+def without(state: WeightState, *, base: bool, loras: bool, wraps: bool = True) -> WeightState:
+    """The state after a call for these parts had an unknown outcome. `wraps`: if for LoRAs, it
+    wraps layers."""
     if loras:
-        state = evolve(state, loras=None, wrapped=True)
+        state = evolve(state, loras=None, wrapped=state.wrapped or wraps)
     return evolve(state, base=None) if base else state
 
 
 def lost_by(state: WeightState, change: Change) -> WeightState:
     """The state after the change had an unknown outcome."""
-    return without(state, base=not change.is_lora, loras=change.has_lora or change.lora)
+    loras, wraps = change.has_lora or change.lora, change.wraps or change.lora
+    return without(state, base=not change.is_lora, loras=loras, wraps=wraps)
 
 
 def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
@@ -83,7 +85,7 @@ def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     assert change.before is not None
     new = change.applied_to(change.before, change.version)
     lora = change.has_lora
-    wrapped = has.wrapped or lora
+    wrapped = has.wrapped or change.wraps
     if was_current or change.vouches:
         return WeightState(new.base_version, new.lora_version, wrapped)
     base, loras = has.base, has.loras
@@ -93,7 +95,7 @@ def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
             loras = None if new.lora_version else 0
         return WeightState(base, loras, wrapped)
     if has.doubt:
-        return has if not lora else evolve(has, loras=None, wrapped=True)
+        return has if not lora else evolve(has, loras=None, wrapped=wrapped)
     if lora:
         loras = change.version if loras == change.before.lora_version else None
     elif base is not None and base >= change.before.base_version:

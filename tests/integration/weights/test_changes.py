@@ -343,6 +343,29 @@ def test_work_that_does_not_end(run_pool: RunPool) -> None:
     run_pool(test, IMAGES, IMAGES, drain_timeout=0.3)
 
 
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("path", [MERGE, UNMERGE])
+def test_a_merge_or_unmerge_without_a_lora_wraps_nothing(
+    run_pool: RunPool, path: str, answered: bool
+) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        if not answered:
+            a.sim.faults.add("drop", path=path, count=1)
+        said = await pool.http.post(path, json={"target": "all"})
+        assert said.json()["success"] is answered
+        await until(lambda: current(a))
+        await refitted(pool, "v1")
+        txn = (await pool.http.post("/weights/begin", json={})).json()["txn"]
+        called = await pool.http.post(path, json={"target": "all"}, params={"txn": txn})
+        assert called.status_code == 200
+        assert (await refit(pool, "v2", txn=txn)).status_code == 200
+        assert (await pool.http.post("/weights/commit", json={"txn": txn})).status_code == 200
+        await refitted(pool, "v3")
+        assert has(a, "v3")
+
+    run_pool(test, IMAGES)
+
+
 def test_a_lora_forbids_updates_that_would_miss_its_layers(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member) -> None:
         await refitted(pool, "v1")
