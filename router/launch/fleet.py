@@ -114,6 +114,7 @@ class Fleet:
             "pid": view.pid,
             "restarts": view.restarts,
             "log": str(view.log) if view.log else None,
+            "gpus": list(view.gpus),
         }
 
     def proves(self, worker: Worker) -> bool | None:

@@ -38,6 +38,7 @@ class SlotView:
     detail: str | None = None  # why it is so, in a sentence
     last_line: str | None = None  # of its log; updated while it starts
     log: Path | None = None
+    gpus: tuple[str, ...] = ()
 
     @property
     def over(self) -> bool:

@@ -101,6 +101,7 @@ class Slot:
             detail=self.detail,
             last_line=self.last_line,
             log=self.log,
+            gpus=self.plan.gpus if self.plan else (),
         )
 
     # Requests.

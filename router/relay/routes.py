@@ -116,6 +116,8 @@ ROUTES: tuple[Route, ...] = (
     Route(_G, "/metrics", How.OWN),  # one worker's metrics say nothing of the pool
     Route(_G, "/engine_metrics", How.OWN),
     Route(_G, "/", How.OWN),
+    Route(_G, "/dashboard", How.OWN),
+    Route(_G, "/events", How.OWN),
     Route(_G, "/favicon.ico", How.OWN),
     # Generations.
     Route(_P, "/v1/images/generations", How.GENERATE, Task.IMAGE),

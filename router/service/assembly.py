@@ -31,7 +31,9 @@ from ..front.asgi import App
 from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..launch.launcher import Shared
+from ..launch.phases import PhaseChanged
 from ..observe import logs
+from ..observe.recent import Recent
 from ..pool import policies
 from ..pool.assets import AssetMap
 from ..pool.cost import Speeds
@@ -46,11 +48,13 @@ from ..relay.body import Limits
 from ..relay.forward import Forwarder
 from ..relay.idempotency import Idempotency
 from ..relay.keys import KeyLimits, Keys
+from ..relay.routes import ROUTES, How
 from ..relay.upstream import Upstream
 from ..relay.websocket import WebSocketRelay
 from ..settings import QueueOrder, RouterSettings, TensorUpdates
 from ..store.store import Store
 from ..web.app import create_app
+from ..web.feed import Feed
 from ..web.parts import CallLimits, Parts
 from .launched import make_fleet, prove, restart
 from .start import is_loopback, run_of, static_roles
@@ -119,6 +123,13 @@ def assemble(
     agents = Agents(registry, dispatcher, client, operations, worker_memory, replayer, drain)
     full = settings.tensor_updates is TensorUpdates.FULL
     weights = WeightControl(agents, ledgers, store, call, full_tensors=full)
+    recent = Recent(
+        registry.bus,
+        [route.path for route in ROUTES if route.how is How.GENERATE],
+        [route.path for route in ROUTES if route.how is How.SUBMIT],
+        lambda: dispatcher.queue.waiting,
+        ledgers.model_of,
+    )
     parts = Parts(
         store=store,
         registry=registry,
@@ -143,6 +154,7 @@ def assemble(
         agents=agents,
         memory=MemoryControl(agents),
         launcher=fleet,
+        feed=Feed(registry, recent, (PhaseChanged,)),
         limits=CallLimits(refit=call, idle=settings.idle_timeout),
     )
     upstream = Upstream(

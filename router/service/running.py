@@ -202,6 +202,7 @@ async def _wind_down(stop: trio.Event, built: Assembly, patience: float) -> None
     WebSocket sessions have no end of their own: close them after a moment."""
     await stop.wait()
     built.parts.dispatcher.close()
+    built.parts.feed.over.set()
     built.fleet.stop()
     await trio.sleep(min(_SESSION_GRACE, patience / 2))
     built.restarting.set()

@@ -12,7 +12,19 @@ from werkzeug.routing import MapAdapter
 
 from ..front.asgi import link_of
 from ..text import to_json
-from . import control, errors, jobs, launcher, models, ops, queue, weights, workers
+from . import (
+    control,
+    errors,
+    jobs,
+    launcher,
+    live,
+    models,
+    ops,
+    page,
+    queue,
+    weights,
+    workers,
+)
 from .parts import Parts
 from .uploads import Connection
 
@@ -51,7 +63,7 @@ def create_app(parts: Parts) -> QuartTrio:
     app.before_request(_name_request)
     app.after_request(_return_name)
     errors.install(app)
-    for room in (workers, launcher, models, jobs, control, weights, queue, ops):
+    for room in (workers, launcher, models, jobs, control, weights, queue, ops, live, page):
         app.register_blueprint(room.blueprint)
     return app
 

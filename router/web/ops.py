@@ -7,11 +7,11 @@ from typing import Any
 from quart import Blueprint
 
 from .. import boundary
-from ..errors import NotFound, RouterError
+from ..errors import RouterError
 from ..net.hops import INSTANCE_HEADER
 from ..pool.lifecycle import census
 from .body import named_pool
-from .parts import parts
+from .parts import Parts, parts
 
 blueprint = Blueprint("ops", __name__)
 
@@ -29,10 +29,16 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
 
     A header names this router, so that a router recognises itself behind a worker's URL.
     """
-    pool = named_pool()
-    count = census(w for w in parts().registry if pool in (None, w.pool))
-    serving = parts().dispatcher.serves(pool)
-    store = parts().store
+    body, serving = health_payload(parts(), named_pool())
+    headers = {INSTANCE_HEADER.decode(): parts().client.instance.id}
+    return body, 200 if serving else 503, headers
+
+
+def health_payload(of: Parts, pool: str | None = None) -> tuple[dict[str, Any], bool]:
+    """The JSON of the router's health, and whether it serves."""
+    count = census(w for w in of.registry if pool in (None, w.pool))
+    serving = of.dispatcher.serves(pool)
+    store = of.store
     body: dict[str, Any] = {
         "status": "healthy" if serving else "unhealthy",
         "healthy_workers": count.routable,
@@ -47,8 +53,7 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
         body["state"] = "ok" if store.failing is None else "failing"
     if store.failing is not None:
         body["state_reason"] = store.failing
-    headers = {INSTANCE_HEADER.decode(): parts().client.instance.id}
-    return body, 200 if serving else 503, headers
+    return body, serving
 
 
 @blueprint.get("/metrics")
@@ -59,14 +64,4 @@ async def metrics() -> dict[str, Any]:
         "The router has no metrics yet; GET /workers and GET /queue say how the pool does",
         status=501,
         code="not_implemented",
-    )
-
-
-@blueprint.get("/")
-@blueprint.get("/favicon.ico")
-async def page() -> dict[str, Any]:
-    """Paths that browsers request."""
-    raise NotFound(
-        "The router shows no page; GET /workers and GET /health say how the pool does",
-        code="unknown_path",
     )

@@ -21,6 +21,7 @@ from ..pool.registry import Registry
 from ..pool.weights import Ledgers
 from ..pool.worker import Worker
 from ..store.store import Store
+from .feed import Feed
 
 _KEY = "router"
 
@@ -70,6 +71,7 @@ class Parts:
     agents: Agents
     memory: MemoryControl
     launcher: LaunchedWorkers
+    feed: Feed
     limits: CallLimits
 
     def attach(self, extensions: dict[str, object]) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
+from .. import wall
 from ..pool.cost import Speeds
 from ..pool.lifecycle import reachable, reasons, routable
-from ..pool.worker import Task, Trial, Worker
+from ..pool.worker import Hold, HoldKind, Task, Trial, Worker
+from .parts import Parts
+
+_MOST_WORK = 32  # rows of one worker
+
+
+def describe(of: Parts, worker: Worker) -> dict[str, Any]:
+    """The JSON of one worker of this router."""
+    return worker_payload(worker, of.dispatcher.speeds, of.launcher.describe(worker))
 
 
 def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None) -> dict[str, Any]:
@@ -47,9 +57,23 @@ def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None
         "slots_in_use": len(worker.holds),
         "jobs": worker.jobs,
         "ghosts": worker.ghosts,
+        "work": [_work(hold, speeds) for hold in islice(worker.holds, _MOST_WORK)],
         "outstanding_seconds": round(speeds.outstanding(worker), 3),
         "seconds_per_unit_of_work": speeds.of(worker.url),
         "launch": launch,
+    }
+
+
+def _work(hold: Hold, speeds: Speeds) -> dict[str, Any]:
+    began = None if hold.begun is None else wall.seconds() - (speeds.clock() - hold.begun)
+    expected = None
+    if hold.work and hold.kind is not HoldKind.SESSION:
+        expected = speeds.expected(hold.worker.url, hold.endpoint, hold.work)
+    return {
+        "kind": hold.kind,
+        "endpoint": hold.endpoint,
+        "began": None if began is None else round(began, 1),
+        "expected_seconds": None if expected is None else round(expected, 2),
     }
 
 

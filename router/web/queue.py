@@ -7,6 +7,7 @@ from typing import Any
 import trio
 from quart import Blueprint, request
 
+from ..dispatch import Dispatcher
 from ..errors import BadRequest
 from ..pool.match import client_class
 from .body import only
@@ -18,7 +19,11 @@ blueprint = Blueprint("queue", __name__)
 @blueprint.get("/queue")
 async def queue() -> dict[str, Any]:
     """Waiting requests by model, task and client; the oldest wait and the drain rate."""
-    dispatcher = parts().dispatcher
+    return queue_payload(parts().dispatcher)
+
+
+def queue_payload(dispatcher: Dispatcher) -> dict[str, Any]:
+    """The JSON of the queue."""
     waiting = dispatcher.queue.all()
     since: dict[tuple[str | None, str | None, str | None, str], list[float]] = {}
     for one in waiting:

@@ -5,6 +5,7 @@ Quart reads a body to its end and would hold gigabytes in memory.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, Self, cast
 
 import trio
@@ -16,7 +17,7 @@ from ..errors import RequestTooLarge
 from ..front.asgi import Receive, link_of
 from ..front.client import ClientStalled
 
-_UPLOAD = "router.upload"
+_UPLOAD, _ENDING = "router.upload", "router.ending"
 
 HELD = 1024 * 1024  # bytes held of a body at most, and the largest body that most endpoints take
 
@@ -74,6 +75,11 @@ def upload() -> Upload:
     return cast(Upload, request.scope["extensions"][_UPLOAD])
 
 
+def ending() -> ExitStack:
+    """What is left when the current request is over, its answer included."""
+    return cast(ExitStack, request.scope["extensions"][_ENDING])
+
+
 class Connection(TrioASGIHTTPConnection):
     """Leaves the body to the endpoint, and ends the endpoint when the client leaves."""
 
@@ -82,14 +88,16 @@ class Connection(TrioASGIHTTPConnection):
         extensions = cast(dict[str, Any], self.scope["extensions"])
         extensions[_UPLOAD] = Upload(receive)
         link = link_of(self.scope)  # type: ignore[arg-type]
-        async with trio.open_nursery() as nursery:
+        with ExitStack() as stack:
+            extensions[_ENDING] = stack
+            async with trio.open_nursery() as nursery:
 
-            def gone() -> None:
-                if link.reason != "body_timeout":
-                    nursery.cancel_scope.cancel()
+                def gone() -> None:
+                    if link.reason != "body_timeout":
+                        nursery.cancel_scope.cancel()
 
-            link.on_gone(gone)
-            try:
-                await self.handle_request(nursery, handled, send)
-            finally:
-                link.on_gone(None)
+                link.on_gone(gone)
+                try:
+                    await self.handle_request(nursery, handled, send)
+                finally:
+                    link.on_gone(None)

@@ -19,7 +19,7 @@ from ..pool.weights import Change, Ledger
 from ..pool.worker import Worker
 from ..text import from_json
 from . import body
-from .parts import parts
+from .parts import Parts, parts
 
 blueprint = Blueprint("weights", __name__)
 
@@ -40,7 +40,7 @@ class VersionNeverIssued(Conflict):
 async def show() -> dict[str, Any]:
     """The ledger of every model, and the weights of each worker."""
     pool = body.named_pool()
-    models = [_ledger_payload(parts().ledgers.ledger(name)) for name in _ledgers()]
+    models = [_ledger_payload(ledger) for ledger in shown_ledgers(parts())]
     models = [shown for shown in models if pool in (None, shown["pool"])]
     if body.query_flag("verify"):
         for shown in models:
@@ -175,18 +175,27 @@ async def abort() -> Answer:
 
 
 def _ledgers() -> list[str]:
-    """The names of the ledgers of all models that are served or were ever changed."""
-    ledgers = parts().ledgers
-    served = [ledgers.model_of(worker) for worker in parts().registry]
-    named = [ledger.model for ledger in ledgers]
-    return [name for name in dict.fromkeys([*named, *served]) if name is not None]
+    return [ledger.model for ledger in shown_ledgers(parts())]
+
+
+def shown_ledgers(of: Parts) -> list[Ledger]:
+    """The ledgers of all models that are served or were ever changed."""
+    served = [of.ledgers.model_of(worker) for worker in of.registry]
+    named = [ledger.model for ledger in of.ledgers]
+    names = [name for name in dict.fromkeys([*named, *served]) if name is not None]
+    return [of.ledgers.ledger(name) for name in names]
 
 
 def _ledger_payload(ledger: Ledger) -> dict[str, Any]:
-    ledgers, (pool, model) = parts().ledgers, pool_and_model(ledger.model)
+    ledgers = parts().ledgers
     members = [w for w in parts().registry if not w.is_plain]
     workers = [w for w in members if ledgers.model_of(w) in (ledger.model, None)]
-    recipe = ledger.recipe
+    return {**ledger_facts(ledger), "workers": [_standing(worker) for worker in workers]}
+
+
+def ledger_facts(ledger: Ledger) -> dict[str, Any]:
+    """The JSON of a ledger, without its workers."""
+    recipe, (pool, model) = ledger.recipe, pool_and_model(ledger.model)
     return {
         "model": model,
         "pool": pool,
@@ -201,7 +210,6 @@ def _ledger_payload(ledger: Ledger) -> dict[str, Any]:
         "replayable": recipe.repeatable,
         "pending": [_pending(change) for change in ledger.pending],
         "last_error": ledger.last_error,
-        "workers": [_standing(worker) for worker in workers],
     }
 
 

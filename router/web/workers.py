@@ -19,7 +19,7 @@ from ..pool.registry import UnknownWorker
 from ..pool.worker import Health, Origin, Worker
 from . import body
 from .parts import parts
-from .payload import worker_payload
+from .payload import describe
 from .roles import wanted_role
 from .weights import VersionNeverIssued
 
@@ -282,7 +282,7 @@ def _regular(content: dict[str, Any]) -> None:
 
 
 def _payload(worker: Worker) -> dict[str, Any]:
-    return worker_payload(worker, parts().dispatcher.speeds, parts().launcher.describe(worker))
+    return describe(parts(), worker)
 
 
 def _finding(worker: Worker) -> str:

@@ -102,6 +102,7 @@ def test_registering(run_router: RunRouter, form: Any) -> None:
             "slots_in_use": 0,
             "jobs": 0,
             "ghosts": 0,
+            "work": [],
             "outstanding_seconds": 0,
             "seconds_per_unit_of_work": {},
         }

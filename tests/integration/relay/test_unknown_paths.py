@@ -14,7 +14,6 @@ from tests.integration.deployment import answer as bytes_of
     [
         ("/metrics", 501, "not_implemented"),
         ("/engine_metrics", 501, "not_implemented"),
-        ("/", 404, "unknown_path"),
         ("/favicon.ico", 404, "unknown_path"),
     ],
 )
