@@ -293,4 +293,5 @@ class Agents(Tasks):
     async def _call(self, claim: Claim) -> None:
         assert claim.call is not None
         claim.called = claim.worker.incarnation
-        claim.row = await send(self.client, claim.worker, claim.call)
+        failed = await self.replayer.prepare(claim.worker, claim.call.path)
+        claim.row = failed or await send(self.client, claim.worker, claim.call)

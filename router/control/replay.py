@@ -18,7 +18,7 @@ from ..pool.weights.answers import words
 from ..pool.weights.recipe import FRESH
 from ..pool.worker import Origin, Weights, Worker
 from ..store.store import Store
-from .calls import send
+from .calls import Row, send
 from .client import Call, ControlClient
 
 logger = logging.getLogger("router.control")
@@ -110,6 +110,16 @@ class Replayer:
         else:
             self.ledgers.failed(worker, reason)
         return False
+
+    async def prepare(self, worker: Worker, path: str) -> Row | None:
+        """Send what a call of this path needs before it; returns the row of its failure, if any."""
+        ledger = self.ledgers.ledger_of(worker)
+        step = None if ledger is None else ledger.recipe.before(path)
+        if step is None:
+            return None
+        call = Call.of_json(step.path, self.call_timeout, step.body.encode())
+        row = await send(self.client, worker, call)
+        return None if row.success else row
 
     async def _acts_no_lora(self, worker: Worker) -> bool:
         """Whether the worker says that no LoRA is active."""

@@ -62,9 +62,16 @@ class TensorsApi:
             tensors = self._tensors(body)
             if not as_lora:
                 return scheduler.weights.from_tensors(tensors, targets, wrapped(scheduler))
-            target = (targets or ["transformer"])[0]
+            if targets is not None and len(targets) != 1:
+                raise WeightsError(
+                    "LoRA IPC weight update requires exactly one target module per request"
+                )
+            (target,) = targets or ["transformer"]
             if target != "transformer":
-                raise WeightsError(f"No DiT module found for LoRA IPC target {target!r}")
+                raise WeightsError(
+                    "LoRA IPC weight update supports target_modules in "
+                    f"['transformer', 'transformer_2'], got {target!r}"
+                )
             mark = digest(*(f"{name}={value}" for name, value in sorted(tensors.items())))
             scheduler.loras.push(mark, alpha)
             return (

@@ -31,6 +31,10 @@ class Loras:
     wrapped: bool = False
     """Layers are wrapped for the first adapter, even one that cannot be loaded, and stay so:
     updates of weights then skip them."""
+    noted: bool = False
+    """Whether the worker knows that something is merged: a push does not tell it."""
+    _last: tuple[object, ...] | None = None
+    """What was set last, unless it was taken out: the same again is skipped."""
 
     @property
     def identity(self) -> str:
@@ -70,7 +74,9 @@ class Loras:
                 fresh[nickname] = path
         self.loaded.update(fresh)
         acting = [i for i, target in enumerate(targets) if target in ("all", "transformer")]
-        if acting:
+        wanted = ([nicknames[i] for i in acting], [strengths[i] for i in acting], mode == "dynamic")
+        if acting and (fresh or wanted != self._last):
+            self._last, self.noted = wanted, mode != "dynamic"
             self.active["transformer"] = Applied(
                 tuple(nicknames[i] for i in acting),
                 tuple(self.loaded[nicknames[i]] for i in acting),
@@ -80,11 +86,14 @@ class Loras:
             )
 
     def merge(self, target: str, strength: float, *, merged: bool) -> None:
-        """Merges what is set with that strength, or takes it out of the weights again. Wraps
-        nothing."""
+        """Merges what is set with that strength, or takes it out of the weights again, unless it
+        was pushed and not merged since. Wraps nothing."""
         for module, applied in self.active.items():
             if target not in ("all", module):
                 continue
+            if not merged and applied.merged and not self.noted:
+                continue
+            self.noted, self._last = merged, self._last if merged else None
             strengths = tuple(strength for _ in applied.strengths) if merged else applied.strengths
             self.active[module] = Applied(
                 applied.nicknames, applied.paths, strengths, merged, "merged" if merged else "none"
@@ -93,9 +102,8 @@ class Loras:
     def push(self, tensors: str, alpha: float | None) -> None:
         """An adapter that arrived as tensors and not from a path."""
         self.wrapped = True
-        strength = 1.0 if alpha is None else float(alpha)
         self.active["transformer"] = Applied(
-            ("ipc",), (f"ipc:{tensors}",), (strength,), merged=True, mode="merged"
+            ("ipc",), (f"ipc:{tensors}:{alpha}",), (1.0,), merged=True, mode="merged"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -116,6 +124,6 @@ class Loras:
                     }
                 ]
                 for target, a in self.active.items()
-                if a.merged or a.mode == "dynamic"
+                if (a.merged and self.noted) or a.mode == "dynamic"
             },
         }

@@ -74,11 +74,13 @@ class Pool:
 
 
 @contextmanager
-def router_before(workers: list[Worker], logs: Path) -> Iterator[httpx.Client]:
+def router_before(workers: list[Worker], logs: Path, *flags: str) -> Iterator[httpx.Client]:
     """A client of a new router in front of these workers. Not waited for."""
     program = os.environ.get("ROUTER_PYZ")
     command = [sys.executable, *([program] if program else ["-m", "router"]), "--port", "0"]
-    command += ["--health-check-interval", "1", "--worker-urls", *(w.url for w in workers)]
+    command += ["--health-check-interval", "1", *flags]
+    if workers:
+        command += ["--worker-urls", *(w.url for w in workers)]
     command += [
         "--ejection-failures",
         "none",

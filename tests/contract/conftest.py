@@ -9,15 +9,18 @@ Simulated ones by default. Real ones where the environment names them, as `real/
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import httpx
 import pytest
 
-from tests.contract.behind import Pool, routed
+from tests.contract.behind import Pool, routed, router_before
 from tests.contract.harness import (
     REAL,
     SIMULATED,
@@ -26,9 +29,12 @@ from tests.contract.harness import (
     Process,
     Worker,
     real_worker,
+    simulated,
+    simulation,
     start_several,
     start_simulated,
 )
+from tests.launchers import FREE_PORTS
 
 
 class Start(Protocol):
@@ -132,12 +138,39 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def start_real(kind: str, log: Path, warmup: float, port: int) -> tuple[Worker, Process]:
     from tests.contract.real.fleet import free_ports
 
+    port = port or free_ports(1)[0]
+    worker = real_worker(kind, f"http://127.0.0.1:{port}")
+    spec = f"{worker.name}={port}={worker.weights}"
+    flags = ["--", "--warmup-mode", "server"] if warmup else []
+    process = Process.start(log, real_python(), REAL / "serve.py", log.parent, spec, *flags)
+    return worker, process
+
+
+def real_python() -> str:
+    """A Python that has sglang."""
     python = os.environ.get("REAL_PYTHON")
     if python is None:
         pytest.skip("REAL_PYTHON names no Python that has sglang")
-    port = port or free_ports(1)[0]
-    folder, name = TINY[kind]
-    spec = f"{name}={port}={Path(os.environ['REAL_MODELS']) / folder}"
-    flags = ["--", "--warmup-mode", "server"] if warmup else []
-    process = Process.start(log, python, REAL / "serve.py", log.parent, spec, *flags)
-    return real_worker(kind, f"http://127.0.0.1:{port}"), process
+    return python
+
+
+@contextmanager
+def router_that_launches(logs: Path) -> Iterator[tuple[httpx.Client, Callable[[str], Worker]]]:
+    """A client of a new router that launches an image worker, not waited for; and what is known of
+    that worker, given its URL."""
+    of_url = partial(real_worker if given() else simulated, "image")
+    command: list[str | Path] = list(simulation("image"))
+    if given():
+        spec = f"{TINY['image'][1]}={{port}}={{model}}"
+        command = [real_python(), REAL / "serve.py", logs, spec, "--", "--strict-ports"]
+    launcher = {
+        "backend": "local",
+        "model": of_url("http://unused").weights,
+        "num_gpus_per_worker": 0,
+        "command": [str(word) for word in command],
+        **FREE_PORTS,
+    }
+    file = logs / "launch.yaml"
+    file.write_text(json.dumps({"launcher": launcher}), encoding="utf-8")
+    with router_before([], logs, "--launcher-config", str(file)) as client:
+        yield client, of_url

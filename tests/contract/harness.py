@@ -292,19 +292,31 @@ SIMULATED = {  # what a role is simulated with; `more` is what no real worker he
 
 def start_simulated(role: str, log: Path, *flags: str) -> tuple[Worker, Process]:
     """A simulated worker in a process of its own; not waited for."""
-    kind, tasks = SIMULATED[role]
-    folder, name = TINY.get(kind, ("more", "tiny-more"))
-    command = [sys.executable, "-m", "simulated_worker", "--port", "0", "--model-path"]
-    command += [f"models/{folder}", "--served-model-name", name, "--time-scale", TIME_SCALE]
-    command += ["--supported-task-types", ",".join(tasks), "--load-seconds", "0.1"]
-    process = Process.start(log, *command, "--warmup-seconds", "0", *flags)
+    model = ["--port", "0", "--model-path", simulated(role, "http://unused").weights]
+    process = Process.start(log, *simulation(role), *model, *flags)
     try:
         url = process.says(r"serving .* on (http://\S+)")
     except BaseException:
         process.stop()
         raise
+    return simulated(role, url), process
+
+
+def simulation(role: str) -> list[str]:
+    """The command of a simulated worker, less its port and its model."""
+    kind, tasks = SIMULATED[role]
+    command = [sys.executable, "-m", "simulated_worker", "--time-scale", TIME_SCALE]
+    command += ["--served-model-name", TINY.get(kind, ("more", "tiny-more"))[1]]
+    command += ["--supported-task-types", ",".join(tasks)]
+    return [*command, "--load-seconds", "0.1", "--warmup-seconds", "0"]
+
+
+def simulated(role: str, url: str) -> Worker:
+    """A simulated worker, and paths that name its weights."""
+    kind, _ = SIMULATED[role]
+    folder, name = TINY.get(kind, ("more", "tiny-more"))
     paths = {"other_weights": f"models/{folder}-other", "lora": "models/lora"}
-    return Worker.at(url, kind, name=name, weights=f"models/{folder}", **paths), process
+    return Worker.at(url, kind, name=name, weights=f"models/{folder}", **paths)
 
 
 def start_several(roles: Sequence[str], logs: Path, stack: ExitStack) -> list[Worker]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.contract.behind import FLUX, WAN, Pool
-from tests.contract.harness import IMAGE, PATIENCE, VIDEO, Process, eventually, push
+from tests.contract.harness import IMAGE, PATIENCE, VIDEO, Process, eventually
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -218,55 +218,6 @@ def run(folder: Path, *command: str | Path) -> str:
     said = process.log.read_text(encoding="utf-8")
     assert status == 0, said
     return said
-
-
-def test_a_lora(pool: Pool) -> None:
-    """The last test that needs the weights as they were: layers stay wrapped."""
-    plain, first = pool.picture(), pool.flux[0]
-    pool.change("/v1/set_lora", lora_nickname="style", lora_path=first.lora)
-    styled = pool.picture()
-    assert styled != plain
-    assert [worker.picture() for worker in pool.flux] == [styled, styled]
-    listed = pool.http.get(f"/v1/list_loras?model={FLUX}").json()
-    assert listed["consistent"] is True
-    pool.change("/v1/unmerge_lora_weights", target="all")
-    assert pool.picture() == plain
-    assert [worker.picture() for worker in pool.flux] == [plain, plain]
-    pool.change("/v1/merge_lora_weights", target="all", strength=1.0)
-    assert pool.picture() == styled
-    pool.change("/v1/unmerge_lora_weights", target="all")
-
-
-def test_after_a_lora_no_other_weights(pool: Pool) -> None:
-    """The workers would answer 200, and have weights that are neither the one nor the other
-    (test_loras)."""
-    first, sums, version = pool.flux[0], pool.sums(), pool.version()
-    picture = pool.picture()
-    for path in (first.other_weights, first.weights):
-        body = {"model_path": path}
-        answer = pool.http.post(f"/update_weights_from_disk?model={FLUX}", json=body)
-        assert (answer.status_code, answer.json()["code"]) == (409, "lora_active")
-    if made := push(first):
-        answer = pool.http.post(f"/update_weights_from_tensor?model={FLUX}", json=made.body)
-        assert (answer.status_code, answer.json()["code"]) == (409, "lora_active")
-    eventually(pool.all_routable)
-    assert (pool.sums(), pool.version(), pool.picture()) == (sums, version, picture)
-
-
-def test_a_sleeper_keeps_its_lora(pool: Pool) -> None:
-    version, plain = pool.version(), pool.picture()
-    told = pool.change("/v1/merge_lora_weights", target="all", strength=1.0)
-    assert told["weight_version"] == version + 1
-    styled = pool.picture()
-    assert styled != plain
-    sleeper = pool.flux[1]
-    pool.post(f"/release_memory_occupation?workers={pool.ids(sleeper)}")
-    pool.post(f"/v1/unmerge_lora_weights?model={FLUX}", target="all")
-    assert pool.picture() == plain
-    pool.post(f"/resume_memory_occupation?workers={pool.ids(sleeper)}")
-    eventually(pool.all_routable)
-    assert pool.version() == version + 2
-    assert [worker.picture() for worker in pool.flux] == [plain, plain]
 
 
 def test_a_worker_leaves_and_returns(pool: Pool) -> None:

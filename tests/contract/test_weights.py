@@ -166,6 +166,34 @@ def test_refused_tensors(image: Worker, body: dict[str, Any], said: str) -> None
     assert image.checksums() == before
 
 
+def test_tensors_that_are_no_lora_are_not_merged(image: Worker, pushed: Push) -> None:
+    before = image.checksums()
+    path = "/update_weights_from_tensor"
+    lora = push(image, lora=True)
+    assert lora is not None
+    for targets in (["vae"], ["transformer", "vae"], ["nope"]):
+        refused(image.http.post(path, json={**lora.body, "target_modules": targets}))
+    if image.real:  # the simulation does not look at the names
+        body = {**lora.body, **pushed.body}
+        assert "No LoRA A/B tensor pairs" in refused(image.http.post(path, json=body))
+    assert image.checksums() == before  # no layer is wrapped
+
+
+UNKNOWN = [
+    *("/update_weights_from_distributed", "/update_weights_from_ipc", "/pull_weights"),
+    *("/init_weights_update_group", "/destroy_weights_update_group"),
+    *("/begin_weight_update", "/end_weight_update"),
+    *("/load_lora_adapter", "/unload_lora_adapter", "/flush_cache"),
+    *("/pause_generation", "/continue_generation", "/abort_request"),
+]
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+def test_calls_that_no_worker_knows(image: Worker, path: str) -> None:
+    answer = image.http.post(path, json={"group_name": "g"})
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

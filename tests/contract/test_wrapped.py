@@ -10,10 +10,11 @@ import httpx
 import pytest
 
 from tests.contract.behind import router_before
-from tests.contract.conftest import Start
+from tests.contract.conftest import Start, router_that_launches
 from tests.contract.harness import Worker, eventually, push
 
 DISK, TENSOR, SET = "/update_weights_from_disk", "/update_weights_from_tensor", "/v1/set_lora"
+MERGE, UNMERGE = "/v1/merge_lora_weights", "/v1/unmerge_lora_weights"
 MISSING = {"lora_nickname": "x", "lora_path": "/nonexistent/x"}
 
 
@@ -67,6 +68,35 @@ def test_what_wraps_layers(fresh: Worker) -> None:
         assert fresh.checksums() == sums
 
 
+def test_a_worker_forgets_what_was_pushed(fresh: Worker) -> None:
+    """And takes what it was told last for what acts."""
+    pushed, plain = push(fresh, lora=True), fresh.picture()
+    if pushed is None:
+        pytest.skip("REAL_PYTHON names no Python that could make a tensor")
+
+    def post(path: str, **body: Any) -> bytes:
+        """The picture after the call."""
+        answer = fresh.http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return fresh.picture()
+
+    merged = post(TENSOR, **pushed.body)
+    assert merged != plain
+    assert fresh.http.get("/v1/list_loras").json()["active"] == {}
+    assert post(UNMERGE) == merged
+    assert post(MERGE, strength=1.0) == merged
+    assert post(UNMERGE) == plain
+
+    style = {"lora_nickname": "a", "lora_path": fresh.lora}
+    styled = post(SET, **style)
+    assert post(TENSOR, **pushed.body) == post(SET, **style) == merged != styled
+    assert post(UNMERGE) == plain
+    assert post(SET, **style) == styled
+    half = post(MERGE, strength=0.5)
+    assert half == post(SET, **style) != styled
+    assert post(UNMERGE) == plain
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_the_way_out(merged: bool, start: Start, tmp_path: Path) -> None:
     """Of a `set_lora` that fails; tensors that are merged as a LoRA need it as well."""
@@ -98,7 +128,8 @@ def test_the_way_out(merged: bool, start: Start, tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["code"]) == (409, "lora_active")
         assert answer.json()["workers"] == [row()["worker_id"]]
         if merged:
-            return  # the adapter acts on, until a LoRA call takes it out
+            assert router.post(UNMERGE, json={}).json()["success"] is True
+            assert worker.picture() == first[1]
         process.stop()
         eventually(lambda: row()["health"] != "healthy")
         start("image", 0, worker.address[1])
@@ -107,3 +138,29 @@ def test_the_way_out(merged: bool, start: Start, tmp_path: Path) -> None:
         answer = router.post(DISK, json=body)
         assert answer.json()["success"] is True, answer.text
         assert worker.checksums() == other
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_way_out_of_a_launched_worker(merged: bool, tmp_path: Path) -> None:
+    """The router starts it again by itself."""
+    with router_that_launches(tmp_path) as (router, of_url):
+
+        def row() -> dict[str, Any]:
+            return router.get("/workers").json()["workers"][0]  # type: ignore[no-any-return]
+
+        eventually(lambda: row()["routable"])
+        worker = of_url(row()["url"])
+        pushed = push(worker, lora=True) if merged else None
+        (other, picture), first = loads(worker)
+        path, wrapping = (TENSOR, pushed.body) if pushed else (SET, MISSING)
+        assert router.post(path, json=wrapping).json()["success"] is merged
+        body = {"model_path": worker.other_weights}
+        refused = router.post(DISK, json=body)
+        assert (refused.status_code, refused.json()["code"]) == (409, "lora_active")
+        assert refused.json()["launched"] == [row()["worker_id"]]
+        assert worker.checksums()["transformer"] != first[0]["transformer"]
+
+        answer = router.post(DISK, params={"unwrap": "true"}, json=body)
+        assert answer.json()["success"] is True, answer.text
+        assert row()["routable"]
+        assert (worker.checksums(), worker.picture()) == (other, picture)

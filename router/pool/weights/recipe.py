@@ -186,7 +186,7 @@ class Recipe:
         if any(step.is_pushed for step in loras):
             return Plan(blocked="it lacks a pushed LoRA: set a LoRA, or take the LoRA out")
         anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
-        first = (_UNMERGE_ALL,) if has.loras is None and not anew else ()
+        first = _TAKE_OUT if has.loras is None and not anew else ()
         return Plan((*first, *base.steps, *loras))
 
     def _base_plan(self, has: WeightState, model_path: str | None) -> Plan:
@@ -218,11 +218,20 @@ class Recipe:
         for number, step in enumerate(self.loras, 1):
             if step.is_pushed and step.version <= (had or 0):
                 begin = number
-        return self.loras[begin:]
+        missed = self.loras[begin:]
+        first = begin and any(step.path == UNMERGE for step in missed)
+        return (_MERGE_ALL, *missed) if first else missed
+
+    def before(self, path: str) -> Step | None:
+        """The step without which a call of this path would skip a LoRA that came as tensors, which
+        a worker unmerges only after a merge."""
+        skips = path == UNMERGE and any(step.is_pushed for step in self.loras)
+        return _MERGE_ALL if skips else None
 
 
+_MERGE_ALL = Step(0, MERGE, json.dumps({"target": _ALL}), (_ALL,), optional=True)
 # For a worker on which a LoRA may act but none should. Most workers have no LoRA to take out.
-_UNMERGE_ALL = Step(0, UNMERGE, json.dumps({"target": _ALL}), (_ALL,), optional=True)
+_TAKE_OUT = (_MERGE_ALL, Step(0, UNMERGE, _MERGE_ALL.body, (_ALL,), optional=True))
 
 
 @frozen

@@ -444,10 +444,25 @@ def test_a_pushed_lora_that_fails_may_have_wrapped(run_pool: RunPool) -> None:
         answer = await pool.http.post(TENSOR, json=MERGED)
         assert (answer.status_code, answer.json()["weight_version"]) == (400, 0)
         await until(lambda: current(a))
-        assert paths(a) == [TENSOR, UNMERGE]
+        assert paths(a) == [TENSOR, MERGE, UNMERGE]  # what came as tensors is not unmerged alone
         is_ours(await refit(pool, "v1"), 409, "lora_active")
 
     run_pool(test, IMAGES)
+
+
+def test_an_unmerge_takes_a_pushed_lora_out(run_pool: RunPool) -> None:
+    """A worker skips a LoRA that came as tensors, and answers 200."""
+
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        await pool.http.post(TENSOR, json=MERGED)
+        await pool.http.post(SLEEP, params={"workers": b.id})
+        assert (await pool.http.post(UNMERGE, json={})).json()["weight_version"] == 2
+        assert not a.sim.scheduler.loras.identity
+        await pool.http.post("/resume_memory_occupation")
+        await until(lambda: current(a, b))
+        assert not b.sim.scheduler.loras.identity
+
+    run_pool(test, IMAGES, IMAGES)
 
 
 def test_a_subset_is_the_new_version_and_the_rest_follows(run_pool: RunPool) -> None:

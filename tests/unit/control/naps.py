@@ -291,6 +291,9 @@ class NoReplays:
     def lacks(self, worker: Worker) -> tuple[bool, bool]:
         return False, False
 
+    async def prepare(self, worker: Worker, path: str) -> None:
+        pass
+
 
 class _Engines(defaultdict[str, Engine]):
     def __init__(self, disk: Disk) -> None:

@@ -348,7 +348,7 @@ def test_a_lora_with_an_unknown_outcome_leaves_the_weights_themselves_known() ->
     desk.ledgers.unknown(change, worker, "it timed out")
     state = desk.ledgers.weight_state(worker)
     assert (state.base, state.loras, state.wrapped) == (1, None, True)
-    assert [step.path for step in desk.ledgers.plan(worker).steps] == [UNMERGE]
+    assert [step.path for step in desk.ledgers.plan(worker).steps] == [MERGE, UNMERGE]
 
 
 @pytest.mark.parametrize(

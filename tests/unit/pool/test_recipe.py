@@ -104,10 +104,10 @@ def test_what_was_taken_out_is_not_put_in() -> None:
 
 
 def test_an_unknown_lora_is_taken_out_first() -> None:
-    [step] = Recipe().plan(WeightState(loras=None, wrapped=True), "start").steps
-    assert (step.path, step.optional) == (UNMERGE, True)
+    steps = Recipe().plan(WeightState(loras=None, wrapped=True), "start").steps
+    assert [(step.path, step.optional) for step in steps] == [(MERGE, True), (UNMERGE, True)]
     assert numbers(recipe(lora(SET_LORA)), WeightState(loras=None, wrapped=True)) == [1]
-    assert numbers(recipe(lora(SET_LORA, "t")), WeightState(loras=None, wrapped=True)) == [0, 1]
+    assert numbers(recipe(lora(SET_LORA, "t")), WeightState(loras=None, wrapped=True)) == [0, 0, 1]
 
 
 def test_wrapped_layers_cannot_be_updated() -> None:
@@ -129,9 +129,16 @@ def test_a_pushed_lora_blocks_those_that_missed_it() -> None:
         assert made.plan(has, "start").blocked
     has = WeightState(1, 3, wrapped=True)
     assert numbers(made, has) == []
-    # Those that have it only need what came later.
+    # Those that have it only need what came later. An unmerge alone would skip it.
+    assert numbers(made.then(step_of(MERGE, "{}", {}, 4)), has) == [4]
     later = made.then(step_of(UNMERGE, "{}", {}, 4))
-    assert numbers(later, has) == [4]
+    assert [step.path for step in later.plan(has, "start").steps] == [MERGE, UNMERGE]
+    for recipe_then in (made, later):
+        first = recipe_then.before(UNMERGE)
+        assert first is not None
+        assert first.path == MERGE
+        assert recipe_then.before(SET_LORA) is None
+    assert recipe(lora(SET_LORA)).before(UNMERGE) is None
     assert later.plan(evolve(has, doubt=True), "start").blocked
     # Taken out, or replaced, it does not matter any more.
     assert numbers(later) == [1]
