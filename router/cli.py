@@ -173,16 +173,22 @@ _LASTING = ("serve", "demo")  # they start other processes
 def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
     """A check for `load`: pool and settings are neighbours that do not know each other."""
     from .pool.ids import BadWorkerURL, normalise_url
+    from .pool.pools import DEFAULT
 
-    places = {f"worker_urls[{index}]": url for index, url in enumerate(settings.worker_urls)}
-    places |= {f"workers[{index}].url": each.url for index, each in enumerate(settings.workers)}
-    named = list(places.items())
-    named += [(f"pool[{i}]", url) for i, each in enumerate(settings.pool) for url in each.urls]
-    for place, url in named:
+    named = [(f"worker_urls[{i}]", url, "") for i, url in enumerate(settings.worker_urls)]
+    for index, each in enumerate(settings.workers):
+        named.append((f"workers[{index}].url", each.url, each.pool if each.pool != DEFAULT else ""))
+    for index, members in enumerate(settings.pool):
+        named += [(f"pool[{index}]", url, members.name) for url in members.urls]
+    pools: dict[str, str] = {}
+    for place, url, pool in named:
         try:
-            normalise_url(url)
+            normal = normalise_url(url)
         except BadWorkerURL as error:
             yield Problem(place, error.message)
+            continue
+        if pool and pools.setdefault(normal, pool) != pool:
+            yield Problem(place, f"{url} is also in the pool {pools[normal]}")
 
 
 def _unknown_command(command: str) -> Problem:

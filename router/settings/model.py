@@ -315,18 +315,14 @@ class RouterSettings(Settings):
         yield from self._pool_problems()
 
     def _pool_problems(self) -> Iterator[Problem]:
-        """A worker is of one pool, and a pool's workers are of one kind."""
+        """A pool's workers are of one kind."""
         kinds = {each.pool: each.kind for each in self.workers if each.kind is WorkerKind.HTTP}
         for index, each in enumerate(self.workers):
             if kinds.get(each.pool, each.kind) is not each.kind:
                 yield Problem(f"workers[{index}].kind", f"the pool {each.pool} has the kind http")
-        pools: dict[str, str] = {}
         for index, members in enumerate(self.pool):
             if members.name in kinds:
                 yield Problem(f"pool[{index}]", f"the pool {members.name} has the kind http")
-            for url in members.urls:
-                if pools.setdefault(url, members.name) != members.name:
-                    yield Problem(f"pool[{index}]", f"{url} is also in {pools[url]}")
 
 
 @frozen(kw_only=True)

@@ -14,6 +14,8 @@ import pytest
 import router
 from router import cli
 from router.errors import Problem, SettingsError, StartError
+from router.pool.pools import Role
+from router.service.start import static_roles, static_workers
 from router.settings import DemoSettings, RouterSettings, settings_of
 
 
@@ -124,6 +126,30 @@ def test_worker_urls_of_the_flags_are_checked(
     assert "blocked" in err
     assert "error: --worker-urls[2]: " in err
     assert "--worker-urls[0]" not in err
+
+
+def test_one_worker_in_two_pools_is_refused_however_its_url_is_spelt(
+    service: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "router.yaml"
+    file.write_text("workers: [{url: http://reward, pool: reward}]\n")
+    pools = ["--pool", "teacher=http://a:80", "policy=HTTP://A/,http://b", "policy=http://Reward./"]
+    assert cli.main(["--config", str(file), *pools]) == 2
+    assert service == []
+    assert [line.partition("error: ")[2] for line in capsys.readouterr().err.splitlines()[:-1]] == [
+        "--pool[1]: HTTP://A/ is also in the pool teacher",
+        "--pool[2]: http://Reward./ is also in the pool reward",
+    ]
+
+
+def test_one_worker_may_be_named_twice_for_one_pool(service: Calls, tmp_path: Path) -> None:
+    file = tmp_path / "router.yaml"
+    file.write_text("workers: [{url: http://A:80/, max_concurrency: 2}]\n")
+    line = ["--worker-urls", "http://a", "--pool", "teacher=http://a/", "teacher=http://a:80"]
+    cli.main(["--config", str(file), *line])
+    (settings,) = service
+    assert static_workers(settings) == {"http://a": 2}
+    assert static_roles(settings) == {"http://a": Role("teacher")}
 
 
 def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -326,7 +326,6 @@ def test_pools_of_workers() -> None:
         ({"pool": ["teacher"]}, "pool[0]"),
         ({"pool": ["a b=http://10.0.0.6:1"]}, "pool[0]"),
         ({"pool": ["a=http://10.0.0.6:1,"]}, "pool[0]"),
-        ({"pool": ["a=http://10.0.0.6:1", "b=http://10.0.0.6:1"]}, "pool[1]"),
         ({"workers": [{**reward, "pool": "default"}]}, "workers[0].pool"),
         ({"workers": [{**reward, "kind": "sglang"}]}, "workers[0].health_path"),
         ({"workers": [reward], "pool": ["reward=http://10.0.0.6:1"]}, "pool[0]"),
