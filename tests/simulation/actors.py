@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from tests.simulation.deployment import OPERATION, World
 from tests.simulation.network import Cut
+from tests.simulation.numbers import REFUSED, Wish, check_refusal, chosen, wished
 from tests.simulation.overseer import refused_change, refused_generation
 from tests.simulation.truth import DISK, TENSOR, Change, Sample
 from tests.simulation.universe import Wrong, pick
@@ -25,6 +27,7 @@ EXPECTED = {
 CODES = {
     *("no_workers", "pool_asleep", "state_unavailable", "unknown_transaction", "drain_timeout"),
     *("nothing_applied", "unknown_model", "shutting_down", "queue_timeout", "change_pending"),
+    "weight_version_not_greater",
 }
 
 
@@ -45,13 +48,16 @@ async def painter(world: World, number: int) -> None:
             "num_inference_steps": dice.randrange(1, 300),
         }
         headers = {"x-request-id": request, "x-client-id": f"c{number % 3}"}
-        if dice.random() < 0.2 and not world.theme.sound:
+        least = dice.random() < 0.2 and not world.theme.sound
+        wish = wished(world, f"{who} {count}") if not world.theme.sound else Wish()
+        if least and not wish.headers:
             headers["x-min-weight-version"] = str(floor)
+        headers |= wish.headers
         leaves = dice.uniform(0, 4) if dice.random() < 0.1 else float("inf")
-        if "x-min-weight-version" not in headers:
+        if not (least or wish.headers):
             world.painting[request] = trio.current_time()
         with trio.move_on_after(leaves) as scope:
-            await paint(world, request, content, headers, floor)
+            await paint(world, request, content, headers, floor, wish)
         world.painting.pop(request, None)
         if scope.cancelled_caught:
             world.outcomes["left"] += 1
@@ -59,8 +65,14 @@ async def painter(world: World, number: int) -> None:
 
 
 async def paint(
-    world: World, request: str, content: object, headers: dict[str, str], floor: int
+    world: World,
+    request: str,
+    content: object,
+    headers: dict[str, str],
+    floor: int,
+    wish: Wish,
 ) -> None:
+    life = world.router.life
     breaks = sum(worker.broken for worker in world.workers)
     joined = {w.name: w.removals for w in world.workers if w.name in world.members}
     try:
@@ -79,7 +91,8 @@ async def paint(
         version, worker = answer.headers["x-weight-version"], answer.headers["x-worker-id"]
         world.outcomes["image"] += 1
         weights = Weights.of(told["made_by"])
-        world.truth.saw(Sample(request, worker, int(version), floor, weights))
+        floor = max(floor, wish.floor)
+        world.truth.saw(Sample(request, worker, int(version), floor, weights, wish.exact))
         for made_by in world.workers:
             process = made_by.process
             # What was asked for before a removal does not testify after it.
@@ -91,11 +104,15 @@ async def paint(
         theirs = "x-worker-id" in answer.headers  # passed on as it came
         if world.theme.sound:
             raise Wrong(f"all is well, and {request}: {answer.status} {answer.body.decode()[:300]}")
+        if wish.headers and answer.code in REFUSED:
+            await check_refusal(world, request, wish, answer, life)
+            return
         if answer.code not in EXPECTED and not theirs:
             raise Wrong(f"{request}: {answer.status} {answer.body.decode()[:300]}")
         if answer.code == "weights_unavailable" and world.replayable:
             await learn(world)  # tensors may have come since the last look
-        refused_generation(world, request, answer.code)
+        if wish.exact is None and wish.floor <= floor:
+            refused_generation(world, request, answer.code)
 
 
 async def trainer(world: World, number: int) -> None:
@@ -120,6 +137,7 @@ async def trainer(world: World, number: int) -> None:
             TENSOR if told else DISK,
             (dice.choice(MODULES),) if kind == "part" else None,
             refused=kind == "wrong",
+            number=chosen(world, f"{who} {count}", label),
         )
         with world.operation():
             await (begun if kind == "begun" else send)(world, who, change)
@@ -144,25 +162,37 @@ async def send(world: World, who: str, change: Change) -> None:
 async def begun(world: World, who: str, change: Change) -> None:
     """The same change, made between a begin and a commit."""
     with world.change():
-        said = {"model": MODEL, "label": change.label, "timeout": _HELD}
+        early = world.dice(f"{who} {change.label} number").random() < 0.5
+        named = change.named() if early else {"label": change.label}
+        said = {"model": MODEL, "timeout": _HELD, **named}
         told = await _ask(world, who, change, "/weights/begin", said)
         if told is None:
             world.prove([], change)
         elif "txn" in told:  # else nothing has been done
-            await _fill(world, who, change, told["txn"])
+            await _fill(world, who, change, told["txn"], {} if early else change.named())
 
 
-async def _fill(world: World, who: str, change: Change, txn: str) -> None:
+async def _fill(world: World, who: str, change: Change, txn: str, named: dict[str, Any]) -> None:
+    """`named`: which version it is to be, if its begin has not said so."""
     world.prove([], change)
     dice = world.dice(f"{who} {change.label}")
     await world.pause(3 * dice.random())
-    told = await _ask(world, who, change, f"{change.path}?txn={txn}", change.content())
+    target = f"{change.path}?txn={txn}"
+    told = await _ask(world, who, change, target, change.content(named=False))
     if told is None:
         return
     if dice.random() < 0.2 and not world.theme.sound:
         await _ask(world, who, change, "/weights/abort", {"txn": txn})
         return
-    told = await _ask(world, who, change, "/weights/commit", {"txn": txn, "label": change.label})
+    said = {"txn": txn, **(named or change.named())}
+    if not named:
+        said.pop("weight_version", None)
+    told = await _ask(world, who, change, "/weights/commit", said)
+    if told is not None and told.get("code") == "weight_version_not_greater":
+        # It is open as before, and may be whatever the router counts.
+        change = evolve(change, number=None)
+        said = {"txn": txn, "label": change.label}
+        told = await _ask(world, who, change, "/weights/commit", said)
     if told is not None and told.get("code") == "state_unavailable":
         await _wait_out(world, change, txn)
     elif told is not None and told.get("workers"):
@@ -188,6 +218,7 @@ async def _ask(
 ) -> dict[str, Any] | None:
     """What the router tells; None if it ended."""
     world.truth.sent(change)
+    floor = world.truth.acknowledged
     world.note(who, f"{change.label} {target} {change.targets or ''}")
     world.tell(None)
     answer = await world.ask(who, "POST", target, content, within=OPERATION)
@@ -197,6 +228,8 @@ async def _ask(
     told = answer.json()
     world.note(who, f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
     world.outcomes[f"change {answer.status}"] += 1
+    if answer.code == "weight_version_not_greater":
+        world.truth.refused(change, told["weight_version"], floor)
     if answer.status not in (200, 400, 502) and answer.code not in CODES:
         raise Wrong(f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
     if "txn" not in target:  # else it is for those that the begin has got

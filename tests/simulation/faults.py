@@ -33,6 +33,7 @@ from router.control.worker_memory import WorkerMemory
 from router.pool import events
 from router.pool.assets import AssetMap
 from router.pool.lifecycle import Probe
+from router.pool.versions import Bounds
 from router.pool.weights import Ledgers
 from router.pool.worker import Memory, Worker
 from router.store import opening
@@ -319,3 +320,21 @@ def _removed_asleep(stack: Stack) -> None:
 @fault("late-call", "mixed", "A call that was broken off comes to the worker after the next one")
 def _late_call(stack: Stack) -> None:
     stack.enter_context(mock.patch.object(client, "_ABORTS", client._CLOSES))
+
+
+@fault("chosen-lost", "numbers", "The number that a trainer chose is not that of its version")
+def _chosen_lost(stack: Stack) -> None:
+    choose = Ledgers.choose
+
+    def chooses(self: Ledgers, change: Any, asked: object) -> Any:
+        found = choose(self, change, asked)
+        change.chosen = None
+        return found
+
+    _replace(stack, Ledgers, "choose", chooses)
+
+
+@fault("any-version", "numbers", "A request that wants one version alone gets any")
+def _any_version(stack: Stack) -> None:
+    met = Bounds.met
+    _replace(stack, Bounds, "met", lambda self, *given: met(self._replace(exact=None), *given))

@@ -106,7 +106,8 @@ async def calm(world: World) -> None:
         reasons = await within_a_minute(world)
     if reasons:
         raise Wrong(f"not routable {CALM:g} s after the faults have stopped: {reasons}")
-    await learn(world)
+    if (ledger := await learn(world)) is not None and not ledger["pending"]:
+        world.truth.at_rest(int(str(ledger["weight_version"])))
     world.note("calm", "all is well")
 
 

@@ -39,6 +39,8 @@ class Theme:
     begun: float = 1.0  # the share of changes of many calls
     tensors: float = 1.0  # and of tensors
     rolling: bool = False  # some changes are made by turns
+    numbers: float = 0.0  # the share of changes whose version the trainer chooses
+    bounds: float = 0.0  # and of images for which only some versions will do
     aim: float = 0.0  # the share of deeds that wait for the worst moment
     illness: str | None = None  # that of all who are ill
     pace: float = 1.0  # how much longer clients and trainers pause
@@ -63,6 +65,8 @@ def drawn(dice: random.Random, name: str | None = None) -> Theme:
         tensors=dice.choice([0.0, 1.0, 8.0]),
         aim=dice.choice([0.0, 0.5, 1.0, 1.0]),
         deeds={deed: dice.choice([0.0, 1.0, 1.0, 4.0]) for deed in (*_BREAKS, *_OPERATIONS)},
+        numbers=dice.choice([0.0, 0.5, 0.9]),
+        bounds=dice.choice([0.0, 0.3]),
     )
     any_name = dice.choice(list(THEMES)) if dice.random() < 0.6 else MIXED
     name = name or any_name
@@ -217,6 +221,20 @@ THEMES: dict[str, dict[str, Any]] = {
         "begun": 0.0,
         "tensors": 1.0,
         "rolling": True,
+        "pace": 0.3,
+    },
+    # Trainers count for themselves, and clients mind the versions.
+    "numbers": {
+        "clients": 8,
+        "trainers": 2,
+        "filmers": 0,
+        "steps": 50,
+        "burst": 0,
+        "begun": 2.0,
+        "tensors": 1.0,
+        "rolling": True,
+        "numbers": 0.9,
+        "bounds": 0.5,
         "pace": 0.3,
     },
     # Very many short jobs, of which those of one worker do not end.

@@ -25,6 +25,8 @@ class Change:
     path: str
     targets: tuple[str, ...] | None = None
     refused: bool = False  # by every worker
+    # What the trainer wants its version to be: a number, a number as a text, or its label.
+    number: int | str | None = None
 
     @property
     def whole(self) -> bool:
@@ -34,8 +36,20 @@ class Change:
         targets = None if self.targets is None else list(self.targets)
         return before.loaded(self.label, targets)
 
-    def content(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"label": self.label}
+    def named(self) -> dict[str, Any]:
+        """The fields that say which version it is to be."""
+        if self.number == self.label:
+            return {"weight_version": self.label}
+        said = {} if self.number is None else {"weight_version": self.number}
+        return {"label": self.label, **said}
+
+    @property
+    def least(self) -> int:
+        """Its version is this one, or a greater one if the number was given as a text."""
+        return 0 if self.number in (None, self.label) else int(self.number or 0)
+
+    def content(self, *, named: bool = True) -> dict[str, Any]:
+        found: dict[str, Any] = self.named() if named else {"label": self.label}
         if self.path == DISK:
             found["model_path"] = self.label
         else:
@@ -46,13 +60,14 @@ class Change:
 @frozen
 class Sample:
     """A generation that a client got. `floor`: the latest version that had been acknowledged
-    before it was asked for."""
+    before it was asked for, or a later one that it demands; `exact`: the one it demands."""
 
     request: str
     worker: str
     version: int
     floor: int
     weights: Weights
+    exact: int | None = None
 
 
 @define(eq=False)
@@ -62,12 +77,30 @@ class Truth:
     changes: dict[str, Change] = field(factory=dict)  # by label
     versions: dict[int, Change] = field(factory=dict)
     acknowledged: int = 0
+    # Changes of which nobody knows yet whether they have a version: each by its label, with the
+    # version below which it must lie if it has one, None while it may still get one.
+    unsettled: dict[str, int | None] = field(factory=dict)
     open: dict[int, list[Sample]] = field(factory=dict)  # of versions not told of yet
     judged: Counter[int] = field(factory=Counter)
 
     def sent(self, change: Change) -> Change:
         self.changes[change.label] = change
+        self.unsettled[change.label] = None
         return change
+
+    def refused(self, change: Change, last: int, floor: int) -> None:
+        """The router says that the number of the change is not greater than the last one. `floor`:
+        what was acknowledged before. Raises Wrong."""
+        if not isinstance(change.number, int) or change.number > last or last < floor:
+            raise Wrong(f"{change.label} was refused: {change.number!r} is not above {last}")
+        del self.changes[change.label]  # no worker may have it
+        self.unsettled.pop(change.label, None)
+
+    def at_rest(self, version: int) -> None:
+        """Nothing is under way, and this is the version: what is not known of yet lies before."""
+        for label, before in self.unsettled.items():
+            if before is None:
+                self.unsettled[label] = version
 
     def answered(self, change: Change, told: Mapping[str, Any]) -> None:
         """The router has answered a change: what it says of its version holds from now on."""
@@ -92,6 +125,9 @@ class Truth:
         change = self.changes.get(label or "")
         if change is None:
             raise Wrong(f"version {version} is said to be {label!r}, which was never sent")
+        if version < change.least or (isinstance(change.number, int) and version != change.number):
+            raise Wrong(f"{change.label} wants to be {change.number!r}, and is {version}")
+        self.unsettled.pop(change.label, None)
         known = self.versions.setdefault(version, change)
         if known is not change:
             raise Wrong(f"version {version} is {known.label} and then {change.label}")
@@ -114,17 +150,27 @@ class Truth:
     def state(self, version: int) -> Weights | None:
         """What workers of this version generate with; None while that is not known."""
         steps: list[Change] = []
-        for number in range(version, 0, -1):
+        number = version
+        while number:
             change = self.versions.get(number)
             if change is None:
                 return None
             steps.append(change)
             if change.whole:
                 break
+            before = max((known for known in self.versions if known < number), default=0)
+            if before != number - 1 and not self._jumped(before, change):
+                return None
+            number = before
         found = Weights()
         for change in reversed(steps):
             found = change.applied(found)
         return found
+
+    def _jumped(self, before: int, change: Change) -> bool:
+        """Whether the change surely has the next version after this one."""
+        between = [b for b in self.unsettled.values() if b is None or b > before]
+        return change.least > before and not between
 
     def saw(self, sample: Sample) -> None:
         """A client got a sample."""
@@ -132,6 +178,10 @@ class Truth:
             raise Wrong(
                 f"a stale sample: {sample.request} of {sample.worker} says version "
                 f"{sample.version}, and {sample.floor} had been acknowledged before"
+            )
+        if sample.exact not in (None, sample.version):
+            raise Wrong(
+                f"{sample.request} asked for version {sample.exact}, and got {sample.version}"
             )
         if self.state(sample.version) is None:
             self.open.setdefault(sample.version, []).append(sample)
