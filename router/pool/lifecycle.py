@@ -188,7 +188,7 @@ _ON_TRIAL = ["on_trial"]
 
 def meets(worker: Worker, bounds: Bounds | None) -> bool:
     """Whether the worker's weights are within the bounds."""
-    return bounds is None or bounds.met(worker.weight_version, worker.newest_version)
+    return bounds is None or bounds.met(worker.weight_version, worker.weight_lag)
 
 
 def reachable(worker: Worker) -> bool:

@@ -327,12 +327,14 @@ class Registry(Slots):
         why: str | None = None,
         stuck: bool = False,
         newest: int = 0,
+        lag: int | None = None,
     ) -> None:
         """Record where the worker stands against its ledger. `why`: why it is not current; `stuck`:
-        it stays so until somebody acts; `newest`: the newest version of its model; `reason`: the
-        cause of this change. Only for the code that keeps the ledgers."""
+        it stays so until somebody acts; `newest`: the newest version of its model; `lag`: how many
+        were issued after its own; `reason`: the cause of this change. Only for the code that keeps
+        the ledgers."""
         hoped = hopeful(worker), worker.weight_version, worker.newest_version
-        old, worker.newest_version = worker.weights, newest
+        old, worker.newest_version, worker.weight_lag = worker.weights, newest, lag
         worker.weight_version, worker.weights_reason, worker.stuck = version, why, stuck
         self._facet(worker, "weights", weights, reason)
         if old is weights and (hopeful(worker), version, newest) != hoped and not worker.removed:

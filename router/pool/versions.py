@@ -68,20 +68,21 @@ def _issued(version: int | str, number: Callable[[str], int | None], latest: int
 class Bounds(NamedTuple):
     """The weights that a request accepts. Numbers are those of its model.
 
-    `oldest`: this version or a later one. `exact`: only this version. `lag`: the worker's number is
-    at most so much below the newest of its model.
+    `oldest`: this version or a later one. `exact`: only this version. `lag`: at most so many
+    versions were issued after the worker's.
     """
 
     oldest: int = 0
     exact: int | None = None
     lag: int | None = None
 
-    def met(self, version: int, newest: int) -> bool:
-        """Whether a worker with this version, whose model has the newest, may serve now."""
+    def met(self, version: int, lag: int | None) -> bool:
+        """Whether a worker with this version may serve now. `lag`: how many were issued since;
+        None: too many, or not known."""
         return (
             version >= self.oldest
             and self.exact in (None, version)
-            and (self.lag is None or newest - version <= self.lag)
+            and (self.lag is None or (lag is not None and lag <= self.lag))
         )
 
     def passed(self, newest: int) -> bool:

@@ -145,6 +145,8 @@ class Worker:
     # The version of the last ledger entry that the worker has in full; 0: that of its start.
     weight_version: int = 0
     newest_version: int = 0  # of its model, whether the worker has it or not
+    # How many versions of its model were issued after its own; None: too many, or not known.
+    weight_lag: int | None = 0
     # Why the weights are not current, in one sentence for people; None while they are.
     weights_reason: str | None = None
     # The worker is behind, and no replay can help until somebody acts.

@@ -151,7 +151,7 @@ class Shell:
         del self.waiting[waiting]  # a KeyError if it ended before
         assert worker in best(self.fitting(waiting), waiting)
         assert worker not in waiting.tried
-        assert accepts(waiting, worker.weight_version, worker.newest_version)
+        assert accepts(waiting, worker.weight_version, worker.weight_lag)
         need = waiting.facts.need
         hold = None
         if need is not Need.NOTHING:
@@ -206,17 +206,17 @@ def hopes(worker: Worker, waiting: Waiting) -> bool:
 
 
 def serves(worker: Worker, waiting: Waiting) -> bool:
-    return able(worker) and accepts(waiting, worker.weight_version, worker.newest_version)
+    return able(worker) and accepts(waiting, worker.weight_version, worker.weight_lag)
 
 
-def accepts(waiting: Waiting, version: int, newest: int) -> bool:
+def accepts(waiting: Waiting, version: int, lag: int | None) -> bool:
     """Whether it may get these weights."""
     bounds = waiting.facts.bounds
     if bounds is None:
         return True
     if bounds.exact is not None and version != bounds.exact:
         return False
-    if bounds.lag is not None and version + bounds.lag < newest:
+    if bounds.lag is not None and (lag is None or lag > bounds.lag):
         return False
     return version >= bounds.oldest
 
@@ -274,7 +274,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         index=INDEX,
         event=st.sampled_from([*AdminEvent, *MemoryEvent, *Weights]),
-        ahead=st.integers(0, 1),
+        ahead=st.integers(0, 3),
     )
     def happen(self, index: int, event: AdminEvent | MemoryEvent | Weights, ahead: int) -> None:
         worker = self.worker(index)
@@ -290,7 +290,8 @@ class QueueMachine(RuleBasedStateMachine):
                     more = worker.weights is not event is Weights.CURRENT
                     version = worker.weight_version + more
                     newest = max(version, worker.newest_version + ahead)
-                    self.registry.set_weights(worker, event, version, newest=newest)
+                    lag = len(range(version, newest, 2)) if newest < version + 5 else None
+                    self.registry.set_weights(worker, event, version, newest=newest, lag=lag)
         except IllegalTransition:
             pass
 

@@ -232,6 +232,8 @@ class WeightMachine(RuleBasedStateMachine):
         if target is not None and target.incarnation == worker.incarnation:
             version = version if target.waits is None else target.waits
         assert worker.weight_version == version
+        # In order of issue.
+        assert worker.weight_lag == len(self.ideal) - 1 - list(self.ideal).index(version)
         assert not self.truth(worker).asleep
         assert self.truth(worker).effect == self.ideal[version].effect
 
@@ -419,10 +421,10 @@ class WeightMachine(RuleBasedStateMachine):
             ledgers.defer(change, [*ready, *sleepers])
 
     @precondition(lambda self: self.router.change is None)
-    @rule(kind=st.sampled_from(sorted(BODIES)))
-    def roll_begins(self, kind: str) -> None:
+    @rule(kind=st.sampled_from(sorted(BODIES)), asked=st.sampled_from(["far", ""]))
+    def roll_begins(self, kind: str, asked: str) -> None:
         """A rolling change of all that its first worker has applied."""
-        self.change_begins(kind, set(), "", True)
+        self.change_begins(kind, set(), asked, True)
         self.worker_answers(0, "applied")
 
     def number(self, change: Change, ledger: Ledger, asked: str) -> bool:

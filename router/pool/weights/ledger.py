@@ -16,6 +16,7 @@ from .numbers import number_of
 from .recipe import DISK, PUSHES, SETS, TENSOR, UPDATES, Recipe, Step, step_of
 
 _MOST_LABELS, _LONGEST_LABEL = 100, 200  # that requests can name; characters
+_MOST_FORMER = 100  # versions
 
 
 @define(eq=False)
@@ -155,6 +156,9 @@ class Ledger:
     labels: dict[str, int] = field(factory=dict)  # the last ones, and the newest version with each
     run: str | None = None  # the trainer's run that the versions belong to; None: not known
     at: float | None = None  # when the current version was issued, in wall-clock seconds
+    # The last versions before the current one, in order of issue. They need not outlive the router:
+    # after its restart only the current version serves.
+    former: list[int] = field(init=False, factory=list)
     # Changes that no worker could take yet, in order of arrival; they come before any other change.
     pending: list[Change] = field(init=False, factory=list)
     void: int = field(init=False, default=0)  # the number of the change that `last_error` is about
@@ -167,6 +171,12 @@ class Ledger:
     def live(self) -> bool:
         """Whether there was a change, or one is pending; until then nothing is gated."""
         return self.version > 0 or bool(self.pending)
+
+    def lag(self, version: int) -> int | None:
+        """How many versions were issued after this one; None if the ledger does not know it, or not
+        any more."""
+        issued = [self.version, *reversed(self.former)]
+        return issued.index(version) if version in issued else None
 
     def name(self, label: str | None) -> None:
         """Give the current version a label, or none."""
@@ -230,6 +240,8 @@ class Ledger:
             self.issued += 1
             while self.issued in seen:
                 self.issued += 1
+        if not change.again:
+            self.former = [*self.former, self.version][-_MOST_FORMER:]
         change.version = self.version = self.issued
         self.made = change.digest
         self.name(change.label)

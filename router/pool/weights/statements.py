@@ -33,6 +33,7 @@ class Statements(LedgerView):
             self._drop_pending(ledger)
             ledger.version, ledger.issued = version, max(ledger.issued, version)
             ledger.last_error = None
+            ledger.former.clear()
             for url, known in self._left.items():
                 if known.model == model and not known.ended:
                     known.state = at_version(ledger, version, known.state.wrapped)
@@ -59,6 +60,7 @@ class Statements(LedgerView):
         ledger.recipe, ledger.since, ledger.version = Recipe(), ledger.issued, 0
         ledger.label = ledger.last_error = None
         ledger.labels = {}
+        ledger.former.clear()
         self._store.put(ledger)
         everywhere = [*((w.url, k) for w, k in self._known.items()), *self._left.items()]
         for url, known in everywhere:

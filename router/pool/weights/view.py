@@ -150,9 +150,10 @@ class LedgerView:
         else:
             facet = Weights.BEHIND if known.failure is None else Weights.FAILED
         stuck = blocked is not None and not known.fenced
-        newest = ledger.version if ledger else 0
+        newest, lag = (ledger.version, ledger.lag(known.version)) if ledger else (0, 0)
+        said = reason or why
         self._registry.set_weights(
-            worker, facet, known.version, reason or why, why=why, stuck=stuck, newest=newest
+            worker, facet, known.version, said, why=why, stuck=stuck, newest=newest, lag=lag
         )
 
     def _is_current(self, worker: Worker, ledger: Ledger | None) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import httpx
 import pytest
 import trio
@@ -22,6 +25,7 @@ from tests.integration.weights.refits import (
 )
 
 ENDLESS = {"factor": 200_000, "count": 1}  # a generation of a minute, ended by `hurry`
+SMALL = {"prompt": "x", "size": "64x64", "num_inference_steps": 1}
 
 
 async def occupy(pool: Deployment, nursery: trio.Nursery, *members: Member) -> None:
@@ -36,24 +40,35 @@ def turn(*members: Member) -> list[str]:
     return [member.known.weights for member in members]
 
 
+@asynccontextmanager
+async def rolling(
+    pool: Deployment, *members: Member, **more: object
+) -> AsyncIterator[list[httpx.Response]]:
+    """A refit that rolls over busy workers, one by one, once it is the first one's turn; its
+    answer is added at the end."""
+    said: list[httpx.Response] = []
+
+    async def change() -> None:
+        body = {"model_path": "v1", **more}
+        said.append(await pool.http.post(DISK, json=body, params={"rolling": "1"}))
+
+    async with trio.open_nursery() as nursery:
+        await occupy(pool, nursery, *members)
+        nursery.start_soon(change)
+        waiting = ["current"] * (len(members) - 1)
+        await until(lambda: turn(*members) == ["updating", *waiting])
+        yield said
+
+
 def test_the_others_serve_the_old_version_until_their_turn(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member, c: Member) -> None:
-        said: list[httpx.Response] = []
-
-        async def change() -> None:
-            said.append(await refit(pool, "v1", rolling="1"))
-
         async def image(**headers: str) -> tuple[str, str]:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
-            body = {"prompt": "x", "size": "64x64", "num_inference_steps": 1}
-            answer = await pool.http.post("/v1/images/generations", json=body, headers=named)
+            answer = await pool.http.post("/v1/images/generations", json=SMALL, headers=named)
             assert answer.status_code == 200, answer.text
             return answer.headers["x-weight-version"], answer.headers["x-worker-id"]
 
-        async with trio.open_nursery() as nursery:
-            await occupy(pool, nursery, a, b, c)
-            nursery.start_soon(change)
-            await until(lambda: turn(a, b, c) == ["updating", "current", "current"])
+        async with rolling(pool, a, b, c) as said:
             c.sim.scheduler.hurry()
             assert await image() == ("0", c.id)
             a.sim.scheduler.hurry()
@@ -85,6 +100,28 @@ def test_the_others_serve_the_old_version_until_their_turn(run_pool: RunPool) ->
         assert {(await image())[0] for _ in range(6)} == {"1"}
 
     run_pool(test, IMAGES, IMAGES, IMAGES)
+
+
+def test_a_lag_counts_versions_whatever_their_numbers(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member, c: Member) -> None:
+        async def image(lag: int, exact: int) -> tuple[str, str]:
+            named = {"x-max-weight-lag": str(lag), "x-exact-weight-version": str(exact)}
+            answer = await pool.http.post("/v1/images/generations", json=SMALL, headers=named)
+            return answer.headers["x-weight-version"], answer.headers["x-worker-id"]
+
+        for number in (10, 20):
+            body = {"model_path": f"v{number}", "weight_version": number}
+            assert (await pool.http.post(DISK, json=body)).status_code == 200
+        async with rolling(pool, a, b, c, weight_version=30):
+            c.sim.scheduler.hurry()
+            a.sim.scheduler.hurry()
+            await until(lambda: turn(a, b, c) == ["current", "updating", "current"])
+            assert await image(1, 20) == ("20", c.id)
+            assert await image(0, 30) == ("30", a.id)
+            b.sim.scheduler.hurry()
+        assert await image(0, 30) in [("30", member.id) for member in (a, b, c)]
+
+    run_pool(test, *[IMAGES] * 3)
 
 
 @pytest.mark.parametrize(("rolling", "fenced"), [("2", 2), ("34%", 2), ("1%", 1), ("9", 4)])
@@ -157,15 +194,7 @@ def test_a_refusal_in_the_middle_leaves_that_one_behind(run_pool: RunPool) -> No
 
 def test_a_first_that_is_gone_does_not_end_it(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member, c: Member) -> None:
-        said: list[httpx.Response] = []
-
-        async def change() -> None:
-            said.append(await refit(pool, "v1", rolling="1"))
-
-        async with trio.open_nursery() as nursery:
-            await occupy(pool, nursery, a, b, c)
-            nursery.start_soon(change)
-            await until(lambda: turn(a, b, c) == ["updating", "current", "current"])
+        async with rolling(pool, a, b, c) as said:
             assert (await pool.http.delete(f"/workers/{a.id}")).status_code == 200
             await until(lambda: turn(b, c) == ["updating", "current"])
             b.sim.scheduler.hurry()
@@ -181,15 +210,7 @@ def test_a_first_that_is_gone_does_not_end_it(run_pool: RunPool) -> None:
 
 def test_those_that_join_or_restart_meanwhile_are_brought_up(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member, c: Member) -> None:
-        said: list[httpx.Response] = []
-
-        async def change() -> None:
-            said.append(await refit(pool, "v1", rolling="1"))
-
-        async with trio.open_nursery() as nursery:
-            await occupy(pool, nursery, a, b)
-            nursery.start_soon(change)
-            await until(lambda: turn(a, b, c) == ["updating", "current", "current"])
+        async with rolling(pool, a, b) as said:
             a.sim.scheduler.hurry()
             await until(lambda: turn(a, b, c) == ["current", "updating", "current"])
             again = await restart(pool, c, **IMAGES)
@@ -228,15 +249,7 @@ def test_one_that_is_behind_takes_no_turn(run_pool: RunPool) -> None:
 
 def test_a_new_run_ends_the_turns(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member, b: Member, c: Member) -> None:
-        said: list[httpx.Response] = []
-
-        async def change() -> None:
-            said.append(await refit(pool, "v1", rolling="1"))
-
-        async with trio.open_nursery() as nursery:
-            await occupy(pool, nursery, a, b, c)
-            nursery.start_soon(change)
-            await until(lambda: turn(a, b, c) == ["updating", "current", "current"])
+        async with rolling(pool, a, b, c) as said:
             a.sim.scheduler.hurry()
             await until(lambda: turn(a, b, c) == ["current", "updating", "current"])
             assert (await pool.http.post("/weights", json={"run": "two"})).status_code == 200

@@ -43,6 +43,7 @@ def test_it_serves_with_the_version_before() -> None:
     assert able(b, Bounds(exact=1))
     assert able(b, Bounds(lag=1))
     assert not hopeful(a, Bounds(exact=1))
+    assert (a.weight_lag, b.weight_lag) == (0, 1)
     desk.ledgers.unchanged(change, b, "it refused")
     assert (b.weights, b.weight_version) == (Weights.BEHIND, 1)
     desk.ledgers.close(change)

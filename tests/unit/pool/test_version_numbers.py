@@ -179,6 +179,36 @@ def test_a_statement_may_overtake_a_number() -> None:
     assert desk.apply(change, a) == 51
 
 
+def test_how_far_a_version_lags_counts_what_was_issued_since() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    ledger = desk.ledgers.ledger("m")
+
+    def lags(*versions: int) -> list[int | None]:
+        return list(map(ledger.lag, versions))
+
+    for number in (10, 20, 30):
+        desk.apply(asks(desk, number, f"{number}"), a)
+    desk.apply(asks(desk, 30, "30"), a)  # a repetition
+    assert lags(30, 20, 10, 0) == [0, 1, 2, 3]
+    assert lags(29, 31, -1) == [None] * 3
+    for _ in range(98):
+        desk.change(a)
+    assert lags(128, 30, 20, 10, 0) == [0, 98, 99, 100, None]
+    desk.ledgers.begin_anew("m")
+    assert lags(0, 128, 30) == [0, None, None]
+    desk.ledgers.replayed(a, ledger.recipe, lora=False, reason="replayed")
+    desk.apply(asks(desk, 200), a)
+    assert lags(200, 0, 128) == [0, 1, None]
+    desk.ledgers.attest("m", 300, None, None)
+    assert lags(300, 200, 0) == [0, None, None]
+
+    desk.begin()
+    ledger = desk.ledgers.ledger("m")
+    desk.apply(asks(desk, 310), desk.join("a"))
+    assert lags(310, 300, 200) == [0, 1, None]
+
+
 def test_rows_of_before_are_read() -> None:
     old = unstructured(Change("id", "m", 1, DISK, "{}", None))
     for name in ("chosen", "digest", "only_lora"):

@@ -15,26 +15,26 @@ LABELS = {"step 2": 2, "new": 3, "odd": 9}
 
 
 @pytest.mark.parametrize(
-    ("bounds", "version", "newest", "met"),
+    ("bounds", "version", "lag", "met"),
     [
-        (Bounds(2), 1, 3, False),
-        (Bounds(2), 2, 3, True),
-        (Bounds(2), 3, 3, True),
-        (Bounds(exact=2), 1, 2, False),
-        (Bounds(exact=2), 2, 2, True),
-        (Bounds(exact=2), 3, 3, False),
-        (Bounds(exact=2), 2, 3, True),  # a worker that the refit has not reached
+        (Bounds(2), 1, 2, False),
+        (Bounds(2), 2, 1, True),
+        (Bounds(2), 3, None, True),
+        (Bounds(exact=2), 1, 1, False),
+        (Bounds(exact=2), 2, 0, True),
+        (Bounds(exact=2), 3, 0, False),
+        (Bounds(exact=2), 2, 1, True),  # a worker that the refit has not reached
         (Bounds(exact=0), 0, 0, True),
-        (Bounds(lag=0), 3, 3, True),
-        (Bounds(lag=0), 2, 3, False),
-        (Bounds(lag=1), 2, 3, True),
-        (Bounds(lag=1), 40, 50, False),  # by number
-        (Bounds(2, lag=5), 1, 3, False),
-        (Bounds(lag=0), -1, 0, False),  # not known
+        (Bounds(lag=0), 30, 0, True),
+        (Bounds(lag=0), 29, 1, False),
+        (Bounds(lag=1), 20, 1, True),
+        (Bounds(lag=1), 10, 2, False),
+        (Bounds(2, lag=5), 1, 2, False),
+        (Bounds(lag=9), 29, None, False),  # not known
     ],
 )
-def test_what_meets_the_bounds(bounds: Bounds, version: int, newest: int, met: bool) -> None:
-    assert bounds.met(version, newest) is met
+def test_what_meets_the_bounds(bounds: Bounds, version: int, lag: int | None, met: bool) -> None:
+    assert bounds.met(version, lag) is met
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_a_version_of_before_a_reset_comes_no_more() -> None:
 def test_a_worker_that_lags_too_far_behind_waits_for_its_turn() -> None:
     pool = Pool()
     a, b = pool.worker("a"), pool.worker("b")
-    pool.registry.set_weights(a, Weights.UPDATING, 1, newest=2)
-    pool.registry.set_weights(b, Weights.CURRENT, 1, newest=2)  # as in a refit that rolls
+    pool.registry.set_weights(a, Weights.UPDATING, 1, newest=2, lag=1)
+    pool.registry.set_weights(b, Weights.CURRENT, 1, newest=2, lag=1)  # as in a refit that rolls
     strict = pool.ask(Facts(kind="rollout", bounds=Bounds(lag=0)))
     loose = pool.ask(Facts(kind="rollout", bounds=Bounds(lag=1)))
     assert (pool.grants, list(pool.running)) == ([loose], [b])
-    pool.registry.set_weights(a, Weights.CURRENT, 2, newest=2)
+    pool.registry.set_weights(a, Weights.CURRENT, 2, newest=2, lag=0)
     assert pool.grants == [loose, strict]
 
 
