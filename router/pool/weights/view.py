@@ -142,6 +142,8 @@ class LedgerView:
             # A pending change, or its turn, may supply everything that is missing.
             if ledger is not None and not ledger.pending and not known.waits:
                 blocked = self.plan(worker).blocked
+            if blocked is not None:
+                known.failure = None  # what was refused cannot be tried again
             why = why_not_current(worker, known, ledger, blocked)
         if known.fenced:
             facet = Weights.UPDATING

@@ -403,3 +403,17 @@ def test_a_lora_transaction_that_a_router_left_open(only: bool, base: int | None
     desk.begin()
     state = desk.ledgers.weight_state(desk.join("a"))
     assert (state.base, state.loras, state.wrapped) == (base, None, True)
+
+
+def test_a_refused_replay_that_cannot_be_repeated_any_more_is_no_failure() -> None:
+    desk = Desk()
+    a = desk.join("a")
+    desk.change(a)
+    b = desk.join("b")
+    desk.ledgers.failed(b, "no such path")
+    assert (b.weights, b.weights_reason, b.stuck) == (Weights.FAILED, "no such path", False)
+    desk.apply(desk.ledgers.make("2", "m", TENSOR, None, None), a)
+    assert (b.weights, b.stuck) == (Weights.BEHIND, True)
+    assert "cannot be repeated" in (b.weights_reason or "")
+    desk.ledgers.failed(b, "the engine sleeps")  # a replay that was under way
+    assert (b.weights, b.stuck) == (Weights.BEHIND, True)
