@@ -22,6 +22,7 @@ from tests.simulation import http
 from tests.simulation.disk import Disk
 from tests.simulation.http import Answer
 from tests.simulation.network import Cut, Link, Network
+from tests.simulation.runs import Runs
 from tests.simulation.themes import Theme
 from tests.simulation.transport import made as transport_in
 from tests.simulation.truth import DISK, Change, Spy, Truth
@@ -66,6 +67,11 @@ class Router:
 
     def note(self, what: str) -> None:
         self.universe.note("the router", what)
+
+    def incarnation(self, worker: Worker) -> int:
+        """How many processes it has counted at the worker; 0: it does not know the worker."""
+        known = None if self.running is None else self.running.parts.registry.find(worker.url)
+        return 0 if known is None else int(known.incarnation)
 
     async def start(self) -> None:
         """A new life."""
@@ -144,6 +150,7 @@ class World:
     disk: Disk
     workers: list[Worker]
     truth: Truth = field(factory=Truth)
+    runs: Runs = field(init=False)
     over: trio.Event = field(factory=trio.Event)
     round: int = 0
     theme: Theme = field(factory=Theme)
@@ -168,6 +175,7 @@ class World:
 
     def __attrs_post_init__(self) -> None:
         self.link = Link(self.universe.dice("clients"), delay=0.0005)
+        self.runs = Runs(self.router.incarnation)
 
     def note(self, who: str, what: str) -> None:
         self.universe.note(who, what)

@@ -16,6 +16,8 @@ from tests.simulation.operators import (
     tidy_up,
 )
 from tests.simulation.overseer import overseer
+from tests.simulation.requests import canceller, insister, roller
+from tests.simulation.strays import stray
 from tests.simulation.themes import ORDINARY, Theme, drawn
 from tests.simulation.truth import DISK, Change
 from tests.simulation.universe import Universe, Wrong
@@ -67,6 +69,10 @@ async def some_time(world: World, theme: Theme, seconds: float) -> None:
                 (breaker, theme.breakers),
                 (operator, theme.operators),
                 (filmer, theme.filmers),
+                (stray, theme.strays),
+                (roller, theme.rollers),
+                (canceller, theme.cancellers),
+                (insister, theme.insisters),
             ):
                 for number in range(count):
                     actors.start_soon(actor, world, number)
@@ -130,12 +136,15 @@ async def lacking(world: World) -> dict[str, Any]:
         return {"the router": "ended"}
     listed = {told["url"]: told for told in answer.json()["workers"]}
     return {
-        worker.name: listed[worker.url]["reasons"] if worker.url in listed else "not listed"
+        worker.name: listed[worker.url]["reasons"] or "its slots are taken"
+        if worker.url in listed
+        else "not listed"
         for worker in world.workers
         if worker.url not in listed or not may_serve(listed[worker.url])
     }
 
 
 def may_serve(told: dict[str, Any]) -> bool:
-    """Routable; or on trial, which ends by requests."""
-    return bool(told["routable"]) or told["reasons"] == ["on_trial"]
+    """Routable; or on trial, which ends by requests. And nothing holds a slot."""
+    routable = bool(told["routable"]) or told["reasons"] == ["on_trial"]
+    return routable and not told["slots_in_use"]

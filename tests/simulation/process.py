@@ -64,6 +64,8 @@ class Process:
     weights: Weights = Weights()
     wrapped: bool = False  # a LoRA has been here: updates pass over the layers
     asleep: bool = False
+    strayed: bool = False  # somebody has put it to sleep past the router
+    dozed: tuple[float, Life | None] = (-math.inf, None)  # when it last said to whom that it sleeps
     images: set[str] = field(factory=set)
     jobs: dict[str, dict[str, Any]] = field(factory=dict)
     # Generations that came and are not over: the life of the router that sent each, and how often

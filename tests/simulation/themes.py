@@ -38,6 +38,10 @@ class Theme:
     full: bool = False  # it is only ever full, for a moment, again and again
     begun: float = 1.0  # the share of changes of many calls
     tensors: float = 1.0  # and of tensors
+    strays: int = 0  # who put engines to sleep past the router
+    rollers: int = 0  # who ask for groups of samples, most with keys
+    cancellers: int = 0
+    insisters: int = 0  # who submit videos with keys
     rolling: bool = False  # some changes are made by turns
     numbers: float = 0.0  # the share of changes whose version the trainer chooses
     bounds: float = 0.0  # and of images for which only some versions will do
@@ -70,6 +74,14 @@ def drawn(dice: random.Random, name: str | None = None) -> Theme:
     )
     any_name = dice.choice(list(THEMES)) if dice.random() < 0.6 else MIXED
     name = name or any_name
+    if name == MIXED:
+        theme = evolve(
+            theme,
+            strays=dice.choice([0, 0, 1]),
+            rollers=dice.choice([0, 0, 2, 4]),
+            cancellers=dice.choice([0, 0, 1]),
+            insisters=dice.choice([0, 0, 1]),
+        )
     return evolve(theme, name=name, **THEMES.get(name, {}))
 
 
@@ -236,6 +248,50 @@ THEMES: dict[str, dict[str, Any]] = {
         "numbers": 0.9,
         "bounds": 0.5,
         "pace": 0.3,
+    },
+    # Engines are put to sleep and woken past the router, which is told or not.
+    "strays": {
+        "parts": 3,
+        "clients": 4,
+        "trainers": 1,
+        "breakers": 0,
+        "operators": 0,
+        "filmers": 0,
+        "steps": 50,
+        "burst": 0,
+        "kills": False,
+        "disk": False,
+        "strays": 2,
+        "rollers": 3,
+        "pace": 0.5,
+    },
+    # Clients with keys that try again blindly, while workers and the router die.
+    "keys": {
+        "clients": 0,
+        "trainers": 1,
+        "breakers": 1,
+        "operators": 1,
+        "filmers": 0,
+        "burst": 0,
+        "begun": 0.0,
+        "kills": True,
+        "rollers": 6,
+        "insisters": 2,
+    },
+    # What waits is cancelled, groups are split, and workers are few.
+    "groups": {
+        "parts": 2,
+        "clients": 1,
+        "trainers": 1,
+        "breakers": 1,
+        "operators": 0,
+        "filmers": 0,
+        "burst": 0,
+        "kills": False,
+        "disk": False,
+        "rollers": 4,
+        "cancellers": 2,
+        "pace": 0.5,
     },
     # Very many short jobs, of which those of one worker do not end.
     "floods": {

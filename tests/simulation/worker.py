@@ -19,11 +19,15 @@ from attrs import define, field
 from tests.simulation.http import Request, ServerSide
 from tests.simulation.network import Cut, Host, Network, Wire
 from tests.simulation.process import MODEL, MODULES, Faults, Process, Weights
+from tests.simulation.runs import ASLEEP, samples
 from tests.simulation.universe import LIFE, Life, Universe, Wrong
 
 _IDLE = 5.0  # seconds until a kept-alive connection is closed
 _SLOWER = 60.0  # at most so much longer it takes at a slow worker
 _JSON = "application/json"
+# Seconds after the word that it sleeps in which a worker gets no generation; before, one may be on
+# its way.
+_SOON, _DOZES = 1.0, 4.9
 
 Reply = tuple[int, Any]
 
@@ -127,15 +131,20 @@ class Worker:
             await self._tick(process)
             status, content = await self._answer(process, request)
             await self._tick(process)
-            kind = "text/plain" if isinstance(content, str) else _JSON
-            body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-            if content == "":
-                body = b""
+            match content:
+                case str():
+                    kind, body = "text/plain", content.encode()
+                case bytes():
+                    kind, body = "application/msgpack", content
+                case _:
+                    kind, body = _JSON, json.dumps(content).encode()
             cut = request.method == "POST" and self._dice.random() < self.faults.cutting
             if cut:
                 self.broken += 1
                 self.note(f"breaks off its answer to {request.path}")
             await side.answer(status, body, kind, cut=cut)
+            if content is ASLEEP:
+                process.dozed = trio.current_time(), request.wire.life
             if isinstance(content, str) and status == 500:
                 return
 
@@ -207,8 +216,10 @@ class Worker:
         match request.path.split("/")[1:]:
             case ["v1", "images", "generations"]:
                 return await self._generate(process, request, content)
+            case ["rollout", "generate"]:
+                return await self._rollout(process, request, content)
             case ["v1", "videos"]:
-                return self._submit(process, content)
+                return self._submit(process, request, content)
             case ["update_weights_from_disk"]:
                 self._may_change(request.wire.life)
                 path, targets = content.get("model_path", ""), content.get("target_modules")
@@ -218,9 +229,9 @@ class Worker:
                 path = "".join(content.get("serialized_named_tensors", []))
                 return await self._update(process, path, content.get("target_modules"), refused=400)
             case ["release_memory_occupation"]:
-                return await self._memory(process, True)
+                return await self.memory(process, True)
             case ["resume_memory_occupation"]:
-                return await self._memory(process, False)
+                return await self.memory(process, False)
             case ["v1", "set_lora"]:
                 return await self._wear(process, content)
             case ["v1", "unmerge_lora_weights"]:
@@ -255,12 +266,41 @@ class Worker:
             process.busy.pop(name, None)
             self.serving.discard(request.name)
 
+    async def _rollout(self, process: Process, request: Request, content: dict[str, Any]) -> Reply:
+        name, life = self._id(process, "rollout"), request.wire.life
+        self._look(process, life)
+        called, runs = content["prompt"], self.world.runs
+        run = runs.rollout(called, content["seed"], process, life)
+        process.busy[name] = (life, self.host.link.breaks)
+        self.serving.add(request.name)
+        try:
+            async with self._turn(process):
+                count = content.get("num_outputs_per_prompt") or 1
+                await self._takes(process, 0.01 * content["num_inference_steps"] * count)
+                if process.asleep:
+                    runs.fail(called, run)
+                    return 500, ASLEEP
+                if self._dice.random() < self.faults.failing:
+                    runs.fail(called, run)
+                    return 500, {"detail": "out of memory"}
+                self.served += 1
+                return 200, samples(content, name, process.weights.told())
+        finally:
+            process.busy.pop(name, None)
+            self.serving.discard(request.name)
+
     def _look(self, process: Process, life: Life | None) -> None:
         """Should this generation have come?"""
         if life is None or life.dead:
             return  # a router sent it that is no more
-        if process.asleep:
+        if process.asleep and not process.strayed:
             raise Wrong(f"{self.name} is asleep, and gets a generation")
+        said, to = process.dozed
+        link, now = self.host.link, trio.current_time()
+        quiet = link.up and not link.loss and link.delay < 0.01 and not self.taken
+        quiet = quiet and now - max(self.disturbed, process.filmed) > 30 and self.handled == 1
+        if process.asleep and to is life and quiet and _SOON < now - said < _DOZES:
+            raise Wrong(f"{self.name} has said that it sleeps, and gets generations")
         self.world.may_generate(self)
 
     def _may_change(self, life: Life | None) -> None:
@@ -274,13 +314,15 @@ class Worker:
         ours = [breaks for sent_by, breaks in self.process.busy.values() if sent_by is life]
         return len(ours) >= self.slots and min(ours) == self.host.link.breaks
 
-    def _submit(self, process: Process, content: dict[str, Any]) -> Reply:
+    def _submit(self, process: Process, request: Request, content: dict[str, Any]) -> Reply:
         name = self._id(process, "video")
+        self.world.runs.job(content.get("prompt", ""), process, request.wire.life)
         job: dict[str, Any] = {
             "id": name,
             "object": "video",
             "status": "queued",
             "model": content.get("model"),
+            "prompt": content.get("prompt"),
             "progress": 0,
             "created_at": int(self.universe.now),
             "error": None,
@@ -297,8 +339,11 @@ class Worker:
         with process.working():
             async with process.scheduler:
                 job["status"] = "in_progress"
-                await self._takes(process, 0.2 * steps)
-                job |= {"status": "completed", "progress": 100}
+                if process.asleep:
+                    job |= {"status": "failed", "error": {"message": ASLEEP["detail"]}}
+                else:
+                    await self._takes(process, 0.2 * steps)
+                    job |= {"status": "completed", "progress": 100}
         process.unfinished -= 1
         process.filmed = trio.current_time()
         process.ended.append((submitted, process.filmed))
@@ -341,11 +386,12 @@ class Worker:
             process.weights = process.weights.worn(path)
             return 200, {"status": "ok", "message": "set"}
 
-    async def _memory(self, process: Process, asleep: bool) -> Reply:
+    async def memory(self, process: Process, asleep: bool) -> Reply:
         async with process.scheduler:
             self.world.tell(self)
             await self._takes(process, self._dice.uniform(0.05, 2))
             process.asleep, process.awake_since = asleep, trio.current_time()
+            process.strayed = process.strayed and asleep
             self.note("sleeps" if asleep else "is awake")
             return 200, {"success": True, "sleeping": asleep, "message": ""}
 
