@@ -30,12 +30,15 @@ from router.control.plan import Action, Known
 from router.control.refit import WeightControl
 from router.control.watch import PATIENCE_WHILE_BUSY, Watchman
 from router.control.worker_memory import WorkerMemory
+from router.dispatch import Dispatcher
 from router.pool import events
 from router.pool.assets import AssetMap
+from router.pool.ejection import Ejection
 from router.pool.lifecycle import Probe
 from router.pool.versions import Bounds
 from router.pool.weights import Ledgers
 from router.pool.worker import Memory, Worker
+from router.relay.keys import Keys
 from router.store import opening
 from router.store.store import Store
 
@@ -338,3 +341,19 @@ def _chosen_lost(stack: Stack) -> None:
 def _any_version(stack: Stack) -> None:
     met = Bounds.met
     _replace(stack, Bounds, "met", lambda self, *given: met(self._replace(exact=None), *given))
+
+
+@fault("key-twice", "keys", "A key whose request is in doubt is free for another generation")
+def _key_twice(stack: Stack) -> None:
+    _replace(stack, Keys, "_is_lost", lambda self, entry: entry.error is not None)
+
+
+@fault("unnoticed-sleeper", "strays", "The word of a worker that it sleeps is not noticed")
+def _unnoticed_sleeper(stack: Stack) -> None:
+    _replace(stack, Ejection, "dozes", lambda self, hold, now: None)
+
+
+@fault("all-cancelled", "groups", "A cancelled group takes the requests of others with it")
+def _all_cancelled(stack: Stack) -> None:
+    real = Dispatcher.cancel
+    _replace(stack, Dispatcher, "cancel", lambda self, meant: real(self, lambda facts: True))

@@ -298,7 +298,7 @@ class Worker:
         said, to = process.dozed
         link, now = self.host.link, trio.current_time()
         quiet = link.up and not link.loss and link.delay < 0.01 and not self.taken
-        quiet = quiet and now - max(self.disturbed, process.filmed) > 30 and self.handled == 1
+        quiet = quiet and max(self.disturbed, process.filmed + 10) < said and self.handled == 1
         if process.asleep and to is life and quiet and _SOON < now - said < _DOZES:
             raise Wrong(f"{self.name} has said that it sleeps, and gets generations")
         self.world.may_generate(self)
