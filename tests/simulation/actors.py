@@ -250,6 +250,8 @@ async def learn(world: World) -> dict[str, object] | None:
     if answer is None:
         return None
     for ledger in answer.json()["models"]:
+        if ledger["model"] != MODEL:
+            continue
         if ledger["weight_version"] < floor:
             raise Wrong(f"{floor} was acknowledged, and now it is {ledger['weight_version']}")
         world.truth.told(ledger)

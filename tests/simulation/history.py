@@ -16,6 +16,7 @@ from tests.simulation.operators import (
     tidy_up,
 )
 from tests.simulation.overseer import overseer
+from tests.simulation.pools import pooled
 from tests.simulation.requests import canceller, insister, roller
 from tests.simulation.strays import stray
 from tests.simulation.themes import ORDINARY, Theme, drawn
@@ -73,6 +74,7 @@ async def some_time(world: World, theme: Theme, seconds: float) -> None:
                 (roller, theme.rollers),
                 (canceller, theme.cancellers),
                 (insister, theme.insisters),
+                (pooled, theme.pools),
             ):
                 for number in range(count):
                     actors.start_soon(actor, world, number)

@@ -106,7 +106,9 @@ def _look(world: World, worker: Worker, told: dict[str, Any]) -> None:
                 f"{worker.name} is busy, and counts as dead after {silent:.0f} s of silence"
             )
 
-    if world.theme.video <= 80 and told["jobs"] > (most := _unfinished(worker)):
+    # A submission with a key goes on when its client has left, and nobody counts it.
+    counted = world.theme.video <= 80 and not world.theme.insisters
+    if counted and told["jobs"] > (most := _unfinished(worker)):
         most += world.submitting  # the router counts from before the worker does
         if told["jobs"] > most and _minds(world, worker):
             many = f"{told['jobs']} unfinished jobs, says the router of {worker.name}"

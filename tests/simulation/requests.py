@@ -17,8 +17,8 @@ from tests.simulation.universe import Life, Wrong
 from tests.simulation.worker import MODEL, Weights
 
 _TRIES = 60  # blind ones
-_MORE = {"cancelled", "idempotency_mismatch", "already_done", "state_unavailable", "worker_cut_off"}
-_MORE |= {"weight_version_passed"}
+MORE = {"cancelled", "idempotency_mismatch", "already_done", "state_unavailable", "worker_cut_off"}
+MORE |= {"weight_version_passed"}
 
 
 def _group(dice: random.Random, name: str, steps: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ async def _once(
         return None
     if answer.status != 200:
         world.outcomes[f"rollout {answer.code or answer.status}"] += 1
-        if answer.code not in EXPECTED | _MORE and "x-worker-id" not in answer.headers:
+        if answer.code not in EXPECTED | MORE and "x-worker-id" not in answer.headers:
             raise Wrong(f"{name}: {answer.status} {answer.body.decode()[:300]}")
         if answer.code == "cancelled":
             world.runs.cancel(name)
@@ -181,5 +181,5 @@ def _check_job(world: World, name: str, answer: Answer) -> None:
     if answer.status == 200:
         if answer.json()["prompt"] != name:
             raise Wrong(f"{name} got another job: {answer.json()}")
-    elif answer.code not in EXPECTED | _MORE and "x-worker-id" not in answer.headers:
+    elif answer.code not in EXPECTED | MORE and "x-worker-id" not in answer.headers:
         raise Wrong(f"{name}: {answer.status} {answer.body.decode()[:300]}")

@@ -40,6 +40,7 @@ class Runs:
     # How many processes of a worker the router has counted by now.
     incarnation: Callable[[Worker], int]
     rollouts: dict[tuple[str, int], list[Run]] = field(factory=dict)  # by name and first seed
+    groups: dict[str, list[Run]] = field(factory=dict)  # the same, by name
     jobs: dict[str, list[Run]] = field(factory=dict)
     keyed: set[str] = field(factory=set)
     cancelled: set[str] = field(factory=set)
@@ -52,9 +53,12 @@ class Runs:
         if name in self.keyed and life is not None and not life.dead:
             for other in before:
                 again = other.life is life and (name, life) not in self.failed
-                if again and self._lasts(other):
+                # If one part is lost, so is the whole.
+                parts = [part for part in self.groups[name] if part.life is life]
+                if again and all(map(self._lasts, parts)):
                     raise Wrong(f"{name} runs on {process.worker.name}, and runs a second time")
         before.append(run)
+        self.groups.setdefault(name, []).append(run)
         return run
 
     def _run(self, process: Process, life: Life | None) -> Run:

@@ -42,6 +42,7 @@ class Theme:
     rollers: int = 0  # who ask for groups of samples, most with keys
     cancellers: int = 0
     insisters: int = 0  # who submit videos with keys
+    pools: int = 0  # 1: there are two more
     rolling: bool = False  # some changes are made by turns
     numbers: float = 0.0  # the share of changes whose version the trainer chooses
     bounds: float = 0.0  # and of images for which only some versions will do
@@ -277,6 +278,19 @@ THEMES: dict[str, dict[str, Any]] = {
         "kills": True,
         "rollers": 6,
         "insisters": 2,
+    },
+    # Several pools and models, and the router dies.
+    "pools": {
+        "parts": 2,
+        "clients": 3,
+        "trainers": 1,
+        "operators": 0,
+        "filmers": 1,
+        "steps": 50,
+        "video": 20,
+        "burst": 0,
+        "rollers": 1,
+        "pools": 1,
     },
     # What waits is cancelled, groups are split, and workers are few.
     "groups": {

@@ -24,6 +24,7 @@ from tests.simulation.universe import LIFE, Life, Universe, Wrong
 
 _IDLE = 5.0  # seconds until a kept-alive connection is closed
 _SLOWER = 60.0  # at most so much longer it takes at a slow worker
+_POOLS = ("teacher", "reward")
 _JSON = "application/json"
 # Seconds after the word that it sleeps in which a worker gets no generation; before, one may be on
 # its way.
@@ -41,6 +42,7 @@ class Worker:
     name: str
     host: Host
     slots: int = 1
+    pool: str = ""  # also how what is meant for it is called
     faults: Faults = field(factory=Faults)
     process: Process | None = None
     taken: bool = False  # somebody is breaking it
@@ -69,6 +71,10 @@ class Worker:
     @property
     def url(self) -> str:
         return f"http://{self.host.address}:30000"
+
+    @property
+    def model(self) -> str:
+        return self.pool or MODEL
 
     @property
     def alive(self) -> bool:
@@ -181,9 +187,13 @@ class Worker:
                 await trio.sleep(max(0.0, process.warm_at - trio.current_time()))
                 return 200, {"object": "list", "data": [self._card()]}
             case "GET", ["server_info"]:
-                return 200, {"model_path": MODEL, "served_model_name": MODEL, "dp_size": self.slots}
+                return 200, {
+                    "model_path": self.model,
+                    "served_model_name": self.model,
+                    "dp_size": self.slots,
+                }
             case "GET", ["model_info"]:
-                return 200, {"model_path": MODEL, "output_types": ["IMAGE", "VIDEO"]}
+                return 200, {"model_path": self.model, "output_types": ["IMAGE", "VIDEO"]}
             case "GET", ["v1", "list_loras"]:
                 async with process.scheduler:
                     await self._takes(process, 0.01)
@@ -209,15 +219,18 @@ class Worker:
         return await self._post(process, request)
 
     def _card(self) -> dict[str, Any]:
-        return {"id": MODEL, "object": "model", "supported_task_types": ["T2I", "T2V"]}
+        return {"id": self.model, "object": "model", "supported_task_types": ["T2I", "T2V"]}
 
     async def _post(self, process: Process, request: Request) -> Reply:
         content = request.json()
+        self._check_pool(content)
         match request.path.split("/")[1:]:
             case ["v1", "images", "generations"]:
                 return await self._generate(process, request, content)
             case ["rollout", "generate"]:
                 return await self._rollout(process, request, content)
+            case ["score"] if self.pool:
+                return 200, {"score": 1}
             case ["v1", "videos"]:
                 return self._submit(process, request, content)
             case ["update_weights_from_disk"]:
@@ -241,6 +254,12 @@ class Worker:
                     await self._takes(process, 0.05)
                     return 200, dict(zip(MODULES, process.weights.modules, strict=True))
         return 404, {"detail": "Not Found"}
+
+    def _check_pool(self, content: dict[str, Any]) -> None:
+        """Whether it is meant for the pool, as far as it says so."""
+        said = f"{content.get('prompt', '')} {content.get('model_path', '')}"
+        if any((pool == self.pool) is not (f"{pool}/" in said) for pool in _POOLS if said != " "):
+            raise Wrong(f"{self.name} gets what is not meant for its pool: {said}")
 
     def _id(self, process: Process, kind: str) -> str:
         self._ids += 1
