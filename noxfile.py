@@ -13,6 +13,7 @@ Only when named:
     lock     renews the lock files after a change of the dependencies in pyproject.toml; keeps the
              versions that still fit. `nox -s lock -- --upgrade` takes the newest ones.
     bench    the benchmarks
+    browser  the live page in Chromium; with PICTURE=docs/dashboard.png it renews that picture
     crash    kills the router at random under load, fifty times over
     flaky    the tests five times over, with other random examples each time
     chaos    processes that die, freeze, sleep and return under load, for a minute (CHAOS_SECONDS);
@@ -92,11 +93,11 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     install(session)
     if session.posargs:
-        session.run("pytest", "--ignore=tests/e2e", *session.posargs)
+        session.run("pytest", "--ignore=tests/e2e", "--ignore=tests/browser", *session.posargs)
         return
     session.run("pytest", *TWO, *PURE)
     whole = session.python in (INSTALLED[0], INSTALLED[-1])
-    others = [f"--ignore={folder}" for folder in (*PURE, "tests/e2e")]
+    others = [f"--ignore={folder}" for folder in (*PURE, "tests/e2e", "tests/browser")]
     session.run("pytest", *THREE, *(others if whole else [SMOKE]))
 
 
@@ -131,6 +132,12 @@ def bench(session: nox.Session) -> None:
         session.skip("there are no benchmarks yet")
     for benchmark in benchmarks:
         session.run("python", str(benchmark), *session.posargs)
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    install(session)
+    session.run("pytest", "tests/browser", *session.posargs)
 
 
 @nox.session(default=False, requires=["build"])

@@ -148,11 +148,13 @@ async def browser() -> AsyncIterator[Tab]:
                         await tab.listen()
 
                 nursery.start_soon(listen)
-                for domain in ("Page", "Runtime", "Log"):
-                    await tab.call(f"{domain}.enable")
-                yield tab
-                listening.cancel()
-            nursery.cancel_scope.cancel()
+                try:
+                    for domain in ("Page", "Runtime", "Log"):
+                        await tab.call(f"{domain}.enable")
+                    yield tab
+                finally:
+                    listening.cancel()
+                    nursery.cancel_scope.cancel()
 
 
 async def _running(

@@ -81,7 +81,7 @@ function newLane(ledger) {
 }
 
 function fillLane(lane, ledger) {
-  const members = [...pool.workers.values()].filter((worker) => worker.kind !== 'http' && worker.pool === ledger.pool && (!worker.models || worker.models.includes(ledger.model) || worker.model_path === ledger.model));
+  const members = [...pool.workers.values()].filter((worker) => worker.kind !== 'http' && worker.pool === ledger.pool && worker.models && (worker.models.includes(ledger.model) || worker.model_path === ledger.model));
   const versions = new Map();
   for (const worker of members) {
     const version = worker.weight_version;

@@ -33,7 +33,7 @@ function fill(row, worker) {
   say(row.why, whyOf(worker)); row.why.title = row.why.textContent;
   fillSlots(row, worker);
   say(row.speed, speedOf(worker));
-  say(row.weights, worker.weight_version === null ? 'not known' : `v${worker.weight_version}`);
+  say(row.weights, worker.models === null ? '–' : worker.weight_version === null ? 'not known' : `v${worker.weight_version}`);
   const serves = worker.kind === 'http' ? ['plain HTTP'] : worker.models || [];
   say(row.serves, serves.join(', ')); row.serves.title = [...serves, ...(worker.task_types || [])].join(', ');
   say(row.restarts, launch ? String(launch.restarts) : '');
