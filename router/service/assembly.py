@@ -57,6 +57,7 @@ from ..web.app import create_app
 from ..web.feed import Feed
 from ..web.parts import CallLimits, Parts
 from .launched import make_fleet, prove, restart
+from .measured import measure
 from .start import is_loopback, run_of, static_roles
 
 logger = logging.getLogger("router.service")
@@ -155,6 +156,7 @@ def assemble(
         memory=MemoryControl(agents),
         launcher=fleet,
         feed=Feed(registry, recent, (PhaseChanged,)),
+        metrics=measure(registry, dispatcher, ledgers, store, fleet, assets),
         limits=CallLimits(refit=call, idle=settings.idle_timeout),
     )
     upstream = Upstream(

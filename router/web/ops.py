@@ -1,10 +1,10 @@
-"""`/health`, `/live`, `/ready`: for load balancers and people."""
+"""`/health`, `/live`, `/ready`, `/metrics`: for load balancers, monitoring and people."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quart import Blueprint
+from quart import Blueprint, Response, request
 
 from .. import boundary
 from ..errors import RouterError
@@ -57,11 +57,17 @@ def health_payload(of: Parts, pool: str | None = None) -> tuple[dict[str, Any], 
 
 
 @blueprint.get("/metrics")
+async def metrics() -> Response:
+    """The router's own metrics for Prometheus."""
+    body, content_type = await parts().metrics.exposition(request.headers.get("Accept", ""))
+    return Response(body, content_type=content_type)
+
+
 @blueprint.get("/engine_metrics")
-async def metrics() -> dict[str, Any]:
+async def engine_metrics() -> dict[str, Any]:
     """Not implemented. The metrics of a single worker would pass for the pool's."""
     raise RouterError(
-        "The router has no metrics yet; GET /workers and GET /queue say how the pool does",
+        "The router does not merge the metrics of its workers yet; GET /metrics has its own",
         status=501,
         code="not_implemented",
     )

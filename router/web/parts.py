@@ -17,6 +17,7 @@ from ..control.refit import WeightControl
 from ..control.runs import Runs
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
+from ..observe.metrics import Metrics
 from ..pool.registry import Registry
 from ..pool.weights import Ledgers
 from ..pool.worker import Worker
@@ -72,6 +73,7 @@ class Parts:
     memory: MemoryControl
     launcher: LaunchedWorkers
     feed: Feed
+    metrics: Metrics
     limits: CallLimits
 
     def attach(self, extensions: dict[str, object]) -> None:

@@ -1,0 +1,258 @@
+"""The router's metrics for Prometheus: counts of facts on the bus, and gauges sampled at a scrape.
+
+Label values are bounded: routes of the table, models and workers of the pool. A worker that is
+removed takes its series with it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import trio
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from .. import __version__, boundary
+from ..front.record import ExchangeEnded
+from ..pool import events
+from ..pool.cost import Speeds
+from ..pool.lifecycle import routable
+from ..pool.queue import Queue
+from ..pool.registry import Registry
+from ..pool.worker import UNKNOWN_VERSION, Worker
+from .tally import Spread, Tally, gauge, single
+
+OTHER = "other"
+"""The model of a request that names a model which no worker serves."""
+
+_MOST_MODELS = 256  # names of models over the life of the process; later ones count as `other`
+
+# From a cached answer to a video of 20 minutes and its wait.
+_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1200, 2400)
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_VERSIONS = (0, 1, 2, 3, 5, 10, 20)
+
+_ROUTE = ("route", "model")
+_WORKER = ("worker", "pool", "model")
+_FACETS = ("health", "admin", "memory", "weights")
+
+Sample = Callable[[], Iterable[Metric]]
+
+
+class Metrics(Collector):
+    """Observes one router. `speeds` and `queue` are the dispatcher's."""
+
+    def __init__(self, registry: Registry, speeds: Speeds, queue: Queue) -> None:
+        self._registry, self._speeds, self._queue = registry, speeds, queue
+        self._samples: list[Sample] = [self._process, self._workers, self._waiting]
+        self._models: dict[str, str] = {}  # of each worker, by its URL
+        self._names: set[str] | None = None  # all that workers serve; None: look again
+        self._used: set[str] = set()  # as labels
+        self._lag = 0.0
+        self._requests = Tally("requests", "Exchanges that ended; status none: without an answer.")
+        self._requests.labels = (*_ROUTE, "status")
+        self._retries = Tally("retries", "Further workers tried for a request.", _ROUTE)
+        self._refused = Tally("refused", "Requests that were refused a worker.", ("code",))
+        self._queued = Tally("queued", "Requests that found no free worker and waited.")
+        about = "Seconds from the head of the request to the end of its answer."
+        self._whole = Spread("request_seconds", about, _SECONDS, _ROUTE)
+        about = "Seconds from the head of the request to its first worker."
+        self._queue_time = Spread("queue_seconds", about, _SECONDS, _ROUTE)
+        about = "Seconds from the first worker to the head of the answer."
+        self._worker_time = Spread("worker_seconds", about, _SECONDS, _ROUTE)
+        about = "Seconds from the head of the answer to its end."
+        self._transfer = Spread("transfer_seconds", about, _SECONDS, _ROUTE)
+        about = "Weight versions that the worker lacked when it got a request."
+        self._staleness = Spread("staleness_versions", about, _VERSIONS, ("model",))
+        self._granted = Tally("worker_leases", "Exchanges that the worker got.", ("worker",))
+        self._ejected = Tally("worker_ejections", "Times the worker went on trial.", ("worker",))
+        about = "Times another process was found behind the worker's URL."
+        self._replaced = Tally("worker_replacements", about, ("worker",))
+        about = "Health probes by what they found."
+        self._probes = Tally("worker_probes", about, ("worker", "finding"))
+        self._probe_time = Spread("probe_seconds", "Seconds that a health probe took.", _SHORT)
+        self._issued = Tally("weight_versions", "Weight versions issued.", ("model",))
+        self._writes = Spread(
+            "state_write_seconds", "Seconds to write and sync a batch of state changes.", _SHORT
+        )
+        self._counts = [value for value in vars(self).values() if isinstance(value, Tally | Spread)]
+        self._of_workers = (self._granted, self._ejected, self._replaced, self._probes)
+        self._collectors = CollectorRegistry()
+        self._collectors.register(self)
+        ProcessCollector(registry=self._collectors)
+        self._observe()
+
+    def sample(self, sample: Sample) -> None:
+        """Call `sample` at each scrape for further gauges."""
+        self._samples.append(sample)
+
+    def state_written(self, seconds: float) -> None:
+        """A batch of changes is on the disk."""
+        self._writes.note(seconds)
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics in the format that the `Accept` header asks for, and their content type."""
+        before = trio.current_time()
+        await trio.lowlevel.checkpoint()  # one round of the event loop
+        self._lag = trio.current_time() - before
+        encode, content_type = choose_encoder(accept)
+        return encode(self._collectors), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        for count in self._counts:
+            yield count.family()
+        for sample in self._samples:
+            yield from sample()
+
+    # What happens.
+
+    def _observe(self) -> None:
+        bus = self._registry.bus
+        bus.subscribe(self._ended, ExchangeEnded)
+        bus.subscribe(self._leased, events.LeaseGranted)
+        bus.subscribe(self._probed, events.Probed)
+        bus.subscribe(lambda e: self._refused.add(e.error.code), events.Refused)
+        bus.subscribe(lambda _: self._queued.add(), events.Queued)
+        bus.subscribe(lambda e: self._ejected.add(e.worker.url), events.Ejected)
+        bus.subscribe(lambda e: self._replaced.add(e.worker.url), events.Reincarnated)
+        bus.subscribe(lambda e: self._issued.add(self._bounded(e.model)), events.VersionIssued)
+        bus.subscribe(self._learned, events.CapabilitiesLearned)
+        bus.subscribe(self._removed, events.WorkerRemoved)
+
+    def _ended(self, event: ExchangeEnded) -> None:
+        record = event.record
+        model = self._models.get(record.worker or "")
+        model = self._named(record.model) if model is None else model
+        place = record.route, model
+        self._requests.add(*place, str(record.status or "none"))
+        if record.tries > 1:
+            self._retries.add(*place, by=record.tries - 1)
+        arrived, leased, answered = record.arrived, record.leased, record.answered
+        if leased is not None:
+            self._queue_time.note(leased - arrived, *place)
+        if answered is not None:
+            if leased is not None:
+                self._worker_time.note(answered - leased, *place)
+            if record.ended is not None:
+                self._transfer.note(record.ended - answered, *place)
+                self._whole.note(record.ended - arrived, *place)
+
+    def _leased(self, event: events.LeaseGranted) -> None:
+        lease = event.lease
+        worker, version = lease.worker, lease.weight_version
+        self._granted.add(worker.url)
+        if version is not None and version != UNKNOWN_VERSION:
+            lacks = max(0, worker.newest_version - version)
+            self._staleness.note(lacks, self._models.get(worker.url, ""))
+
+    def _probed(self, event: events.Probed) -> None:
+        self._probes.add(event.worker.url, event.finding)
+        self._probe_time.note(event.seconds)
+
+    def _learned(self, event: events.CapabilitiesLearned) -> None:
+        self._names = None
+        can = event.worker.capabilities
+        if can and can.models:
+            self._models[event.worker.url] = self._bounded(can.models[0])
+
+    def _removed(self, event: events.WorkerRemoved) -> None:
+        self._names = None
+        self._models.pop(event.worker.url, None)
+        for tally in self._of_workers:
+            tally.forget(event.worker.url)
+
+    def _bounded(self, model: str) -> str:
+        """The label of a model that a worker or ledger has."""
+        if model in self._used or len(self._used) < _MOST_MODELS:
+            self._used.add(model)
+            return model
+        return OTHER
+
+    def _named(self, model: str | None) -> str:
+        """The label of a model that a client has named."""
+        if not model:
+            return ""
+        if self._names is None:
+            can = [worker.capabilities for worker in self._registry]
+            self._names = {name for one in can if one for name in one.models}
+        return self._bounded(model) if model in self._names else OTHER
+
+    # What is so at a scrape.
+
+    def _process(self) -> Iterator[Metric]:
+        build = (__version__, platform.python_version())
+        yield gauge("build_info", "The running program.", ("version", "python"), [(build, 1)])
+        about = "Seconds that one round of the event loop took, measured at this scrape."
+        yield single("event_loop_lag_seconds", about, self._lag)
+        errors = Tally("contained_errors", "Unexpected errors that ended where they arose.")
+        errors.labels = ("place",)
+        for place, count in boundary.counts.items():
+            errors.add(place, by=count)
+        yield errors.family()
+
+    def _workers(self) -> Iterator[Metric]:
+        workers = list(self._registry)
+        label = {w: (w.url, w.pool, self._models.get(w.url, "")) for w in workers}
+
+        def each(name: str, text: str, value: Callable[[Worker], float]) -> Metric:
+            rows = [(label[worker], value(worker)) for worker in workers]
+            return gauge(f"worker_{name}", text, _WORKER, rows)
+
+        yield single("workers", "Registered workers.", len(workers))
+        yield each("routable", "1 if the worker may get generations now.", routable)
+        yield each("on_trial", "1 while the worker is on trial.", lambda w: w.trial is not None)
+        yield each(
+            "slots", "Generations that the worker runs at once.", lambda w: w.max_concurrency
+        )
+        about = "Exchanges between dispatch and last byte."
+        yield each("exchanges", about, lambda w: w.active_requests)
+        about = "Version of the worker's weights; -1: unknown."
+        yield each("weight_version", about, lambda w: w.weight_version)
+        about = "Weight versions that the worker lacks now."
+        yield each("weight_lag", about, lambda w: max(0, w.newest_version - w.weight_version))
+        rows = [((w.url, facet, str(getattr(w, facet))), 1.0) for w in workers for facet in _FACETS]
+        labels = ("worker", "facet", "state")
+        yield gauge("worker_state", "1 for the state of each facet of a worker.", labels, rows)
+        held = [
+            ((w.url, kind), float(count))
+            for w in workers
+            for kind, count in Counter(str(hold.kind) for hold in w.holds).items()
+        ]
+        yield gauge("worker_held_slots", "Slots by what holds them.", ("worker", "kind"), held)
+
+    def _waiting(self) -> Iterator[Metric]:
+        now = trio.current_time()
+        waiting: Counter[str] = Counter()
+        oldest: dict[str, float] = {}
+        seconds: dict[tuple[str, str], float] = {}
+        jobs: Counter[str] = Counter()
+        for model in self._models.values():  # a series that comes and goes is hard to alert on
+            waiting[model] = jobs[model] = 0
+            oldest[model] = seconds[model, "running"] = seconds[model, "waiting"] = 0.0
+        for worker in self._registry:
+            model = self._models.get(worker.url, "")
+            key = (model, "running")
+            seconds[key] = seconds.get(key, 0.0) + self._speeds.outstanding(worker)
+            jobs[model] += worker.jobs
+        for one in self._queue.all():
+            facts = one.facts
+            fitting = self._queue.fitting(facts.wants)
+            model = self._models.get(fitting[0].url, "") if fitting else self._named(facts.model)
+            waiting[model] += 1
+            oldest[model] = max(oldest.get(model, 0.0), now - one.since)
+            key = (model, "waiting")
+            seconds[key] = seconds.get(key, 0.0) + self._speeds.typical(facts.kind, facts.work)
+        yield gauge("queue_depth", "Waiting requests.", ("model",), _rows(waiting))
+        about = "Seconds that the longest waiting request has waited."
+        yield gauge("queue_oldest_wait_seconds", about, ("model",), _rows(oldest))
+        about = "Seconds of work given or waiting, by learnt speeds: divide by the workers."
+        yield gauge("outstanding_seconds", about, ("model", "part"), seconds.items())
+        yield gauge("jobs", "Videos and meshes that are being made.", ("model",), _rows(jobs))
+
+
+def _rows(values: dict[str, float] | Counter[str]) -> list[tuple[tuple[str], float]]:
+    return [((name,), value) for name, value in values.items()]

@@ -1,0 +1,143 @@
+"""The router's metrics, without a router."""
+
+from __future__ import annotations
+
+import trio
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from router.front.record import ExchangeEnded, ExchangeRecord
+from router.observe.metrics import Metrics
+from router.observe.tally import PREFIX, Spread, Tally
+from router.pool.cost import Speeds
+from router.pool.policies import LeastRequest
+from router.pool.queue import Queue
+from router.pool.registry import Registry
+from router.pool.worker import Capabilities, Origin
+
+HOSTILE = 'a"b\\c\nd{}=,# é'
+
+
+def made() -> tuple[Registry, Metrics]:
+    registry = Registry()
+    queue = Queue(
+        LeastRequest(), LeastRequest(), lambda: registry, lambda *_: None, lambda *_: None
+    )
+    return registry, Metrics(registry, Speeds(), queue)
+
+
+def scraped(metrics: Metrics) -> dict[str, Metric]:
+    found: list[bytes] = []
+
+    async def main() -> None:
+        text, kind = await metrics.exposition("text/plain")
+        assert kind.startswith("text/plain; version=0.0.4")
+        found.append(text)
+
+    trio.run(main)
+    return {family.name: family for family in parse(found[0].decode())}
+
+
+def ended(registry: Registry, model: str | None, worker: str | None = None) -> None:
+    record = ExchangeRecord("id", "POST", "/x", arrived=1.0, route="/x", model=model)
+    record.worker, record.status, record.tries = worker, 200, 3
+    record.leased, record.answered, record.ended = 3.0, 8.0, 8.125
+    registry.bus.publish(ExchangeEnded(record))
+
+
+def add(registry: Registry, url: str, model: str) -> None:
+    worker = registry.add(url, Origin.REGISTERED)
+    registry.learned(worker, Capabilities(models=(model, "alias")))
+
+
+def test_a_tally_counts_and_forgets() -> None:
+    tally = Tally("some", "Text.", ("worker", "why"))
+    tally.add("a", "x")
+    tally.add("a", "x", by=2)
+    tally.add("b", "x")
+    assert [s.value for s in tally.family().samples] == [3, 1]
+    tally.forget("a")
+    assert [s.labels["worker"] for s in tally.family().samples] == ["b"]
+
+
+def test_buckets_are_cumulative_and_include_their_bound() -> None:
+    spread = Spread("some", "Text.", (1, 2))
+    for value in (0.5, 1, 1.5, 99):
+        spread.note(value)
+    samples = {
+        (s.name[len(PREFIX) :], s.labels.get("le")): s.value for s in spread.family().samples
+    }
+    assert samples == {
+        ("some_bucket", "1.0"): 2,
+        ("some_bucket", "2.0"): 3,
+        ("some_bucket", "+Inf"): 4,
+        ("some_count", None): 4,
+        ("some_sum", None): 102,
+    }
+
+
+def test_the_latency_is_split() -> None:
+    registry, metrics = made()
+    ended(registry, None)
+    families = scraped(metrics)
+    sums = {
+        name: sample.value
+        for name in ("queue", "worker", "transfer", "request")
+        for sample in families[f"{PREFIX}{name}_seconds"].samples
+        if sample.name.endswith("_sum")
+    }
+    assert sums == {"queue": 2, "worker": 5, "transfer": 0.125, "request": 7.125}
+    assert [s.value for s in families[f"{PREFIX}retries"].samples] == [2]
+
+
+def test_names_that_clients_invent_make_no_series() -> None:
+    registry, metrics = made()
+    add(registry, "http://a:1", "image/a")
+    for model in ("image/a", "alias", None, *(f"invented/{n}" for n in range(50))):
+        ended(registry, model)
+    ended(registry, "invented", "http://a:1")  # the worker serves it under any name
+    samples = scraped(metrics)[f"{PREFIX}requests"].samples
+    counts = {s.labels["model"]: s.value for s in samples}
+    assert counts == {"image/a": 2, "alias": 1, "": 1, "other": 50}
+
+
+def test_models_of_workers_are_bounded() -> None:
+    registry, metrics = made()
+    for number in range(300):
+        add(registry, "http://a:1", f"image/{number}")
+        ended(registry, None, "http://a:1")
+    counts = {s.labels["model"]: s.value for s in scraped(metrics)[f"{PREFIX}requests"].samples}
+    assert len(counts) == 257
+    assert counts["other"] == 300 - 256
+
+
+def test_hostile_names_are_escaped() -> None:
+    registry, metrics = made()
+    add(registry, "http://a:1", HOSTILE)
+    ended(registry, HOSTILE)
+    (sample,) = scraped(metrics)[f"{PREFIX}requests"].samples
+    assert sample.labels["model"] == HOSTILE
+
+
+def test_a_removed_worker_leaves_no_series() -> None:
+    registry, metrics = made()
+    for url in ("http://a:1", "http://b:1"):
+        add(registry, url, "image/a")
+        registry.lease(registry.get(url)).release()
+        registry.reincarnate(registry.get(url), "test")
+        registry.suspect(registry.get(url), "test")
+    registry.remove(registry.get("http://a:1"))
+    urls = {
+        sample.labels["worker"]
+        for family in scraped(metrics).values()
+        for sample in family.samples
+        if "worker" in sample.labels
+    }
+    assert urls == {"http://b:1"}
+
+
+def test_routers_of_one_process_do_not_share_counts() -> None:
+    (one, first), (_, second) = made(), made()
+    ended(one, None)
+    assert scraped(first)[f"{PREFIX}requests"].samples
+    assert not scraped(second)[f"{PREFIX}requests"].samples
