@@ -205,7 +205,7 @@ def ledger_facts(ledger: Ledger) -> dict[str, Any]:
         "latest_issued": ledger.issued,
         "replay": [
             {"weight_version": step.version, "path": step.path, "body": from_json(step.body)}
-            for step in (*recipe.base, *recipe.loras)
+            for step in (*recipe.base, *recipe.acting_loras)
         ],
         "replayable": recipe.repeatable,
         "pending": [_pending(change) for change in ledger.pending],

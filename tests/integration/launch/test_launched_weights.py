@@ -76,6 +76,12 @@ async def truth(worker: Worker) -> Any:
         return answer.json()
 
 
+async def loaded(pool: Deployment, worker: Worker, path: str) -> Any:
+    """What the worker's process has after a full update from there."""
+    await refitted(pool, path)
+    return await truth(worker)
+
+
 async def served(pool: Deployment) -> str:
     """The version that an image was made with."""
     answer = await pool.image()
@@ -95,8 +101,7 @@ def test_one_that_is_killed_is_refitted_before_it_serves(run_launched: RunLaunch
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker = await up(pool)
             base = await truth(worker)
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            first = await loaded(pool, worker, "v1")
             assert first != base
             kill(pool)
             await until(lambda: worker.incarnation == 2)
@@ -110,8 +115,7 @@ def test_one_that_dies_asleep_wakes_with_the_right_weights(run_launched: RunLaun
     async def test(lives: Lives, launcher: LauncherSettings) -> None:
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker = await up(pool)
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            first = await loaded(pool, worker, "v1")
             assert (await pool.http.post(SLEEP, json={})).is_success
             kill(pool)
             await until(lambda: pool.running.fleet.views()[0].phase is Phase.DOWN)
@@ -144,8 +148,7 @@ def test_a_clean_stop_ends_the_weights_with_the_workers(
         async with lives.router(crash=False, **options) as pool:
             worker = await up(pool)
             base = await truth(worker)
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            first = await loaded(pool, worker, "v1")
             port = int(worker.url.rpartition(":")[2])
         # At the same address, if nobody has taken the port meanwhile.
         options["launchers"] = (evolve(launcher, worker_base_port=port),)
@@ -166,8 +169,7 @@ def test_one_that_ended_with_a_killed_router(run_launched: RunLaunched, trusted:
         options: dict[str, Any] = {"launchers": (launcher,), "trust_downtime": trusted}
         async with lives.router(**options) as pool:
             worker = await up(pool)
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            first = await loaded(pool, worker, "v1")
         async with lives.router(crash=False, **options) as pool:
             assert await served(pool) == "1"
             assert await truth(await up(pool)) == first
@@ -182,8 +184,7 @@ def test_beside_a_worker_that_goes_on_the_ledger_does_too(run_launched: RunLaunc
             other = await pool.simulated(model_path="demo/image")
             known = await pool.register(other.url)
             await until(lambda: routable(known))
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            first = await loaded(pool, worker, "v1")
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker = await up(pool)
             assert (await ledger(pool))["weight_version"] == 1
@@ -207,8 +208,7 @@ def test_what_cannot_be_replayed_is_restarted_once_and_then_failed(
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker, fleet = await up(pool), pool.running.fleet
             path = tmp_path / "v1"
-            await refitted(pool, str(path))
-            first = await truth(worker)
+            first = await loaded(pool, worker, str(path))
             path.mkdir()  # a folder without weights: it cannot be loaded any more
             await spoil(pool, worker)
             await until(lambda: worker.incarnation == 2, 30)

@@ -13,6 +13,7 @@ from tests.integration.api.pools import is_ours
 from tests.integration.deployment import Deployment, until
 from tests.integration.launch.test_launched_weights import (
     RunLaunched,
+    loaded,
     run_launched,
     served,
     truth,
@@ -43,10 +44,8 @@ def test_a_sync_that_unwraps(
     async def test(lives: Lives, launcher: LauncherSettings) -> None:
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker = await up(pool)
-            await refitted(pool, "v2")
-            second = await truth(worker)
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            second = await loaded(pool, worker, "v2")
+            first = await loaded(pool, worker, "v1")
             await pool.http.post(path, json=lora)
             is_ours(await refit(pool, "v2"), 409, "lora_active")
             version = (await ledger(pool))["weight_version"]
@@ -70,8 +69,7 @@ def test_a_change_that_unwraps(run_launched: RunLaunched) -> None:
     async def test(lives: Lives, launcher: LauncherSettings) -> None:
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker = await up(pool)
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            first = await loaded(pool, worker, "v1")
             await pool.http.post(SET, json=LORA)
             await refitted(pool, "v1", unwrap="true")
             assert worker.incarnation == 2
@@ -88,8 +86,7 @@ def test_a_transaction_that_unwraps(run_launched: RunLaunched) -> None:
     async def test(lives: Lives, launcher: LauncherSettings) -> None:
         async with lives.router(crash=False, launchers=(launcher,)) as pool:
             worker = await up(pool)
-            await refitted(pool, "v1")
-            first = await truth(worker)
+            first = await loaded(pool, worker, "v1")
             await pool.http.post(SET, json=LORA)
             said = is_ours(await pool.http.post("/weights/begin", json={}), 409, "lora_active")
             assert said["launched"] == [worker.worker_id]

@@ -376,9 +376,11 @@ def test_loras_of_a_fresh_process(run_pool: RunPool) -> None:
         await pool.http.post(SET, json=LORA)
         again = await restart(pool, a, **IMAGES)
         await until(lambda: paths(again) == [SET] and current(a))
+        assert [step["path"] for step in (await ledger(pool))["replay"]] == [SET]
         assert again.sim.scheduler.loras.identity
         # Taken out again, nothing is left to replay on the next process.
         await pool.http.post(UNMERGE, json={})
+        assert (await ledger(pool))["replay"] == []
         third = await restart(pool, Member(again.sim, a.known), **IMAGES)
         await until(lambda: a.known.incarnation == 3 and current(a) and not a.known.suspicion)
         assert paths(third) == []

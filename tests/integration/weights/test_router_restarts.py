@@ -169,6 +169,14 @@ def test_a_worker_that_was_replaced_meanwhile(run_world: RunWorld) -> None:
     run_world(test, 1)
 
 
+async def all_have_v2(pool: Deployment, a: Member, b: Member) -> None:
+    await until(lambda: current(a, b))
+    assert has(a, "v2")
+    assert has(b, "v2")
+    known = await ledger(pool)
+    assert (known["weight_version"], known["pending"]) == (2, [])
+
+
 @pytest.mark.parametrize("when", ["before any has it", "after one has it"])
 def test_a_change_that_was_under_way_is_made(run_world: RunWorld, when: str) -> None:
     async def test(world: World) -> None:
@@ -184,15 +192,8 @@ def test_a_change_that_was_under_way_is_made(run_world: RunWorld, when: str) -> 
                     await until(lambda: has(a, "v2") and current(a))
                 nursery.cancel_scope.cancel()
 
-        async def after(pool: Deployment, a: Member, b: Member) -> None:
-            await until(lambda: current(a, b))
-            assert has(a, "v2")
-            assert has(b, "v2")
-            known = await ledger(pool)
-            assert (known["weight_version"], known["pending"]) == (2, [])
-
         await world.router(before)
-        await world.router(after)
+        await world.router(all_have_v2)
 
     run_world(test)
 
@@ -247,15 +248,8 @@ def test_a_rolling_change_that_was_under_way_comes_to_all(run_world: RunWorld, d
                 assert b.known.weights == ("updating" if done else "current")
                 nursery.cancel_scope.cancel()
 
-        async def after(pool: Deployment, a: Member, b: Member) -> None:
-            await until(lambda: current(a, b))
-            assert has(a, "v2")
-            assert has(b, "v2")
-            known = await ledger(pool)
-            assert (known["weight_version"], known["pending"]) == (2, [])
-
         await world.router(before)
-        await world.router(after)
+        await world.router(all_have_v2)
 
     run_world(test)
 
