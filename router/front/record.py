@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 from attrs import define, field, frozen
 
@@ -38,6 +40,10 @@ class ExchangeRecord:
     sent: int = 0
     status: int | None = None
     code: str | None = None  # of the error sent to the client, or of the early end
+    # Of a split group that has failed. `unfinished`: whether workers still make parts of it.
+    # `certain`: no worker can have the part that failed, or the worker has refused it.
+    unfinished: Callable[[], bool] | None = None
+    certain: bool = False
     _deliveries: int = field(init=False, default=0)  # workers that may have the whole request
     _processes: dict[str, int | None] = field(init=False, factory=dict)  # theirs, by their URLs
 

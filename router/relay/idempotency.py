@@ -267,6 +267,9 @@ class _Made(_Passed):
         if entry.answer is None:
             self._keys.drop(len(self._kept or b""))
         counts = self._good or self._status in GATEWAY if done else entry.delivered
+        record = self.exchange.record
+        if record.unfinished is not None:
+            counts = not record.certain or record.unfinished()
         if entry.answer is None and not (counts and self._good and self._kept is None):
             entry.error = failure or (lost() if entry.delivered else internal_error())
         if counts:

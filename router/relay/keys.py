@@ -95,6 +95,9 @@ class Entry:
     url: str = ""
     incarnation: int | None = None
     ended: float = 0.0
+    # As in the record, of a split group that has failed.
+    unfinished: Callable[[], bool] | None = None
+    certain: bool = False
 
     @property
     def delivered(self) -> bool:
@@ -184,6 +187,7 @@ class Keys:
         if entry.record is not None:
             entry.url, entry.incarnation = entry.record.worker or "", entry.record.incarnation
             entry.worker = self.registry.find(entry.url)
+            entry.unfinished, entry.certain = entry.record.unfinished, entry.record.certain
             entry.record = None
         entry.over.set()
         entry.doomed = False
@@ -234,6 +238,8 @@ class Keys:
     def _is_lost(self, entry: Entry) -> bool:
         """Whether the generation or the job has ended with its process, and nobody has its result
         or will: another attempt doubles nothing."""
+        if entry.unfinished is not None and (entry.certain or entry.unfinished()):
+            return not entry.unfinished()
         answered = entry.answer is None or entry.answer.status < 500
         if not entry.job and entry.error is None and answered:
             return False

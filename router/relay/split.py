@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeGuard
 
 import attrs
@@ -21,12 +22,12 @@ from ..errors import BadRequest, RouterError
 from ..front.record import ExchangeRecord
 from ..pool.match import Facts
 from ..pool.versions import Bounds, Passed
-from ..pool.worker import Lease
+from ..pool.worker import Hold, Lease
 from . import headers as heads
 from .body import Body
 from .connection import Invalid
 from .exchange import Exchange
-from .forward import CutOff, Forwarder
+from .forward import GATEWAY, CutOff, Forwarder
 from .routes import ROLLOUT, Route
 from .samples import Samples, array
 
@@ -201,6 +202,7 @@ class _Join:
     # Why the client gets no joined answer: an error, or a worker's own answer, which it gets.
     _failure: RouterError | CutOff | None = field(init=False, default=None)
     _refused: _Part | None = field(init=False, default=None)
+    _holds: list[Hold] = field(init=False, factory=list)  # of all attempts
     _ready: trio.Event = field(init=False, factory=trio.Event)  # the head is with the client
 
     async def run(self) -> None:
@@ -228,6 +230,8 @@ class _Join:
         async def attempt(lease: Lease) -> None:
             part.worker_id, part.url = lease.worker.worker_id, lease.worker.url
             self.exchange.record.lease(lease.worker.url)
+            if lease.hold is not None:
+                self._holds.append(lease.hold)
             await self.forwarder.at(lease, part, body, None, self.forwarder.limits.response)
 
         with part.scope:
@@ -239,7 +243,8 @@ class _Join:
     def _fail(self, part: _Part, error: RouterError | CutOff) -> None:
         if self._failure is not None or self._refused not in (None, part):
             return
-        self.exchange.record.blame(part.url)
+        doubt = isinstance(error, CutOff) or error.details.get("retry_safe") is False
+        self._blame(part, doubt=doubt)
         if isinstance(error, RouterError) and self.exchange.record.delivered is not None:
             error.details["retry_safe"] = False  # other parts may be under way
         if isinstance(error, Passed):
@@ -247,6 +252,12 @@ class _Join:
             error.details["retryable"] = not asked  # a whole group may get later weights
         self._failure = error
         self._cancel()
+
+    def _blame(self, part: _Part, *, doubt: bool) -> None:
+        """This part fails the group. `doubt`: its worker may make it nevertheless."""
+        record = self.exchange.record
+        record.blame(part.url)
+        record.unfinished, record.certain = partial(_unfinished, self._holds), not doubt
 
     def _cancel(self, but: _Part | None = None) -> None:
         """Give up parts. What their workers have begun goes on, as when a client leaves."""
@@ -260,7 +271,7 @@ class _Join:
         if status < 200 or status >= 300:
             if self._failure is None and self._refused is None:
                 self._refused = part
-                self.exchange.record.blame(part.url)
+                self._blame(part, doubt=status in GATEWAY)
                 self._cancel(but=part)
             await trio.lowlevel.checkpoint()  # ends all parts but the refused one
             kept = [pair for pair in headers if pair[0].lower() != b"x-should-retry"]
@@ -297,6 +308,11 @@ class _Join:
             await self.exchange.send(piece, last=end)
         if last and not end:
             self._parts[self._parts.index(part) + 1].turn.set()
+
+
+def _unfinished(holds: Sequence[Hold]) -> bool:
+    """Whether a worker still has work of a group that is over: only ghosts have slots then."""
+    return any(hold in hold.worker.holds for hold in holds)
 
 
 @define(eq=False)

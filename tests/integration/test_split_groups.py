@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 import trio
 
+from router.pool.lifecycle import routable
 from router.pool.worker import Worker
+from router.relay.connection import Connection
+from router.relay.upstream import Upstream
 from simulated_worker import SimulatedWorker
 from simulated_worker.msgpack import decode
 from tests.integration.api.pools import Member, RunPool, is_ours, run_with_pool
@@ -248,3 +253,57 @@ def test_a_key_is_free_once_the_process_that_failed_its_part_has_ended(run_pool:
         assert "idempotent-replayed" not in got[-1].headers
 
     run_pool(test, MODEL, MODEL)
+
+
+@pytest.mark.parametrize("fault", ["refused", "unreached"])
+def test_a_key_whose_part_has_failed_for_sure_is_free_once_the_others_have_ended(
+    run_pool: RunPool, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(pool: Deployment, one: Member, two: Member) -> None:
+        headers, got = {**SPLIT, "idempotency-key": "k"}, []
+        connection = Upstream.connection
+
+        @asynccontextmanager
+        async def late(
+            upstream: Upstream, url: str, **more: Any
+        ) -> AsyncGenerator[Connection, None]:
+            if url == one.known.url and fault == "unreached" and not got:
+                await until(lambda: running(two))
+            async with connection(upstream, url, **more) as found:
+                yield found
+
+        monkeypatch.setattr(Upstream, "connection", late)
+
+        async def ask() -> None:
+            got.append(await pool.http.post(PATH, json=slow(LONG, 4), headers=headers))
+
+        async with trio.open_nursery() as nursery:
+            if fault == "refused":
+                one.sim.faults.add("fail_next_generation", message="out of memory")
+                nursery.start_soon(ask)
+                await until(lambda: running(one) and running(two))
+                one.sim.scheduler.hurry()
+            else:
+                one.sim.faults.add("refuse")
+                nursery.start_soon(ask)
+        one.sim.faults.add("clear")
+        if fault == "refused":
+            assert (got[-1].status_code, got[-1].json()) == (500, {"detail": "out of memory"})
+        else:
+            assert is_ours(got[-1], 502, "connect_failed")["retry_safe"] is False
+        await until(lambda: routable(one.known) and not one.known.holds)
+        made = len(seeds(one.sim)), len(seeds(two.sim))
+        await ask()
+        first, second = ({**got[i].json(), "request_id": ""} for i in (0, 1))
+        assert (got[1].status_code, second) == (got[0].status_code, first)
+        assert (len(seeds(one.sim)), len(seeds(two.sim))) == made
+        two.sim.scheduler.hurry()
+        await until(lambda: not two.known.holds)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(lambda: one.sim.scheduler.hurry() or two.sim.scheduler.hurry() or got[2:])
+        assert got[-1].status_code == 200
+        assert "idempotent-replayed" not in got[-1].headers
+
+    timed = {**MODEL, "time_scale": 1.0}
+    run_pool(test, timed, timed, retries=0)
