@@ -31,6 +31,7 @@ CODES = {
 }
 
 
+_QUIET = 20  # seconds since something happened to a worker, after which the router knows of it
 _HELD = 60  # seconds that a transaction may be open
 
 
@@ -138,6 +139,7 @@ async def trainer(world: World, number: int) -> None:
             (dice.choice(MODULES),) if kind == "part" else None,
             refused=kind == "wrong",
             number=chosen(world, f"{who} {count}", label),
+            full=kind == "tensor" and world.dice(f"{label} full").random() < theme.wholes,
         )
         with world.operation():
             await (begun if kind == "begun" else send)(world, who, change)
@@ -149,14 +151,37 @@ async def send(world: World, who: str, change: Change) -> None:
         dice = world.dice(f"{who} {change.label} turns")
         target += dice.choice(["", "&rolling=1", "&rolling=1", "&rolling=50%25"])
     with world.change():
+        began = trio.current_time()
         told = await _ask(world, who, change, target, change.content())
         changed: list[Worker] = []
         if told is not None and "results" in told:
             world.truth.answered(change, told)
             done = {row["worker_url"] for row in told["results"] if row["status_code"] == 200}
+            for worker in world.workers:
+                healed = worker.url in done and world.changing == 1 and _quiet(worker, began)
+                if change.full and healed and worker.url in told["behind"]:
+                    raise Wrong(f"{worker.name} has all of {change.label}, and is behind")
             if told["success"] and not told["deferred"]:
                 changed = [worker for worker in world.workers if worker.url in done]
         world.prove(changed, change)
+        if changed and world.changing == 1:
+            await _succeeded(world, change, changed)
+
+
+async def _succeeded(world: World, change: Change, changed: list[Worker]) -> None:
+    """Success means that each called worker has all weights of the version. Raises Wrong."""
+    life, began = world.router.life, trio.current_time()
+    answer = await world.ask("a trainer", "GET", "/workers")
+    if answer is None or world.router.life is not life or world.changing > 1:
+        return
+    reasons = {told["url"]: told["reasons"] for told in answer.json()["workers"]}
+    for worker in changed:
+        if _quiet(worker, began) and "weights_behind" in reasons.get(worker.url, ()):
+            raise Wrong(f"{change.label} is said to be a success, and {worker.name} is behind")
+
+
+def _quiet(worker: Worker, since: float) -> bool:
+    return not (worker.taken or worker.handled) and worker.disturbed < since - _QUIET
 
 
 async def begun(world: World, who: str, change: Change) -> None:

@@ -266,8 +266,9 @@ class World:
         for worker in changed:
             process = worker.process
             alone = self.changing == 1 and not (worker.handled or worker.taken)
-            # Nobody can tell whether tensors are all there are.
-            had_all = (change.whole and change.path == DISK) or before.get(worker.name) is process
+            # Nobody can tell whether tensors are all there are, unless it is said.
+            has_all = change.full or (change.whole and change.path == DISK)
+            had_all = has_all or before.get(worker.name) is process
             loaded = process is not None and change.label in process.weights.modules
             if alone and process is not None and had_all and loaded:
                 self.proven[worker.name] = process

@@ -37,6 +37,8 @@ from router.pool.ejection import Ejection
 from router.pool.lifecycle import Probe
 from router.pool.versions import Bounds
 from router.pool.weights import Ledgers
+from router.pool.weights.ledger import Change
+from router.pool.weights.recipe import DISK
 from router.pool.worker import Memory, Worker
 from router.relay.keys import Keys
 from router.store import opening
@@ -357,3 +359,14 @@ def _unnoticed_sleeper(stack: Stack) -> None:
 def _all_cancelled(stack: Stack) -> None:
     real = Dispatcher.cancel
     _replace(stack, Dispatcher, "cancel", lambda self, meant: real(self, lambda facts: True))
+
+
+@fault("full-lost", "tensors", "Full tensors do not heal a worker that missed earlier ones")
+def _full_lost(stack: Stack) -> None:
+    real: Any = inspect.getattr_static(Change, "is_full")
+    _replace(stack, Change, "is_full", lambda self: self.path == DISK and real.fget(self))
+
+
+@fault("false-success", "tensors", "An update is a success though a called worker is behind")
+def _false_success(stack: Stack) -> None:
+    _replace(stack, Ledgers, "behind", lambda self, *given: [])

@@ -44,6 +44,7 @@ class Theme:
     insisters: int = 0  # who submit videos with keys
     pools: int = 0  # 1: there are two more
     rolling: bool = False  # some changes are made by turns
+    wholes: float = 0.0  # the share of changes with tensors that are said to be full
     numbers: float = 0.0  # the share of changes whose version the trainer chooses
     bounds: float = 0.0  # and of images for which only some versions will do
     aim: float = 0.0  # the share of deeds that wait for the worst moment
@@ -71,6 +72,7 @@ def drawn(dice: random.Random, name: str | None = None) -> Theme:
         aim=dice.choice([0.0, 0.5, 1.0, 1.0]),
         deeds={deed: dice.choice([0.0, 1.0, 1.0, 4.0]) for deed in (*_BREAKS, *_OPERATIONS)},
         numbers=dice.choice([0.0, 0.5, 0.9]),
+        wholes=dice.choice([0.0, 0.5, 1.0]),
         bounds=dice.choice([0.0, 0.3]),
     )
     any_name = dice.choice(list(THEMES)) if dice.random() < 0.6 else MIXED
@@ -235,6 +237,23 @@ THEMES: dict[str, dict[str, Any]] = {
         "tensors": 1.0,
         "rolling": True,
         "pace": 0.3,
+    },
+    # Nothing but tensors, some of them full, while workers are replaced.
+    "tensors": {
+        "trainers": 1,
+        "breakers": 1,
+        "operators": 0,
+        "filmers": 0,
+        "steps": 50,
+        "burst": 0,
+        "kills": False,
+        "disk": False,
+        "begun": 0.0,
+        "tensors": 60.0,
+        "wholes": 0.6,
+        "aim": 0.5,
+        "pace": 0.5,
+        "deeds": _only(restart=1),
     },
     # Trainers count for themselves, and clients mind the versions.
     "numbers": {

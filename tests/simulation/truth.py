@@ -27,6 +27,7 @@ class Change:
     refused: bool = False  # by every worker
     # What the trainer wants its version to be: a number, a number as a text, or its label.
     number: int | str | None = None
+    full: bool = False  # tensors that are said to be all there are
 
     @property
     def whole(self) -> bool:
@@ -54,6 +55,8 @@ class Change:
             found["model_path"] = self.label
         else:
             found["serialized_named_tensors"] = [self.label]
+        if self.full:
+            found["full"] = True
         return found if self.targets is None else {**found, "target_modules": list(self.targets)}
 
 
