@@ -21,7 +21,7 @@ from .pool.lifecycle import able, hopeful, meets, reasons
 from .pool.lines import Waiting
 from .pool.match import Facts, Need
 from .pool.policies import LeastWork, Policy
-from .pool.pools import members
+from .pool.pools import absent, members
 from .pool.queue import Queue
 from .pool.registry import Registry
 from .pool.worker import Health, Hold, HoldKind, Lease, Worker
@@ -387,7 +387,8 @@ class Dispatcher:
         elif (worker := self._first_contact(waiting)) is not None:
             self._give(waiting, worker)
         else:
-            _tell(waiting, error=self.queue.why_refused(waiting.facts))
+            missing = absent(waiting.facts.pool, self._registry)
+            _tell(waiting, error=missing or self.queue.why_refused(waiting.facts))
 
     def _first_contact(self, waiting: Waiting) -> Worker | None:
         """If no worker is able, one that was never met: a 502 of this contact is the truth."""

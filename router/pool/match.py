@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
 from .lifecycle import Lack, hopeful, lack, reachable, reasons
-from .pools import UnknownPool, members, pools_of
+from .pools import absent, members, pools_of
 from .registry import Registry
 from .versions import Asked, Bounds, Passed
 from .worker import Health, Task, Worker
@@ -261,9 +261,7 @@ class Candidates:
         model = wants.model
         if wants.pool is not None:
             part = self._of_pool(wants.pool)
-            if part is None:
-                return UnknownPool(wants.pool, self._all)
-            return part.misnamed(wants._replace(pool=None))
+            return None if part is None else part.misnamed(wants._replace(pool=None))
         if not wants.by_model or self.fitting(wants):
             return None
         if found := self._of_model(self._key(wants)):  # then in several pools
@@ -373,8 +371,8 @@ def select(
     if model is not None and workers is not None:
         raise BadRequest("Give ?model= or ?workers=, not both", code="invalid_field")
     meant = members(registry, pool)
-    if pool is not None and not meant:
-        raise UnknownPool(pool, registry)
+    if error := absent(pool, registry):
+        raise error
     if not meant and (workers is None or not len(registry)):
         raise no_workers()
     if workers is not None:

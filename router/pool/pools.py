@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from ..errors import NotFound
+from ..errors import NotFound, PoolUnavailable, RouterError
 
 if TYPE_CHECKING:
+    from .registry import Registry
     from .worker import Worker
 
 DEFAULT = "default"
@@ -45,7 +46,7 @@ USUAL = Role()
 
 
 class UnknownPool(NotFound):
-    """No worker belongs to the pool that the request names."""
+    """The router knows nothing of the pool that the request names."""
 
     default_code = "unknown_pool"
 
@@ -56,6 +57,20 @@ class UnknownPool(NotFound):
             f"No worker belongs to the pool {pool[:64]!r}; the pools are: {known}",
             details={"pools": names},
         )
+
+
+def absent(pool: str | None, registry: Registry) -> RouterError | None:
+    """The error for a request to a pool without workers; None if it has workers, or none is named.
+    A known pool will have workers again: the request may be sent again."""
+    if pool is None or any(worker.pool == pool for worker in registry):
+        return None
+    if not registry.knows(pool):
+        return UnknownPool(pool, registry)
+    return PoolUnavailable(
+        f"The pool {pool!r} has no workers at present",
+        code="no_workers",
+        details={"pools": pools_of(registry)},
+    )
 
 
 def pools_of(workers: Iterable[Worker]) -> list[str]:

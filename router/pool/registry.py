@@ -10,7 +10,7 @@ from ..errors import BadRequest, NotFound
 from . import events, ids
 from .ejection import EjectionLimits
 from .lifecycle import ADMIN, MEMORY, AdminEvent, MemoryEvent, Probe, hopeful, judge, step
-from .pools import USUAL, Role
+from .pools import DEFAULT, USUAL, Role
 from .slots import Slots
 from .worker import (
     Admin,
@@ -49,6 +49,7 @@ class Registry(Slots):
         trust_weights: bool = False,
         ejection: EjectionLimits | None = None,
         roles: Mapping[str, Role] | None = None,
+        pools: Iterable[str] = (),
     ) -> None:
         self.bus = Bus()
         super().__init__(self.bus.publish, ejection or EjectionLimits())
@@ -57,6 +58,8 @@ class Registry(Slots):
         self._failure_threshold = failure_threshold
         self.concurrency = concurrency  # for workers without a limit of their own
         self.roles = dict(roles or {})  # those that the settings give, by URL
+        self._configured = frozenset((DEFAULT, *pools))
+        self.has_weights: Callable[[str], bool] = lambda pool: False  # whether its ledgers have any
         # The pools of plain HTTP workers.
         self.plain_pools: frozenset[str] = frozenset()
         # Records of recalled workers that were not added yet, by URL.
@@ -69,6 +72,10 @@ class Registry(Slots):
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    def knows(self, pool: str) -> bool:
+        """Whether the pool is known even if it has no workers now."""
+        return pool in self._configured or self.has_weights(pool)
 
     def subscribe(self, observer: Observer, *types: type[events.Event]) -> Callable[[], None]:
         """Like `Bus.subscribe`; without types, hears every event of a worker."""

@@ -58,7 +58,7 @@ from ..web.feed import Feed
 from ..web.parts import CallLimits, Parts
 from .launched import make_fleet, prove, restart
 from .measured import measure
-from .start import is_loopback, run_of, static_roles
+from .start import is_loopback, run_of, static_pools, static_roles
 
 logger = logging.getLogger("router.service")
 
@@ -93,6 +93,7 @@ def assemble(
             settings.ejection_failures, settings.ejection_pause, settings.ejection_max_pause
         ),
         roles=static_roles(settings),
+        pools=static_pools(settings),
     )
     registry.subscribe(logs.log_event)
     store.bus = registry.bus

@@ -79,6 +79,12 @@ def static_roles(settings: RouterSettings) -> dict[str, Role]:
     }
 
 
+def static_pools(settings: RouterSettings) -> set[str]:
+    """The pools in the settings."""
+    named = {each.name for each in settings.pool} | {each.pool for each in settings.workers}
+    return named | {each.pool for each in settings.launchers}
+
+
 def obeyed_signals() -> list[signal.Signals]:
     """The signals that the router handles: those that request a clean stop, and SIGUSR1 and
     SIGUSR2, which log-rotating scripts send and which would otherwise end the router.

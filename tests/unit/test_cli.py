@@ -15,7 +15,7 @@ import router
 from router import cli
 from router.errors import Problem, SettingsError, StartError
 from router.pool.pools import Role
-from router.service.start import static_roles, static_workers
+from router.service.start import static_pools, static_roles, static_workers
 from router.settings import DemoSettings, RouterSettings, settings_of
 
 
@@ -150,6 +150,7 @@ def test_one_worker_may_be_named_twice_for_one_pool(service: Calls, tmp_path: Pa
     (settings,) = service
     assert static_workers(settings) == {"http://a": 2}
     assert static_roles(settings) == {"http://a": Role("teacher")}
+    assert static_pools(settings) == {"default", "teacher"}
 
 
 def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:

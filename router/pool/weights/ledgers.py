@@ -33,6 +33,7 @@ class Ledgers(Statements):
         super().__init__(registry, store, gating)
         self._last_change = 0  # the number of the last change
         self._trusts_restored = False
+        registry.has_weights = self.has_weights
         registry.subscribe(
             self._observe,
             *(events.WorkerAdded, events.WorkerRemoved, events.CapabilitiesLearned),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import evolve
 
+from ..pools import pool_and_model
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Admin, Health, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
@@ -33,6 +34,14 @@ class LedgerView:
     def ledger(self, model: str) -> Ledger:
         """The ledger of a model; a new one if there was none."""
         return self._ledgers.setdefault(model, Ledger(model, run=self.run))
+
+    def has_weights(self, pool: str) -> bool:
+        """Whether the pool has had weights other than those of a start, or is about to."""
+        return any(
+            pool_and_model(ledger.model)[0] == pool
+            for ledger in self
+            if ledger.issued or ledger.pending
+        )
 
     def model_of(self, worker: Worker) -> str | None:
         """The model whose ledger the worker belongs to; None while the model is unknown."""

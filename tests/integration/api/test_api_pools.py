@@ -159,7 +159,8 @@ def test_a_worker_that_moves_gets_the_weights_of_its_new_pool() -> None:
         (shown,) = sums.json()["models"]
         assert shown["consistent"] is True
         assert {row["worker_id"] for row in shown["workers"]} == {policy, teacher}
-        is_ours(await pool.http.post("/rollout/generate?pool=policy"), 404, "unknown_pool")
+        said = is_ours(await pool.http.post("/rollout/generate?pool=policy"), 503, "no_workers")
+        assert said["pools"] == ["teacher"]
 
     run_deployed(test)
 
@@ -178,6 +179,15 @@ def test_pools_outlive_the_router(tmp_path: Path) -> None:
             await until(lambda: one.health == "healthy" and one.weights == "current", 10)
             assert one.weight_version == 1
             assert registry.get(policy).weight_version == 0
+            for worker in (policy, teacher):
+                assert (await pool.http.delete(f"/workers/{worker}")).status_code == 200
+            change = {"model_path": "demo/step-2"}
+            for name, status, code in (
+                ("policy", 404, "unknown_pool"),
+                ("teacher", 503, "no_workers"),
+            ):
+                for path in ("/rollout/generate", "/update_weights_from_disk"):
+                    is_ours(await pool.http.post(f"{path}?pool={name}", json=change), status, code)
 
     run_lives(test, tmp_path)
 
@@ -348,5 +358,9 @@ def test_flags_put_workers_into_pools() -> None:
                 await until(lambda: worker.health == "healthy")
                 asked = await pool.http.post("/rollout/generate?pool=teacher", json=ROLLOUT)
                 assert asked.status_code == 200
+                await pool.http.delete(f"/workers/{worker.worker_id}")
+                asked = await pool.http.post("/rollout/generate?pool=teacher", json=ROLLOUT)
+                is_ours(asked, 503, "no_workers")
+                assert asked.headers["x-should-retry"] == "true"
 
     run(main)

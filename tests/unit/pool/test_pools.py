@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.errors import BadRequest
+from router.errors import BadRequest, RouterError
 from router.pool.match import Candidates, Facts, Need, select
-from router.pool.pools import NAME, Kind, Role, ledger_name, pool_and_model
+from router.pool.pools import NAME, Kind, Role, absent, ledger_name, pool_and_model
 from router.pool.registry import Registry
 from router.pool.weights import Ledgers
 from router.pool.weights.recipe import DISK, FRESH
@@ -52,6 +52,29 @@ def test_a_worker_that_moves_has_unknown_weights_there() -> None:
     assert ledgers.weight_state(a).base is None
     assert a.weights is Weights.BEHIND
     assert ledgers.needs_replay(a)  # of the weights of its start, which the teacher has
+
+
+def test_a_pool_is_known_by_its_settings_or_its_weights() -> None:
+    registry = Registry(pools=["teacher"])
+    ledgers = Ledgers(registry, Store())
+    policy, other = member(registry, "a", "policy"), member(registry, "b", "other")
+    assert absent("policy", registry) is None
+    assert absent(None, registry) is None
+    ledger = ledgers.model_of(policy)
+    assert ledger is not None
+    change = ledgers.make("1", ledger, DISK, '{"model_path": "p"}', None)
+    ledgers.defer(change, [policy])  # as good as weights: it comes before any other
+    registry.remove(policy)
+    registry.remove(other)
+    told = {name: absent(name, registry) for name in ("default", "teacher", "policy", "other")}
+    assert {name: error and error.code for name, error in told.items()} == {
+        **dict.fromkeys(("default", "teacher", "policy"), "no_workers"),
+        "other": "unknown_pool",
+    }
+    for name in ("teacher", "other"):
+        with pytest.raises(RouterError) as refused:
+            select(registry, model=None, workers=None, pool=name)
+        assert str(refused.value) == str(told[name])
 
 
 def test_plain_workers_get_only_what_names_their_pool() -> None:
