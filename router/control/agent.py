@@ -139,16 +139,17 @@ class Agents(Tasks):
         if not worker.removed:
             raise RemovalCalledOff(f"Worker {worker.url} was enabled again; it stays in the pool")
 
-    async def sync(self, workers: list[Worker], within: float) -> bool:
-        """Bring all callable workers of these to the current weights; returns whether they are
-        current after at most `within` seconds."""
+    async def sync(self, workers: list[Worker], within: float) -> list[Worker]:
+        """Bring all callable workers of these to the current weights; returns those that are not
+        current after at most `within` seconds, or once nothing but a new change can help them."""
 
-        def current() -> bool:
+        def behind() -> list[Worker]:
             up = [w for w in workers if reachable(w) and not w.is_sleeping and w.capabilities]
-            return all(w.has_newest or w.leaving is not None for w in up)
+            return [w for w in up if not w.has_newest and w.leaving is None]
 
         self.look(workers)
-        return await self.until(current, within)
+        await self.until(lambda: all(w.stuck for w in behind()), within)
+        return behind()
 
     async def until(self, is_true: Callable[[], bool], within: float = math.inf) -> bool:
         """Wait until the condition holds, at most `within` seconds; returns whether it holds."""

@@ -15,7 +15,7 @@ from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
 from ..pool.match import Targets, select
 from ..pool.pools import pool_and_model
-from ..pool.weights import Change, Ledger
+from ..pool.weights import Change, Ledger, NotGreater
 from ..pool.worker import Worker
 from ..text import from_json
 from . import body
@@ -34,6 +34,12 @@ class VersionNeverIssued(Conflict):
     """The weight version was never issued, so no worker can have it."""
 
     default_code = "weight_version_unknown"
+
+
+class FullUpdateNeeded(Conflict):
+    """Nothing that the router can repeat brings workers to the current weights."""
+
+    default_code = "full_update_needed"
 
 
 @blueprint.get("/weights")
@@ -103,7 +109,8 @@ def _begin_run(content: dict[str, Any], run: str) -> list[str]:
 
 @blueprint.post("/weights/sync")
 async def sync() -> Answer:
-    """Bring all callable workers to the current weights; answers when done or when time is up."""
+    """Bring all callable workers to the current weights; answers when done, when only a full update
+    can help the rest, or when time is up."""
     content = await body.json_object()
     body.only(content, ("model", "pool", "workers", "timeout"))
     within = _seconds(content, _SYNC)
@@ -112,7 +119,7 @@ async def sync() -> Answer:
     unwraps, began = body.query_flag("unwrap"), trio.current_time()
     restarted = await unwrap(parts().weights, chosen, within, only_stuck=not unwraps)
     left = max(0.0, within - (trio.current_time() - began))
-    success = await parts().agents.sync(chosen, left)
+    behind = await parts().agents.sync(chosen, left)
     await parts().store.commit()
     ids = [worker.worker_id for worker in restarted]
     if unwraps and (others := parts().ledgers.had_lora(chosen)):
@@ -124,13 +131,20 @@ async def sync() -> Answer:
         )
     targets = Targets.of(worker for worker in chosen if not worker.is_sleeping)
     called = set(targets.eligible)
-    success = success and called.issuperset(restarted)
-    return {
-        "success": success,
+    behind += [worker for worker in restarted if worker not in called]
+    said = {
+        "success": not behind,
         "restarted": ids,
         "workers": [_standing(worker) for worker in chosen if worker in called],
         "deferred": [_standing(worker) for worker in chosen if worker not in called],
-    }, 200 if success else 504
+    }
+    if not behind:
+        return said, 200
+    why = [f"{w.worker_id} ({w.weights_reason or 'it is not back'})" for w in behind]
+    what = f"These workers do not have the current weights: {', '.join(why)}"
+    if all(worker.stuck for worker in behind):
+        raise FullUpdateNeeded(what, details=said)
+    return {"error": f"After {within:g} s: {what}", **said}, 504
 
 
 @blueprint.post("/weights/begin")
@@ -160,7 +174,14 @@ async def commit() -> Answer:
     body.only(content, ("txn", "label", "weight_version", "workers"))
     txn, (label, number) = _txn(content), _named(content)
     having = _list(content, "workers")
-    status, said = await parts().transactions.commit(txn, label, number, having)
+    try:
+        status, said = await parts().transactions.commit(txn, label, number, having)
+    except NotGreater as error:
+        error.message += (
+            f". Transaction {txn} stays open: commit it again with a greater number or none, or"
+            " abort it"
+        )
+        raise
     return said, status
 
 

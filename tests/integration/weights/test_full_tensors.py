@@ -123,6 +123,20 @@ def test_a_commit_names_who_it_does_not_reach(run_pool: RunPool) -> None:
     run_pool(test, IMAGES, IMAGES)
 
 
+def test_sync_says_at_once_that_only_a_full_update_helps(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        b = await _missed(pool, b)
+        sync = {"timeout": 86_400}
+        said = is_ours(await pool.http.post("/weights/sync", json=sync), 409, "full_update_needed")
+        assert f"{b.id} ({b.known.weights_reason})" in said["error"]
+        assert a.id not in said["error"]
+        assert {row["worker_id"] for row in said["workers"]} == {a.id, b.id}
+        assert (await _push(pool, full="true"))["success"] is True
+        assert (await pool.http.post("/weights/sync", json=sync)).json()["success"] is True
+
+    run_pool(test, IMAGES, IMAGES)
+
+
 def test_full_is_said_only_of_tensors_and_plainly(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
         answer = await pool.http.post(f"{DISK}?full=true", json={"model_path": "v1"})

@@ -336,6 +336,8 @@ def test_sync_answers_when_all_are_up(run_pool: RunPool) -> None:
         await pool.http.post("/weights", json={"weight_version": 0, "workers": [c.id]})
         answer = await pool.http.post("/weights/sync", json={"timeout": 0.2})
         assert (answer.status_code, answer.json()["success"]) == (504, False)
+        assert answer.json()["error"].startswith("After 0.2 s: These workers do not have")
+        assert c.id in answer.json()["error"]
 
     run_pool(test, IMAGES, IMAGES)
 

@@ -156,7 +156,8 @@ def test_a_transaction_takes_a_number_at_its_begin_or_commit(run_pool: RunPool) 
         await until(lambda: current(a))  # nothing holds it
         txn = await begin(pool, label="step 50")
         await call(pool, txn, DISK, {"model_path": "v2"})
-        is_ours(await end(pool, "commit", txn, weight_version=40), 409, LOW)
+        low = is_ours(await end(pool, "commit", txn, weight_version=40), 409, LOW)
+        assert f"Transaction {txn} stays open: commit it again" in low["error"]
         done = (await end(pool, "commit", txn, weight_version=50)).json()
         assert (done["weight_version"], done["label"]) == (50, "step 50")
 
