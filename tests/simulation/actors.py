@@ -32,7 +32,7 @@ CODES = {
 
 
 _QUIET = 20  # seconds since something happened to a worker, after which the router knows of it
-_HELD = 60  # seconds that a transaction may be open
+HELD = 60  # seconds that a transaction may be open
 
 
 async def painter(world: World, number: int) -> None:
@@ -152,13 +152,13 @@ async def send(world: World, who: str, change: Change) -> None:
         target += dice.choice(["", "&rolling=1", "&rolling=1", "&rolling=50%25"])
     with world.change():
         began = trio.current_time()
-        told = await _ask(world, who, change, target, change.content())
+        told = await order(world, who, change, target, change.content())
         changed: list[Worker] = []
         if told is not None and "results" in told:
             world.truth.answered(change, told)
             done = {row["worker_url"] for row in told["results"] if row["status_code"] == 200}
             for worker in world.workers:
-                healed = worker.url in done and world.changing == 1 and _quiet(worker, began)
+                healed = worker.url in done and world.changing == 1 and quiet(worker, began)
                 if change.full and healed and worker.url in told["behind"]:
                     raise Wrong(f"{worker.name} has all of {change.label}, and is behind")
             if told["success"] and not told["deferred"]:
@@ -176,11 +176,11 @@ async def _succeeded(world: World, change: Change, changed: list[Worker]) -> Non
         return
     reasons = {told["url"]: told["reasons"] for told in answer.json()["workers"]}
     for worker in changed:
-        if _quiet(worker, began) and "weights_behind" in reasons.get(worker.url, ()):
+        if quiet(worker, began) and "weights_behind" in reasons.get(worker.url, ()):
             raise Wrong(f"{change.label} is said to be a success, and {worker.name} is behind")
 
 
-def _quiet(worker: Worker, since: float) -> bool:
+def quiet(worker: Worker, since: float) -> bool:
     return not (worker.taken or worker.handled) and worker.disturbed < since - _QUIET
 
 
@@ -189,8 +189,8 @@ async def begun(world: World, who: str, change: Change) -> None:
     with world.change():
         early = world.dice(f"{who} {change.label} number").random() < 0.5
         named = change.named() if early else {"label": change.label}
-        said = {"model": MODEL, "timeout": _HELD, **named}
-        told = await _ask(world, who, change, "/weights/begin", said)
+        said = {"model": MODEL, "timeout": HELD, **named}
+        told = await order(world, who, change, "/weights/begin", said)
         if told is None:
             world.prove([], change)
         elif "txn" in told:  # else nothing has been done
@@ -203,21 +203,26 @@ async def _fill(world: World, who: str, change: Change, txn: str, named: dict[st
     dice = world.dice(f"{who} {change.label}")
     await world.pause(3 * dice.random())
     target = f"{change.path}?txn={txn}"
-    told = await _ask(world, who, change, target, change.content(named=False))
+    told = await order(world, who, change, target, change.content(named=False))
     if told is None:
         return
     if dice.random() < 0.2 and not world.theme.sound:
-        await _ask(world, who, change, "/weights/abort", {"txn": txn})
+        await order(world, who, change, "/weights/abort", {"txn": txn})
         return
     said = {"txn": txn, **(named or change.named())}
     if not named:
         said.pop("weight_version", None)
-    told = await _ask(world, who, change, "/weights/commit", said)
+    told = await order(world, who, change, "/weights/commit", said)
     if told is not None and told.get("code") == "weight_version_not_greater":
         # It is open as before, and may be whatever the router counts.
         change = evolve(change, number=None)
         said = {"txn": txn, "label": change.label}
-        told = await _ask(world, who, change, "/weights/commit", said)
+        told = await order(world, who, change, "/weights/commit", said)
+    await committed(world, change, txn, told)
+
+
+async def committed(world: World, change: Change, txn: str, told: dict[str, Any] | None) -> None:
+    """What the router has answered to a commit holds."""
     if told is not None and told.get("code") == "state_unavailable":
         await _wait_out(world, change, txn)
     elif told is not None and told.get("workers"):
@@ -231,14 +236,14 @@ async def _wait_out(world: World, change: Change, txn: str) -> None:
     """Nobody commits the transaction any more: the router holds the workers until its time is up.
     Raises Wrong if it holds them for longer."""
     life, transactions = world.router.life, world.router.running.parts.transactions
-    with trio.move_on_after(_HELD + 1) as scope:
+    with trio.move_on_after(HELD + 1) as scope:
         while life is not None and not life.dead and txn in transactions._open:
             await trio.sleep(0.1)
     if scope.cancelled_caught:
-        raise Wrong(f"{change.label} was not committed, and is open after {_HELD} s")
+        raise Wrong(f"{change.label} was not committed, and is open after {HELD} s")
 
 
-async def _ask(
+async def order(
     world: World, who: str, change: Change, target: str, content: object
 ) -> dict[str, Any] | None:
     """What the router tells; None if it ended."""

@@ -370,3 +370,11 @@ def _full_lost(stack: Stack) -> None:
 @fault("false-success", "tensors", "An update is a success though a called worker is behind")
 def _false_success(stack: Stack) -> None:
     _replace(stack, Ledgers, "behind", lambda self, *given: [])
+
+
+@fault("unnamed-part", "parts", "A worker that was sent no part counts as if it had all of it")
+def _unnamed_part(stack: Stack) -> None:
+    def whole(self: OpenTransaction) -> list[Any]:
+        return [worker for worker in self.present if worker not in self.spoilt]
+
+    _replace(stack, OpenTransaction, "whole", whole)

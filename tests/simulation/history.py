@@ -16,6 +16,7 @@ from tests.simulation.operators import (
     tidy_up,
 )
 from tests.simulation.overseer import overseer
+from tests.simulation.parts import pusher
 from tests.simulation.pools import pooled
 from tests.simulation.requests import canceller, insister, roller
 from tests.simulation.strays import stray
@@ -74,6 +75,7 @@ async def some_time(world: World, theme: Theme, seconds: float) -> None:
                 (roller, theme.rollers),
                 (canceller, theme.cancellers),
                 (insister, theme.insisters),
+                (pusher, theme.pushers),
                 (pooled, theme.pools),
             ):
                 for number in range(count):

@@ -25,6 +25,7 @@ PINNED = {
     "collisions": ("2", "4"),
     "restarts": ("2",),
     "naps": ("1",),
+    "parts": ("1004",),
     "strays": ("1005",),
     "keys": ("1001",),
     "groups": ("1001",),

@@ -42,6 +42,7 @@ class Theme:
     rollers: int = 0  # who ask for groups of samples, most with keys
     cancellers: int = 0
     insisters: int = 0  # who submit videos with keys
+    pushers: int = 0  # trainers that send each worker its own part of the weights
     pools: int = 0  # 1: there are two more
     rolling: bool = False  # some changes are made by turns
     wholes: float = 0.0  # the share of changes with tensors that are said to be full
@@ -254,6 +255,25 @@ THEMES: dict[str, dict[str, Any]] = {
         "aim": 0.5,
         "pace": 0.5,
         "deeds": _only(restart=1),
+    },
+    # Each worker is sent its own part of the weights, while workers and the router die.
+    "parts": {
+        "parts": 2,
+        "clients": 3,
+        "trainers": 1,
+        "breakers": 1,
+        "operators": 0,
+        "filmers": 0,
+        "steps": 50,
+        "burst": 0,
+        "disk": False,
+        "begun": 1.0,
+        "tensors": 0.0,
+        "pushers": 1,
+        "aim": 0.5,
+        "pace": 0.5,
+        "deeds": _only(restart=2, ill=1),
+        "illness": "update",
     },
     # Trainers count for themselves, and clients mind the versions.
     "numbers": {

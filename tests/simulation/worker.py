@@ -233,14 +233,11 @@ class Worker:
                 return 200, {"score": 1}
             case ["v1", "videos"]:
                 return self._submit(process, request, content)
-            case ["update_weights_from_disk"]:
+            case ["update_weights_from_disk" | "update_weights_from_tensor"]:
                 self._may_change(request.wire.life)
-                path, targets = content.get("model_path", ""), content.get("target_modules")
-                return await self._update(process, path, targets, refused=400)
-            case ["update_weights_from_tensor"]:
-                self._may_change(request.wire.life)
-                path = "".join(content.get("serialized_named_tensors", []))
-                return await self._update(process, path, content.get("target_modules"), refused=400)
+                path = content.get("model_path") or "".join(content["serialized_named_tensors"])
+                path = path.removesuffix(f"#{self.name}")  # its own part
+                return await self._update(process, path, content.get("target_modules"))
             case ["release_memory_occupation"]:
                 return await self.memory(process, True)
             case ["resume_memory_occupation"]:
@@ -367,7 +364,7 @@ class Worker:
         process.filmed = trio.current_time()
         process.ended.append((submitted, process.filmed))
 
-    async def _update(self, process: Process, path: str, targets: object, refused: int) -> Reply:
+    async def _update(self, process: Process, path: str, targets: object) -> Reply:
         self.note(f"is sent {path}")
         async with self._turn(process):
             self.world.tell(self)
@@ -376,7 +373,7 @@ class Worker:
             if process.asleep:
                 return 500, {"success": False, "message": "the engine sleeps"}
             if path.startswith("/nonexistent") or fault == "none":
-                return refused, {"success": False, "message": "no such path"}
+                return 400, {"success": False, "message": "no such path"}
             if not process.wrapped:
                 self.world.may_have_other_weights(self)
                 if fault == "partial":
