@@ -1,19 +1,26 @@
-"""`/health`, `/live`, `/ready`, `/metrics`: for load balancers, monitoring and people."""
+"""Health and metrics: for load balancers, monitoring and people."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import trio
 from quart import Blueprint, Response, request
 
-from .. import boundary
-from ..errors import RouterError
+from .. import boundary, threads
+from ..boundary import contained
+from ..control.client import Unreachable
 from ..net.hops import INSTANCE_HEADER
+from ..observe import engines
 from ..pool.lifecycle import census
+from ..pool.worker import Worker
 from .body import named_pool
 from .parts import Parts, parts
 
 blueprint = Blueprint("ops", __name__)
+
+_PATIENCE = 5.0  # seconds for the metrics of a worker; Prometheus waits 10 s
 
 
 @blueprint.get("/live")
@@ -64,10 +71,28 @@ async def metrics() -> Response:
 
 
 @blueprint.get("/engine_metrics")
-async def engine_metrics() -> dict[str, Any]:
-    """Not implemented. The metrics of a single worker would pass for the pool's."""
-    raise RouterError(
-        "The router does not merge the metrics of its workers yet; GET /metrics has its own",
-        status=501,
-        code="not_implemented",
-    )
+async def engine_metrics() -> Response:
+    """The metrics of all workers."""
+    client = parts().client
+    workers = list(parts().registry)
+    answers: dict[str, bytes | str] = {worker.url: "failed" for worker in workers}
+
+    async def ask(worker: Worker) -> None:
+        with contained("worker", f"GET /metrics of worker {worker.url}"):
+            try:
+                answer = await client.get(worker.url, "/metrics", within=_PATIENCE)
+            except Unreachable as error:
+                answers[worker.url] = "timeout" if error.timed_out else "unreachable"
+            else:
+                good = answer.status == 200
+                answers[worker.url] = answer.body if good else f"status_{answer.status}"
+
+    async with trio.open_nursery() as nursery:
+        for worker in workers:
+            nursery.start_soon(ask, worker)
+    merge = partial(engines.expose, answers)
+    try:
+        body = await threads.run(merge)  # many long answers take more than a moment
+    except OSError:  # no thread can be started now
+        body = merge()
+    return Response(body, content_type=engines.CONTENT_TYPE)

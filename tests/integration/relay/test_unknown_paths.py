@@ -12,7 +12,6 @@ from tests.integration.deployment import answer as bytes_of
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("/engine_metrics", 501, "not_implemented"),
         ("/favicon.ico", 404, "unknown_path"),
     ],
 )
