@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,6 +291,18 @@ def test_the_command_of_the_systemd_unit(
     words = [str(launch) if word.endswith("/launcher.yaml") else word for word in words]
     with router(router_pyz, tmp_path / "router.log", *words) as url:
         wait_until_ready(url)
+
+
+def test_the_paths_that_prometheus_scrapes(pool: Pool) -> None:
+    """tests/integration/test_monitoring_examples.py compares the names."""
+    text = (EXAMPLES / "monitoring" / "prometheus.yml").read_text(encoding="utf-8")
+    paths = re.findall(r"metrics_path: (\S+)", text)
+    assert paths
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for path in ("/metrics", *paths):
+        with direct.open(pool.url + path, timeout=WITHIN) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
+            assert b"\n# TYPE sglang_diffusion_router_" in answer.read()
 
 
 def test_every_example_is_tested() -> None:
