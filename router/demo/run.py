@@ -130,7 +130,7 @@ def _address(settings: DemoSettings, running: service.Running) -> str:
 
 def _tell(settings: DemoSettings, running: service.Running, screen: Screen) -> None:
     address = _address(settings, running)
-    screen.say(f"router   {address}")
+    screen.say(f"router   {address}  (open it in a browser for the live page)")
     for view in running.fleet.views():
         screen.say(f"{view.name} {view.url}  ({MODEL})")
     if not settings.check:
