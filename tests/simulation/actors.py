@@ -49,7 +49,7 @@ async def painter(world: World, number: int) -> None:
             "num_inference_steps": dice.randrange(1, 300),
         }
         headers = {"x-request-id": request, "x-client-id": f"c{number % 3}"}
-        least = dice.random() < 0.2 and not world.theme.sound
+        least = dice.random() < 0.2 and not (world.theme.sound or world.theme.runs)
         wish = wished(world, f"{who} {count}") if not world.theme.sound else Wish()
         if least and not wish.headers:
             headers["x-min-weight-version"] = str(floor)
@@ -73,7 +73,7 @@ async def paint(
     floor: int,
     wish: Wish,
 ) -> None:
-    life = world.router.life
+    life, run = world.router.life, world.truth.begun
     breaks = sum(worker.broken for worker in world.workers)
     joined = {w.name: w.removals for w in world.workers if w.name in world.members}
     try:
@@ -93,7 +93,7 @@ async def paint(
         world.outcomes["image"] += 1
         weights = Weights.of(told["made_by"])
         floor = max(floor, wish.floor)
-        world.truth.saw(Sample(request, worker, int(version), floor, weights, wish.exact))
+        world.truth.saw(Sample(request, worker, int(version), floor, weights, wish.exact, run))
         for made_by in world.workers:
             process = made_by.process
             # What was asked for before a removal does not testify after it.
@@ -159,7 +159,8 @@ async def send(world: World, who: str, change: Change) -> None:
             done = {row["worker_url"] for row in told["results"] if row["status_code"] == 200}
             for worker in world.workers:
                 healed = worker.url in done and world.changing == 1 and quiet(worker, began)
-                if change.full and healed and worker.url in told["behind"]:
+                healed = healed and change.full and world.truth.is_current(change)
+                if healed and worker.url in told["behind"]:
                     raise Wrong(f"{worker.name} has all of {change.label}, and is behind")
             if told["success"] and not told["deferred"]:
                 changed = [worker for worker in world.workers if worker.url in done]
@@ -227,7 +228,7 @@ async def committed(world: World, change: Change, txn: str, told: dict[str, Any]
         await _wait_out(world, change, txn)
     elif told is not None and told.get("workers"):
         world.truth.learn(told["weight_version"], change.label)
-        world.truth.acknowledge(told["weight_version"])
+        world.truth.acknowledge(told["weight_version"], change)
         good = [w for w in world.workers if any(w.host.address in name for name in told["workers"])]
         world.prove([] if told["behind"] or told["deferred"] else good, change)
 
@@ -282,7 +283,7 @@ async def learn(world: World) -> dict[str, object] | None:
     for ledger in answer.json()["models"]:
         if ledger["model"] != MODEL:
             continue
-        if ledger["weight_version"] < floor:
+        if world.truth.bygone < floor and ledger["weight_version"] < floor:
             raise Wrong(f"{floor} was acknowledged, and now it is {ledger['weight_version']}")
         world.truth.told(ledger)
         world.replayable = ledger["replayable"]

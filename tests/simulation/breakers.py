@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from tests.simulation.deployment import World
+from tests.simulation.eras import perhaps_anew
 from tests.simulation.universe import Wrong, pick
 from tests.simulation.worker import Worker
 
@@ -148,7 +149,8 @@ async def router_breaker(world: World) -> None:
             await world.pause(longest * dice.random())
             if dice.random() < 0.1:  # once more, while it starts
                 disk.crash_in = dice.randrange(1, 8)
-            await router.start()
+            with perhaps_anew(world, dice):
+                await router.start()
 
 
 async def end_router(world: World, how: str, dice: random.Random) -> None:

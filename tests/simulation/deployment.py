@@ -62,6 +62,8 @@ class Router:
     lives: int = 0
     crashes: int = 0
     crash_at_answer: bool = False  # at the next that acknowledges something
+    run_id: str | None = None
+    fresh_weights: bool = False
     stop: trio.Event | None = None
     over: trio.Event = field(factory=trio.Event)  # the present life is
 
@@ -110,9 +112,9 @@ class Router:
             with life.scope:
                 async with trio.open_nursery() as nursery:
                     serve = service.serve
-                    self.running = await nursery.start(
-                        serve, RouterSettings(port=0, **SETTINGS), [listener], stop, store, []
-                    )
+                    said = {"run_id": self.run_id, "fresh_weights": self.fresh_weights}
+                    settings = RouterSettings(port=0, **said, **SETTINGS)
+                    self.running = await nursery.start(serve, settings, [listener], stop, store, [])
                     Spy(self.universe).begin(self.running.parts.registry)
                     task_status.started()
         except BaseException:
@@ -270,7 +272,8 @@ class World:
             has_all = change.full or (change.whole and change.path == DISK)
             had_all = has_all or before.get(worker.name) is process
             loaded = process is not None and change.label in process.weights.modules
-            if alone and process is not None and had_all and loaded:
+            sure = alone and had_all and loaded and self.truth.is_current(change)
+            if sure and process is not None:
                 self.proven[worker.name] = process
 
     def tell(self, worker: Worker | None) -> None:

@@ -378,3 +378,16 @@ def _unnamed_part(stack: Stack) -> None:
         return [worker for worker in self.present if worker not in self.spoilt]
 
     _replace(stack, OpenTransaction, "whole", whole)
+
+
+@fault("old-run", "runs", "A new run takes the weights of the run before for those of the start")
+def _old_run(stack: Stack) -> None:
+    begin = Ledgers.begin_anew
+
+    def begins(self: Ledgers, model: str) -> bool:
+        begun, ledger = begin(self, model), self.ledger(model)
+        for worker in self.workers_of(model):
+            self._take_at_word(worker, ledger, 0)
+        return begun
+
+    _replace(stack, Ledgers, "begin_anew", begins)

@@ -9,6 +9,7 @@ import trio
 from tests.simulation.actors import learn, listener, painter, send, trainer
 from tests.simulation.breakers import breaker, disk_breaker, router_breaker
 from tests.simulation.deployment import JOBS, World, made
+from tests.simulation.eras import beginner
 from tests.simulation.operators import (
     filmer,
     operator,
@@ -76,6 +77,7 @@ async def some_time(world: World, theme: Theme, seconds: float) -> None:
                 (canceller, theme.cancellers),
                 (insister, theme.insisters),
                 (pusher, theme.pushers),
+                (beginner, theme.runs),
                 (pooled, theme.pools),
             ):
                 for number in range(count):
@@ -117,7 +119,7 @@ async def calm(world: World) -> None:
     if reasons:
         raise Wrong(f"not routable {CALM:g} s after the faults have stopped: {reasons}")
     if (ledger := await learn(world)) is not None and not ledger["pending"]:
-        world.truth.at_rest(int(str(ledger["weight_version"])))
+        world.truth.at_rest(int(str(ledger["latest_issued"])))
     world.note("calm", "all is well")
 
 

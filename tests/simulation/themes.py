@@ -42,6 +42,7 @@ class Theme:
     rollers: int = 0  # who ask for groups of samples, most with keys
     cancellers: int = 0
     insisters: int = 0  # who submit videos with keys
+    runs: int = 0  # 1: one run of the trainer follows the other
     pushers: int = 0  # trainers that send each worker its own part of the weights
     pools: int = 0  # 1: there are two more
     rolling: bool = False  # some changes are made by turns
@@ -274,6 +275,25 @@ THEMES: dict[str, dict[str, Any]] = {
         "pace": 0.5,
         "deeds": _only(restart=2, ill=1),
         "illness": "update",
+    },
+    # New runs of the trainer begin, by a call or at a start, while weights are changed.
+    "runs": {
+        "clients": 4,
+        "trainers": 2,
+        "breakers": 1,
+        "operators": 0,
+        "filmers": 0,
+        "steps": 50,
+        "burst": 0,
+        "kills": True,
+        "disk": False,
+        "begun": 2.0,
+        "tensors": 1.0,
+        "runs": 1,
+        "bounds": 0.0,
+        "aim": 0.5,
+        "pace": 0.5,
+        "deeds": _only(restart=2, part=1),
     },
     # Trainers count for themselves, and clients mind the versions.
     "numbers": {

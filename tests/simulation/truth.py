@@ -71,6 +71,7 @@ class Sample:
     floor: int
     weights: Weights
     exact: int | None = None
+    run: int = 0  # of the trainer, at least this one: it had begun before the request
 
 
 @define(eq=False)
@@ -85,10 +86,33 @@ class Truth:
     unsettled: dict[str, int | None] = field(factory=dict)
     open: dict[int, list[Sample]] = field(factory=dict)  # of versions not told of yet
     judged: Counter[int] = field(factory=Counter)
+    # Runs of the trainer that were asked for, and that have surely begun. A run begins with version
+    # 0, and numbers go on.
+    asked: int = 0
+    begun: int = 0
+    bygone: int = 0  # the last version that was acknowledged in an earlier run
+    # The first and the last run of which each change, by label, may be.
+    earliest: dict[str, int] = field(factory=dict)
+    latest: dict[str, int] = field(factory=dict)
+
+    def ask_run(self) -> None:
+        """Another run may begin from now on."""
+        self.asked += 1
+        self.bygone = max(self.bygone, self.acknowledged)
+        self.acknowledged = 0
+
+    def begin_run(self) -> None:
+        """What was asked for last has begun."""
+        self.begun = self.asked
+
+    def is_current(self, change: Change) -> bool:
+        """Whether the change is surely of the present run."""
+        return self.earliest.get(change.label) == self.asked
 
     def sent(self, change: Change) -> Change:
         self.changes[change.label] = change
         self.unsettled[change.label] = None
+        self.earliest.setdefault(change.label, self.begun)
         return change
 
     def refused(self, change: Change, last: int, floor: int) -> None:
@@ -112,14 +136,15 @@ class Truth:
             if not isinstance(version, int):
                 raise Wrong(f"{change.label} was applied, and has no version: {told}")
             self.learn(version, change.label)
-            self.acknowledge(version)
+            self.acknowledge(version, change)
         if told.get("success") and not told.get("pending"):
             missing = [row for row in rows if not 200 <= row["status_code"] < 300]
             if missing or not rows:
                 raise Wrong(f"{change.label} is said to be a success: {told}")
 
-    def acknowledge(self, version: int) -> None:
-        self.acknowledged = max(self.acknowledged, version)
+    def acknowledge(self, version: int, change: Change) -> None:
+        if self.is_current(change):
+            self.acknowledged = max(self.acknowledged, version)
 
     def learn(self, version: int, label: str | None) -> None:
         """The router says which change the version is."""
@@ -131,6 +156,7 @@ class Truth:
         if version < change.least or (isinstance(change.number, int) and version != change.number):
             raise Wrong(f"{change.label} wants to be {change.number!r}, and is {version}")
         self.unsettled.pop(change.label, None)
+        self.latest.setdefault(change.label, self.asked)
         known = self.versions.setdefault(version, change)
         if known is not change:
             raise Wrong(f"version {version} is {known.label} and then {change.label}")
@@ -164,6 +190,12 @@ class Truth:
             before = max((known for known in self.versions if known < number), default=0)
             if before != number - 1 and not self._jumped(before, change):
                 return None
+            if before:
+                last = self.versions[before].label
+                if self.latest[last] < self.earliest[change.label]:
+                    break  # it is the first one of its run
+                if self.earliest[last] < self.latest[change.label]:
+                    return None
             number = before
         found = Weights()
         for change in reversed(steps):
@@ -177,7 +209,10 @@ class Truth:
 
     def saw(self, sample: Sample) -> None:
         """A client got a sample."""
-        if sample.version < sample.floor:
+        for module in sample.weights.modules:
+            if self.latest.get(module, sample.run) < sample.run:
+                raise Wrong(f"{sample.request} was made by {module} of an earlier run")
+        if sample.version < sample.floor and self.bygone < sample.floor:
             raise Wrong(
                 f"a stale sample: {sample.request} of {sample.worker} says version "
                 f"{sample.version}, and {sample.floor} had been acknowledged before"
