@@ -25,7 +25,7 @@ from ..pool.lifecycle import reachable
 from ..pool.registry import Registry
 from ..pool.worker import Health, Memory, Weights, Worker
 from ..text import words
-from .calls import Claim, send
+from .calls import Claim
 from .client import ControlClient
 from .operations import Operations
 from .plan import Action, Known, goes_on, next_action
@@ -294,5 +294,4 @@ class Agents(Tasks):
     async def _call(self, claim: Claim) -> None:
         assert claim.call is not None
         claim.called = claim.worker.incarnation
-        failed = await self.replayer.prepare(claim.worker, claim.call.path)
-        claim.row = failed or await send(self.client, claim.worker, claim.call)
+        claim.row = await self.replayer.call(claim.worker, claim.call)

@@ -15,9 +15,10 @@ from attrs import define, evolve, field
 from ..errors import StateUnavailable
 from ..pool.weights import Ledger, Ledgers, Meaning, Step, meaning, wraps
 from ..pool.weights.answers import words
-from ..pool.weights.recipe import FRESH
+from ..pool.weights.recipe import FRESH, SET_LORA, UNMERGE, merged, step_of, taken_out
 from ..pool.worker import Origin, Weights, Worker
 from ..store.store import Store
+from ..text import from_json
 from .calls import Row, send
 from .client import Call, ControlClient
 
@@ -111,15 +112,30 @@ class Replayer:
             self.ledgers.failed(worker, reason)
         return False
 
-    async def prepare(self, worker: Worker, path: str) -> Row | None:
-        """Send what a call of this path needs before it; returns the row of its failure, if any."""
-        ledger = self.ledgers.ledger_of(worker)
-        step = None if ledger is None else ledger.recipe.before(path)
-        if step is None:
-            return None
-        call = Call.of_json(step.path, self.call_timeout, step.body.encode())
-        row = await send(self.client, worker, call)
-        return None if row.success else row
+    async def call(self, worker: Worker, call: Call) -> Row:
+        """Send a call of a change, and the calls without which the worker may skip it."""
+        lora = call.path in (SET_LORA, UNMERGE) and isinstance(call.body, bytes)
+        calls = self._calls(call) if lora and self.ledgers.skips(worker, call.path) else [call]
+        row = await send(self.client, worker, calls[0])
+        if not row.success:
+            return row
+        for following in calls[1:]:
+            row = await send(self.client, worker, following)
+            if not row.success:  # the calls before it have had an effect: no refusal
+                why = f"{following.path}: {words(row.body)}"
+                return Row.failed(worker, why, "worker_failed")
+        return row
+
+    def _calls(self, call: Call) -> list[Call]:
+        """The calls with which a worker does not skip a LoRA call: a merge before an unmerge; a
+        `set_lora` twice, with what acts taken out in between. Taken out before the first, it would
+        be lost by a refusal."""
+        assert isinstance(call.body, bytes)
+        content = from_json(call.body)
+        targets = step_of(call.path, "", content if isinstance(content, dict) else {}).modules or ()
+        steps = merged(targets) if call.path == UNMERGE else taken_out(targets)
+        between = [Call.of_json(s.path, call.within, s.body.encode()) for s in steps]
+        return [*between, call] if call.path == UNMERGE else [call, *between, call]
 
     async def _acts_no_lora(self, worker: Worker) -> bool:
         """Whether the worker says that no LoRA is active."""

@@ -74,8 +74,9 @@ class Loras:
                 fresh[nickname] = path
         self.loaded.update(fresh)
         acting = [i for i, target in enumerate(targets) if target in ("all", "transformer")]
-        wanted = ([nicknames[i] for i in acting], [strengths[i] for i in acting], mode == "dynamic")
-        if acting and (fresh or wanted != self._last):
+        wanted = [nicknames[i] for i in acting], [strengths[i] for i in acting]
+        same = wanted == self._last and self.noted is (mode != "dynamic")
+        if acting and (fresh or not same):
             self._last, self.noted = wanted, mode != "dynamic"
             self.active["transformer"] = Applied(
                 tuple(nicknames[i] for i in acting),

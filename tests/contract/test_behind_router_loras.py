@@ -34,6 +34,32 @@ def test_a_lora(pool: Pool) -> None:
     pool.change("/v1/unmerge_lora_weights", target="all")
 
 
+def test_a_lora_that_is_set_again(wrapped: Pool) -> None:
+    """The workers would skip it (test_wrapped), and the router keeps them from that."""
+    pool, first = wrapped, wrapped.flux[0]
+    plain = pool.picture()
+    pool.change("/v1/set_lora", **STYLE)
+    styled = pool.picture()
+    between = [("/v1/merge_lora_weights", {"strength": 0.5})]
+    if made := push(first, lora=True):
+        between.append(("/update_weights_from_tensor", made.body))
+    for path, body in between:
+        pool.change(path, **body)
+        assert pool.picture() not in (plain, styled)
+        pool.change("/v1/set_lora", **STYLE)
+        assert [worker.picture() for worker in pool.flux] == [styled, styled]
+
+    sleeper = pool.flux[1]
+    pool.change("/v1/merge_lora_weights", strength=0.5)
+    pool.post(f"/release_memory_occupation?workers={pool.ids(sleeper)}")
+    pool.post(f"/v1/set_lora?model={FLUX}", **STYLE)
+    pool.post(f"/resume_memory_occupation?workers={pool.ids(sleeper)}")
+    eventually(pool.all_routable)
+    assert [worker.picture() for worker in pool.flux] == [styled, styled]
+    pool.change("/v1/unmerge_lora_weights", target="all")
+    assert pool.picture() == plain
+
+
 def test_after_a_lora_no_other_weights(wrapped: Pool) -> None:
     """The workers would answer 200, and have weights that are neither the one nor the other
     (test_loras)."""

@@ -96,6 +96,15 @@ def test_a_worker_forgets_what_was_pushed(fresh: Worker) -> None:
     assert half == post(SET, **style) != styled
     assert post(UNMERGE) == plain
 
+    # A merge and an unmerge bring it to its senses, however the LoRA came.
+    dynamic = post(SET, **style, merge_mode="dynamic")
+    for path, body in ((MERGE, {"strength": 0.5}), (TENSOR, pushed.body)):
+        assert post(path, **body) != dynamic
+        post(MERGE)
+        assert post(UNMERGE) == plain
+        assert post(SET, **style, merge_mode="dynamic") == dynamic
+    assert post(UNMERGE) == plain
+
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_the_way_out(merged: bool, start: Start, tmp_path: Path) -> None:

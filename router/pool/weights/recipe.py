@@ -185,9 +185,9 @@ class Recipe:
             return base
         if any(step.is_pushed for step in loras):
             return Plan(blocked="it lacks a pushed LoRA: set a LoRA, or take the LoRA out")
-        anew = bool(self.loras) and self.loras[0].path == SET_LORA and self.loras[0].is_of_all
-        first = _TAKE_OUT if has.loras is None and not anew else ()
-        return Plan((*first, *base.steps, *loras))
+        first = taken_out((_ALL,)) if has.loras is None else ()
+        bare = bool(first) or not has.wrapped
+        return Plan((*first, *base.steps, *_effective(loras, bare=bare)))
 
     def _base_plan(self, has: WeightState, model_path: str | None) -> Plan:
         known = has.base
@@ -220,18 +220,42 @@ class Recipe:
                 begin = number
         missed = self.loras[begin:]
         first = begin and any(step.path == UNMERGE for step in missed)
-        return (_MERGE_ALL, *missed) if first else missed
+        return (*merged((_ALL,)), *missed) if first else missed
 
-    def before(self, path: str) -> Step | None:
-        """The step without which a call of this path would skip a LoRA that came as tensors, which
-        a worker unmerges only after a merge."""
-        skips = path == UNMERGE and any(step.is_pushed for step in self.loras)
-        return _MERGE_ALL if skips else None
+    def skips(self, path: str) -> bool:
+        """Whether a worker with these weights may skip a call of this path, and still answer 200: a
+        `set_lora` that equals its last one, or an unmerge of a LoRA that came as tensors."""
+        if path == SET_LORA:
+            plain = (SET_LORA, UNMERGE)
+            return not all(s.path in plain and s.modules == (_ALL,) for s in self.loras)
+        return path == UNMERGE and any(step.is_pushed for step in self.loras)
 
 
-_MERGE_ALL = Step(0, MERGE, json.dumps({"target": _ALL}), (_ALL,), optional=True)
-# For a worker on which a LoRA may act but none should. Most workers have no LoRA to take out.
-_TAKE_OUT = (_MERGE_ALL, Step(0, UNMERGE, _MERGE_ALL.body, (_ALL,), optional=True))
+def merged(targets: tuple[str, ...]) -> tuple[Step, ...]:
+    """The calls after which a worker knows of all that is merged, also of what came as tensors."""
+    return tuple(_step_for(MERGE, target) for target in targets)
+
+
+def taken_out(targets: tuple[str, ...]) -> tuple[Step, ...]:
+    """The calls that take out whatever acts on these targets. The worker then skips no `set_lora`
+    for them."""
+    return (*merged(targets), *(_step_for(UNMERGE, target) for target in targets))
+
+
+def _step_for(path: str, target: str) -> Step:
+    # Optional: most workers have no LoRA.
+    return Step(0, path, json.dumps({"target": target}), (target,), optional=True)
+
+
+def _effective(loras: tuple[Step, ...], *, bare: bool) -> tuple[Step, ...]:
+    """The LoRA calls, and those without which a worker may skip a `set_lora`. `bare`: no LoRA acts
+    on the worker."""
+    steps: list[Step] = []
+    for step in loras:
+        if step.path == SET_LORA and (steps or not bare):
+            steps += taken_out(step.modules or (_ALL,))
+        steps.append(step)
+    return tuple(steps)
 
 
 @frozen

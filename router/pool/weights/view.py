@@ -114,6 +114,15 @@ class LedgerView:
         plan = self._plan(worker, evolve(ledger.recipe, loras=())) if ledger else Plan()
         return plan.blocked is None and all(step.is_lora for step in plan.steps)
 
+    def skips(self, worker: Worker, path: str) -> bool:
+        """Whether the worker may skip a LoRA call of a change. Whoever holds a transaction may have
+        pushed a LoRA past the router."""
+        change, ledger = self._of(worker).change, self.ledger_of(worker)
+        if change is not None and change.is_transaction:
+            return True
+        before = change.before if change is not None else None
+        return ledger is not None and (before or ledger.recipe).skips(path)
+
     def may_begin(self, change: Change, worker: Worker) -> bool:
         """Whether the worker may get a pending change before its replay."""
         fit = self.can_take(worker, change.path)

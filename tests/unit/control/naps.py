@@ -12,6 +12,7 @@ import trio.testing
 from attrs import Factory, define
 
 from router.control.agent import Agents
+from router.control.calls import Row, send
 from router.control.client import Answer, Call, ControlClient, Unreachable
 from router.control.memory import MemoryControl
 from router.control.operations import Operations
@@ -259,8 +260,8 @@ def play(
                     under_way[url, call.path] -= 1
 
         worker_memory = WorkerMemory(registry, cast(Store, disk))
-        replays = cast(Replayer, NoReplays())
         client = cast(ControlClient, Client())
+        replays = cast(Replayer, NoReplays(client))
         agents = Agents(registry, dispatcher, client, operations, worker_memory, replays)
         memory = MemoryControl(agents)
         with trio.fail_after(100_000):
@@ -285,14 +286,15 @@ class NoReplays:
 
     restarted: set[Worker]
 
-    def __init__(self) -> None:
+    def __init__(self, client: ControlClient) -> None:
         self.restarted = set()
+        self._client = client
 
     def lacks(self, worker: Worker) -> tuple[bool, bool]:
         return False, False
 
-    async def prepare(self, worker: Worker, path: str) -> None:
-        pass
+    async def call(self, worker: Worker, call: Call) -> Row:
+        return await send(self._client, worker, call)
 
 
 class _Engines(defaultdict[str, Engine]):

@@ -87,16 +87,16 @@ def test_full_tensors_leave_nothing_of_what_came_before() -> None:
 
 def test_loras_of_each_target() -> None:
     made = recipe(lora(SET_LORA, "t"), lora(SET_LORA, "v"), lora(SET_LORA, "t"))
-    assert numbers(made) == [2, 3]
+    assert numbers(made) == [2, 0, 0, 3]
     assert numbers(recipe(lora(SET_LORA, "t"), lora(SET_LORA))) == [2]
     assert numbers(recipe(lora(SET_LORA), lora(MERGE), lora(MERGE))) == [1, 3]
-    assert numbers(recipe(lora(SET_LORA), lora(SET_LORA, ["t", "v"]))) == [1, 2]
+    assert numbers(recipe(lora(SET_LORA), lora(SET_LORA, ["t", "v"]))) == [1, *[0] * 4, 2]
 
 
 def test_what_was_taken_out_is_not_put_in() -> None:
     made = recipe(lora(SET_LORA), lora(UNMERGE))
     assert numbers(made) == []
-    assert numbers(made, WeightState(loras=1, wrapped=True)) == [1, 2]
+    assert numbers(made, WeightState(loras=1, wrapped=True)) == [0, 0, 1, 2]
     assert numbers(recipe(lora(SET_LORA), lora(UNMERGE), lora(MERGE))) == [1, 3]
     assert numbers(recipe(lora(UNMERGE))) == []
     # What merges nothing any more is not sent before there is something to merge.
@@ -106,7 +106,7 @@ def test_what_was_taken_out_is_not_put_in() -> None:
 def test_an_unknown_lora_is_taken_out_first() -> None:
     steps = Recipe().plan(WeightState(loras=None, wrapped=True), "start").steps
     assert [(step.path, step.optional) for step in steps] == [(MERGE, True), (UNMERGE, True)]
-    assert numbers(recipe(lora(SET_LORA)), WeightState(loras=None, wrapped=True)) == [1]
+    assert numbers(recipe(lora(SET_LORA)), WeightState(loras=None, wrapped=True)) == [0, 0, 1]
     assert numbers(recipe(lora(SET_LORA, "t")), WeightState(loras=None, wrapped=True)) == [0, 0, 1]
 
 
@@ -114,7 +114,40 @@ def test_wrapped_layers_cannot_be_updated() -> None:
     wrapped = WeightState(base=0, loras=0, wrapped=True)
     assert recipe(FULL).plan(wrapped, "start").blocked
     assert Recipe().plan(WeightState(base=None, wrapped=True), "start").blocked
-    assert numbers(recipe(lora(SET_LORA)), wrapped) == [1]
+    assert numbers(recipe(lora(SET_LORA)), wrapped) == [0, 0, 1]
+
+
+def test_what_acts_is_taken_out_before_a_lora_is_set_again() -> None:
+    """Of the same targets only: else a worker skips a call that equals its last one."""
+    made = recipe(lora(SET_LORA), lora(MERGE), lora(SET_LORA, "t"))
+    out = [(MERGE, ("t",), True), (UNMERGE, ("t",), True), (SET_LORA, ("t",), False)]
+    steps = [(s.path, s.modules, s.optional) for s in made.plan(FRESH, "start").steps]
+    assert steps == [(SET_LORA, ("all",), False), (MERGE, ("all",), False), *out]
+    later = pushed(Recipe(), 1).then(step_of(SET_LORA, "{}", {"target": "t"}, 2))
+    missed = later.plan(WeightState(loras=1, wrapped=True), "start").steps
+    assert [(s.path, s.modules, s.optional) for s in missed] == out
+
+
+@pytest.mark.parametrize(
+    ("calls", "skips"),
+    [
+        ([], False),
+        ([lora(SET_LORA)], False),
+        ([lora(SET_LORA), lora(UNMERGE)], False),
+        ([lora(SET_LORA, ["all", "all"])], False),
+        ([lora(SET_LORA), lora(MERGE)], True),
+        # A worker compares only the first of the targets.
+        ([lora(SET_LORA, "t")], True),
+        ([lora(SET_LORA), lora(SET_LORA, "v")], True),
+        ([lora(SET_LORA), lora(UNMERGE, "v")], True),
+        ([lora(SET_LORA, ["all", "t"])], True),
+    ],
+)
+def test_when_a_worker_may_skip_a_lora(calls: list[Any], skips: bool) -> None:
+    made = recipe(*calls)
+    assert made.skips(SET_LORA) is skips
+    assert not made.skips(UNMERGE)
+    assert not made.skips(MERGE)
 
 
 def pushed(made: Recipe, version: int) -> Recipe:
@@ -134,11 +167,9 @@ def test_a_pushed_lora_blocks_those_that_missed_it() -> None:
     later = made.then(step_of(UNMERGE, "{}", {}, 4))
     assert [step.path for step in later.plan(has, "start").steps] == [MERGE, UNMERGE]
     for recipe_then in (made, later):
-        first = recipe_then.before(UNMERGE)
-        assert first is not None
-        assert first.path == MERGE
-        assert recipe_then.before(SET_LORA) is None
-    assert recipe(lora(SET_LORA)).before(UNMERGE) is None
+        assert recipe_then.skips(UNMERGE)
+        assert recipe_then.skips(SET_LORA)
+        assert not recipe_then.skips(MERGE)
     assert later.plan(evolve(has, doubt=True), "start").blocked
     # Taken out, or replaced, it does not matter any more.
     assert numbers(later) == [1]
@@ -155,8 +186,9 @@ def test_a_full_update_leaves_no_pushed_lora() -> None:
 
 def test_in_doubt_it_may_be_fresh() -> None:
     made = recipe(FULL, lora(SET_LORA))
-    assert numbers(made, WeightState(2, 2, wrapped=True, doubt=True)) == [1, 2]
-    assert numbers(recipe(lora(SET_LORA)), WeightState(0, 1, wrapped=True, doubt=True)) == [1]
+    assert numbers(made, WeightState(2, 2, wrapped=True, doubt=True)) == [1, 0, 0, 2]
+    has = WeightState(0, 1, wrapped=True, doubt=True)
+    assert numbers(recipe(lora(SET_LORA)), has) == [0, 0, 1]
     assert numbers(Recipe(), WeightState(doubt=True)) == []
     assert made.plan(WeightState(0, 2, wrapped=True, doubt=True), "start").blocked
 

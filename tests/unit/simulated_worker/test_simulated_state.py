@@ -75,6 +75,30 @@ def test_loading_the_same_adapter_again_keeps_the_old(tmp_path: Path) -> None:
     assert loras.identity == ""
 
 
+def test_an_adapter_that_equals_the_last_one_is_skipped() -> None:
+    loras = Loras()
+
+    def set_one(mode: str | None = None) -> str:
+        loras.set(["a"], ["x/a"], ["all"], [1.0], mode)
+        return loras.identity
+
+    first = set_one()
+    loras.merge("all", 0.5, merged=True)
+    half = loras.identity
+    assert set_one() == half != first
+    loras.push("{}", None)
+    pushed = loras.identity
+    assert set_one() == pushed != first
+    loras.merge("all", 1.0, merged=False)
+    assert set_one() == first
+    # Not if the one is merged, and the other is not.
+    loras.merge("all", 0.5, merged=True)
+    assert set_one("dynamic") == first
+    loras.merge("all", 0.5, merged=True)
+    assert set_one("dynamic") == first
+    assert set_one("dynamic") == first
+
+
 def test_faults_are_used_up_and_concern_paths() -> None:
     faults = Faults()
     faults.add("drop", path="/v1", count=2)
