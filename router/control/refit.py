@@ -287,11 +287,13 @@ class WeightControl:
         kind = SET_LORA if lora else path  # a pushed LoRA goes where any LoRA may go
         # A change that cannot be repeated cannot wait on the disk behind pending changes.
         targets = await self.targets(order.choose, operation, kind, last=text is None)
-        # A worker that is awake and yet deferred is about to be brought to the current weights.
+        # A worker that is awake and yet deferred is about to be brought to the current weights,
+        # unless it waits for a change itself.
         sleepers = [
             w
             for w in targets.deferred
-            if reachable(w) and (w.memory is not Memory.AWAKE or w in operation.workers)
+            if reachable(w)
+            and (w.memory is not Memory.AWAKE or (w in operation.workers and not w.stuck))
         ]
         concerned = [*targets.eligible, *sleepers]
         if isinstance(body, bytes):

@@ -151,6 +151,7 @@ class World:
     router: Router
     disk: Disk
     workers: list[Worker]
+    adapted: list[Worker] = field(factory=list)  # those of a pool with LoRAs
     truth: Truth = field(factory=Truth)
     runs: Runs = field(init=False)
     over: trio.Event = field(factory=trio.Event)
@@ -228,7 +229,7 @@ class World:
             raise Wrong(f"{worker.name} was put to sleep, nobody has woken it, and it generates")
         # Until weights were changed a worker serves on while it may be another process, and what
         # that one has is not known.
-        if self.truth.versions and worker.full(self.router.life):
+        if (worker.truth or self.truth).versions and worker.full(self.router.life):
             raise Wrong(f"all slots of {worker.name} are taken, and it gets another generation")
 
     def may_change(self, worker: Worker) -> None:
@@ -312,7 +313,7 @@ class World:
     def trouble(self) -> Iterator[None]:
         """Something is done to the router or its disk."""
         self.blind += 1
-        for worker in self.workers:
+        for worker in (*self.workers, *self.adapted):
             if worker.process is not None:
                 worker.process.unsure(_LAZY)
         try:

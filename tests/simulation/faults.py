@@ -391,3 +391,8 @@ def _old_run(stack: Stack) -> None:
         return begun
 
     _replace(stack, Ledgers, "begin_anew", begins)
+
+
+@fault("refused-wraps", "loras", "A LoRA that was refused does not count as wrapped layers")
+def _refused_wraps(stack: Stack) -> None:
+    _replace(stack, Ledgers, "wrapped", lambda self, worker, called: None)

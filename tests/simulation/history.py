@@ -7,6 +7,7 @@ from typing import Any
 import trio
 
 from tests.simulation.actors import learn, listener, painter, send, trainer
+from tests.simulation.adapters import adapters
 from tests.simulation.breakers import breaker, disk_breaker, router_breaker
 from tests.simulation.deployment import JOBS, World, made
 from tests.simulation.eras import beginner
@@ -79,6 +80,7 @@ async def some_time(world: World, theme: Theme, seconds: float) -> None:
                 (pusher, theme.pushers),
                 (beginner, theme.runs),
                 (pooled, theme.pools),
+                (adapters, theme.adapters),
             ):
                 for number in range(count):
                     actors.start_soon(actor, world, number)

@@ -16,7 +16,7 @@ from tests.simulation.requests import MORE
 from tests.simulation.runs import check_samples
 from tests.simulation.truth import DISK, Change, Sample, Truth
 from tests.simulation.universe import Wrong
-from tests.simulation.worker import Weights, Worker
+from tests.simulation.worker import MODULES, Weights, Worker
 
 TEACHER, REWARD = "teacher", "reward"
 
@@ -34,7 +34,7 @@ async def pooled(world: World, number: int) -> None:
         said = {"url": worker.url, "pool": worker.pool}
         said |= {"kind": "http"} if worker.pool == REWARD else {}
         await _until_done(world, "POST", "/workers", said)
-    truth = Truth()
+    truth = Truth(Weights((TEACHER,) * len(MODULES)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_asks, world, truth)
         nursery.start_soon(_teaches, world, truth)

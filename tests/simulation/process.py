@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, field, frozen
 
+from sglang.simulated_worker.loras import Loras
 from tests.simulation.universe import Life
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Process:
     number: int
     warm_at: float
     weights: Weights = Weights()
-    wrapped: bool = False  # a LoRA has been here: updates pass over the layers
+    loras: Loras = field(factory=Loras)
+    spoilt: bool = False  # by an update that the router took for that of a new process
     asleep: bool = False
     strayed: bool = False  # somebody has put it to sleep past the router
     dozed: tuple[float, Life | None] = (-math.inf, None)  # when it last said to whom that it sleeps

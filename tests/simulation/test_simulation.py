@@ -31,6 +31,7 @@ PINNED = {
     "keys": ("1001",),
     "groups": ("1001",),
     "pools": ("2",),
+    "loras": ("1007",),
 }
 
 pytestmark = [

@@ -45,6 +45,7 @@ class Theme:
     runs: int = 0  # 1: one run of the trainer follows the other
     pushers: int = 0  # trainers that send each worker its own part of the weights
     pools: int = 0  # 1: there are two more
+    adapters: int = 0  # 1: there is a pool whose trainer sets LoRAs
     rolling: bool = False  # some changes are made by turns
     wholes: float = 0.0  # the share of changes with tensors that are said to be full
     numbers: float = 0.0  # the share of changes whose version the trainer chooses
@@ -350,6 +351,18 @@ THEMES: dict[str, dict[str, Any]] = {
         "burst": 0,
         "rollers": 1,
         "pools": 1,
+    },
+    # A pool gets LoRAs and weights, while its workers and the router die.
+    "loras": {
+        "clients": 1,
+        "trainers": 0,
+        "breakers": 0,
+        "operators": 0,
+        "filmers": 0,
+        "steps": 50,
+        "burst": 0,
+        "pace": 5,
+        "adapters": 1,
     },
     # What waits is cancelled, groups are split, and workers are few.
     "groups": {

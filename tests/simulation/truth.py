@@ -78,6 +78,7 @@ class Sample:
 class Truth:
     """What each version must look like, and how far it has come."""
 
+    start: Weights = field(factory=Weights)  # of every process
     changes: dict[str, Change] = field(factory=dict)  # by label
     versions: dict[int, Change] = field(factory=dict)
     acknowledged: int = 0
@@ -197,7 +198,7 @@ class Truth:
                 if self.earliest[last] < self.latest[change.label]:
                     return None
             number = before
-        found = Weights()
+        found = self.start
         for change in reversed(steps):
             found = change.applied(found)
         return found

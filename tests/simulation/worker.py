@@ -16,6 +16,7 @@ from typing import Any
 import trio
 from attrs import define, field
 
+from tests.simulation import loras
 from tests.simulation.http import Request, ServerSide
 from tests.simulation.network import Cut, Host, Network, Wire
 from tests.simulation.process import MODEL, MODULES, Faults, Process, Weights
@@ -62,11 +63,12 @@ class Worker:
     broken: int = 0  # times that it died, or that an answer of it broke off
     _processes: int = field(init=False, default=0)
     _ids: int = field(init=False, default=0)
-    _dice: random.Random = field(init=False)
+    dice: random.Random = field(init=False)
     world: Any = None  # which judges what comes
+    truth: Any = None  # of its pool, if that is not the world's
 
     def __attrs_post_init__(self) -> None:
-        self._dice = self.universe.dice(f"worker {self.name}")
+        self.dice = self.universe.dice(f"worker {self.name}")
 
     @property
     def url(self) -> str:
@@ -87,7 +89,8 @@ class Worker:
         """A new process, with the weights of the start."""
         assert self.process is None
         self._processes += 1
-        process = Process(self, self._processes, trio.current_time() + warmup)
+        weights = Weights((self.model,) * len(MODULES))
+        process = Process(self, self._processes, trio.current_time() + warmup, weights)
         self.process = process
         await self.network.nursery.start(self._run, process)
         self.note(f"process {process.number} listens")
@@ -144,7 +147,7 @@ class Worker:
                     kind, body = "application/msgpack", content
                 case _:
                     kind, body = _JSON, json.dumps(content).encode()
-            cut = request.method == "POST" and self._dice.random() < self.faults.cutting
+            cut = request.method == "POST" and self.dice.random() < self.faults.cutting
             if cut:
                 self.broken += 1
                 self.note(f"breaks off its answer to {request.path}")
@@ -169,7 +172,7 @@ class Worker:
             async with process.scheduler:
                 yield
 
-    async def _takes(self, process: Process, seconds: float) -> None:
+    async def takes(self, process: Process, seconds: float) -> None:
         await trio.sleep(min(seconds * self.faults.slow, seconds + _SLOWER))
         await self._tick(process)
 
@@ -196,8 +199,8 @@ class Worker:
                 return 200, {"model_path": self.model, "output_types": ["IMAGE", "VIDEO"]}
             case "GET", ["v1", "list_loras"]:
                 async with process.scheduler:
-                    await self._takes(process, 0.01)
-                    return 200, {"active": bool(process.weights.lora)}
+                    await self.takes(process, 0.01)
+                    return 200, process.loras.as_json()
             case "GET", ["v1", "images", name, "content"]:
                 if name in process.images:
                     return 200, "PNG"
@@ -237,27 +240,26 @@ class Worker:
                 self._may_change(request.wire.life)
                 path = content.get("model_path") or "".join(content["serialized_named_tensors"])
                 path = path.removesuffix(f"#{self.name}")  # its own part
-                return await self._update(process, path, content.get("target_modules"))
+                if content.get("weight_update_mode") == "lora_merge":
+                    return await loras.push(self, process, path)
+                return await self._update(process, request, path, content.get("target_modules"))
             case ["release_memory_occupation"]:
                 return await self.memory(process, True)
             case ["resume_memory_occupation"]:
                 return await self.memory(process, False)
-            case ["v1", "set_lora"]:
-                return await self._wear(process, content)
-            case ["v1", "merge_lora_weights"]:  # the router unmerges at once
-                return 200, {"status": "ok", "message": "merged"}
-            case ["v1", "unmerge_lora_weights"]:
-                return await self._wear(process, None)
+            case ["v1", "set_lora" | "merge_lora_weights" | "unmerge_lora_weights" as call]:
+                return await loras.wear(self, process, call, content)
             case ["get_weights_checksum"]:
                 async with process.scheduler:
-                    await self._takes(process, 0.05)
+                    await self.takes(process, 0.05)
                     return 200, dict(zip(MODULES, process.weights.modules, strict=True))
         return 404, {"detail": "Not Found"}
 
     def _check_pool(self, content: dict[str, Any]) -> None:
         """Whether it is meant for the pool, as far as it says so."""
-        said = f"{content.get('prompt', '')} {content.get('model_path', '')}"
-        if any((pool == self.pool) is not (f"{pool}/" in said) for pool in _POOLS if said != " "):
+        said = f"{content.get('prompt', '')} {content.get('model_path', '')}/"
+        pools = {*_POOLS, self.pool} - {""} if said != " /" else ()
+        if any((pool == self.pool) is not (f"{pool}/" in said) for pool in pools):
             raise Wrong(f"{self.name} gets what is not meant for its pool: {said}")
 
     def _id(self, process: Process, kind: str) -> str:
@@ -271,10 +273,10 @@ class Worker:
         self.serving.add(request.name)
         try:
             async with self._turn(process):
-                await self._takes(process, 0.02 * content.get("num_inference_steps", 1))
+                await self.takes(process, 0.02 * content.get("num_inference_steps", 1))
                 if process.asleep:
                     return 500, "Internal Server Error"
-                if self._dice.random() < self.faults.failing:
+                if self.dice.random() < self.faults.failing:
                     return 500, "Internal Server Error"
                 self.served += 1
                 process.images.add(name)
@@ -294,11 +296,11 @@ class Worker:
         try:
             async with self._turn(process):
                 count = content.get("num_outputs_per_prompt") or 1
-                await self._takes(process, 0.01 * content["num_inference_steps"] * count)
+                await self.takes(process, 0.01 * content["num_inference_steps"] * count)
                 if process.asleep:
                     runs.fail(called, run)
                     return 500, ASLEEP
-                if self._dice.random() < self.faults.failing:
+                if self.dice.random() < self.faults.failing:
                     runs.fail(called, run)
                     return 500, {"detail": "out of memory"}
                 self.served += 1
@@ -360,28 +362,30 @@ class Worker:
                 if process.asleep:
                     job |= {"status": "failed", "error": {"message": ASLEEP["detail"]}}
                 else:
-                    await self._takes(process, 0.2 * steps)
+                    await self.takes(process, 0.2 * steps)
                     job |= {"status": "completed", "progress": 100}
         process.unfinished -= 1
         process.filmed = trio.current_time()
         process.ended.append((submitted, process.filmed))
 
-    async def _update(self, process: Process, path: str, targets: object) -> Reply:
+    async def _update(
+        self, process: Process, request: Request, path: str, targets: object
+    ) -> Reply:
         self.note(f"is sent {path}")
         async with self._turn(process):
             self.world.tell(self)
             fault, self.faults.next_update = self.faults.next_update, ""
-            await self._takes(process, self._dice.uniform(0.05, 3))
+            await self.takes(process, self.dice.uniform(0.05, 3))
             if process.asleep:
                 return 500, {"success": False, "message": "the engine sleeps"}
             if path.startswith("/nonexistent") or fault == "none":
                 return 400, {"success": False, "message": "no such path"}
-            if not process.wrapped:
-                self.world.may_have_other_weights(self)
-                if fault == "partial":
-                    process.weights = process.weights.loaded(f"half of {path}", [MODULES[0]])
-                else:
-                    process.weights = process.weights.loaded(path, targets)
+            self.world.may_have_other_weights(self)
+            loras.may_update(self, process, request.wire.life)
+            if fault == "partial" or process.loras.wrapped:
+                process.weights = process.weights.loaded(f"half of {path}", [MODULES[0]])
+            else:
+                process.weights = process.weights.loaded(path, targets)
             if fault == "hang":
                 await trio.sleep_forever()
             if fault in ("partial", "applied"):
@@ -389,25 +393,10 @@ class Worker:
             self.note(f"has {path}")
             return 200, {"success": True, "message": "updated"}
 
-    async def _wear(self, process: Process, content: dict[str, Any] | None) -> Reply:
-        async with process.scheduler:
-            await self._takes(process, self._dice.uniform(0.05, 1))
-            if process.asleep:
-                return 500, {"detail": "the engine sleeps"}
-            process.wrapped = True
-            if content is None:
-                process.weights = process.weights.worn("")
-                return 200, {"status": "ok", "message": "unmerged"}
-            path = str(content.get("lora_path", ""))
-            if path.startswith("/nonexistent"):
-                return 500, {"detail": "no such path"}
-            process.weights = process.weights.worn(path)
-            return 200, {"status": "ok", "message": "set"}
-
     async def memory(self, process: Process, asleep: bool) -> Reply:
         async with process.scheduler:
             self.world.tell(self)
-            await self._takes(process, self._dice.uniform(0.05, 2))
+            await self.takes(process, self.dice.uniform(0.05, 2))
             process.asleep, process.awake_since = asleep, trio.current_time()
             process.strayed = process.strayed and asleep
             self.note("sleeps" if asleep else "is awake")

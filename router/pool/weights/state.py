@@ -81,6 +81,13 @@ def lost_by(state: WeightState, change: Change) -> WeightState:
 
 def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     """The state after the worker applied the change, given what it had before."""
+    found = _after(has, change, was_current)
+    # A merge or unmerge does nothing to a process that never had a LoRA.
+    bare = not has.wrapped and has.loras is not None and not has.doubt
+    return evolve(found, loras=0) if bare and change.has_lora and not change.wraps else found
+
+
+def _after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     assert change.version is not None
     assert change.before is not None
     new = change.applied_to(change.before, change.version)
