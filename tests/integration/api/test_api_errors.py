@@ -46,6 +46,7 @@ def test_every_path_of_an_empty_pool(
         assert answer.headers["x-request-id"] == f"test-{method}"
         if answer.status_code == 200:  # an empty list is no error
             lists = ("/workers", "/list_workers", "/queue", "/weights", "/v1/videos", "/v1/meshes")
+            lists += ("/metrics", "/engine_metrics")
             assert path in lists
             assert method in ("GET", "HEAD")
             return

@@ -123,6 +123,7 @@ def test_eight_workers_serve_as_they_come_up(tmp_path: Path) -> None:
             "phase": "ready",
             "detail": None,
             "pid": 0,
+            "gpus": [],
             "restarts": 0,
             "log": str(tmp_path / "image-0.log"),
         }
