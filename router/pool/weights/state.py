@@ -46,6 +46,7 @@ def at_version(ledger: Ledger, version: int, wrapped: bool) -> WeightState:
     """The state of a worker that has this version of the ledger."""
     recipe = ledger.recipe
     if version == ledger.version:
+        wrapped = wrapped or bool(recipe.loras)
         return WeightState(recipe.base_version, recipe.lora_version, wrapped)
     if version <= ledger.since and version not in (0, recipe.opaque):
         return WeightState(None, None, wrapped)

@@ -120,8 +120,11 @@ class LedgerView:
         change, ledger = self._of(worker).change, self.ledger_of(worker)
         if change is not None and change.is_transaction:
             return True
-        before = change.before if change is not None else None
-        return ledger is not None and (before or ledger.recipe).skips(path)
+        if ledger is None:
+            return False
+        recipe = (change.before if change is not None else None) or ledger.recipe
+        # A statement may have taken the place of the LoRA calls that a wrapped worker has had.
+        return recipe.skips(path) or (self.weight_state(worker).wrapped and not recipe.loras)
 
     def may_begin(self, change: Change, worker: Worker) -> bool:
         """Whether the worker may get a pending change before its replay."""

@@ -11,6 +11,7 @@ import pytest
 from tests.integration.api.pools import IMAGES, Member, RunPool, direct_to
 from tests.integration.deployment import Deployment, until
 from tests.integration.weights.refits import (
+    DISK,
     MERGE,
     SET,
     SLEEP,
@@ -141,5 +142,35 @@ def test_what_acts_on_other_targets_stays(run_pool: RunPool) -> None:
         outs = [e for e in a.sim.log.requests if e.target.startswith(UNMERGE)]
         assert len(outs) == 1
         assert acts(a) == styled
+
+    run_pool(test, IMAGES)
+
+
+@BETWEEN
+def test_a_lora_that_is_set_again_after_a_statement(
+    run_pool: RunPool, between: tuple[str, Body]
+) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        styled, _ = await skipped(pool, between, a)
+        said = await pool.http.post("/weights", json={"weight_version": 7})
+        assert said.status_code == 200, said.text
+        await change(pool, SET, INK)
+        assert acts(a) == styled
+        assert current(a)
+
+    run_pool(test, IMAGES)
+
+
+def test_who_is_said_to_have_a_lora_counts_as_wrapped(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, a: Member) -> None:
+        await change(pool, SET, INK)
+        sim = await pool.simulated(**IMAGES)
+        known = {"url": sim.url, "weight_version": 1}
+        assert (await pool.http.post("/workers", json=known)).status_code == 200
+        b = Member(sim, pool.running.parts.registry.get(sim.url))
+        await until(lambda: b.known.health == "healthy" and current(b))
+        refused = await pool.http.post(DISK, json={"model_path": "v2"}, params={"workers": b.id})
+        assert refused.json()["code"] == "lora_active"
+        assert paths(b) == []
 
     run_pool(test, IMAGES)
