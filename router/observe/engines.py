@@ -85,7 +85,8 @@ class Report:
         if what == "HELP":
             # A backslash that escapes nothing stands for itself.
             text = re.sub(r"\\([\\n]?)", lambda m: m[0] if m[1] else r"\\", text)
-            self.helps.setdefault(name, text)
+            if len(self.helps) < _MOST_SERIES:
+                self.helps.setdefault(name, text)
             return
         kind = _TYPES.get(text)
         if kind is None or self.types.setdefault(name, kind) != kind:
@@ -145,7 +146,8 @@ def _merged(reports: Mapping[str, Report]) -> list[str]:
         for name, kind in report.types.items():
             if types.setdefault(name, kind) != kind:  # the workers disagree
                 types[name] = "untyped"
-        helps = {**report.helps, **helps}
+        for name, text in report.helps.items():
+            helps.setdefault(name, text)
     for name in types:
         if (base := _base(name, types)) is not None:  # its part is a family of another worker
             types[base] = "untyped"

@@ -141,8 +141,10 @@ class Recent:
         self._now()
 
     def _freed(self, event: events.SlotFreed) -> None:
-        if event.hold.kind is HoldKind.JOB:
-            self._now().note(trio.current_time() - event.hold.since)
+        hold, worker = event.hold, event.worker
+        lost = worker.removed or hold.incarnation != worker.incarnation
+        if hold.kind is HoldKind.JOB and not lost:
+            self._now().note(trio.current_time() - hold.since)
 
     def _weights(self, event: events.Event) -> None:
         worker = event.worker

@@ -133,7 +133,9 @@ class Feed:
             self._number += 1
             self._changes.append(self._event("change", said))
             self._size += len(self._changes[-1])
-            while len(self._changes) > _KEPT or self._size > _KEPT_BYTES:
+            while len(self._changes) > _KEPT or (
+                len(self._changes) > 1 and self._size > _KEPT_BYTES
+            ):
                 self._size -= len(self._changes.popleft())
 
     @property

@@ -26,11 +26,11 @@ def made() -> tuple[Registry, Metrics]:
     return registry, Metrics(registry, Speeds(), queue)
 
 
-def scraped(metrics: Metrics) -> dict[str, Metric]:
+def scraped(metrics: Metrics, accept: str = "text/plain") -> dict[str, Metric]:
     found: list[bytes] = []
 
     async def main() -> None:
-        text, kind = await metrics.exposition("text/plain")
+        text, kind = await metrics.exposition(accept)
         assert kind.startswith("text/plain; version=0.0.4")
         found.append(text)
 
@@ -117,6 +117,13 @@ def test_hostile_names_are_escaped() -> None:
     ended(registry, HOSTILE)
     (sample,) = scraped(metrics)[f"{PREFIX}requests"].samples
     assert sample.labels["model"] == HOSTILE
+
+
+def test_a_version_that_is_no_number_gets_the_plain_format() -> None:
+    registry, metrics = made()
+    ended(registry, None)
+    for kind in ("text/plain", "application/openmetrics-text"):
+        assert scraped(metrics, f"{kind};version=x")[f"{PREFIX}requests"].samples
 
 
 def test_a_removed_worker_leaves_no_series() -> None:
