@@ -95,16 +95,17 @@ def _only(**deeds: float) -> dict[str, float]:
     return dict.fromkeys((*_BREAKS, *_OPERATIONS), 0.0) | deeds
 
 
+# Short images, and no videos.
+_IMAGES = {"filmers": 0, "steps": 50, "burst": 0}
+
 THEMES: dict[str, dict[str, Any]] = {
     # Several operations and changes at the same time, at well and quick workers.
     "collisions": {
+        **_IMAGES,
         "parts": 6,
         "trainers": 1,
         "breakers": 0,
         "operators": 2,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "kills": False,
         "disk": False,
         "begun": 1.0,
@@ -114,13 +115,11 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # All sleep and are woken, and changes come without a pause.
     "naps": {
+        **_IMAGES,
         "parts": 3,
         "trainers": 3,
         "breakers": 0,
         "operators": 1,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "kills": False,
         "disk": False,
         "begun": 1.0,
@@ -131,12 +130,10 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # The same, and the disk is full in bad moments.
     "full naps": {
+        **_IMAGES,
         "trainers": 2,
         "breakers": 0,
         "operators": 1,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "kills": False,
         "disk": True,
         "full": True,
@@ -161,13 +158,11 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # The disk is full now and then, transactions begin, and the router is killed.
     "transactions": {
+        **_IMAGES,
         "clients": 1,
         "trainers": 1,
         "breakers": 0,
         "operators": 0,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "kills": True,
         "disk": True,
         "full": True,
@@ -229,13 +224,11 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # Changes are made by turns, while workers come, go, sleep and are replaced.
     "rolls": {
+        **_IMAGES,
         "clients": 8,
         "trainers": 2,
         "breakers": 1,
         "operators": 1,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "begun": 0.0,
         "tensors": 1.0,
         "rolling": True,
@@ -243,12 +236,10 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # Nothing but tensors, some of them full, while workers are replaced.
     "tensors": {
+        **_IMAGES,
         "trainers": 1,
         "breakers": 1,
         "operators": 0,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "kills": False,
         "disk": False,
         "begun": 0.0,
@@ -260,14 +251,12 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # Each worker is sent its own part of the weights, while workers and the router die.
     "parts": {
+        **_IMAGES,
         "parts": 2,
         "clients": 3,
         "trainers": 1,
         "breakers": 1,
         "operators": 0,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "disk": False,
         "begun": 1.0,
         "tensors": 0.0,
@@ -279,13 +268,11 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # New runs of the trainer begin, by a call or at a start, while weights are changed.
     "runs": {
+        **_IMAGES,
         "clients": 4,
         "trainers": 2,
         "breakers": 1,
         "operators": 0,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "kills": True,
         "disk": False,
         "begun": 2.0,
@@ -298,11 +285,9 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # Trainers count for themselves, and clients mind the versions.
     "numbers": {
+        **_IMAGES,
         "clients": 8,
         "trainers": 2,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "begun": 2.0,
         "tensors": 1.0,
         "rolling": True,
@@ -312,14 +297,12 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # Engines are put to sleep and woken past the router, which is told or not.
     "strays": {
+        **_IMAGES,
         "parts": 3,
         "clients": 4,
         "trainers": 1,
         "breakers": 0,
         "operators": 0,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "kills": False,
         "disk": False,
         "strays": 2,
@@ -354,13 +337,11 @@ THEMES: dict[str, dict[str, Any]] = {
     },
     # A pool gets LoRAs and weights, while its workers and the router die.
     "loras": {
+        **_IMAGES,
         "clients": 1,
         "trainers": 0,
         "breakers": 0,
         "operators": 0,
-        "filmers": 0,
-        "steps": 50,
-        "burst": 0,
         "pace": 5,
         "adapters": 1,
     },
