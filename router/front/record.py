@@ -31,6 +31,7 @@ class ExchangeRecord:
     model: str | None = None  # named in the request
     worker: str | None = None  # URL of the last worker tried
     tries: int = 0  # number of workers tried
+    parts: int = 1  # of a split group, each with tries of its own
     leased: float | None = None
     delivered: float | None = None
     incarnation: int | None = None  # of the worker's process then; None if that is not certain

@@ -23,7 +23,7 @@ from ..pool.cost import Speeds
 from ..pool.lifecycle import routable
 from ..pool.queue import Queue
 from ..pool.registry import Registry
-from ..pool.worker import UNKNOWN_VERSION, Worker
+from ..pool.worker import Worker
 from .tally import Spread, Tally, gauge, single
 
 OTHER = "other"
@@ -66,7 +66,7 @@ class Metrics(Collector):
         self._worker_time = Spread("worker_seconds", about, _SECONDS, _ROUTE)
         about = "Seconds from the head of the answer to its end."
         self._transfer = Spread("transfer_seconds", about, _SECONDS, _ROUTE)
-        about = "Weight versions that the worker lacked when it got a request."
+        about = "Weight versions issued since the worker's own when it got a request."
         self._staleness = Spread("staleness_versions", about, _VERSIONS, ("model",))
         self._granted = Tally("worker_leases", "Exchanges that the worker got.", ("worker",))
         self._ejected = Tally("worker_ejections", "Times the worker went on trial.", ("worker",))
@@ -132,8 +132,8 @@ class Metrics(Collector):
         model = self._named(record.model) if model is None else model
         place = record.route, model
         self._requests.add(*place, str(record.status or "none"))
-        if record.tries > 1:
-            self._retries.add(*place, by=record.tries - 1)
+        if record.tries > record.parts:
+            self._retries.add(*place, by=record.tries - record.parts)
         arrived, leased, answered = record.arrived, record.leased, record.answered
         if leased is not None:
             self._queue_time.note(leased - arrived, *place)
@@ -145,12 +145,10 @@ class Metrics(Collector):
                 self._whole.note(record.ended - arrived, *place)
 
     def _leased(self, event: events.LeaseGranted) -> None:
-        lease = event.lease
-        worker, version = lease.worker, lease.weight_version
+        worker = event.lease.worker
         self._granted.add(worker.url)
-        if version is not None and version != UNKNOWN_VERSION:
-            lacks = max(0, worker.newest_version - version)
-            self._staleness.note(lacks, self._models.get(worker.url, ""))
+        if event.lease.weight_version is not None and worker.weight_lag is not None:
+            self._staleness.note(worker.weight_lag, self._models.get(worker.url, ""))
 
     def _probed(self, event: events.Probed) -> None:
         self._probes.add(event.worker.url, event.finding)
@@ -215,8 +213,8 @@ class Metrics(Collector):
         yield each("exchanges", about, lambda w: w.active_requests)
         about = "Version of the worker's weights; -1: unknown."
         yield each("weight_version", about, lambda w: w.weight_version)
-        about = "Weight versions that the worker lacks now."
-        yield each("weight_lag", about, lambda w: max(0, w.newest_version - w.weight_version))
+        about = "Weight versions issued since the worker's own; -1: unknown, or very many."
+        yield each("weight_lag", about, lambda w: -1 if w.weight_lag is None else w.weight_lag)
         rows = [((w.url, facet, str(getattr(w, facet))), 1.0) for w in workers for facet in _FACETS]
         labels = ("worker", "facet", "state")
         yield gauge("worker_state", "1 for the state of each facet of a worker.", labels, rows)

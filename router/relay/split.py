@@ -211,6 +211,7 @@ class _Join:
         for size in self.group.sizes(len(self.leases)):
             self._parts.append(_Part(self, first, size))
             first += size
+        self.exchange.record.parts = len(self._parts)
         self._parts[0].lead = array(self.group.count)
         self._parts[0].turn.set()
         async with trio.open_nursery() as nursery:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import trio
 from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families as parse
 
 from router.observe.engines import UP, WORKER
 from router.pool.worker import Origin
 from tests.integration.api.pools import IMAGES, Member, run_with_pool
 from tests.integration.deployment import Deployment, answer, at_pace, never, run_deployed
+from tests.integration.exposition import scrape
 
 RUNNING = "sglang:diffusion_num_running_reqs"
 
 
 async def scraped(pool: Deployment) -> dict[str, Metric]:
-    told = await pool.http.get("/engine_metrics")
-    assert told.status_code == 200, told.text
-    assert told.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families = list(parse(told.text))
-    assert len({family.name for family in families}) == len(families)
-    return {family.name: family for family in families}
+    return await scrape(pool, "/engine_metrics")
 
 
 def up(families: dict[str, Metric]) -> dict[str, tuple[str, float]]:

@@ -8,24 +8,20 @@ from pathlib import Path
 
 import trio
 from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families as parse
 
 from router.observe.tally import PREFIX
 from router.pool.worker import Capabilities, Origin
 from tests.integration.api.pools import IMAGES, VIDEOS, Member, run_with_pool
 from tests.integration.deployment import IMAGE, Deployment, never, run_deployed, until
+from tests.integration.exposition import scrape
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATIONS = "/v1/images/generations"
 
 
 async def scraped(pool: Deployment) -> dict[str, Metric]:
-    answer = await pool.http.get("/metrics")
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    families = list(parse(answer.text))
-    assert len({family.name for family in families}) == len(families)
-    return {family.name.removeprefix(PREFIX): family for family in families}
+    families = await scrape(pool, "/metrics")
+    return {name.removeprefix(PREFIX): family for name, family in families.items()}
 
 
 def values(family: Metric, *labels: str, suffix: str = "") -> dict[tuple[str, ...], float]:

@@ -13,7 +13,7 @@ from router.pool.cost import Speeds
 from router.pool.policies import LeastRequest
 from router.pool.queue import Queue
 from router.pool.registry import Registry
-from router.pool.worker import Capabilities, Origin
+from router.pool.worker import Capabilities, Origin, Weights
 
 HOSTILE = 'a"b\\c\nd{}=,# é'
 
@@ -38,9 +38,10 @@ def scraped(metrics: Metrics, accept: str = "text/plain") -> dict[str, Metric]:
     return {family.name: family for family in parse(found[0].decode())}
 
 
-def ended(registry: Registry, model: str | None, worker: str | None = None) -> None:
+def ended(registry: Registry, model: str | None, worker: str | None = None, parts: int = 1) -> None:
     record = ExchangeRecord("id", "POST", "/x", arrived=1.0, route="/x", model=model)
     record.worker, record.status, record.tries = worker, 200, 3
+    record.parts = parts
     record.leased, record.answered, record.ended = 3.0, 8.0, 8.125
     registry.bus.publish(ExchangeEnded(record))
 
@@ -117,6 +118,28 @@ def test_hostile_names_are_escaped() -> None:
     ended(registry, HOSTILE)
     (sample,) = scraped(metrics)[f"{PREFIX}requests"].samples
     assert sample.labels["model"] == HOSTILE
+
+
+def test_the_parts_of_a_split_group_are_no_retries() -> None:
+    registry, metrics = made()
+    for parts in (1, 2, 3, 8):
+        ended(registry, None, parts=parts)
+    (sample,) = scraped(metrics)[f"{PREFIX}retries"].samples
+    assert sample.value == 2 + 1
+
+
+def test_lag_counts_issued_versions_not_their_numbers() -> None:
+    registry, metrics = made()
+    for url, lag in (("http://a:1", 1), ("http://b:1", None)):
+        add(registry, url, "image/a")
+        worker = registry.get(url)
+        registry.set_weights(worker, Weights.CURRENT, 10, newest=20, lag=lag)
+        registry.lease(worker).release()
+    families = scraped(metrics)
+    lags = families[f"{PREFIX}worker_weight_lag"].samples
+    assert {s.labels["worker"]: s.value for s in lags} == {"http://a:1": 1, "http://b:1": -1}
+    noted = families[f"{PREFIX}staleness_versions"].samples
+    assert [s.value for s in noted if s.name.endswith(("_sum", "_count"))] == [1, 1]
 
 
 def test_a_version_that_is_no_number_gets_the_plain_format() -> None:
