@@ -25,8 +25,9 @@ from ..front.record import ExchangeRecord
 from .connection import Connection
 from .link import ServerLimits, log
 
-__all__ = ["ServerLimits", "open_listeners", "serve"]
+__all__ = ["ServerLimits", "inherited_listeners", "open_listeners", "serve"]
 
+_FIRST = 3  # the first descriptor that sd_listen_fds(3) passes on
 UNSENT = 128 * 1024  # unsent bytes that the kernel may hold: progress stays visible
 
 
@@ -53,6 +54,30 @@ def open_listeners(host: str, port: int, backlog: int = 2048) -> list[socket.soc
             if port or len(addresses) == 1 or error.errno != errno.EADDRINUSE or attempt == 9:
                 raise StartError(_why_not(host, port, error)) from error
     raise AssertionError
+
+
+def inherited_listeners() -> list[socket.socket]:
+    """The listening sockets that this process was started with, as systemd's socket units start one
+    (sd_listen_fds(3)); usually none. New connections wait in them while one router follows another.
+
+    Raises StartError.
+    """
+    told = {name: os.environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES")}
+    if told["PID"] != str(os.getpid()) or not told["FDS"].isdecimal():
+        return []  # meant for no process, or for another
+    listeners: list[socket.socket] = []
+    for descriptor in range(_FIRST, _FIRST + int(told["FDS"])):
+        try:
+            listener = socket.socket(fileno=descriptor)
+            fit = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError:
+            fit = 0
+        if not fit or listener.family not in (socket.AF_INET, socket.AF_INET6):
+            raise StartError(f"Descriptor {descriptor} of LISTEN_FDS is no listening TCP socket.")
+        listener.set_inheritable(False)
+        listener.setblocking(False)
+        listeners.append(listener)
+    return listeners
 
 
 def _listen_all(

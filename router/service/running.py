@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..bus import Bus
 from ..control.client import ControlClient
@@ -28,7 +28,7 @@ from ..observe.stderr import Output
 from ..pool.weights import Ledgers
 from ..relay.keys import Keys
 from ..relay.upstream import Upstream
-from ..server import ServerLimits, open_listeners
+from ..server import ServerLimits, inherited_listeners, open_listeners
 from ..server import serve as serve_http
 from ..settings import RouterSettings
 from ..store.store import Store
@@ -101,8 +101,13 @@ async def _until_signalled(settings: RouterSettings, store: Store, output: Outpu
 
         # Before the port answers: a client that sees the port open may send a signal.
         await nursery.start(obey_signals)
+        listeners = inherited_listeners()  # before a worker could inherit their environment
         planners = await make_plans(settings, store)
-        listeners = open_listeners(settings.host, settings.port)
+        if listeners:
+            host, port = listeners[0].getsockname()[:2]
+            settings = evolve(settings, host=host, port=port)
+        else:
+            listeners = open_listeners(settings.host, settings.port)
         for listener in listeners:
             logger.info("listening on %s", address_of(listener))
         await serve(settings, listeners, stop, store, planners)
