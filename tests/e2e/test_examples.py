@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -291,6 +292,48 @@ def test_the_command_of_the_systemd_unit(
     words = [str(launch) if word.endswith("/launcher.yaml") else word for word in words]
     with router(router_pyz, tmp_path / "router.log", *words) as url:
         wait_until_ready(url)
+
+
+def test_the_socket_unit_has_the_port_of_the_service() -> None:
+    """test_upgrade.py starts a router as such a unit does."""
+    service = (EXAMPLES / "sglang-d-router.service").read_text(encoding="utf-8")
+    unit = (EXAMPLES / "sglang-d-router.socket").read_text(encoding="utf-8")
+    port = re.search(r"^ListenStream=(\d+)$", unit, re.M)
+    assert port
+    assert f" --port {port[1]} " in service
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+def test_the_configuration_of_nginx(router_pyz: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        front = probe.getsockname()[1]
+    text = (EXAMPLES / "nginx.conf").read_text(encoding="utf-8")
+    text, plain = re.subn("listen 443 ssl;", f"listen 127.0.0.1:{front};", text)
+    text, certificates = re.subn(" *ssl_certificate.*;\n", "", text)
+    assert (plain, certificates) == (1, 2)
+    with router(router_pyz, tmp_path / "router.log") as url:
+        assert "127.0.0.1:30080" in text
+        text = text.replace("127.0.0.1:30080", url.removeprefix("http://"))
+        around = f"pid {tmp_path}/pid; error_log {tmp_path}/error; events {{}} daemon off;\n"
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        folders = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in kinds)
+        inside = f"{around}http {{ access_log off; {folders}\n{text}}}\n"
+        (tmp_path / "nginx.conf").write_text(inside)
+        command = ["nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as nginx:
+            try:
+                end = time.monotonic() + WITHIN
+                while True:
+                    try:
+                        answer = ask("GET", f"http://127.0.0.1:{front}/live")
+                        break
+                    except OSError:
+                        assert time.monotonic() < end, (tmp_path / "error").read_text()
+                        time.sleep(0.02)
+            finally:
+                nginx.terminate()
+        assert answer == {"status": "ok"}
 
 
 def test_the_paths_that_prometheus_scrapes(pool: Pool) -> None:
