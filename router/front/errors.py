@@ -34,7 +34,7 @@ def new_request_id() -> str:
 def error_answer(record: ExchangeRecord, error: RouterError) -> tuple[Headers, bytes]:
     """Headers and body of the answer that tells the client of an error."""
     record.code = error.code
-    body = to_json(error.body(record.request_id)).encode()
+    body = (to_json(error.body(record.request_id)) + "\n").encode()
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

@@ -22,6 +22,7 @@ from ..pool.worker import Admin, Worker
 from . import adoption, output
 from .base import Backend, EngineUnavailable
 from .launcher import Launcher, Shared
+from .logs import Logs
 from .phases import Phase, SlotView
 from .records import LaunchRecord, SizeRecord
 from .slot import Slot
@@ -44,6 +45,7 @@ class Fleet:
     shared: Shared
     drain: Callable[[Worker], Awaitable[None]]
     backends: Mapping[str, Backend] = field(factory=dict)  # of records, beside the launchers' own
+    logs: Logs = field(init=False)
     _slots: dict[str, Slot] = field(init=False, factory=dict)  # by `launcher/index`
     _leaving: set[Slot] = field(init=False, factory=set)  # no longer wanted, but still present
     _begun: set[Slot] = field(init=False, factory=set)  # slots whose task runs
@@ -121,24 +123,6 @@ class Fleet:
         """Whether the worker's launched process still runs; None for workers launched elsewhere."""
         slot = self._slot_of(worker)
         return None if slot is None else slot.runs
-
-    async def tail(self, worker: Worker, lines: int) -> list[str]:
-        """The last lines of a worker's output. Raises NotFound."""
-        slot = self._slot_of(worker)
-        if slot is None:
-            raise NotFound(
-                f"This router did not launch worker {worker.url} and has no log of that worker",
-                code="not_launched",
-            )
-        try:
-            if slot.log is not None:
-                return await trio.to_thread.run_sync(output.last_lines, slot.log, lines)
-            handle = slot.handle
-            return await slot.launcher.backend.tail(handle, lines) if handle else []
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise NotFound(f"The log cannot be read: {describe(error)}", code="no_log") from error
 
     def restart(self, worker: Worker) -> None:
         """Start a worker again, whether it runs, waits or was given up. Raises Conflict."""
@@ -354,6 +338,10 @@ class Fleet:
 
     def _all(self) -> list[Slot]:
         return [*self._slots.values(), *self._leaving]
+
+    @logs.default
+    def _make_logs(self) -> Logs:
+        return Logs(self._slot_of)
 
     def _slot_of(self, worker: Worker) -> Slot | None:
         return next((slot for slot in self._all() if slot.worker is worker), None)

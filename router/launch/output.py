@@ -32,12 +32,29 @@ _POLL = 0.25  # seconds between two looks at a followed file
 
 def last_lines(path: Path, count: int) -> list[str]:
     """The last lines of a file, from its last MiB; a long line is cut. Raises OSError."""
+    return _cut(_end(path, count)[0], count)
+
+
+def last_whole_lines(path: Path, count: int) -> tuple[list[str], int]:
+    """The last lines of a file without an unfinished one, and where a `Follower` goes on. Raises
+    OSError."""
+    data, end = _end(path, count)
+    whole = data.rfind(b"\n") + 1
+    return _cut(data[:whole], count), end - (len(data) - whole)
+
+
+def _end(path: Path, count: int) -> tuple[bytes, int]:
+    """The end of a file, from the beginning of a line, and its size."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         at = file.seek(max(0, end - min(_MOST_TAIL, (count + 1) * _LONGEST_LINE)))
         data = file.read(end - at)
     if at > 0 and b"\n" in data:
         data = data[data.index(b"\n") + 1 :]  # drop the line whose beginning is missing
+    return data, end
+
+
+def _cut(data: bytes, count: int) -> list[str]:
     lines = data.decode(errors="replace").splitlines()[-count:] if count > 0 else []
     return [
         line if len(line) <= _LONGEST_LINE else f"... {line[-_LONGEST_LINE:]}" for line in lines

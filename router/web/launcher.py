@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
-from quart import Blueprint
+import trio
+from quart import Blueprint, Response, request
 
 from ..errors import BadRequest
 from . import body
-from .parts import parts
+from .parts import FollowedLog, parts
+from .uploads import ending
 
 blueprint = Blueprint("launcher", __name__)
 
 _TAIL, _TAIL_MOST = 100, 10_000  # lines
 _MOST_WORKERS = 1000
+_POLL = 0.25  # seconds between two looks at a followed log
+_TEXT = {
+    "Content-Type": "text/plain; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Accel-Buffering": "no",  # nginx would hold back what is followed
+    "Vary": "Accept",
+}
 
 
 @blueprint.get("/workers/<path:worker_id>/logs")
-async def show_log(worker_id: str) -> dict[str, Any]:
-    """The last lines of a launched worker's output; `?tail=` says how many."""
+async def show_log(worker_id: str) -> dict[str, Any] | Response:
+    """The last lines of a launched worker's output; `?tail=` says how many. With `?follow=true`
+    also what comes later, until the worker is removed."""
     tail = body.query_number("tail", absent=_TAIL, least=1, most=_TAIL_MOST)
     worker = parts().registry.get(worker_id)
-    lines = await parts().launcher.tail(worker, tail)
-    return {"worker_id": worker.worker_id, "lines": lines}
+    if body.query_flag("follow") and request.method != "HEAD":
+        ending().enter_context(parts().launcher.logs.following())
+        log = await parts().launcher.logs.follow(worker, tail)
+        return Response(_follow(log, parts().feed.over), headers=_TEXT)
+    found = await parts().launcher.logs.tail(worker, tail)
+    known = request.accept_mimetypes.best_match(["text/plain", "application/json"])
+    if known == "application/json":
+        return {"worker_id": worker.worker_id, "lines": found}
+    return Response(_text(found), headers=_TEXT)
+
+
+async def _follow(log: FollowedLog, stopping: trio.Event) -> AsyncIterator[bytes]:
+    new = log.found
+    while not stopping.is_set():
+        if new:
+            yield _text(new)
+        elif log.over:
+            return
+        else:
+            with trio.move_on_after(_POLL):
+                await stopping.wait()
+        new = await log.new()
+
+
+def _text(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode(errors="replace")
 
 
 @blueprint.route("/workers/<path:worker_id>/restart", methods=["PUT", "POST"])

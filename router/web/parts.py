@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 from attrs import frozen
@@ -35,17 +36,41 @@ class CallLimits:
     idle: float  # without taking a byte of a streamed body
 
 
+class FollowedLog(Protocol):
+    """A log that is followed."""
+
+    found: list[str]
+    over: bool
+
+    async def new(self) -> list[str]:
+        """The lines since the last call, or none; after the last ones `over` is set."""
+
+
+class WorkerLogs(Protocol):
+    """What the endpoints need to show logs (router/launch/logs.py)."""
+
+    async def tail(self, worker: Worker, lines: int) -> list[str]:
+        """The end of the worker's output. Raises NotFound."""
+
+    def following(self) -> AbstractContextManager[None]:
+        """Count one who follows. Raises PoolUnavailable."""
+
+    async def follow(self, worker: Worker, lines: int) -> FollowedLog:
+        """The end of the worker's output and what comes later. Raises NotFound."""
+
+
 class LaunchedWorkers(Protocol):
     """What the endpoints need from the launcher (router/launch/fleet.py)."""
+
+    @property
+    def logs(self) -> WorkerLogs:
+        """The output of the workers."""
 
     def describe(self, worker: Worker) -> dict[str, Any] | None:
         """The launch of a worker as JSON; None if it was not launched."""
 
     def restart(self, worker: Worker) -> None:
         """Start the worker again. Raises Conflict."""
-
-    async def tail(self, worker: Worker, lines: int) -> list[str]:
-        """The end of the worker's output. Raises NotFound."""
 
     async def scale(self, workers: int, launcher: str | None = None) -> dict[str, Any]:
         """Change a launcher to this number of workers. Raises RouterError."""

@@ -23,19 +23,20 @@ def worker_payload(worker: Worker, speeds: Speeds, launch: dict[str, Any] | None
     """The JSON of one worker; `launch` is what its launcher says about it."""
     can = worker.capabilities
     return {
+        # What people look for first; terminals cut long lines.
+        "url": worker.url,
+        "name": worker.name,
+        "routable": routable(worker),
+        "reasons": reasons(worker),
         "worker_id": worker.worker_id,
         "id": worker.worker_id,
-        "name": worker.name,
         "display_id": worker.display_id,
-        "url": worker.url,
         "active_requests": worker.active_requests,
         "is_healthy": reachable(worker),
         "is_dead": worker.is_dead,
         "is_sleeping": worker.is_sleeping,
         "consecutive_failures": worker.consecutive_failures,
         "video_support": can.can(Task.VIDEO) if can else None,
-        "routable": routable(worker),
-        "reasons": reasons(worker),
         "health": worker.health,
         "health_reason": worker.health_reason,
         "admin": worker.admin,

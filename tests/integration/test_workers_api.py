@@ -381,7 +381,10 @@ def test_the_list_is_in_order_of_registration(run_router: RunRouter) -> None:
         urls = [(await at.simulated()).url for _ in range(3)]
         for url in urls:
             await at.register(url)
-        listed = (await at.http.get("/workers")).json()
+        answer = await at.http.get("/workers")
+        listed = answer.json()
+        assert answer.text.endswith("}\n")
+        assert [*listed["workers"][0]][:4] == ["url", "name", "routable", "reasons"]
         assert listed["total"] == 3
         assert [worker["url"] for worker in listed["workers"]] == urls
         assert (await at.http.get("/workers/")).json() == listed

@@ -62,6 +62,8 @@ def is_ours(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     body: dict[str, Any] = answer.json()
     assert body["code"] == code
+    assert [*body][:2] == ["error", "code"]
+    assert answer.text.endswith("}\n")
     assert isinstance(body["error"], str)
     assert body["error"]
     assert body["request_id"] == answer.headers["x-request-id"]

@@ -18,6 +18,7 @@ from attrs import evolve
 
 from router import program
 from router.errors import StateUnavailable
+from router.launch import logs as launch_logs
 from router.launch import processes
 from router.launch.phases import Phase
 from router.pool.lifecycle import routable
@@ -52,6 +53,7 @@ if not child:
 print("worker", os.getpid(), "with child", child, flush=True)
 server.serve_forever()
 """
+AS_JSON = {"accept": "application/json"}
 Body = Callable[[Deployment], Awaitable[None]]
 
 
@@ -128,9 +130,13 @@ def test_eight_workers_serve_as_they_come_up(tmp_path: Path) -> None:
             "log": str(tmp_path / "image-0.log"),
         }
         assert first["name"] == "image-0"
-        log = await pool.http.get("/workers/image-0/logs", params={"tail": 2})
+        log = await pool.http.get("/workers/image-0/logs", params={"tail": 2}, headers=AS_JSON)
         assert log.json()["worker_id"] == first["worker_id"]
         assert len(log.json()["lines"]) == 2
+        text = await pool.http.get("/workers/image-0/logs", params={"tail": 2})
+        assert text.headers["content-type"] == "text/plain; charset=utf-8"
+        assert len(text.text.splitlines()) == 2
+        assert text.text.endswith("\n")
         done = await pool.http.post("/launcher/scale", json={"num_workers": 1})
         assert (done.json()["status"], len(done.json()["ending"])) == ("success", 7)
         await until(lambda: len(pool.running.parts.registry) == 1, 20)
@@ -177,7 +183,8 @@ def test_one_that_is_killed_comes_back_each_time_and_its_children_never_stay(
             assert worker["launch"]["restarts"] == count
             assert worker["incarnation"] == count + 1
             pid = worker["launch"]["pid"]
-            log = (await pool.http.get(f"/workers/{worker['worker_id']}/logs?tail=1")).json()
+            path = f"/workers/{worker['worker_id']}/logs?tail=1"
+            log = (await pool.http.get(path, headers=AS_JSON)).json()
             child = re.fullmatch(rf"worker {pid} with child (\d+)", log["lines"][0])
             assert child
             children.add(int(child[1]))
@@ -217,11 +224,58 @@ def test_of_a_log_of_one_long_line_no_more_than_a_mebibyte_is_read(
         monkeypatch.setattr(Path, "open", counting)
         for tail in (1, 10_000):
             read.clear()
-            told = await pool.http.get(f"/workers/image-0/logs?tail={tail}")
+            path = f"/workers/image-0/logs?tail={tail}"
+            told = await pool.http.get(path, headers=AS_JSON)
             [line] = told.json()["lines"]
             assert line.startswith("... ")
             assert line.endswith("the end")
             assert 4096 <= sum(read) <= 1024 * 1024
+
+    with_router(body, small(tmp_path))
+
+
+def test_a_log_is_followed_until_the_worker_is_removed(tmp_path: Path) -> None:
+    log = tmp_path / "image-0.log"
+
+    async def body(pool: Deployment) -> None:
+        await ready(pool, 1)
+        (worker,) = await workers(pool)
+        logs = pool.running.fleet.logs
+        async with pool.http.stream("GET", "/workers/image-0/logs?follow=true&tail=1") as answer:
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            lines = answer.aiter_lines()
+            assert re.match(r"worker \d+ with child", await anext(lines))
+            with log.open("ab") as file:
+                file.write(b"half a ")
+                file.flush()
+                assert logs._followers == 1
+                file.write(b"line\n\xff\n")
+            assert [await anext(lines), await anext(lines)] == ["half a line", "\ufffd"]
+            (await pool.http.delete(f"/workers/{worker['worker_id']}")).raise_for_status()
+            assert [line async for line in lines if line.startswith("half")] == []
+        await until(lambda: logs._followers == 0)
+
+    with_router(body, small(tmp_path))
+
+
+def test_who_leaves_or_comes_too_late_follows_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_logs, "MOST_FOLLOWERS", 1)
+    path = "/workers/image-0/logs?follow=true"
+
+    async def body(pool: Deployment) -> None:
+        await ready(pool, 1)
+        logs = pool.running.fleet.logs
+        async with pool.http.stream("GET", path):
+            assert logs._followers == 1
+            refused = await pool.http.get(path)
+            assert (refused.status_code, refused.json()["code"]) == (503, "too_many_viewers")
+        await until(lambda: logs._followers == 0)
+        async with pool.http.stream("GET", path) as answer:
+            pool.running.parts.feed.over.set()  # the router stops
+            with fail_after(20):
+                await answer.aread()
 
     with_router(body, small(tmp_path))
 
@@ -247,6 +301,7 @@ def test_delete_and_restart_over_http(tmp_path: Path) -> None:
         for method, path, status, code in (
             ("PUT", f"/workers/{other.worker_id}/restart", 409, "not_launched"),
             ("GET", f"/workers/{other.worker_id}/logs", 404, "not_launched"),
+            ("GET", f"/workers/{other.worker_id}/logs?follow=true", 404, "not_launched"),
             ("GET", f"/workers/{first['worker_id']}/logs?tail=0", 400, "invalid_field"),
             ("GET", "/workers/http%3A%2F%2Fnobody%3A1/logs", 404, "unknown_worker"),
             ("POST", "/launcher/scale", 400, "invalid_field"),
