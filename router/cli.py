@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import init, program
@@ -64,11 +65,12 @@ def _serve(arguments: list[str]) -> int:
         return _show(_serve_help())
     flags = split_flags(arguments, RouterSettings, config=True)
     steps = [with_launchers, with_credentials]
-    settings = load(RouterSettings, flags, checks=[_bad_worker_urls], steps=steps)
+    read = partial(load, RouterSettings, flags, checks=[_bad_worker_urls], steps=steps)
+    settings = read()
 
     from . import service
 
-    return service.run(settings)
+    return service.run(settings, read)
 
 
 def _demo(arguments: list[str]) -> int:

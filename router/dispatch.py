@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from .errors import PoolUnavailable, RouterError
 from .pool import events
@@ -38,7 +38,7 @@ _AT_ONCE, _OF_EXPECTED = 1.0, 0.5
 _UNMET = {"not_probed_yet", "unauthorized", "backpressure", "on_trial"}
 
 
-@frozen
+@define
 class QueueLimits:
     """Bounds of waiting. `longest_first`: by expected work, with ageing, instead of by arrival."""
 

@@ -51,8 +51,13 @@ def configure(level: str) -> Output:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("router").setLevel(level.upper())
+    set_level(level)
     return output
+
+
+def set_level(level: str) -> None:
+    """Log what the router says from `level` on."""
+    logging.getLogger("router").setLevel(level.upper())
 
 
 def log_event(event: events.Event) -> None:

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from . import events
 from .lifecycle import able
@@ -30,7 +30,7 @@ _NO_CHANCE = math.log(1000)
 _WORTH = 20
 
 
-@frozen
+@define
 class EjectionLimits:
     """`failures`: the fewest failures that put a worker on trial; None: no worker is put on trial.
     `pause`: seconds before the first trial request, doubled after each failure up to `longest`.

@@ -55,7 +55,7 @@ class Registry(Slots):
         super().__init__(self.bus.publish, ejection or EjectionLimits())
         self._workers: dict[str, Worker] = {}
         self._last = 0  # the number of the newest worker
-        self._failure_threshold = failure_threshold
+        self.failure_threshold = failure_threshold
         self.concurrency = concurrency  # for workers without a limit of their own
         self.roles = dict(roles or {})  # those that the settings give, by URL
         self._configured = frozenset((DEFAULT, *pools))
@@ -262,7 +262,7 @@ class Registry(Slots):
             self.suspect(worker, "it warms up again after it was healthy")
         elif worker.met and probe is Probe.REFUSED:
             self.suspect(worker, "it refused a connection")
-        health = judge(worker, probe, failure_threshold=self._failure_threshold)
+        health = judge(worker, probe, failure_threshold=self.failure_threshold)
         self._facet(worker, "health", health, reason)
         if worker.health is Health.HEALTHY:
             worker.health_reason = None

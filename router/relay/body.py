@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..dispatch import Dispatcher
 from ..errors import BadRequest, RequestTooLarge
@@ -25,7 +25,7 @@ _LONGEST_SHOWN = 200  # characters of a model's name in an error
 _NAME = re.compile(rb"[!-~]{1,128}\Z")
 
 
-@frozen
+@define
 class Limits:
     """Bounds of one exchange. Times in seconds, sizes in bytes."""
 

@@ -58,10 +58,10 @@ class Forwarder:
     attempts: Attempts
     upstream: Upstream
     limits: Limits
-    _room: Room = field(init=False)
+    room: Room = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._room = Room(self.limits.spooled)
+        self.room = Room(self.limits.spooled)
 
     async def run(
         self,
@@ -85,7 +85,7 @@ class Forwarder:
         self, exchange: Exchange, route: Route, *, owned: bool = False, whole: bool = False
     ) -> tuple[Body, Facts]:
         """Read what `body.read` reads. The caller releases the body."""
-        parts = self.attempts.dispatcher, self.limits, self._room
+        parts = self.attempts.dispatcher, self.limits, self.room
         return await read(exchange, route, *parts, owned=owned, whole=whole)
 
     async def relay(

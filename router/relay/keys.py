@@ -35,7 +35,7 @@ class Mismatch(Conflict):
     default_code = "idempotency_mismatch"
 
 
-@frozen
+@define
 class KeyLimits:
     """Bounds of what is kept. `count`: outcomes of generations, and as many of jobs. `size`: bytes
     of all answers together."""

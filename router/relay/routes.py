@@ -99,6 +99,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("PUT", "POST"), "/workers/{+worker_id}/restart", How.OWN),
     Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),
     Route(_P, "/launcher/scale", How.OWN),
+    Route(_P, "/config/reload", How.OWN),
     Route(_P, "/add_worker", How.OWN),
     Route(_P, "/remove_worker", How.OWN),
     Route(_G, "/list_workers", How.OWN),

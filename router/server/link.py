@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import define
 
 from .. import boundary
 from ..front.asgi import App
@@ -31,7 +31,7 @@ READ_AHEAD = 256 * 1024  # bytes held for an app that does not read; one more re
 log = logging.getLogger("router.server")
 
 
-@frozen
+@define
 class ServerLimits:
     """Limits for clients: times in seconds, sizes in bytes.
 

@@ -51,13 +51,14 @@ from ..relay.keys import KeyLimits, Keys
 from ..relay.routes import ROUTES, How
 from ..relay.upstream import Upstream
 from ..relay.websocket import WebSocketRelay
-from ..settings import QueueOrder, RouterSettings, TensorUpdates
+from ..settings import Live, QueueOrder, RouterSettings, TensorUpdates
 from ..store.store import Store
 from ..web.app import create_app
 from ..web.feed import Feed
 from ..web.parts import CallLimits, Parts
 from .launched import make_fleet, prove, restart
 from .measured import measure
+from .reload import Reload
 from .start import is_loopback, run_of, static_pools, static_roles
 
 logger = logging.getLogger("router.service")
@@ -79,18 +80,20 @@ class Assembly:
 
 def assemble(
     settings: RouterSettings,
+    reload: Reload,
     store: Store,
     client: ControlClient,
     planners: Sequence[Planner],
     logs_of_workers: Path,
 ) -> Assembly:
-    """The parts of a router with these settings. Raises StateRefused."""
+    """The parts of a router with these settings, of which `reload` renews some. Raises
+    StateRefused."""
+    live = reload.live
     registry = Registry(
-        failure_threshold=settings.health_check_failure_threshold,
         concurrency=settings.worker_concurrency,
         trust_weights=settings.trust_external_weights,
-        ejection=EjectionLimits(
-            settings.ejection_failures, settings.ejection_pause, settings.ejection_max_pause
+        ejection=live.limits(
+            lambda s: EjectionLimits(s.ejection_failures, s.ejection_pause, s.ejection_max_pause)
         ),
         roles=static_roles(settings),
         pools=static_pools(settings),
@@ -106,7 +109,7 @@ def assemble(
     )
     runs = Runs(ledgers, store, registry.bus)
     runs.start(run_of(settings), fresh=settings.fresh_weights)
-    dispatcher = _dispatcher(settings, registry)
+    dispatcher = _dispatcher(live, registry)
     operations = Operations()
     shared = Shared(registry, store, logs_of_workers, keep=settings.keep_workers)
 
@@ -119,12 +122,11 @@ def assemble(
     assets = AssetMap(settings.max_assets)
     identity = ProcessIdentity(assets, client, [partial(prove, fleet)])
     jobs = JobControl(registry, assets, client, operations)
-    drain, call = settings.drain_timeout, settings.refit_timeout
-    worker_memory = WorkerMemory(registry, store, call)
-    replayer = Replayer(client, ledgers, store, call, restart=partial(restart, fleet))
-    agents = Agents(registry, dispatcher, client, operations, worker_memory, replayer, drain)
+    worker_memory = WorkerMemory(registry, store)
+    replayer = Replayer(client, ledgers, store, restart=partial(restart, fleet))
+    agents = Agents(registry, dispatcher, client, operations, worker_memory, replayer)
     full = settings.tensor_updates is TensorUpdates.FULL
-    weights = WeightControl(agents, ledgers, store, call, full_tensors=full)
+    weights = WeightControl(agents, ledgers, store, full_tensors=full)
     recent = Recent(
         registry.bus,
         [route.path for route in ROUTES if route.how is How.GENERATE],
@@ -137,7 +139,7 @@ def assemble(
         registry=registry,
         dispatcher=dispatcher,
         watchman=Watchman(
-            *(registry, client, identity, settings.health_check_interval),
+            *(registry, client, identity),
             addresses=client.addresses,
             trust=client.trust,
             instance=client.instance.id,
@@ -145,7 +147,6 @@ def assemble(
         names=Names(
             *(store, registry, agents, client.addresses),
             enabled=settings.resolve_all,
-            interval=settings.health_check_interval,
         ),
         client=client,
         jobs=jobs,
@@ -158,16 +159,27 @@ def assemble(
         launcher=fleet,
         feed=Feed(registry, recent, (PhaseChanged,)),
         metrics=measure(registry, dispatcher, ledgers, store, fleet, assets),
-        limits=CallLimits(refit=call, idle=settings.idle_timeout),
+        limits=live.limits(lambda s: CallLimits(refit=s.refit_timeout, idle=s.idle_timeout)),
+        reload=reload,
     )
     upstream = Upstream(
-        *(settings.connect_timeout, settings.max_connections, client.addresses, client.trust)
+        max_connections=settings.max_connections, addresses=client.addresses, trust=client.trust
     )
+
+    def apply(now: RouterSettings) -> None:
+        registry.failure_threshold = now.health_check_failure_threshold
+        parts.watchman.interval = parts.names.interval = now.health_check_interval
+        for caller in (worker_memory, replayer, weights):
+            caller.call_timeout = now.refit_timeout
+        agents.drain_timeout = now.drain_timeout
+        upstream.connect_timeout = now.connect_timeout
+
+    live.follow(apply)
     restarting = trio.Event()
-    kept = KeyLimits(settings.idempotency_keys, settings.idempotency_bytes)
+    kept = live.limits(lambda s: KeyLimits(s.idempotency_keys, s.idempotency_bytes))
     keys = Keys(registry, store, kept)
     keys.restore()
-    app = _front(settings, parts, upstream, assets, keys, restarting)
+    app = _front(settings, live, parts, upstream, assets, keys, restarting)
     return Assembly(
         app=app,
         parts=parts,
@@ -180,26 +192,39 @@ def assemble(
     )
 
 
-def _dispatcher(settings: RouterSettings, registry: Registry) -> Dispatcher:
+def _dispatcher(live: Live, registry: Registry) -> Dispatcher:
     speeds = Speeds(trio.current_time)
-    patience = settings.queue_timeout
-    return Dispatcher(
-        registry,
-        policies.make(settings.routing_algorithm, speeds),
-        limits=QueueLimits(
-            size=settings.queue_size,
-            bytes=settings.queue_bytes,
-            patience=settings.timeout if patience is None else patience,
-            longest_first=settings.queue_order is QueueOrder.LONGEST_FIRST,
-            jobs_per_worker=settings.max_jobs_per_worker,
-            strict_model=settings.strict_model,
-        ),
-        speeds=speeds,
-    )
+    longest_first = live.settings.queue_order is QueueOrder.LONGEST_FIRST
+    strict_model = live.settings.strict_model
+
+    def limits(now: RouterSettings) -> QueueLimits:
+        return QueueLimits(
+            size=now.queue_size,
+            bytes=now.queue_bytes,
+            patience=now.timeout if now.queue_timeout is None else now.queue_timeout,
+            longest_first=longest_first,
+            jobs_per_worker=now.max_jobs_per_worker,
+            strict_model=strict_model,
+        )
+
+    algorithm = live.settings.routing_algorithm
+    policy = policies.make(algorithm, speeds)
+    dispatcher = Dispatcher(registry, policy, limits=live.limits(limits), speeds=speeds)
+
+    def apply(now: RouterSettings) -> None:
+        nonlocal algorithm
+        dispatcher.queue.most_jobs = now.max_jobs_per_worker
+        if now.routing_algorithm is not algorithm:  # a policy may remember whose turn it is
+            algorithm = now.routing_algorithm
+            dispatcher.queue.policy = policies.make(algorithm, speeds)
+
+    live.follow(apply)
+    return dispatcher
 
 
 def _front(
     settings: RouterSettings,
+    live: Live,
     parts: Parts,
     upstream: Upstream,
     assets: AssetMap,
@@ -214,15 +239,23 @@ def _front(
         parts.ledgers.latest_issued,
         parts.ledgers.labelled,
     )
-    limits = Limits(
-        response=settings.timeout,
-        idle=settings.idle_timeout,
-        peek=settings.peek_limit,
-        facts=settings.facts_limit,
-        request_bytes=settings.max_request_bytes,
-        spooled=settings.queue_bytes,
+    limits = live.limits(
+        lambda now: Limits(
+            response=now.timeout,
+            idle=now.idle_timeout,
+            peek=now.peek_limit,
+            facts=now.facts_limit,
+            request_bytes=now.max_request_bytes,
+            spooled=now.queue_bytes,
+        )
     )
     forwarder = Forwarder(attempts, upstream, limits)
+
+    def apply(now: RouterSettings) -> None:
+        attempts.retries = now.retries
+        forwarder.room.size = now.queue_bytes
+
+    live.follow(apply)
     instance = parts.client.instance
     websockets = WebSocketRelay(
         attempts, upstream, settings.websocket_max_message, restarting, instance

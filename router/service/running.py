@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +30,15 @@ from ..relay.keys import Keys
 from ..relay.upstream import Upstream
 from ..server import ServerLimits, inherited_listeners, open_listeners
 from ..server import serve as serve_http
-from ..settings import RouterSettings
+from ..settings import Live, RouterSettings
 from ..store.store import Store
 from ..web.parts import Parts
 from .assembly import Assembly, assemble
 from .clock import RunningClock
 from .launched import give_up, log_folder, make_plans
+from .reload import Reload
 from .start import (
+    Terminal,
     address_of,
     obeyed_signals,
     open_store,
@@ -61,23 +63,29 @@ class Running:
     upstream: Upstream
     keys: Keys
     fleet: Fleet
+    reload: Reload
 
 
-def run(settings: RouterSettings) -> int:
-    """Serve until a signal stops the router; returns the exit status. Raises StartError."""
+def run(settings: RouterSettings, again: Callable[[], RouterSettings] | None = None) -> int:
+    """Serve until a signal stops the router; returns the exit status. `again` reads the settings
+    once more, and raises SettingsError. Raises StartError."""
+    reload = Reload(Live(settings), again)
     output = logs.configure(settings.effective_log_level)
+    reload.live.follow(lambda now: logs.set_level(now.effective_log_level))
     raise_open_files_limit()
     store = open_store(settings)
     try:
         spare_the_collector()
         with unwrapped():
-            main = partial(_until_signalled, settings, store, output)
+            main = partial(_until_signalled, reload, store, output)
             return trio.run(main, clock=RunningClock(), strict_exception_groups=True)
     finally:
         store.close()
 
 
-async def _until_signalled(settings: RouterSettings, store: Store, output: Output) -> int:
+async def _until_signalled(reload: Reload, store: Store, output: Output) -> int:
+    settings = reload.live.settings
+    terminal = Terminal()
     stop = trio.Event()
     status = 0
     async with output.aside(), trio.open_nursery() as nursery:
@@ -86,15 +94,19 @@ async def _until_signalled(settings: RouterSettings, store: Store, output: Outpu
             nonlocal status
             with trio.open_signal_receiver(*obeyed_signals()) as signals:
                 task_status.started()
-                number = await stop_signal(signals)
+                number = await stop_signal(
+                    signals, terminal, lambda: nursery.start_soon(reload.on_signal)
+                )
                 logger.info(
                     "%s: finishing requests in flight for at most %g s; a second signal ends the"
                     " router at once",
                     number.name,
-                    settings.shutdown_timeout,
+                    reload.live.settings.shutdown_timeout,
                 )
                 stop.set()
-                number = await stop_signal(signals)
+                number = await stop_signal(
+                    signals, terminal, lambda: logger.info("SIGHUP ignored: the router is stopping")
+                )
                 logger.warning("%s: second signal, ending at once", number.name)
                 status = 128 + number
                 nursery.cancel_scope.cancel()
@@ -110,7 +122,7 @@ async def _until_signalled(settings: RouterSettings, store: Store, output: Outpu
             listeners = open_listeners(settings.host, settings.port)
         for listener in listeners:
             logger.info("listening on %s", address_of(listener))
-        await serve(settings, listeners, stop, store, planners)
+        await serve(settings, listeners, stop, store, planners, reload=reload)
         nursery.cancel_scope.cancel()
     logger.info("stopped")
     return status
@@ -123,6 +135,7 @@ async def serve(
     store: Store | None = None,
     planners: Sequence[Planner] | None = None,
     *,
+    reload: Reload | None = None,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a router on these listeners until `stop` is set and requests in flight have ended.
@@ -131,38 +144,43 @@ async def serve(
     StartError if planners are missing and cannot be made.
     """
     store = store or Store()
+    reload = reload or Reload(Live(settings))
     if planners is None:
         planners = await make_plans(settings, store)
     async with store.running():
         with log_folder(settings, store.folder) as folder:
-            await _serve(settings, listeners, stop, store, (planners, folder), task_status)
+            launching = planners, folder
+            await _serve(settings, reload, listeners, stop, store, launching, task_status)
         await store.finish()
 
 
 async def _serve(
     settings: RouterSettings,
+    reload: Reload,
     listeners: list[socket.socket],
     stop: trio.Event,
     store: Store,
     launching: tuple[Sequence[Planner], Path],
     task_status: trio.TaskStatus[Running],
 ) -> None:
-    send = settings.client_send_timeout
-    limits = ServerLimits(
-        body=settings.idle_timeout,
-        send=settings.idle_timeout if send is None else send,
-        shutdown=settings.shutdown_timeout,
-        websocket_message=settings.websocket_max_message,
+    websocket_message = settings.websocket_max_message
+    limits = reload.live.limits(
+        lambda now: ServerLimits(
+            body=now.idle_timeout,
+            send=now.idle_timeout if now.client_send_timeout is None else now.client_send_timeout,
+            shutdown=now.shutdown_timeout,
+            websocket_message=websocket_message,
+        )
     )
     async with ControlClient(trust=trust_of(settings)) as client:
-        built = assemble(settings, store, client, *launching)
+        built = assemble(settings, reload, store, client, *launching)
         parts, fleet, persistence = built.parts, built.fleet, built.persistence
         resumed = persistence.restore(parts.names.restore(static_workers(settings)))
         parts.memory.worker_memory.restore()
         async with trio.open_nursery() as nursery:
             await nursery.start(client.addresses.lookups.run)
             nursery.start_soon(built.upstream.run)
-            nursery.start_soon(_wind_down, stop, built, settings.shutdown_timeout)
+            nursery.start_soon(_wind_down, stop, built, limits)
             await nursery.start(parts.dispatcher.run)
             await nursery.start(parts.agents.operations.run)
             await nursery.start(parts.agents.run)
@@ -184,7 +202,7 @@ async def _serve(
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)
-                task_status.started(Running(port, parts, built.upstream, built.keys, fleet))
+                task_status.started(Running(port, parts, built.upstream, built.keys, fleet, reload))
             ours = [] if settings.keep_workers else _ending(parts.ledgers)
             await fleet.close()
             if not settings.resume_weights:
@@ -202,12 +220,12 @@ def _ending(ledgers: Ledgers) -> list[str]:
     return [ledger.model for ledger in ledgers if ledgers.only_launched(ledger.model)]
 
 
-async def _wind_down(stop: trio.Event, built: Assembly, patience: float) -> None:
+async def _wind_down(stop: trio.Event, built: Assembly, limits: ServerLimits) -> None:
     """At the stop, refuse requests that wait for a worker; requests that have a worker may finish.
     WebSocket sessions have no end of their own: close them after a moment."""
     await stop.wait()
     built.parts.dispatcher.close()
     built.parts.feed.over.set()
     built.fleet.stop()
-    await trio.sleep(min(_SESSION_GRACE, patience / 2))
+    await trio.sleep(min(_SESSION_GRACE, limits.shutdown / 2))
     built.restarting.set()

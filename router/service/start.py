@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ..store.store import Store
 
 logger = logging.getLogger("router.service")
 
+_RELOADS = None if sys.platform == "win32" else signal.SIGHUP
 _WITHOUT_MEANING = () if sys.platform == "win32" else (signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -89,7 +91,8 @@ def obeyed_signals() -> list[signal.Signals]:
     """The signals that the router handles: those that request a clean stop, and SIGUSR1 and
     SIGUSR2, which log-rotating scripts send and which would otherwise end the router.
 
-    SIGHUP and SIGQUIT are left alone if they are ignored at the start: `nohup`, and shells that
+    SIGHUP reloads the settings, or requests a stop if the terminal was closed. It
+    and SIGQUIT are left alone if they are ignored at the start: `nohup`, and shells that
     start a background program, ignore them so that the program survives.
     """
     found = [signal.SIGINT, signal.SIGTERM, *_WITHOUT_MEANING]
@@ -102,11 +105,35 @@ def obeyed_signals() -> list[signal.Signals]:
     return found
 
 
-async def stop_signal(signals: AsyncIterator[int]) -> signal.Signals:
-    """Wait for the next signal that requests a stop."""
-    while (number := signal.Signals(await anext(signals))) in _WITHOUT_MEANING:
-        logger.info("%s ignored: the router does not use this signal", number.name)
-    return number
+class Terminal:
+    """The terminal from which the process was started, if there is one."""
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+        with suppress(OSError):
+            self._file = os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0))
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed since."""
+        return self._file is not None and not os.isatty(self._file)
+
+
+async def stop_signal(
+    signals: AsyncIterator[int],
+    terminal: Terminal | None = None,
+    reload: Callable[[], None] | None = None,
+) -> signal.Signals:
+    """Wait for the next signal that requests a stop. SIGHUP calls `reload`, if there is one and the
+    terminal has not been closed."""
+    while True:
+        number = signal.Signals(await anext(signals))
+        if number in _WITHOUT_MEANING:
+            logger.info("%s ignored: the router does not use this signal", number.name)
+        elif reload is None or number is not _RELOADS or (terminal and terminal.closed):
+            return number
+        else:
+            reload()
 
 
 def trust_of(settings: RouterSettings) -> Trust:

@@ -14,6 +14,8 @@ from .helptext import markdown_table as markdown_table
 from .launcher import LauncherFile as LauncherFile
 from .launcher import LauncherSettings as LauncherSettings
 from .launcher import Restart as Restart
+from .live import Changes as Changes
+from .live import Live as Live
 from .load import load as load
 from .model import DemoSettings as DemoSettings
 from .model import LogLevel as LogLevel

@@ -21,6 +21,7 @@ class Setting:
     help: str
     group: str
     default_text: str
+    live: bool = False  # a reload of the file changes it while the router runs
     required: bool = False
 
     @property
@@ -39,18 +40,26 @@ class Setting:
         return isinstance(self.kind, Switch)
 
 
-def setting(default: object, help: str = "", *, group: str = "", default_text: str = "") -> Any:
+def setting(
+    default: object,
+    help: str = "",
+    *,
+    group: str = "",
+    default_text: str = "",
+    live: bool = False,
+) -> Any:
     """An attrs field for one setting; its annotation has the kind.
 
     The default is written as in a file (`"30m"`); `default_text` explains a default such as None. A
     group lasts until a setting names another one. A setting without `help` has no flag: only a file
-    can set it. A wrong value raises ValueError, however the object is made.
+    can set it. `live`: a reload changes it at run time. A wrong value raises ValueError, however
+    the object is made.
     """
     if default is attrs.NOTHING:
         default_text = "required"
     elif not default_text:
         default_text = "none" if default in (None, (), {}) else str(default)
-    metadata = {"help": help, "group": group, "default_text": default_text}
+    metadata = {"help": help, "group": group, "default_text": default_text, "live": live}
     converter = attrs.Converter(_convert, takes_field=True)
     return attrs.field(default=default, converter=converter, metadata=metadata)
 

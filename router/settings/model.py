@@ -102,7 +102,7 @@ class RouterSettings(Settings):
     )
     port: Port = setting(30080, "port to listen on; 0 picks a free port")
     shutdown_timeout: Annotated[float, Duration("0s")] = setting(
-        "1m", "longest time for requests in flight to finish after Ctrl-C or SIGTERM"
+        "1m", "longest time for requests in flight to finish after Ctrl-C or SIGTERM", live=True
     )
     worker_urls: Annotated[tuple[str, ...], Many(Text(metavar="URL"))] = setting(
         (),
@@ -146,26 +146,30 @@ class RouterSettings(Settings):
     )
     worker_api_key_file: File = setting(None, "file that contains the API key for the workers")
     routing_algorithm: RoutingAlgorithm = setting(
-        "least-request", "how to choose one of the free workers", group="Routing"
+        "least-request", "how to choose one of the free workers", group="Routing", live=True
     )
     strict_model: bool = setting(
         "off", "refuse an unknown model even if all workers serve the same model"
     )
     retries: Annotated[int, WholeNumber(0, 100)] = setting(
-        3, "how many more workers to try if a worker fails before it has the whole request"
+        3,
+        "how many more workers to try if a worker fails before it has the whole request",
+        live=True,
     )
     queue_size: Annotated[int, WholeNumber(0)] = setting(
-        10_000, "most requests that may wait for a worker; further requests get 503"
+        10_000, "most requests that may wait for a worker; further requests get 503", live=True
     )
     queue_bytes: Bytes = setting(
         "1GiB",
         "memory for the bodies of requests that wait for a worker, and the same amount in"
         " temporary files for bodies that are read to find the model; further requests get 503",
+        live=True,
     )
     queue_timeout: OptionalTime = setting(
         "none",
         "longest wait for a worker; then the request gets 503",
         default_text="same as --timeout",
+        live=True,
     )
     queue_order: QueueOrder = setting(
         "fifo", "order of a client's waiting requests; longest-first finishes a burst soonest"
@@ -174,10 +178,12 @@ class RouterSettings(Settings):
         10_000,
         "outcomes of requests with an Idempotency-Key that are kept, and as many of jobs;"
         " 0: a retry joins only what still runs",
+        live=True,
     )
     idempotency_bytes: Bytes = setting(
         "512MiB",
         "memory for the answers among them; an answer of more than a sixteenth is not kept",
+        live=True,
     )
     worker_concurrency: Slots = setting(
         "auto",
@@ -185,55 +191,64 @@ class RouterSettings(Settings):
         " times its batch size, where known",
     )
     max_jobs_per_worker: Count = setting(
-        100, "most unfinished video and mesh jobs of one worker; further jobs get 503"
+        100, "most unfinished video and mesh jobs of one worker; further jobs get 503", live=True
     )
     health_check_interval: Time = setting(
-        "10s", "time between two health probes of a worker", group="Health"
+        "10s", "time between two health probes of a worker", group="Health", live=True
     )
     health_check_failure_threshold: Count = setting(
-        3, "failed probes in a row that make a worker unhealthy"
+        3, "failed probes in a row that make a worker unhealthy", live=True
     )
     ejection_failures: Annotated[int | None, WholeNumber(2, none="none")] = setting(
         2,
         "fewest failed generations in a row that put a worker on trial while other workers"
         " succeed; none: never",
+        live=True,
     )
     ejection_pause: Time = setting(
-        "1s", "time until a worker on trial gets a request; doubles after each failure"
+        "1s", "time until a worker on trial gets a request; doubles after each failure", live=True
     )
     ejection_max_pause: Time = setting(
         "1m",
         "upper limit of the doubled --ejection-pause, and of a pause that a worker requests by"
         " Retry-After",
+        live=True,
     )
     timeout: Time = setting(
         "30m",
         "longest wait for the head of a worker's answer after the request is sent, and for a free"
         " connection under --max-connections",
         group="Limits",
+        live=True,
     )
-    connect_timeout: Time = setting("5s", "longest wait for a connection to a worker")
-    idle_timeout: Time = setting("5m", "longest pause between two pieces of a body")
+    connect_timeout: Time = setting("5s", "longest wait for a connection to a worker", live=True)
+    idle_timeout: Time = setting("5m", "longest pause between two pieces of a body", live=True)
     client_send_timeout: OptionalTime = setting(
         "none",
         "longest time during which a client may read nothing of its answer",
         default_text="same as --idle-timeout",
+        live=True,
     )
     peek_limit: Bytes = setting(
-        "1MiB", "how much of a request body to hold in memory to read what routing needs"
+        "1MiB", "how much of a request body to hold in memory to read what routing needs", live=True
     )
     facts_limit: Bytes = setting(
         "64MiB",
         "how much of a request body to read to find the model if the pool serves several; the"
         " part beyond --peek-limit goes to a temporary file",
+        live=True,
     )
-    max_request_bytes: Bytes = setting("1GiB", "largest request body; weight updates are exempt")
+    max_request_bytes: Bytes = setting(
+        "1GiB", "largest request body; weight updates are exempt", live=True
+    )
     websocket_max_message: Bytes = setting("64MiB", "largest WebSocket message in either direction")
     refit_timeout: Time = setting(
-        "30m", "longest wait for a worker's answer to a weight, LoRA or memory call"
+        "30m", "longest wait for a worker's answer to a weight, LoRA or memory call", live=True
     )
     drain_timeout: Time = setting(
-        "30m", "longest wait for a worker's work to end before a change of its weights or memory"
+        "30m",
+        "longest wait for a worker's work to end before a change of its weights or memory",
+        live=True,
     )
     trust_external_weights: bool = setting(
         "off", "route to every worker whatever its weights, because another system manages weights"
@@ -289,9 +304,9 @@ class RouterSettings(Settings):
     )
     admin_api_key_file: File = setting(None, "file that contains the admin key")
     log_level: Annotated[LogLevel, Choice(LogLevel, metavar="LEVEL")] = setting(
-        "info", "lowest level of the messages to log", group="Output"
+        "info", "lowest level of the messages to log", group="Output", live=True
     )
-    verbose: bool = setting("off", "log everything; same as --log-level debug")
+    verbose: bool = setting("off", "log everything; same as --log-level debug", live=True)
 
     @property
     def effective_log_level(self) -> LogLevel:

@@ -63,6 +63,18 @@ def health_payload(of: Parts, pool: str | None = None) -> tuple[dict[str, Any], 
     return body, serving
 
 
+@blueprint.post("/config/reload")
+async def reload() -> dict[str, Any]:
+    """Read the settings again, and apply what can change at run time."""
+    changes = await parts().reload()
+    return {
+        "status": "success",
+        "applied": changes.applied,
+        "needs_restart": changes.needs_restart,
+        "unchanged": changes.unchanged,
+    }
+
+
 @blueprint.get("/metrics")
 async def metrics() -> Response:
     """The router's own metrics for Prometheus."""

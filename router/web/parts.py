@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
-from attrs import frozen
+from attrs import define, frozen
 from quart import current_app
 
 from ..control.agent import Agents
@@ -22,13 +23,14 @@ from ..observe.metrics import Metrics
 from ..pool.registry import Registry
 from ..pool.weights import Ledgers
 from ..pool.worker import Worker
+from ..settings import Changes
 from ..store.store import Store
 from .feed import Feed
 
 _KEY = "router"
 
 
-@frozen
+@define
 class CallLimits:
     """How long workers may take over weight and memory calls, in seconds."""
 
@@ -100,6 +102,7 @@ class Parts:
     feed: Feed
     metrics: Metrics
     limits: CallLimits
+    reload: Callable[[], Awaitable[Changes]]  # raises RouterError
 
     def attach(self, extensions: dict[str, object]) -> None:
         """Make `parts()` return these parts within the app that has these extensions."""

@@ -104,14 +104,26 @@ def test_workers_end_with_a_clean_stop_and_stay_if_they_are_to(
         (tmp_path / "router.log").unlink()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+# The first terminal that the first process of a session opens is the one of its session.
+ON_A_TERMINAL = (
+    "import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR)); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+@pytest.mark.parametrize("closed", [True, False])
 def test_a_closed_terminal_and_quit_stop_it_as_cleanly_as_ctrl_c(
-    router_pyz: Path, tmp_path: Path, number: signal.Signals
+    router_pyz: Path, tmp_path: Path, closed: bool
 ) -> None:
     config = launcher(tmp_path, router_pyz, 1, "--load-seconds", "'0'")
-    with router(router_pyz, config) as running:
+    ours, terminal = os.openpty()
+    before = (sys.executable, "-c", ON_A_TERMINAL, os.ttyname(terminal))
+    with router(router_pyz, config, before=before) as running:
         wait_for(r"(is ready after)", tmp_path / "router.log", running)
-        running.send_signal(number)
+        running.send_signal(signal.SIGQUIT if not closed else signal.SIGHUP)
+        if closed:
+            wait_for(r"(settings reloaded)", tmp_path / "router.log", running)
+            os.close(terminal)
+            os.close(ours)
         assert running.wait(WITHIN) == 0
         assert left(config) == []
     assert "INFO    stopped" in (tmp_path / "router.log").read_text()

@@ -172,6 +172,7 @@ CHANGES: tuple[tuple[bytes, ...], ...] = (
     (_request(f"GET /workers/{_NAME}/logs"),),
     (_post("/workers/127.0.0.1:1/restart", {}),),
     (_post("/launcher/scale", {"launcher": "x", "num_workers": 1}),),
+    (_post("/config/reload", {}),),
 )
 
 

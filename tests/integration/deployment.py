@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from attrs import Factory, define
 from router import service
 from router.pool.worker import Worker
 from router.server import open_listeners
-from router.settings import RouterSettings
+from router.settings import Live, RouterSettings
 from router.store.store import Store
 from simulated_worker import SimulatedWorker, WorkerConfig
 from simulated_worker import serve as serve_worker
@@ -70,9 +71,14 @@ class Deployment:
 
 @asynccontextmanager
 async def deployed(
-    *, listeners: list[socket.socket] | None = None, store: Store | None = None, **settings: Any
+    *,
+    listeners: list[socket.socket] | None = None,
+    store: Store | None = None,
+    again: Callable[[], RouterSettings] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Deployment]:
-    """A router until the block ends; then it must end by itself, in time."""
+    """A router until the block ends; then it must end by itself, in time. `again` reads its
+    settings for a reload."""
     options = {
         "host": "127.0.0.1",
         "health_check_interval": 0.05,
@@ -82,9 +88,10 @@ async def deployed(
     stop = trio.Event()
     listeners = listeners or open_listeners("127.0.0.1", 0)
     async with trio.open_nursery() as outer, trio.open_nursery() as nursery:
-        running = await nursery.start(
-            service.serve, RouterSettings(port=0, **options), listeners, stop, store
-        )
+        given = RouterSettings(port=0, **options)
+        reload = service.Reload(Live(given), again)
+        serve = partial(service.serve, given, listeners, stop, store, reload=reload)
+        running = await nursery.start(serve)
         address = f"http://127.0.0.1:{running.port}"
         async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=None) as http:
             deployment = Deployment(running, http, outer)

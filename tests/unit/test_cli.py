@@ -20,12 +20,12 @@ from router.settings import DemoSettings, RouterSettings, settings_of
 
 
 class Calls(list[Any]):
-    """A stand-in for a module with one function, which takes note of its argument."""
+    """A stand-in for a module with one function, which takes note of its first argument."""
 
     status = 0
     error: BaseException | None = None
 
-    def __call__(self, argument: Any) -> int:
+    def __call__(self, argument: Any, *_: object) -> int:
         self.append(argument)
         if self.error is not None:
             raise self.error

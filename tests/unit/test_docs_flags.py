@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from router.settings import DemoSettings, RouterSettings, markdown_table
+from router.settings import DemoSettings, RouterSettings, markdown_table, settings_of
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -13,6 +14,13 @@ def test_the_tables_of_flags_are_those_of_the_settings() -> None:
     text = OPERATIONS.read_text(encoding="utf-8").partition("\n## Flags\n")[2]
     for table in (markdown_table(RouterSettings), markdown_table(DemoSettings, keys=False)):
         assert table in text, f"docs/operations.md lacks this table:\n\n{table}"
+
+
+def test_the_list_of_what_can_change_at_run_time_is_that_of_the_settings() -> None:
+    text = OPERATIONS.read_text(encoding="utf-8").partition("\n### Changing settings")[2]
+    listed = text.partition(" compares -->\n")[2].partition("\n\n")[0]
+    live = [f"`{each.name}`" for each in settings_of(RouterSettings) if each.live]
+    assert re.split(r",\s", listed) == live, f"docs/operations.md lacks {', '.join(live)}"
 
 
 def test_a_row_tells_flag_key_default_range_and_meaning() -> None:
