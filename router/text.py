@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 LONGEST_ID = 256
 LONGEST_NAME = 1024
+LONGEST_LABEL = 200
+"""Characters of what a trainer calls a version, a run or a transaction."""
 _LONGEST_WORDS = 300
 _DEEPEST = 50  # levels of what JSON cannot say as it is
 

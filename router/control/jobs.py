@@ -15,6 +15,7 @@ from ..errors import NotFound, PoolUnavailable
 from ..pool import events
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import MOST, Page, Place, is_over, page_of_jobs, place_of, told_place
+from ..pool.pools import absent, members
 from ..pool.registry import Registry
 from ..pool.worker import Health, Task, Worker
 from ..text import is_id, segment
@@ -39,6 +40,14 @@ def unknown_asset(asset_id: str, kind: AssetKind) -> NotFound:
     return NotFound(f"Unknown {name}", code="unknown_asset", details={name: asset_id})
 
 
+def _elsewhere(asset_id: str, kind: AssetKind, pool: str, named: str) -> NotFound:
+    """The error for an asset of this pool, if the request names another."""
+    error = unknown_asset(asset_id, kind)
+    error.message += f" in the pool {named!r}: a worker of the pool {pool!r} has it"
+    error.details["pool"] = pool
+    return error
+
+
 @define(eq=False)
 class JobControl:
     """Asks workers for their jobs and images, and keeps the asset map up to date."""
@@ -47,34 +56,44 @@ class JobControl:
     assets: AssetMap
     client: ControlClient
     operations: Operations
-    _unknown: dict[tuple[AssetKind, str], float] = field(init=False, factory=dict)
-    _arrivals: int = field(init=False, default=0)  # workers that joined or returned
+    # By kind, id and named pool: until when no worker of the pool knows the id.
+    _unknown: dict[tuple[AssetKind, str, str | None], float] = field(init=False, factory=dict)
+    _arrivals: int = field(init=False, default=0)  # workers that joined, returned or moved
 
     def __attrs_post_init__(self) -> None:
         self.registry.subscribe(
             self._observe,
-            *(events.WorkerAdded, events.FacetChanged, events.WorkerRemoved, events.Reincarnated),
+            *(events.WorkerAdded, events.RoleChanged, events.FacetChanged),
+            *(events.WorkerRemoved, events.Reincarnated),
         )
 
-    async def owner(self, asset_id: str, kind: AssetKind) -> Worker:
-        """The worker that holds an asset; if the asset map does not know, the workers are asked.
+    async def owner(self, asset_id: str, kind: AssetKind, pool: str | None = None) -> Worker:
+        """The worker that holds an asset, within the named pool; if the asset map does not know,
+        the workers are asked.
 
         Raises NotFound if every worker said no, PoolUnavailable (`asset_lookup_incomplete`) if some
-        workers did not answer.
+        workers did not answer; UnknownPool, or PoolUnavailable if the pool has no workers.
         """
-        key = (kind, asset_id)
+        if error := absent(pool, self.registry):
+            raise error
         known = self.assets.owner(asset_id, kind)
         if known is not None:
+            if pool not in (None, known.worker.pool):
+                raise _elsewhere(asset_id, kind, known.worker.pool, str(pool))
             return known.worker
+        key = (kind, asset_id, pool)
         if self._unknown.get(key, -1.0) > trio.current_time() or not is_id(asset_id):
             raise unknown_asset(asset_id, kind)
-        search = partial(self._search, asset_id, kind)
+        search = partial(self._search, asset_id, kind, pool)
         return await self.operations.start(search, identity=key, begun=False).result()
 
-    async def page(self, kind: AssetKind, page: Page) -> dict[str, Any]:
-        """One page of all workers' jobs, as OpenAI's list. Raises NotFound for a bad cursor."""
+    async def page(self, kind: AssetKind, page: Page, pool: str | None = None) -> dict[str, Any]:
+        """One page of the jobs of all workers, or of the named pool's, as OpenAI's list. Raises
+        NotFound for a bad cursor; UnknownPool, or PoolUnavailable if the pool has no workers."""
+        if error := absent(pool, self.registry):
+            raise error
         since = self.assets.deletions
-        asked = able(self.registry, kind)
+        asked = able(members(self.registry, pool), kind)
         lists = await self._ask_all(asked, partial(self.all_jobs, kind=kind))
         rows: dict[str, tuple[Worker, dict[str, Any]]] = {}
         for worker, listed in lists.items():
@@ -118,11 +137,13 @@ class JobControl:
                 fresh += 1
         return fresh
 
-    async def _search(self, asset_id: str, kind: AssetKind, _: Operation[Worker]) -> Worker:
+    async def _search(
+        self, asset_id: str, kind: AssetKind, pool: str | None, _: Operation[Worker]
+    ) -> Worker:
         """One search serves all clients that want the id."""
         arrivals = self._arrivals
         knows = partial(self._knows, asset_id=asset_id, kind=kind)
-        asked = [worker for worker in self.registry if not worker.is_plain]
+        asked = [worker for worker in members(self.registry, pool) if not worker.is_plain]
         said = await self._ask_all(asked, knows, enough=True)
         owner = next(filter(said.get, said), None)
         if owner is not None:
@@ -130,7 +151,7 @@ class JobControl:
         elif None not in said.values() and arrivals == self._arrivals:
             if len(self._unknown) >= _MOST_NEGATIVE:
                 self._unknown.clear()
-            self._unknown[kind, asset_id] = trio.current_time() + _NEGATIVE
+            self._unknown[kind, asset_id, pool] = trio.current_time() + _NEGATIVE
         return _conclude(said, asset_id, kind)
 
     async def _ask_all(
@@ -215,7 +236,11 @@ class JobControl:
 
     def _observe(self, event: events.Event) -> None:
         match event:
-            case events.WorkerAdded() | events.FacetChanged(facet="health", new=Health.HEALTHY):
+            case (
+                events.WorkerAdded()
+                | events.RoleChanged()
+                | events.FacetChanged(facet="health", new=Health.HEALTHY)
+            ):
                 self._unknown.clear()  # this worker may know an id that no other knew
                 self._arrivals += 1
             case events.WorkerRemoved() | events.Reincarnated():

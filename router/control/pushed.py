@@ -11,10 +11,11 @@ from typing import Any, Self
 from attrs import define, field
 
 from ..pool.weights.recipe import TENSOR, pushes_lora
+from ..text import LONGEST_LABEL
 
 _WANTED = ("weight_update_mode", "weight_version", "full")
-_MOST = 2048  # bytes kept of a name or a value, escapes included
-_LONGEST_LABEL = 200  # characters
+# Bytes kept of a name or a value: more than a label may have, with each character escaped.
+_MOST = 12 * (LONGEST_LABEL + 1) + 2
 _MARK = re.compile(rb'["{}\[\]:,]')
 _DEEP_MARK = re.compile(rb'["{}\[\]]')
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
@@ -25,7 +26,8 @@ class TopFields:
     """The wanted fields of a JSON object that comes in pieces, as its reader will see them: only
     names of the object itself count, with escapes decoded, and the last of several.
 
-    `fields` lacks values that are longer than any that counts. Fields may stand behind gigabytes,
+    `fields` lacks values that are longer than any that counts, except texts, of which it has the
+    beginning. Fields may stand behind gigabytes,
     of which nothing is kept.
     """
 
@@ -99,20 +101,21 @@ class TopFields:
             self._kept += kept if self._kept else kept.lstrip(b" \t\r\n")
 
     def _taken(self) -> object:
-        """The text that was kept, as JSON; None if it is none, or too long."""
+        """The text that was kept, as JSON; None if it is none, or too long and no string."""
         text = bytes(self._kept)
         self._kept.clear()
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            return None
+            cut = len(text) == _MOST and text.startswith(b'"')
+            return text.decode(errors="replace") if cut else None
 
 
 def version_of(fields: Mapping[str, Any]) -> int | str | None:
     """The number or label in the field `weight_version`, if any."""
     said = fields.get("weight_version")
     if type(said) is str:
-        return said if 0 < len(said) <= _LONGEST_LABEL else None
+        return said or None
     return said if type(said) is int else None
 
 

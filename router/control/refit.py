@@ -18,6 +18,7 @@ from ..pool.lifecycle import reachable
 from ..pool.match import Targets, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
+from ..pool.weights.numbers import check_length
 from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, UPDATES, pushes_lora
 from ..pool.worker import Health, Memory, Origin, Worker
 from ..store.store import Store
@@ -351,6 +352,7 @@ class WeightControl:
             await self.store.commit()
 
     def _number(self, change: Change, version: int | str | None) -> None:
+        check_length("weight_version", version)
         if version is not None and str(version) != change.label:  # else the beginning said so
             self.ledgers.choose(change, version)
             change.label = str(version)

@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
 from .lifecycle import Lack, hopeful, lack, reachable, reasons
-from .pools import absent, members, pools_of
+from .pools import absent, members, name_plain, pools_of
 from .registry import Registry
 from .versions import Asked, Bounds, Passed
 from .worker import Health, Task, Worker
@@ -306,6 +306,13 @@ def refusal(pool: Collection[Worker], fitting: Collection[Worker], facts: Facts)
     """The error for a request whose fitting workers in the pool have no hope."""
     if not pool:
         return PoolUnavailable("No workers are registered", code="no_workers")
+    if facts.pool is None and all(worker.is_plain for worker in pool):
+        pools = pools_of(pool)
+        return PoolUnavailable(
+            f"Only plain HTTP workers are registered: {name_plain(pools)}",
+            code="no_workers",
+            details={"pools": pools},
+        )
     if not fitting and facts.need is Need.JOB and facts.task is not None:
         return NoCapableWorker(f"No {facts.task}-capable workers available in current worker pool.")
     bounds = facts.bounds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,11 @@ def absent(pool: str | None, registry: Registry) -> RouterError | None:
         code="no_workers",
         details={"pools": pools_of(registry)},
     )
+
+
+def name_plain(pools: Collection[str]) -> str:
+    """How to name one of these pools of plain HTTP workers, as a part of a sentence."""
+    return f"name its pool with ?pool= or X-Pool: {', '.join(sorted(pools))}"
 
 
 def pools_of(workers: Iterable[Worker]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import trio
 from attrs import define, field
@@ -20,7 +20,7 @@ from ..store.store import Store
 from ..text import segment
 from . import headers as heads
 from . import split
-from .body import named_pool
+from .body import named_pool, one_pool, queried
 from .encoding import readable_only
 from .forward import CutOff, Forwarder
 from .idempotency import HEADER, Idempotency
@@ -151,8 +151,8 @@ class Relay:
     websockets: WebSocketRelay
     assets: AssetMap
     store: Store
-    # Finds the owner of an asset, by asking workers if necessary. Raises RouterError.
-    find_owner: Callable[[str, AssetKind], Awaitable[Worker]]
+    # Finds the owner of an asset within a pool, by asking workers if necessary. Raises RouterError.
+    find_owner: Callable[[str, AssetKind, str | None], Awaitable[Worker]]
     idempotency: Idempotency
     instance: Instance = field(factory=Instance)
 
@@ -174,7 +174,9 @@ class Relay:
         if route.how is How.MERGED and (asset_id := _asked_for(scope)):
             # `GET /v1/videos?id=ID` means `GET /v1/videos/ID`.
             exchange.path = f"{route.path}/{segment(asset_id)}"
-            exchange.target = exchange.path.encode()
+            pools = [("pool", pool) for pool in queried(exchange.target, "pool")]
+            query = f"?{urlencode(pools)}" if pools else ""
+            exchange.target = f"{exchange.path}{query}".encode()
             route = find("GET", exchange.path)
         exchange.record.route = route.path
         if route.how is How.OWN:
@@ -205,10 +207,12 @@ class Relay:
                 owner: Worker | None = None
                 if route.how is How.OWNER and route.asset is not None:
                     asset_id = route.parameter(exchange.path)
-                    owner = await self.find_owner(asset_id, route.asset)
+                    owner = await self.find_owner(asset_id, route.asset, _pool(exchange))
                 dispatcher = self.forwarder.attempts.dispatcher
                 method, path = exchange.method, exchange.path
-                watching = watcher(self.assets, dispatcher, self.store, route, method, path)
+                plain = self.forwarder.attempts.registry.plain_pools
+                parts = self.assets, dispatcher, self.store
+                watching = watcher(*parts, route, method, path, plain)
                 if watching is not None and route.how is not How.ANY:
                     exchange.headers = readable_only(exchange.headers)
                 if route.how is How.SUBMIT:
@@ -253,6 +257,13 @@ class Relay:
         headers, body = error_answer(exchange.record, error)
         await exchange.respond(error.status, headers, more=True)
         await exchange.send(body, last=True)  # the server omits the body for a HEAD
+
+
+def _pool(exchange: AsgiExchange) -> str | None:
+    """The one pool that a request names. Raises AmbiguousTarget."""
+    named = heads.value(exchange.headers, b"x-pool")
+    other = None if named is None else named.decode("latin-1")
+    return one_pool(queried(exchange.target, "pool"), other)
 
 
 def _held(path: str) -> BadRequest:

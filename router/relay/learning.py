@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from attrs import define, field
 
 from ..dispatch import Dispatcher
 from ..errors import NotFound, StateUnavailable
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.catalog import is_over
+from ..pool.pools import name_plain
 from ..pool.worker import Lease
 from ..store.store import Store
 from ..text import from_json, is_id
@@ -146,10 +149,12 @@ class _Reading:
 @define(eq=False)
 class _Elsewhere:
     """A path outside the route table. If the worker's framework answers that it does not know the
-    path either, the router answers with the nearest route."""
+    path either, the router answers with the nearest route, and with the pools of plain workers that
+    may know the path."""
 
     method: str
     path: str
+    pools: Collection[str]  # of plain workers
     holds: int = 0
     _body: bytearray = field(init=False, factory=bytearray)
 
@@ -168,15 +173,25 @@ class _Elsewhere:
             return
         known = nearest(self.path)
         hint = f"; did you mean {known}?" if known else ""
+        details: dict[str, object] = {"nearest": known}
+        if self.pools:
+            details["pools"] = sorted(self.pools)
+            hint += f"; to ask a plain HTTP worker, {name_plain(self.pools)}"
         raise NotFound(
             f"Neither the router nor the worker it asked knows {self.method} {self.path}{hint}",
             code="unknown_path",
-            details={"nearest": known},
+            details=details,
         )
 
 
 def watcher(
-    assets: AssetMap, dispatcher: Dispatcher, store: Store, route: Route, method: str, path: str
+    assets: AssetMap,
+    dispatcher: Dispatcher,
+    store: Store,
+    route: Route,
+    method: str,
+    path: str,
+    plain_pools: Collection[str] = (),
 ) -> Watcher | None:
     """The watcher for the answer to a request; None if the answer teaches nothing."""
     if route.how is How.SUBMIT and route.asset is not None:
@@ -184,7 +199,7 @@ def watcher(
     if route.path in ("/v1/images/generations", "/v1/images/edits"):
         return _Pictures(assets)
     if route.how is How.ANY:
-        return _Elsewhere(method, path)
+        return _Elsewhere(method, path, plain_pools)
     if route.how is How.OWNER and route.asset is not AssetKind.IMAGE:
         asset_id = route.parameter(path)
         if not path.rstrip("/").endswith("/content"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ..errors import BadRequest
 from ..pool.versions import Asked
+from ..text import LONGEST_LABEL
 
 # By lower-case name; workers never see them.
 HEADERS = {
@@ -16,7 +17,6 @@ HEADERS = {
 }
 FIELD = "weight_version"
 
-_LONGEST = 200  # characters of a label
 _MOST_DIGITS = 18  # far beyond any issued version
 _NUMBER_LIKE = re.compile(r"[-+0-9.,\s]*\Z")  # such as -1, 1.5 or `1, 2`: meant as a number
 
@@ -39,7 +39,8 @@ def with_field(asked: Asked | None, field: object) -> Asked | None:
     unknown = sorted(set(field) - {"min_version", "exact_version"})
     if unknown:
         raise BadRequest(
-            f"{FIELD} takes min_version and exact_version, not {', '.join(unknown)[:_LONGEST]}",
+            f"{FIELD} takes min_version and exact_version, not"
+            f" {', '.join(unknown)[:LONGEST_LABEL]}",
             code="unsupported_fields",
             details={"supported_fields": ["exact_version", "min_version"]},
         )
@@ -59,7 +60,9 @@ def _from_header(content: bytes, header: str) -> int | str:
     if version is None:
         shown = content[:40].decode("latin-1")
         raise BadRequest(
-            f"{header} must be a whole number or a label, not {shown!r}", code="invalid_header"
+            f"{header} must be a whole number or a label of at most {LONGEST_LABEL} characters, not"
+            f" {shown!r}",
+            code="invalid_header",
         )
     return version
 
@@ -67,7 +70,10 @@ def _from_header(content: bytes, header: str) -> int | str:
 def _from_field(value: object, name: str) -> int | str:
     version = _version(str(value)) if type(value) in (int, str) else None
     if version is None:
-        raise BadRequest(f"{name} must be a whole number or a label", code="invalid_field")
+        raise BadRequest(
+            f"{name} must be a whole number or a label of at most {LONGEST_LABEL} characters",
+            code="invalid_field",
+        )
     return version
 
 
@@ -76,7 +82,7 @@ def _version(text: str) -> int | str | None:
     text = text.strip()
     if text.isascii() and text.isdigit():
         return int(text) if len(text) <= _MOST_DIGITS else None
-    return None if _NUMBER_LIKE.match(text) or len(text) > _LONGEST else text
+    return None if _NUMBER_LIKE.match(text) or len(text) > LONGEST_LABEL else text
 
 
 def _lag(content: bytes) -> int:

@@ -13,13 +13,14 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
-from ..errors import describe
+from ..errors import StartError, describe
 from ..net.trust import Trust
 from ..pool.ids import normalise_url
 from ..pool.pools import Kind, Role
 from ..settings import RouterSettings
 from ..store.opening import StateRefused, default_folder
 from ..store.store import Store
+from ..text import LONGEST_LABEL
 
 logger = logging.getLogger("router.service")
 
@@ -59,8 +60,11 @@ def open_store(settings: RouterSettings) -> Store:
 
 
 def run_of(settings: RouterSettings) -> str | None:
-    """The name of the trainer's run; None if it is not known."""
-    return settings.run_id or os.environ.get("SGLANG_D_ROUTER_RUN_ID") or None
+    """The name of the trainer's run; None if it is not known. Raises StartError."""
+    run = settings.run_id or os.environ.get("SGLANG_D_ROUTER_RUN_ID") or None
+    if run is not None and len(run) > LONGEST_LABEL:
+        raise StartError(f"SGLANG_D_ROUTER_RUN_ID must have at most {LONGEST_LABEL} characters")
+    return run
 
 
 def static_workers(settings: RouterSettings) -> dict[str, int | None]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 from attrs import field, frozen
 
 from ..errors import Problem
+from ..text import LONGEST_LABEL
 
 
 class Unfit(ValueError):
@@ -266,5 +267,14 @@ File = Annotated[str | None, Text(optional=True, metavar="FILE")]
 Key = Annotated[str | None, Text(optional=True, metavar="KEY")]
 OptionalTime = Annotated[float | None, Duration("1ms", none="none")]
 Port = Annotated[int, WholeNumber(0, 65535)]
+RunId = Annotated[
+    str | None,
+    Text(
+        f"a name of at most {LONGEST_LABEL} characters",
+        rf"(?s)(?=.*\S).{{1,{LONGEST_LABEL}}}",
+        optional=True,
+        metavar="ID",
+    ),
+]
 Slots = Annotated[int | None, WholeNumber(1, 10_000, none="auto")]
 Time = Annotated[float, Duration("1ms")]

@@ -22,6 +22,7 @@ from .kinds import (
     Number,
     OptionalTime,
     Port,
+    RunId,
     Slots,
     Text,
     Time,
@@ -280,7 +281,7 @@ class RouterSettings(Settings):
         "if the router was down for less than this time, treat workers as the same processes"
         " without proof",
     )
-    run_id: Annotated[str | None, Text(optional=True, metavar="ID")] = setting(
+    run_id: RunId = setting(
         None,
         "name of the trainer's run; weight versions continue only while it stays the same",
         default_text="the environment variable SGLANG_D_ROUTER_RUN_ID",

@@ -17,6 +17,7 @@ from ..control.refit import GROUPS, SIGNALS, Order
 from ..control.unwrap import unwrap
 from ..errors import BadRequest
 from ..pool.match import select
+from ..pool.weights.numbers import check_length
 from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, TENSOR
 from ..pool.worker import Worker
 from . import body
@@ -241,6 +242,8 @@ def _check_body(path: str, content: Any) -> None:
     needed = _REQUIRED.get(path)
     if needed is not None and not content.get(needed):
         raise BadRequest(f"The field {needed!r} is required", code="missing_field")
+    for name in ("weight_version", "label"):
+        check_length(name, content.get(name))
     for name, types in _TYPES.get(path, {}).items():
         if not any(_is(content.get(name), each) for each in types):
             raise BadRequest(f"{name} must be {' or '.join(types)}", code="invalid_field")

@@ -12,7 +12,7 @@ from ..control.client import Unreachable
 from ..errors import WorkerFailed
 from ..pool.catalog import merge_models
 from ..pool.match import Targets, no_workers
-from ..pool.pools import members
+from ..pool.pools import absent, members
 from ..pool.worker import Worker
 from ..text import words
 from .body import named_pool
@@ -51,8 +51,12 @@ async def get_model(model: str) -> tuple[dict[str, Any], int]:
 
 
 async def _cards() -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The merged cards, and why workers did not answer. Raises PoolUnavailable without workers."""
-    targets = Targets.of(w for w in members(parts().registry, named_pool()) if not w.is_plain)
+    """The merged cards, and why workers did not answer. Raises PoolUnavailable without workers,
+    UnknownPool."""
+    registry, pool = parts().registry, named_pool()
+    if error := absent(pool, registry):
+        raise error
+    targets = Targets.of(w for w in members(registry, pool) if not w.is_plain)
     if not targets.eligible:
         raise no_workers()
     lists: dict[str, list[Any]] = {}

@@ -10,10 +10,13 @@ from quart import Blueprint, Response, request
 
 from .. import boundary, threads
 from ..boundary import contained
-from ..control.client import Unreachable
+from ..control.client import ControlClient, Unreachable
+from ..control.operations import Operation
+from ..errors import RouterError
 from ..net.hops import INSTANCE_HEADER
 from ..observe import engines
 from ..pool.lifecycle import census
+from ..pool.registry import Registry
 from ..pool.worker import Worker
 from .body import named_pool
 from .parts import Parts, parts
@@ -84,9 +87,15 @@ async def metrics() -> Response:
 
 @blueprint.get("/engine_metrics")
 async def engine_metrics() -> Response:
-    """The metrics of all workers."""
-    client = parts().client
-    workers = list(parts().registry)
+    """The metrics of all workers. Requests that come during a scrape share its result."""
+    scrape = partial(_scrape, parts().client, parts().registry)
+    operations = parts().weights.operations
+    body = await operations.start(scrape, identity=_scrape, begun=False).result()
+    return Response(body, content_type=engines.CONTENT_TYPE)
+
+
+async def _scrape(client: ControlClient, registry: Registry, _: Operation[bytes]) -> bytes:
+    workers = list(registry)
     answers: dict[str, bytes | str] = {worker.url: "failed" for worker in workers}
 
     async def ask(worker: Worker) -> None:
@@ -103,8 +112,9 @@ async def engine_metrics() -> Response:
         for worker in workers:
             nursery.start_soon(ask, worker)
     merge = partial(engines.expose, answers)
-    try:
-        body = await threads.run(merge)  # many long answers take more than a moment
-    except OSError:  # no thread can be started now
-        body = merge()
-    return Response(body, content_type=engines.CONTENT_TYPE)
+    with contained("client", "merging the metrics of the workers"):
+        try:
+            return await threads.run(merge)  # many long answers take more than a moment
+        except OSError:  # no thread can be started now
+            return merge()
+    raise RouterError("The metrics of the workers could not be merged; the log says why")

@@ -14,8 +14,9 @@ from ..control.unwrap import unwrap
 from ..errors import BadRequest, Conflict, NotFound
 from ..pool.lifecycle import routable
 from ..pool.match import Targets, select
-from ..pool.pools import pool_and_model
+from ..pool.pools import absent, pool_and_model
 from ..pool.weights import Change, Ledger, NotGreater
+from ..pool.weights.numbers import check_length
 from ..pool.worker import Worker
 from ..text import from_json
 from . import body
@@ -48,6 +49,9 @@ async def show() -> dict[str, Any]:
     pool = body.named_pool()
     models = [_ledger_payload(ledger) for ledger in shown_ledgers(parts())]
     models = [shown for shown in models if pool in (None, shown["pool"])]
+    # A pool without workers may have weights still.
+    if not models and (error := absent(pool, parts().registry)):
+        raise error
     if body.query_flag("verify"):
         for shown in models:
             await _verify(shown)
@@ -60,7 +64,7 @@ async def attest() -> dict[str, Any]:
     `run`, first name the trainer's run: another one begins anew."""
     content = await body.json_object()
     body.only(content, ("model", "pool", "weight_version", "label", "workers", "run"))
-    version, run = body.version(content), _text(content, "run")
+    version, run = body.version(content), _label(content, "run")
     if version is None:
         if run is None:
             what = "The field 'weight_version' or 'run' is required"
@@ -81,7 +85,7 @@ async def attest() -> dict[str, Any]:
             details={"weight_version": ledger.issued},
         )
     parts().store.check()
-    label = _text(content, "label")
+    label = _label(content, "label")
     # No await before the attestation: a worker would load weights that it is said not to need.
     said = {} if run is None else {"begun_anew": _begin_run(content, run)}
     parts().ledgers.attest(model, version, label, None if named is None else chosen)
@@ -314,16 +318,24 @@ def _text(content: dict[str, Any], name: str) -> str | None:
     return value
 
 
+def _label(content: dict[str, Any], name: str) -> str | None:
+    """A text that a trainer has chosen, or a transaction's name."""
+    value = _text(content, name)
+    check_length(name, value)
+    return value
+
+
 def _named(content: dict[str, Any]) -> tuple[str | None, int | str | None]:
     """The label of a transaction, and the number that its client wants for the version."""
     number = content.get("weight_version")
     if type(number) not in (int, str, type(None)):
         raise BadRequest("weight_version must be a whole number or a text", code="invalid_field")
-    return _text(content, "label"), number
+    check_length("weight_version", number)
+    return _label(content, "label"), number
 
 
 def _txn(content: dict[str, Any]) -> str:
-    txn = _text(content, "txn")
+    txn = _label(content, "txn")
     if not txn:
         raise BadRequest("The field 'txn' is required", code="missing_field")
     return txn

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol
 
 from attrs import define, field, frozen
 
-from ...text import from_json
+from ...text import LONGEST_LABEL, from_json
 from .numbers import number_of
 from .recipe import DISK, PUSHES, SETS, TENSOR, UPDATES, Recipe, Step, step_of
 
-_MOST_LABELS, _LONGEST_LABEL = 100, 200  # that requests can name; characters
+_MOST_LABELS = 100  # that requests can name
 _MOST_FORMER = 100  # versions
 
 
@@ -181,7 +181,7 @@ class Ledger:
     def name(self, label: str | None) -> None:
         """Give the current version a label, or none."""
         self.label = label
-        if label is not None and len(label) <= _LONGEST_LABEL:
+        if label is not None and len(label) <= LONGEST_LABEL:  # a path may be longer
             kept = {one: version for one, version in self.labels.items() if one != label}
             some = list(kept.items())[1 - _MOST_LABELS :]
             self.labels = {**dict(some), label: self.version}

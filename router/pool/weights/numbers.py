@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...errors import BadRequest, Conflict
+from ...text import LONGEST_LABEL
 
 # The greatest that a trainer may choose. JSON numbers are exact up to 2^53: the router counts on.
 MOST = 2**52
@@ -32,6 +33,15 @@ class TooGreat(BadRequest):
 
     def __init__(self) -> None:
         super().__init__(f"weight_version must be at most {MOST}; a text is a label")
+
+
+def check_length(name: str, value: object) -> None:
+    """Refuse a text that is longer than a label, a run or a transaction may be. Raises
+    BadRequest."""
+    if isinstance(value, str) and len(value) > LONGEST_LABEL:
+        raise BadRequest(
+            f"{name} must have at most {LONGEST_LABEL} characters", code="invalid_field"
+        )
 
 
 def number_of(value: object) -> int | None:
