@@ -58,7 +58,8 @@ class _Agent:
 
 @define(eq=False)
 class Agents(Tasks):
-    """The agents of all workers. `drain_timeout`: seconds that a worker may take to become idle."""
+    """The agents of all workers. `drain_timeout`: seconds that a worker may take to become idle.
+    `grace`: seconds for the others once a worker has failed a call that none can end without it."""
 
     registry: Registry
     dispatcher: Dispatcher
@@ -67,6 +68,7 @@ class Agents(Tasks):
     worker_memory: WorkerMemory
     replayer: Replayer
     drain_timeout: float = 1800.0
+    grace: float = 10.0
     # Makes the pending changes of a worker's model; set by the code that makes changes.
     catch_up: Callable[[Worker], Awaitable[None]] = field(init=False)
     _replays: SoftLimiter = field(init=False, factory=lambda: SoftLimiter(_AT_ONCE, _COUNTED))

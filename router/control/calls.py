@@ -3,6 +3,7 @@ which operations have agents make the calls."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, TypeAlias
@@ -14,7 +15,7 @@ from ..boundary import contained
 from ..errors import BadRequest, RouterError
 from ..pool.lifecycle import why_unreachable
 from ..pool.match import Targets
-from ..pool.weights.answers import succeeded
+from ..pool.weights import answers
 from ..pool.worker import Worker
 from ..text import words
 from .client import Call, ControlClient, Unreachable
@@ -23,6 +24,7 @@ from .plan import Stage
 Outcome: TypeAlias = tuple[int, dict[str, Any]]
 """Status and body of an answer to a client."""
 
+_BROKEN = "collective_broken"
 _WINDOW = 4  # pieces that a slower taker may lag behind
 
 
@@ -139,7 +141,7 @@ class Row:
     @property
     def success(self) -> bool:
         """Whether the status is 2xx and the body does not deny success."""
-        return succeeded(self.status, self.body)
+        return answers.succeeded(self.status, self.body)
 
     @property
     def refused(self) -> bool:
@@ -172,6 +174,7 @@ class Claim:
     deadline: float = field(init=False)
     called: int | None = field(init=False, default=None)  # the process that may have got the call
     row: Row | None = field(init=False, default=None)
+    given_up: str | None = field(init=False, default=None)  # why nobody waits for it any more
     idle: trio.Event = field(init=False, factory=trio.Event)  # the worker is idle, or a row exists
     over: trio.Event = field(init=False, factory=trio.Event)  # the row is recorded
 
@@ -190,6 +193,8 @@ class Claim:
     @property
     def left(self) -> str | None:
         """Why the claim can no longer be met; None if it can."""
+        if self.given_up is not None:
+            return self.given_up
         replaced = self.incarnation not in (None, self.worker.incarnation)
         if replaced and not self.worker.removed:
             return "another process took its place"
@@ -198,6 +203,8 @@ class Claim:
     def fail(self, why: str | None = None, code: str | None = None, status: int = 502) -> None:
         """Set a failed row: no answer came, and none is awaited any more."""
         why = why or self.left or "another process took its place"
+        if self.given_up is not None:
+            code = _BROKEN
         code = code or ("worker_failed" if self.incarnation is None else "left_change")
         sent = self.called is not None
         self.row = Row.failed(self.worker, why, code, status=status, sent=sent)
@@ -205,7 +212,8 @@ class Claim:
     def send(self, call: Call | None) -> None:
         """Set the next call, after an answer to the previous one; None: hold the worker."""
         self.call, self.row, self.called = call, None, None
-        self.over = trio.Event()
+        if self.over.is_set():
+            self.over = trio.Event()
 
     async def end(self) -> None:
         """Have the row recorded."""
@@ -236,17 +244,30 @@ async def send(client: ControlClient, worker: Worker, call: Call) -> Row:
     return Row.failed(worker, why, "internal_error")
 
 
-async def broadcast(client: ControlClient, targets: Sequence[Worker], call: Call) -> list[Row]:
-    """Send the call to all targets in parallel; returns their rows in the order of the targets."""
+async def broadcast(
+    client: ControlClient, targets: Sequence[Worker], call: Call, grace: float = math.inf
+) -> list[Row]:
+    """Send the call to all targets in parallel; returns their rows in the order of the targets.
+    Once one has failed, the others are given up after `grace` seconds."""
     rows: dict[Worker, Row] = {}
 
     async def one(worker: Worker) -> None:
-        rows[worker] = await send(client, worker, call)
+        row = rows[worker] = await send(client, worker, call)
+        if len(rows) < len(targets):
+            await trio.sleep(math.inf if row.success else grace)
+        nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         for worker in targets:
             nursery.start_soon(one, worker)
-    return [rows[worker] for worker in targets]
+    failed = [row for row in rows.values() if not row.success]
+    why = [broken_by(row.worker, answers.words(row.body)) for row in failed]
+    return [rows.get(w) or Row.failed(w, why[0], _BROKEN) for w in targets]
+
+
+def broken_by(worker: Worker, why: str) -> str:
+    """Why the other workers of a collective are given up."""
+    return f"This call needs all workers, and {worker.url} failed: {why}"
 
 
 def answer(rows: list[Row], targets: Targets) -> Outcome:

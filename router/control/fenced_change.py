@@ -18,13 +18,23 @@ from trio.lowlevel import ParkingLot
 from ..errors import RouterError, StateUnavailable
 from ..pool.weights import Change, Ledgers, Meaning, meaning, wraps
 from ..pool.weights.answers import alike, words
-from ..pool.weights.recipe import COLLECTIVES
+from ..pool.weights.recipe import BOUND, COLLECTIVES
 from ..pool.worker import Weights, Worker
 from ..store.store import Store
 from .agent import Agents
-from .calls import Claim, Pipe, Row, fill
+from .calls import Claim, Pipe, Row, broken_by, fill
 from .client import Call
 from .operations import Operation
+
+
+@frozen(eq=False)
+class _Failure:
+    """What a worker has failed, and when the calls of other workers are given up that need it."""
+
+    path: str | None  # of its call; None: it takes no part any more
+    why: str
+    until: float
+    begun_by: float  # calls that began later do not need it
 
 
 @define(eq=False)
@@ -41,6 +51,9 @@ class FencedChange(ABC):
     store: Store
     keeps: bool = False
     claims: dict[Worker, Claim] = field(init=False, factory=dict)
+    # Of workers that have failed their last call, or left.
+    _failures: dict[Worker, _Failure] = field(init=False, factory=dict)
+    _failed: ParkingLot = field(init=False, factory=ParkingLot)  # until one more has
 
     @asynccontextmanager
     async def fenced(
@@ -87,25 +100,74 @@ class FencedChange(ABC):
         """Record the outcome of a call, or of the wait for a worker."""
 
     async def send(self, claims: Sequence[Claim], call: Call) -> RouterError | None:
-        """Send the call to all these workers at once. The body is read once and copied to all, in
-        bounded memory. Returns why the body broke off (no worker got the whole call), or None."""
+        """Once all these workers are idle, send the call to all at once. The body is read once and
+        copied to all, in bounded memory. Returns why the body broke off (no worker got the whole
+        call), or None."""
         failure: RouterError | None = None
-        streamed = not isinstance(call.body, bytes)
-        pipes = [Pipe() for _ in claims] if streamed else []
-        for i, claim in enumerate(claims):
-            claim.send(evolve(call, body=pipes[i]) if streamed else call)
-        self.agents.look(claim.worker for claim in claims)
+        streamed, bound = not isinstance(call.body, bytes), call.path in BOUND
 
         async def over() -> None:
-            for claim in claims:
-                await claim.over.wait()
+            async with trio.open_nursery() as ends:
+                for claim in claims:
+                    ends.start_soon(self._end_of, claim, claims, call.path)
             nursery.cancel_scope.cancel()  # claims that were dropped take nothing more
 
+        for claim in claims:
+            self._failures.pop(claim.worker, None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(over)
-            if pipes and not isinstance(call.body, bytes):
-                failure = await fill(pipes, call.body)
+            if bound:
+                nursery.start_soon(self._give_up, claims, call.path)
+            for claim in claims:
+                await claim.idle.wait()
+            ready = [claim for claim in claims if claim.row is None]
+            if not bound or len(ready) == len(claims):
+                pipes = [Pipe() for _ in ready] if streamed else []
+                for i, claim in enumerate(ready):
+                    claim.send(evolve(call, body=pipes[i]) if streamed else call)
+                self.agents.look(claim.worker for claim in ready)
+                if pipes and not isinstance(call.body, bytes):
+                    failure = await fill(pipes, call.body)
         return failure
+
+    async def _end_of(self, claim: Claim, claims: Sequence[Claim], path: str) -> None:
+        """Wait for the end of a call, and note a failure. If the others were called, they may have
+        done their part: they get a moment more."""
+        await claim.over.wait()
+        if claim.row is not None and not claim.row.success:
+            called = any(other.called is not None for other in claims)
+            grace = self.agents.grace if called else 0
+            self.failed(claim.worker, path, words(claim.row.body), grace)
+
+    def failed(self, worker: Worker, path: str | None, why: str, grace: float) -> None:
+        """The worker has failed a call of this path, perhaps before others got theirs; or, without
+        a path, takes no part any more. Those that need it get so many seconds of `grace`."""
+        now = trio.current_time()
+        until, begun_by = now + grace, now + (0 if path is None else grace)
+        self._failures[worker] = _Failure(path, broken_by(worker, why), until, begun_by)
+        self._failed.unpark_all()
+
+    async def _give_up(self, claims: Sequence[Claim], path: str) -> None:
+        """Wait until a worker without which these do not end their call has failed it, perhaps in a
+        call of its own; then give these up."""
+        began = trio.current_time()
+        while True:
+            known = [
+                failure
+                for failure in self._failures.values()
+                if failure.path in (path, None) and began <= failure.begun_by
+            ]
+            if not known:
+                await self._failed.park()
+                continue
+            first = min(known, key=lambda failure: failure.until)
+            await trio.sleep_until(first.until)
+            if first in self._failures.values():  # else that worker has been called again
+                break
+        for claim in claims:
+            if claim.row is None:
+                claim.given_up = first.why
+        self.agents.look(claim.worker for claim in claims)
 
     def let_go(self, worker: Worker) -> None:
         """The change is done with the worker."""
@@ -152,8 +214,7 @@ class OneCallChange(FencedChange):
         Raises the errors of `fenced`, and of reading a streamed body.
         """
         failure: RouterError | None = None
-        collective = self.change.path in COLLECTIVES
-        at_once = collective or not isinstance(call.body, bytes)
+        at_once = call.path in COLLECTIVES or not isinstance(call.body, bytes)
         reason = f"{self.change.name}: a change"
         rolls = self.rolling is not None and not at_once
         later = [w for w in workers if rolls and w.weights is Weights.CURRENT]
@@ -163,16 +224,7 @@ class OneCallChange(FencedChange):
                 spared = await self._roll(later, self.rolling.of(len(workers)), reason)
                 claims = [claim for claim in claims if claim not in spared]
             elif at_once:
-                for claim in claims:
-                    await claim.idle.wait()
-                ready = [claim for claim in claims if claim.row is None]
-                if collective and len(ready) < len(claims):
-                    for claim in ready:  # a worker would wait for the others for ever
-                        claim.fail("another worker has left, and this call needs all of them")
-                    for claim in ready:
-                        await claim.end()
-                else:
-                    failure = await self.send(ready, call)
+                failure = await self.send(claims, call)
             for claim in claims:
                 await claim.over.wait()
         rows = [claim.row for claim in claims if claim.row is not None]

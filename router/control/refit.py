@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,7 +20,7 @@ from ..pool.match import Targets, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
 from ..pool.weights.numbers import check_length
-from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, UPDATES, pushes_lora
+from ..pool.weights.recipe import COLLECTIVES, DISK, GROUPS, PUSHES, SET_LORA, UPDATES, pushes_lora
 from ..pool.worker import Health, Memory, Origin, Worker
 from ..store.store import Store
 from ..text import from_json
@@ -35,9 +36,7 @@ logger = logging.getLogger("router.control")
 # Seconds after a start that pending changes wait for the first probes of all workers.
 _FIRST_PROBES = 10.0
 
-# Calls that change no weights, for all workers at the same moment: in turn with the changes of
-# their model, or at once, because they are about what runs.
-GROUPS = ("/init_weights_update_group", "/destroy_weights_update_group")
+# Calls that change no weights, for all workers at once: they are about what runs.
 SIGNALS = ("/pause_generation", "/continue_generation", "/abort_request", "/flush_cache")
 
 Choose: TypeAlias = Callable[[], list[Worker]]
@@ -274,7 +273,8 @@ class WeightControl:
         targets = Targets.of(chosen)
         if not targets.eligible:
             raise no_workers()
-        rows = await broadcast(self.agents.client, targets.eligible, call)
+        grace = self.agents.grace if call.path in GROUPS else math.inf
+        rows = await broadcast(self.agents.client, targets.eligible, call, grace)
         return rows, answer(rows, targets)
 
     async def _change(self, order: Order, model: str, operation: Operation[Outcome]) -> Outcome:

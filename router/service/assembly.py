@@ -18,12 +18,12 @@ from ..control.identity import ProcessIdentity, trusts_absence
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
 from ..control.names import Names
-from ..control.open_transactions import Transactions
 from ..control.operations import Operations
 from ..control.persistence import PoolPersistence
 from ..control.refit import WeightControl
 from ..control.replay import Replayer
 from ..control.runs import Runs
+from ..control.transactions import Transactions
 from ..control.watch import Watchman
 from ..control.worker_memory import WorkerMemory
 from ..dispatch import Dispatcher, QueueLimits

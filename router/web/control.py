@@ -13,12 +13,12 @@ from quart import Blueprint, g, request
 from ..control.calls import Outcome, Pipe, filling
 from ..control.client import Call
 from ..control.fenced_change import Rolling
-from ..control.refit import GROUPS, SIGNALS, Order
+from ..control.refit import SIGNALS, Order
 from ..control.unwrap import unwrap
 from ..errors import BadRequest
 from ..pool.match import select
 from ..pool.weights.numbers import check_length
-from ..pool.weights.recipe import COLLECTIVES, DISK, PUSHES, SET_LORA, TENSOR
+from ..pool.weights.recipe import BOUND, COLLECTIVES, DISK, GROUPS, PUSHES, SET_LORA, TENSOR
 from ..pool.worker import Worker
 from . import body
 from .body import flag, named_pool, query_flag
@@ -198,7 +198,7 @@ def _rolling(call: Call) -> Rolling | None:
     why = None
     if "txn" in request.args:
         why = "a transaction holds all of its workers until its end"
-    elif call.path in (*COLLECTIVES, *GROUPS, *SIGNALS):
+    elif call.path in (*BOUND, *SIGNALS):
         why = f"{call.path} goes to all workers at the same moment"
     elif not isinstance(call.body, bytes):
         why = f"a body above {HELD >> 20} MiB is copied to all workers at once"

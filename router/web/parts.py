@@ -14,9 +14,9 @@ from ..control.client import ControlClient
 from ..control.jobs import JobControl
 from ..control.memory import MemoryControl
 from ..control.names import Names
-from ..control.open_transactions import Transactions
 from ..control.refit import WeightControl
 from ..control.runs import Runs
+from ..control.transactions import Transactions
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..observe.metrics import Metrics

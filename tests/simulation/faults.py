@@ -24,7 +24,7 @@ from router.control.agent import Agents
 from router.control.calls import Claim
 from router.control.follow import Follower
 from router.control.identity import Evidence
-from router.control.open_transactions import OpenTransaction
+from router.control.open_transaction import OpenTransaction
 from router.control.operations import Operations
 from router.control.plan import Action, Known
 from router.control.refit import WeightControl

@@ -12,6 +12,8 @@ DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
 SET_LORA = "/v1/set_lora"
 MERGE, UNMERGE = "/v1/merge_lora_weights", "/v1/unmerge_lora_weights"
 
+# Calls about the groups of collectives; they change no weights.
+GROUPS = ("/init_weights_update_group", "/destroy_weights_update_group")
 # Calls in which all workers take part at the same moment, or none.
 COLLECTIVES = frozenset(
     {
@@ -21,6 +23,7 @@ COLLECTIVES = frozenset(
         "/pull_weights",
     }
 )
+BOUND = COLLECTIVES.union(GROUPS)  # calls that no worker ends unless all others take part
 PUSHES = COLLECTIVES | {TENSOR}  # changes that cannot be repeated
 UPDATES = PUSHES | {DISK}  # changes of the weights themselves; any other is of LoRAs
 

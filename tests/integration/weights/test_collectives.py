@@ -9,8 +9,8 @@ import pytest
 import trio
 from attrs import define, field
 
-from router.control.refit import GROUPS, SIGNALS
-from router.pool.weights.recipe import COLLECTIVES
+from router.control.refit import SIGNALS
+from router.pool.weights.recipe import BOUND, COLLECTIVES, GROUPS
 from router.pool.worker import Worker
 from router.relay.routes import ROUTES, How
 from tests.integration.api.pools import IMAGES, Member, RunPool, is_ours
@@ -18,11 +18,12 @@ from tests.integration.deployment import (
     Deployment,
     ScriptedWorker,
     answer,
+    never,
     run_deployed,
     until,
     when,
 )
-from tests.integration.weights.refits import current, ledger
+from tests.integration.weights.refits import DISK, current, ledger
 
 DISTRIBUTED, PAUSE = "/update_weights_from_distributed", "/pause_generation"
 BODY = {"names": ["a"], "group_name": "g"}
@@ -135,9 +136,112 @@ def test_no_worker_gets_a_collective_that_another_has_left() -> None:
             over.set()
         said = answers[0].json()
         assert (answers[0].status_code, said["weight_version"]) == (502, 0)
-        assert {row["body"]["code"] for row in said["results"]} == {"left_change"}
+        codes = {row["worker_url"]: row["body"]["code"] for row in said["results"]}
+        [busy] = [worker for worker in workers if worker is not idle]
+        assert codes == {idle.url: "left_change", busy.url: "collective_broken"}
         assert [asked(script, DISTRIBUTED) for script in scripts] == [0, 0]
         assert {worker.weights for worker in workers} == {"current"}
+
+    run_deployed(test)
+
+
+async def hang_up(stream: trio.SocketStream) -> None:
+    await trio.aclose_forcefully(stream)
+
+
+# How a worker fails a collective, and what of its row tells it.
+FAILURES = {
+    "dies": (hang_up, "worker_failed"),
+    "answers": (answer(500, {"success": False, "message": "no such group"}), None),
+    "leaves": (never, "left_change"),
+}
+
+
+# Nothing holds the workers that get a call about a group: these cannot leave it.
+BREAKS = [(path, how) for path in sorted(BOUND) for how in FAILURES]
+BREAKS = [(path, how) for path, how in BREAKS if path not in GROUPS or how != "leaves"]
+
+
+@pytest.mark.parametrize(("path", "how"), BREAKS)
+def test_the_others_of_a_broken_collective_are_given_up(path: str, how: str) -> None:
+    """They wait for the one that has failed, whatever `--refit-timeout` is."""
+
+    async def test(pool: Deployment) -> None:
+        (breaks, waits), (first, other) = await two(pool)
+        breaks.answers[path], code = FAILURES[how]
+        waits.answers[path] = never
+        for script in (breaks, waits):
+            script.answers[DISK] = DONE
+        pool.running.parts.agents.grace = 0.2
+        answers: list[httpx.Response] = []
+
+        async def call() -> None:
+            answers.append(await pool.http.post(path, json=BODY))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await until(lambda: asked(breaks, path) and asked(waits, path))
+            if how == "leaves":
+                await pool.http.put(f"/workers/{first.worker_id}", json={"is_dead": True})
+        said = answers[0].json()
+        assert (answers[0].status_code, said["success"]) == (502, False)
+        bodies = [row["body"] for row in said["results"]]
+        assert bodies[0].get("code") == code
+        assert bodies[1]["code"] == "collective_broken"
+        assert f"{first.url} failed: " in bodies[1]["error"]
+        if path in COLLECTIVES:
+            assert said["weight_version"] == 0
+            await until(lambda: asked(waits, DISK) == 1)  # nobody knows what it has
+        await until(lambda: other.weights == "current")
+
+    run_deployed(test)
+
+
+def test_a_collective_that_all_but_one_have_done_stands() -> None:
+    async def test(pool: Deployment) -> None:
+        scripts, workers = await two(pool)
+        over = trio.Event()
+        scripts[0].answers[DISTRIBUTED] = hang_up
+        scripts[1].answers[DISTRIBUTED] = when(over, DONE)
+        answers: list[httpx.Response] = []
+
+        async def call() -> None:
+            answers.append(await pool.http.post(DISTRIBUTED, json=BODY))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            agent = pool.running.parts.agents._agents[workers[0]]
+            await until(lambda: asked(scripts[0], DISTRIBUTED) and agent.claim is None)
+            over.set()
+        said = answers[0].json()
+        assert [row["success"] for row in said["results"]] == [False, True]
+        assert (said["weight_version"], workers[1].weights) == (1, "current")
+
+    run_deployed(test)
+
+
+def test_workers_given_up_have_left_their_transaction() -> None:
+    async def test(pool: Deployment) -> None:
+        (breaks, waits), (first, other) = await two(pool)
+        path, breaks.answers[DISTRIBUTED] = DISTRIBUTED, answer(500, {"success": False})
+        waits.answers[path] = never
+        for script in (breaks, waits):
+            script.answers[DISK] = DONE
+        pool.running.parts.agents.grace = 0.2
+        txn = (await pool.http.post("/weights/begin", json={})).json()["txn"]
+        query = {"txn": txn}
+        said = (await pool.http.post(path, json=BODY, params=query)).json()
+        assert said["results"][1]["body"]["code"] == "collective_broken"
+        await until(lambda: other.weights == "current")  # nothing holds it
+        assert first.weights == "updating"
+        again = (await pool.http.post(path, json=BODY, params=query)).json()
+        assert [row["body"]["code"] for row in again["results"]] == ["left_change"]
+        assert (
+            f"left: {other.worker_id} (This call needs all" in again["results"][0]["body"]["error"]
+        )
+        assert [asked(script, path) for script in (breaks, waits)] == [1, 1]
+        await pool.http.post("/weights/abort", json=query)
+        await until(lambda: first.weights == "current")
 
     run_deployed(test)
 
@@ -205,6 +309,63 @@ def test_no_worker_of_a_transaction_gets_a_collective_after_one_has_left(
         ended = await pool.http.post("/weights/abort", json={"txn": begun["txn"], "touched": []})
         assert ended.status_code == 200
         assert {w.worker_id for w in workers if w.weights == "current"} >= {stays}
+
+    run_deployed(test)
+
+
+def test_workers_that_got_calls_of_their_own_are_given_up_too() -> None:
+    """And not for what a worker has failed before its present call."""
+
+    async def test(pool: Deployment) -> None:
+        (breaks, waits), (first, other) = await two(pool)
+        breaks.answers[DISTRIBUTED], waits.answers[DISTRIBUTED] = hang_up, never
+        waits.answers[DISK] = DONE
+        pool.running.parts.agents.grace = 1.0
+        txn = (await pool.http.post("/weights/begin", json={})).json()["txn"]
+        codes: dict[str, Any] = {}
+
+        async def call(worker: Worker) -> None:
+            query = {"txn": txn, "workers": worker.worker_id}
+            said = (await pool.http.post(DISTRIBUTED, json=BODY, params=query)).json()
+            codes[worker.url] = said["results"][0]["body"].get("code", said["success"])
+
+        await call(first)
+        assert codes == {first.url: "worker_failed"}
+        over = trio.Event()
+        breaks.answers[DISTRIBUTED] = when(over, DONE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, other)
+            await until(lambda: asked(waits, DISTRIBUTED))
+            nursery.start_soon(call, first)
+            await until(lambda: asked(breaks, DISTRIBUTED) == 2)
+            await trio.sleep(1.2)
+            assert codes == {first.url: "worker_failed"}
+            breaks.hang_up()
+        assert codes == {first.url: "worker_failed", other.url: "collective_broken"}
+        await until(lambda: other.weights == "current")
+
+    run_deployed(test)
+
+
+def test_a_worker_that_leaves_before_its_own_call_breaks_those_of_others() -> None:
+    async def test(pool: Deployment) -> None:
+        (_, waits), (first, other) = await two(pool)
+        waits.answers[DISTRIBUTED], waits.answers[DISK] = never, DONE
+        pool.running.parts.agents.grace = 0.3
+        txn = (await pool.http.post("/weights/begin", json={})).json()["txn"]
+        query = {"txn": txn, "workers": other.worker_id}
+        answers: list[httpx.Response] = []
+
+        async def call(path: str) -> None:
+            answers.append(await pool.http.post(path, json=BODY, params=query))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, DISTRIBUTED)
+            await until(lambda: asked(waits, DISTRIBUTED))
+            await pool.http.put(f"/workers/{first.worker_id}", json={"is_dead": True})
+        [row] = answers[0].json()["results"]
+        assert row["body"]["code"] == "collective_broken"
+        assert f"{first.url} failed: it was quarantined" in row["body"]["error"]
 
     run_deployed(test)
 

@@ -5,7 +5,6 @@ From begin to commit the workers are fenced and idle, and belong to the client t
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -13,37 +12,26 @@ from typing import Any
 from uuid import uuid4
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
 
-from ..errors import BadRequest, Conflict, NotFound, PoolUnavailable
+from ..errors import Conflict, NotFound, PoolUnavailable
 from ..pool.match import Targets, no_workers, select
 from ..pool.pools import pool_and_model
-from ..pool.weights import Change, Meaning, meaning, number_of, wraps
-from ..pool.weights.answers import alike, words
+from ..pool.weights import Change, number_of
 from ..pool.weights.recipe import (
-    COLLECTIVES,
     DISK,
-    PUSHES,
     SET_LORA,
-    SETS,
     TENSOR,
-    UPDATES,
-    pushes_lora,
     step_of,
 )
 from ..pool.worker import Worker
-from .calls import Claim, Outcome, Row, answer
-from .fenced_change import FencedChange
-from .operations import Operation, Operations, Work
-from .pushed import LoraWatch
-from .refit import GROUPS, SIGNALS, Choose, LoraActive, Order, WeightControl
+from .calls import Outcome, answer
+from .open_transaction import OpenTransaction
+from .operations import Operation, Work
+from .refit import Choose, Order, WeightControl
 
 logger = logging.getLogger("router.control")
 
-
-NEUTRAL = (*GROUPS, *SIGNALS)  # calls that say nothing about the weights
-# Calls around the weights, which bring none.
-_BRACKETS = ("/begin_weight_update", "/end_weight_update")
 _ONLY_LORAS = '. A transaction of LoRAs only begins with "lora": true'
 
 
@@ -57,108 +45,6 @@ class NothingApplied(Conflict):
     """No worker has applied all of the transaction."""
 
     default_code = "nothing_applied"
-
-
-@define(eq=False)
-class OpenTransaction(FencedChange):
-    """An open transaction."""
-
-    deferred: Sequence[Worker] = field(init=False, default=())
-    begun: bool = field(init=False, default=False)  # the client knows the transaction's id
-    # Why workers have left; the weights of these workers are unknown.
-    left: dict[Worker, str] = field(init=False, factory=dict)
-    told: Sequence[Worker] = field(init=False, default=())  # the workers that the client knows of
-    # Workers that refused a part, or may have applied only a part: they lack the whole.
-    spoilt: set[Worker] = field(init=False, factory=set)
-    # Workers named by a call that brought weights to these workers only: the parts may differ, so
-    # the other workers lack something.
-    named: set[Worker] = field(init=False, factory=set)
-    # Calls of one worker come one after another, in order of arrival.
-    turns: Operations = field(init=False, factory=Operations)
-    over: trio.Event = field(init=False, factory=trio.Event)
-
-    @property
-    def present(self) -> list[Worker]:
-        """The workers that have not left."""
-        return [worker for worker in self.claims if worker not in self.left]
-
-    @property
-    def whole(self) -> list[Worker]:
-        """The workers that have all of it, as far as its calls say. Without a call that names
-        workers, the client has pushed the same to all of them."""
-        named = self.named or self.claims
-        return [w for w in self.present if w in named and w not in self.spoilt]
-
-    @property
-    def missing(self) -> str | None:
-        """Why no collective can end, if a worker has left: the others would wait for it."""
-        gone = [f"{w.worker_id} ({self.left[w]})" for w in self.told if w in self.left]
-        if not gone:
-            return None
-        return (
-            f"This call needs all workers of the transaction. These have left: {', '.join(gone)}."
-            " Abort, form the group anew, and begin again"
-        )
-
-    def check(self, workers: Sequence[Worker]) -> None:
-        """Raises BadRequest, which names the workers that are not of the transaction."""
-        if strangers := [w.worker_id for w in workers if w not in self.claims]:
-            raise BadRequest(
-                f"Not part of the transaction: {', '.join(strangers)}",
-                code="invalid_field",
-                details={"workers": strangers},
-            )
-
-    async def record(self, claim: Claim) -> None:
-        """A worker has answered a call, or leaves."""
-        if claim.call is None or claim.left is not None:
-            assert claim.row is not None
-            self.part(claim.worker, words(claim.row.body))
-
-    def part(self, worker: Worker, why: str) -> None:
-        """A worker leaves. After the begin there may have been a call: its weights are then
-        unknown."""
-        if worker in self.left or self.over.is_set():
-            return
-        self.left[worker] = why
-        if self.begun:
-            self.ledgers.unknown(self.change, worker, why)
-        else:
-            self.ledgers.release(worker, why)
-        self.let_go(worker)
-
-    def applied_by(self, rows: list[Row], path: str, *, lora: bool) -> list[Row]:
-        """The rows whose call was applied; workers that may have applied a part are spoilt. A
-        refusal that all workers share changed nothing."""
-        applied: list[Row] = []
-        shared = len({alike(row.status, row.body) for row in rows}) == 1
-        for row in rows:
-            what = meaning(path, row.status, row.body, sent=row.sent)
-            done = what is Meaning.APPLIED
-            if (done and lora and path in SETS) or (
-                row.answered and wraps(path, row.status, row.body)
-            ):
-                self.ledgers.wrapped(row.worker, self.claims[row.worker].incarnation)
-            if done:
-                applied.append(row)
-                continue
-            self.change.error = words(row.body)
-            if what is Meaning.UNKNOWN or (what is Meaning.REFUSED and not shared):
-                self.spoilt.add(row.worker)
-        return applied
-
-    def release(self, touched: Sequence[Worker] | None, why: str = "it was not completed") -> None:
-        """The transaction is over: let the workers go. The weights of `touched` workers (None: all)
-        are unknown."""
-        if self.over.is_set():
-            return
-        self.over.set()
-        for worker in self.present:
-            if touched is None or worker in touched:
-                self.ledgers.unknown(self.change, worker, why)
-            else:
-                self.ledgers.release(worker, "the transaction is over")
-        self.ledgers.close(self.change)
 
 
 @define(eq=False)
@@ -218,76 +104,10 @@ class Transactions:
     async def _call(self, txn: str, order: Order, named: list[Worker] | None) -> Outcome:
         opened = self._find(txn)
         async with opened.turns.take(opened.claims if named is None else named):
-            self._find(txn)
-            control, change, path = self.weights, opened.change, order.call.path
-            every = named is None or path in COLLECTIVES
-            for worker in opened.present if every or named is None else named:
-                if worker.suspicion is not None:
-                    opened.part(worker, "it may be another process")
-            workers = [w for w in opened.present if named is None or w in named]
-            if named is None and not workers:
-                raise no_workers()
-            call, lora = order.call, pushes_lora(path, order.content or {})
-
-            async def prepare(pushes: bool, _: object = None) -> None:
-                nonlocal lora
-                lora = pushes or path not in UPDATES
-                if not lora:
-                    if change.only_lora:
-                        raise LoraActive(
-                            "The transaction has begun as a LoRA change: its workers may skip"
-                            " wrapped layers in an update, and still answer 200",
-                            details={"workers": [worker.worker_id for worker in workers]},
-                        )
-                    control.check_loras(path, change.model, workers)
-                else:
-                    change.lora = True
-                    for worker in workers:
-                        control.ledgers.expect_lora(worker, wraps=path in SETS)
-                await control.store.commit()
-
-            step = None
-            if not isinstance(call.body, bytes):
-                call = evolve(call, body=LoraWatch(call.body, prepare))
-            elif path not in NEUTRAL:
-                await prepare(lora)
-                if order.content is not None and path not in PUSHES:
-                    step = step_of(path, json.dumps(order.content), order.content)
-            claims = [opened.claims[worker] for worker in workers if worker not in opened.left]
-            failure = None
-            if path in COLLECTIVES and (missing := opened.missing):
-                rows = [Row.failed(w, missing, "left_change", sent=False) for w in workers]
-            else:
-                failure = await opened.send(claims, call)
-                rows = [claim.row for claim in claims if claim.row is not None]
-                for claim in claims:
-                    claim.send(None)
-                control.agents.look(workers)
-            # With the same call for all workers, the trainer may yet correct it.
-            part = named if named is not None and set(named) != set(opened.claims) else ()
-            applied: list[Row] = []
-            if path not in NEUTRAL:
-                if failure is None:
-                    applied = opened.applied_by(rows, path, lora=lora)
-                if path not in _BRACKETS:
-                    opened.named.update(part)
-                if part or applied:
-                    opened.spoilt.update({*workers}.difference(row.worker for row in applied))
-            if failure is not None:
-                raise failure
-            if applied:
-                if lora and (part or step is None):
-                    step = step_of(TENSOR, "{}", {})
-                if not lora and (part or step is None):
-                    change.opaque = True
-                elif step is not None:
-                    change.steps.append(step)
-            if named is not None:
-                gone = [worker for worker in named if worker not in workers]
-                rows += [Row.failed(w, opened.left[w], "left_change", sent=False) for w in gone]
-        status, said = answer(rows, Targets(workers, ()))
+            rows = await self._find(txn).call(self.weights, order, named)
+        status, said = answer(rows, Targets((), ()))
         said["txn"] = txn
-        said["weight_version"] = control.ledgers.ledger(change.model).version
+        said["weight_version"] = self.weights.ledgers.ledger(opened.change.model).version
         return status, said
 
     async def commit(
