@@ -15,6 +15,7 @@ import trio
 from attrs import define, field
 
 from .errors import PoolUnavailable, RouterError
+from .front.record import served_id
 from .pool import events
 from .pool.cost import Costs, Rate, Speeds
 from .pool.lifecycle import able, hopeful, meets, reasons
@@ -144,7 +145,8 @@ class Dispatcher:
             self._ejection.look(now)
         if not tried and (worker := self.queue.at_once(facts)):
             return self._take(facts, worker, now)
-        parked = _Parked(facts, self._rank(facts, now), now, frozenset(tried))
+        rank, request_id = self._rank(facts, now), served_id()
+        parked = _Parked(facts, rank, now, frozenset(tried), request_id=request_id)
         self._held += held
         try:
             ahead = self.queue.waiting
@@ -373,7 +375,8 @@ class Dispatcher:
 
     def _give(self, waiting: Waiting, worker: Worker) -> None:
         now, need = trio.current_time(), waiting.facts.need
-        lease = self._registry.lease(worker, _new_hold(waiting.facts, worker, now))
+        hold = _new_hold(waiting.facts, worker, now)
+        lease = self._registry.lease(worker, hold, request_id=waiting.request_id)
         lease.binding = need is Need.CALL
         if need in (Need.SLOT, Need.SESSION):
             self._rate.count(now)

@@ -24,7 +24,7 @@ _DEEPEST = 50  # levels of what JSON cannot say as it is
 # What ends a line, moves a cursor or cannot be encoded.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNFIT_IN_BLOCK = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_BYTES = re.compile(r"(?:bytearray\()?b(['\"])(.*?)\1\)?")
+_BYTES = re.compile(r"[: ]*(?:bytearray\()?\bb(['\"])(?:\\.|(?!\1).)*\1\)?", re.DOTALL)
 _UNFIT_IN_HEADER = re.compile("[^\t\x20-\x7e]")
 
 
@@ -77,9 +77,28 @@ def words(value: object, most: int = _LONGEST_WORDS) -> str:
     return one_line(value, most)
 
 
-def of_bytes(error: str) -> str:
-    """An error of h11 without its `bytearray(b'...')`."""
-    return _BYTES.sub(r"'\2'", error)
+def without_bytes(error: str) -> str:
+    """An error of h11 without the bytes that it is about: they may be a key or a prompt."""
+    return _BYTES.sub("", error)
+
+
+def masked(text: str) -> str:
+    """The text with `***` in place of the user and password of each URL in it."""
+    if "@" not in text and "%40" not in text:
+        return text
+    return " ".join(map(_masked_word, text.split(" ")))
+
+
+def _masked_word(word: str) -> str:
+    end = max(word.rfind("@"), word.rfind("%40"))
+    if end < 0:
+        return word
+    lower = word[:end].lower()
+    begins = [place + len(mark) for mark in ("//", "%2f%2f") if (place := lower.find(mark)) >= 0]
+    begin = min(begins, default=lower.rfind("/") + 1)
+    if not begins and ":" not in lower[begin:] and "%3a" not in lower[begin:]:
+        return word  # a name such as `@cf/model`
+    return f"{word[:begin]}***{word[end:]}"
 
 
 def moment(date: bytes | None) -> datetime | None:

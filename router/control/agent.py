@@ -20,6 +20,7 @@ from ..backoff import Backoff
 from ..boundary import contained, keep_running
 from ..dispatch import Dispatcher
 from ..errors import Conflict
+from ..front.record import serving
 from ..pool import events
 from ..pool.lifecycle import reachable
 from ..pool.registry import Registry
@@ -204,6 +205,7 @@ class Agents(Tasks):
         return agent
 
     async def _keep(self, worker: Worker, agent: _Agent) -> None:
+        serving.set(None)
         try:
             what = f"the agent of worker {worker.url}"
             await keep_running(what, partial(self._tend, worker, agent))

@@ -173,7 +173,7 @@ class ControlClient:
         # Besides its own errors, httpx raises errors from parsing host names.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise Unreachable(
-                f"{what} failed: {text.of_bytes(describe(error))}",
+                f"{what} failed: {text.without_bytes(describe(error))}",
                 refused=is_refusal(error),
                 sent=not isinstance(error, httpx.ConnectError),
             ) from error

@@ -13,6 +13,7 @@ from trio.lowlevel import ParkingLot
 
 from ..backoff import Backoff
 from ..boundary import keep_running
+from ..front.record import serving
 from ..net.addresses import Addresses, NotOneAddress, SamePeer
 from ..net.lookup import Unresolved
 from ..net.trust import Trust
@@ -155,6 +156,8 @@ class Watchman(Tasks):
         self._start(self._keep_watching, watch)
 
     async def _keep_watching(self, watch: _Watch) -> None:
+        serving.set(None)
+
         def failed(error: Exception) -> None:
             why = f"its probe failed unexpectedly: {type(error).__name__}: {words(error)}"
             self.registry.probed(watch.worker, Probe.FAILED, why)

@@ -109,6 +109,7 @@ def _router(settings: DemoSettings) -> RouterSettings:
         port=settings.port,
         health_check_interval=2.0,
         shutdown_timeout=5.0,
+        log_prompts=True,  # there is nobody else's
         launchers=(workers,),
     )
 

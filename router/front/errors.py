@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from email.utils import formatdate
 
 from ..errors import RouterError
-from ..text import header, to_json, words
+from ..text import header, masked, to_json, words
 from .record import ExchangeRecord
 
 Headers = list[tuple[bytes, bytes]]
@@ -62,8 +62,8 @@ def log_end(logger: logging.Logger, record: ExchangeRecord, code: str, sentence:
     logger.warning(
         "%s: %s",
         words(record.what),
-        words(sentence, _LONGEST_SENTENCE),
-        extra={"request_id": record.request_id, "code": code},
+        words(masked(sentence), _LONGEST_SENTENCE),
+        extra={"request_id": record.request_id, "code": code, "worker": record.worker},
     )
 
 

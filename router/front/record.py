@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import trio
 from attrs import define, field, frozen
 
 from ..bus import Event
+from ..text import masked
 
 
 @define(eq=False)
@@ -29,6 +31,7 @@ class ExchangeRecord:
     route: str = ""  # the path of its row in the route table
     client: str | None = None  # the client class by which the queue shares
     model: str | None = None  # named in the request
+    prompt: str | None = None  # its beginning, if prompts may be logged
     worker: str | None = None  # URL of the last worker tried
     tries: int = 0  # number of workers tried
     parts: int = 1  # of a split group, each with tries of its own
@@ -51,7 +54,21 @@ class ExchangeRecord:
     @property
     def what(self) -> str:
         """The request's method and path, as the log shows them."""
-        return f"{self.method} {self.path}"
+        return f"{self.method} {masked(self.path)}"
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds in the queue, at the worker (until the head of its answer), and from then to the
+        end, as far as the exchange got; of an answer without a worker, none."""
+        arrived, leased, answered, ended = self.arrived, self.leased, self.answered, self.ended
+        found: dict[str, float] = {}
+        if leased is not None:
+            found["queue"] = leased - arrived
+            if answered is not None:
+                found["worker"] = answered - leased
+                if ended is not None:
+                    found["transfer"] = ended - answered
+        return found
 
     def lease(self, worker: str) -> None:
         """The worker of this URL was assigned to the exchange."""
@@ -80,6 +97,16 @@ class ExchangeRecord:
     def answer(self, status: int) -> None:
         """The head of the answer is sent."""
         self.status, self.answered = status, trio.current_time()
+
+
+serving: ContextVar[ExchangeRecord | None] = ContextVar("serving", default=None)
+"""The exchange for which this task works. Tasks that it starts work for the same exchange."""
+
+
+def served_id() -> str | None:
+    """The request id of the exchange for which this task works; None if there is none."""
+    exchange = serving.get()
+    return None if exchange is None else exchange.request_id
 
 
 @frozen

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import trio
 
+from ..observe import logs
 from ..observe.stderr import Output
 from .phases import Phase, SlotView
 
@@ -97,18 +98,12 @@ class _Lines:
 def _terminal() -> Output | None:
     """The log's stream if it is a terminal."""
     # Not rich's answer: with FORCE_COLOR rich takes any stream for a terminal.
-    for handler in _handlers():
+    for handler in logs.handlers():
+        if isinstance(handler.formatter, logs.JsonFormatter):
+            return None
         if handler.stream.isatty() and os.environ.get("TERM") != "dumb":
             return handler.stream
     return None
-
-
-def _handlers() -> list[logging.StreamHandler[Output]]:
-    return [
-        handler
-        for handler in logging.getLogger().handlers
-        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, Output)
-    ]
 
 
 @contextmanager
@@ -116,7 +111,7 @@ def _drawing(console: Console) -> Iterator[Callable[[Sequence[SlotView]], None]]
     """Yields a function that redraws the lines. Meanwhile the log goes above them."""
     from rich.live import Live
 
-    before = [(handler, handler.stream) for handler in _handlers()]
+    before = [(handler, handler.stream) for handler in logs.handlers()]
     # We redraw: rich's own refreshing would need a thread beside trio's.
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
         try:

@@ -16,6 +16,7 @@ from attrs import define, field
 
 from .. import threads
 from ..errors import BadRequest, Conflict, NotFound, RouterError, StartError, describe
+from ..front.record import serving
 from ..pool import events
 from ..pool.lifecycle import AdminEvent
 from ..pool.worker import Admin, Worker
@@ -253,6 +254,7 @@ class Fleet:
 
     async def _keep(self, slot: Slot) -> None:
         """The life of one slot; it begins when earlier holders of its resources are gone."""
+        serving.set(None)
         cleared = self._unbidden.get(slot.launcher.backend.name)
         if slot.handle is None and cleared is not None:
             await cleared.wait()

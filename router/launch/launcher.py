@@ -84,6 +84,7 @@ class Shared:
     supervision: Supervision = field(factory=Supervision)
     owner: str = ""
     keep: bool = False  # workers outlive the router
+    prompts: bool = False  # the log may have them, as the output of workers that serve does
     rng: random.Random = field(factory=random.Random)
     changed: trio.Event = field(factory=trio.Event)  # replaced at each change of any slot
     ever_ready: bool = False

@@ -348,8 +348,7 @@ class Slot:
             last = await self.last_words()
         if self.ready_at is None and self.plan is not None:
             self._avoid |= self.launcher.planner.taken(last, self.plan.ports)
-        told = "%s %s after %.0f s; the end of its log:"
-        logger.error(told, self.name, death.reason, age, extra={"quoted": last})
+        vigil.tell_end(self, death, age, last)
 
     async def _wait_after(self, death: Death) -> None:
         """Wait until the worker may be started again."""

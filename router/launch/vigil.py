@@ -73,13 +73,13 @@ async def tell_slowness(slot: Slot) -> None:
 
 
 async def watch_output(slot: Slot) -> None:
-    """Keep `last_line` current while the worker starts, and copy all its output to a debug log."""
+    """Keep `last_line` current while the worker starts, and copy its output to a debug log."""
     log = slot.log
     if log is None:
         return
     async with trio.open_nursery() as nursery:
         if _output.isEnabledFor(logging.DEBUG):
-            follower = output.Follower(log, partial(_tell, slot.name), slot.log_from)
+            follower = output.Follower(log, partial(_tell, slot), slot.log_from)
             nursery.start_soon(follower.run)
         while slot.ready_at is None:
             line = (await slot.last_words(1)).strip()
@@ -89,5 +89,22 @@ async def watch_output(slot: Slot) -> None:
             await trio.sleep(_LOOK)
 
 
-def _tell(name: str, line: str) -> None:
-    _output.debug("[%s] %s", name, line)
+def tell_end(slot: Slot, death: Death, age: float, last: str) -> None:
+    """Report the death of a worker, with its last output if no prompt can be in it."""
+    how = f"{slot.name} {death.reason} after {age:.0f} s"
+    extra = {"worker": slot.worker.url if slot.worker else None}
+    if _may_be_told(slot):
+        logger.error("%s; the end of its log:", how, extra={**extra, "quoted": last})
+    else:
+        logger.error("%s; its log, which may hold prompts: %s", how, slot.log, extra=extra)
+
+
+def _tell(slot: Slot, line: str) -> None:
+    if _may_be_told(slot):
+        _output.debug("[%s] %s", slot.name, line)
+
+
+def _may_be_told(slot: Slot) -> bool:
+    """Whether the log may have the output: that of a worker that serves holds prompts."""
+    adopted = slot.log is not None and slot.log_from is None
+    return slot.shared.prompts or (slot.ready_at is None and not adopted)

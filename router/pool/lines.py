@@ -32,6 +32,7 @@ class Waiting:
     number: int = 0  # in order of arrival
     line: Line | None = field(default=None, repr=False)
     over: bool = False  # granted, refused, or its client left
+    request_id: str | None = None
 
     @property
     def eager(self) -> bool:

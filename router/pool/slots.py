@@ -17,12 +17,15 @@ class Slots:
         # Changes the trial and the pause of workers.
         self.ejection = Ejection(limits, tell)
 
-    def lease(self, worker: Worker, hold: Hold | None = None) -> Lease:
+    def lease(
+        self, worker: Worker, hold: Hold | None = None, *, request_id: str | None = None
+    ) -> Lease:
         """Take a lease on the worker and, with `hold`, a slot. The caller decides whether the
-        worker may get work."""
+        worker may get work. `request_id`: see `Lease`."""
         version = None if worker.is_plain else worker.weight_version
         lease = Lease(worker, worker.incarnation, self._end, hold, version)
         lease.doubtful = worker.suspicion is not None
+        lease.request_id = request_id
         worker.leases.add(lease)
         if hold is not None:
             hold.doubtful = lease.doubtful

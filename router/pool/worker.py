@@ -405,6 +405,8 @@ class Lease:
     binding: bool = False
     # Granted while it was unknown which process runs.
     doubtful: bool = False
+    # Of the request, if the lease was granted outside of the request's own task.
+    request_id: str | None = None
     # Ends a session that has no end of its own; set by the code that can end it.
     evict: Callable[[], None] | None = None
     ended: bool = False

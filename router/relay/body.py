@@ -35,6 +35,7 @@ class Limits:
     facts: int = 64 * 1024 * 1024  # bytes read of a body that cannot be routed without its model
     request_bytes: int = 1024**3
     spooled: int = 1024**3  # in the temporary files of all bodies together
+    prompts: bool = False  # the log may have them
 
 
 @define(eq=False)
@@ -90,6 +91,8 @@ async def read(
         body.release()
         raise
     exchange.record.client, exchange.record.model = facts.client, facts.model
+    if limits.prompts:
+        exchange.record.prompt = reading.prompt_in(exchange.headers, body.held)
     return body, facts
 
 

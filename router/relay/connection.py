@@ -237,7 +237,7 @@ class Connection:
         except h11.RemoteProtocolError as error:
             if parser.trailing_data[1]:
                 raise Broken("it closed the connection within its answer") from error
-            why = text.of_bytes(str(error))
+            why = text.without_bytes(str(error))
             raise Invalid(f"its answer is not valid HTTP: {why}") from error
 
     async def _receive(self, size: int) -> bytes:

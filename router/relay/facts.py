@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from attrs import define, field
 
 from ..pool.cost import FIELDS
+from ..text import one_line
 from . import headers as heads
 from . import versions
 
@@ -22,6 +23,8 @@ WANTED = FIELDS | {"model", versions.FIELD}
 # A JSON body is read until the model is known, because the model decides the worker. Other
 # fields are used if they have arrived by then: they may stand behind megabytes, or be absent.
 MODEL = frozenset({"model"})
+
+_PROMPT, _LONGEST_PROMPT = frozenset({"prompt"}), 200
 
 # A scan gives up after this many tokens and brackets, so that no body can make it long.
 _MOST_MARKS = 20_000
@@ -133,6 +136,19 @@ def leading_fields(held: bytearray, wanted: frozenset[str]) -> dict[str, Any]:
     seen: set[str] = set()
     FieldReader(_JsonObject(_Window(held), fields, seen, wanted).scan(), fields, seen).done()
     return fields
+
+
+def prompt_in(headers: Sequence[tuple[bytes, bytes]], held: bytearray) -> str | None:
+    """The beginning of the prompt for the log, if the beginning of the body has it whole."""
+    fields: dict[str, Any] = {}
+    seen: set[str] = set()
+    if boundary := boundary_of(headers):
+        scan = _form(_Window(held), boundary, fields, seen, False, _PROMPT)
+        FieldReader(scan, fields, seen, _PROMPT).done()
+    elif is_json(headers):
+        fields = leading_fields(held, _PROMPT)
+    prompt = fields.get("prompt")
+    return one_line(prompt, _LONGEST_PROMPT) if isinstance(prompt, str) and prompt else None
 
 
 def _may_be(name: str, value: object) -> bool:
@@ -306,12 +322,17 @@ def _end(pattern: re.Pattern[bytes], held: bytearray, at: int) -> int:
 
 
 def _form(
-    window: _Window, boundary: bytes, fields: dict[str, Any], seen: set[str], past_files: bool
+    window: _Window,
+    boundary: bytes,
+    fields: dict[str, Any],
+    seen: set[str],
+    past_files: bool,
+    among: frozenset[str] = WANTED,
 ) -> _Scan:
     """Read the wanted fields up to the first file, or past files."""
     delimiter = b"--" + boundary
     yield from _delimited(window, delimiter)
-    while seen != WANTED:
+    while seen != among:
         window.at += len(delimiter)
         if window.held[window.at : window.at + 2] == b"--":
             return
@@ -324,7 +345,7 @@ def _form(
         # A line break before a delimiter is part of it, even the line break that ends the headers.
         window.at += 2
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
-        wanted = not is_file and name in WANTED and name not in seen
+        wanted = not is_file and name in among and name not in seen
         if wanted:
             window.kept = window.at
         yield from _delimited(window, b"\r\n" + delimiter)

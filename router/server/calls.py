@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..front.record import serving
 from .link import Recorded, contained
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ async def call_app(
     protocol: Http1Protocol, call: Call, send: Callable[[Any], Awaitable[None]]
 ) -> None:
     """Call the app, then finish its exchange."""
+    serving.set(call.record)
     crashed = True
     try:
         with contained(call):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
+from .. import text
 from ..errors import RouterError
 from ..front.asgi import Message, Scope, extensions_with
 from ..front.client import ClientLink, ClientStalled, Reason
@@ -158,7 +159,9 @@ class HttpExchange(ClientLink):
             except h11.LocalProtocolError as error:
                 # A head that h11 rejects must not reach the client.
                 self._mute = True
-                await self._fail(RouterError(f"The answer cannot be sent: {error}"))
+                await self._fail(
+                    RouterError(f"The answer cannot be sent: {text.without_bytes(str(error))}")
+                )
                 return
             self._started = True
             if not message.get("router.more", False):

@@ -260,7 +260,7 @@ def _refusal(request: h11.Request) -> RouterError | None:
 
 def _in_words(error: h11.RemoteProtocolError) -> str:
     """The error in a client's bytes, in words that suit the client and the log."""
-    sentence = text.of_bytes(str(error))
+    sentence = text.without_bytes(str(error))
     return sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}..."
 
 

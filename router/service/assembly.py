@@ -98,7 +98,7 @@ def assemble(
         roles=static_roles(settings),
         pools=static_pools(settings),
     )
-    registry.subscribe(logs.log_event)
+    live.follow(logs.listening(registry.bus))
     store.bus = registry.bus
     ledgers = Ledgers(registry, store, gating=not settings.trust_external_weights)
     ledgers.restore(
@@ -173,6 +173,7 @@ def assemble(
             caller.call_timeout = now.refit_timeout
         agents.drain_timeout = now.drain_timeout
         upstream.connect_timeout = now.connect_timeout
+        shared.prompts = now.log_prompts
 
     live.follow(apply)
     restarting = trio.Event()
@@ -247,6 +248,7 @@ def _front(
             facts=now.facts_limit,
             request_bytes=now.max_request_bytes,
             spooled=now.queue_bytes,
+            prompts=now.log_prompts,
         )
     )
     forwarder = Forwarder(attempts, upstream, limits)

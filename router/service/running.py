@@ -18,19 +18,20 @@ from attrs import evolve, frozen
 
 from ..bus import Bus
 from ..control.client import ControlClient
-from ..errors import unwrapped
+from ..errors import StartError, unwrapped
 from ..front.record import ExchangeEnded, ExchangeRecord
 from ..launch import display
 from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..observe import logs
+from ..observe.access import AccessLines
 from ..observe.stderr import Output
 from ..pool.weights import Ledgers
 from ..relay.keys import Keys
 from ..relay.upstream import Upstream
 from ..server import ServerLimits, inherited_listeners, open_listeners
 from ..server import serve as serve_http
-from ..settings import Live, RouterSettings
+from ..settings import AccessLog, Live, LogFormat, RouterSettings
 from ..store.store import Store
 from ..web.parts import Parts
 from .assembly import Assembly, assemble
@@ -70,8 +71,19 @@ def run(settings: RouterSettings, again: Callable[[], RouterSettings] | None = N
     """Serve until a signal stops the router; returns the exit status. `again` reads the settings
     once more, and raises SettingsError. Raises StartError."""
     reload = Reload(Live(settings), again)
-    output = logs.configure(settings.effective_log_level)
+    json = settings.log_format is LogFormat.JSON
+    output = logs.configure(settings.effective_log_level, json=json)
     reload.live.follow(lambda now: logs.set_level(now.effective_log_level))
+    try:
+        return _run(settings, reload, output)
+    except StartError as error:
+        if not json:
+            raise
+        logger.critical("%s", error)
+        return error.status
+
+
+def _run(settings: RouterSettings, reload: Reload, output: Output) -> int:
     raise_open_files_limit()
     store = open_store(settings)
     try:
@@ -196,6 +208,7 @@ async def _serve(
             await nursery.start(parts.names.run)
             nursery.start_soon(give_up, fleet)
             nursery.start_soon(display.show, fleet.views, fleet.changed)
+            nursery.start_soon(_access_log(reload.live, parts.registry.bus).run)
             ended = partial(_publish_end, parts.registry.bus)
             serving = partial(serve_http, built.app, listeners, limits=limits, stop=stop)
             serving = partial(serving, on_end=ended)
@@ -209,6 +222,14 @@ async def _serve(
                 parts.runs.ended(ours)
             persistence.put_speeds()
             nursery.cancel_scope.cancel()
+
+
+def _access_log(live: Live, bus: Bus) -> AccessLines:
+    lines = AccessLines(bus)
+    auto = logs.on_terminal()
+    on = {AccessLog.ON: True, AccessLog.AUTO: auto, AccessLog.OFF: False}
+    live.follow(lambda now: lines.switch(on=on[now.access_log]))
+    return lines
 
 
 def _publish_end(bus: Bus, record: ExchangeRecord) -> None:

@@ -17,7 +17,9 @@ from .launcher import Restart as Restart
 from .live import Changes as Changes
 from .live import Live as Live
 from .load import load as load
+from .model import AccessLog as AccessLog
 from .model import DemoSettings as DemoSettings
+from .model import LogFormat as LogFormat
 from .model import LogLevel as LogLevel
 from .model import QueueOrder as QueueOrder
 from .model import RouterSettings as RouterSettings

@@ -218,8 +218,11 @@ class Choice(Kind):
         return self.range
 
     def parse(self, value: object) -> StrEnum:
-        if isinstance(value, str) and value in list(self.options):
-            return self.options(value)
+        word = value
+        if isinstance(value, bool):  # so YAML reads these words
+            word = "on" if value else "off"
+        if isinstance(word, str) and word in list(self.options):
+            return self.options(word)
         raise self.unfit(value, did_you_mean(value, self.options))
 
 

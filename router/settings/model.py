@@ -64,6 +64,21 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class LogFormat(StrEnum):
+    """How a line of the log is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class AccessLog(StrEnum):
+    """Whether each exchange is one line of the log."""
+
+    ON = "on"
+    OFF = "off"
+    AUTO = "auto"
+
+
 class WorkerKind(StrEnum):
     """What answers at a worker's URL."""
 
@@ -308,6 +323,18 @@ class RouterSettings(Settings):
         "info", "lowest level of the messages to log", group="Output", live=True
     )
     verbose: bool = setting("off", "log everything; same as --log-level debug", live=True)
+    log_format: LogFormat = setting("text", "text: lines for people; json: one object per line")
+    access_log: AccessLog = setting(
+        "auto",
+        "log each request at its end; auto: if standard error is a terminal",
+        live=True,
+    )
+    log_prompts: bool = setting(
+        "off",
+        "allow prompts in the log: in its lines about requests, and in the last output of workers"
+        " that have served and died",
+        live=True,
+    )
 
     @property
     def effective_log_level(self) -> LogLevel:

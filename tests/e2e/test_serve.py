@@ -198,6 +198,25 @@ def test_a_port_in_use_is_one_clear_sentence(router_pyz: Path) -> None:
     )
 
 
+@posix
+def test_the_log_in_json_is_json_from_start_to_end(router_pyz: Path) -> None:
+    flags = ["--log-format", "json", "--access-log", "on", "--state-dir", "none"]
+    with serving(router_pyz, *flags) as (router, at):
+        address = at.rstrip('",}')
+        assert call(f"{address}/workers?key=secret")[0] == 200
+        port = address.rpartition(":")[2]
+        with running(router_pyz, "--host", "127.0.0.1", "--port", port, *flags) as second:
+            assert second.ends() == 1
+        router.process.send_signal(signal.SIGTERM)
+        assert router.ends() == 0
+    lines = [json.loads(line) for line in router.text.splitlines()]
+    [exchange] = [line for line in lines if line.get("event") == "exchange"]
+    assert (exchange["path"], exchange["status"]) == ("/workers", 200)
+    assert lines[-1]["message"] == "stopped"
+    said = json.loads(second.text.splitlines()[-1])
+    assert (said["level"], "already in use" in said["message"]) == ("critical", True)
+
+
 def test_all_wrong_flags_are_told_at_once(router_pyz: Path) -> None:
     flags = ["--prot", "1", "--port", "abc", "--timeout", "soon", "--routing-algorithm", "best"]
     with running(router_pyz, *flags, "--worker-urls", "http://169.254.169.254") as program:

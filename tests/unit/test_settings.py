@@ -100,6 +100,9 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "admin_api_key": None,
         "admin_api_key_file": None,
         "log_level": LogLevel.INFO,
+        "log_format": "text",
+        "access_log": "auto",
+        "log_prompts": False,
         "verbose": False,
     }
     demo = DemoSettings()

@@ -86,3 +86,27 @@ def test_depth_and_length_are_bounded() -> None:
     assert text.from_json(b"[" * 100_000) is None
     assert text.from_json(b"1" * 100_000) is None
     assert text.from_json(b"\xff\xfe{") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("/workers/http://user:pa/ss@host:1", "/workers/http://***@host:1"),
+        (
+            "No worker is called 'http://u:p@h', see b@c",
+            "No worker is called 'http://***@h', see b@c",
+        ),
+        ("/workers/http%3A%2F%2Fuser%3Apw%40host", "/workers/http%3A%2F%2F***%40host"),
+        ("/workers/user:pw@host", "/workers/***@host"),
+        ("/v1/models/@cf/flux", "/v1/models/@cf/flux"),
+        ("http://host:1/a", "http://host:1/a"),
+    ],
+)
+def test_passwords_in_urls_are_masked(given: str, shown: str) -> None:
+    assert text.masked(given) == shown
+    assert len(text.masked("//" * 50_000 + "@" + "a" * 50_000)) < 60_000  # in no time
+
+
+def test_errors_of_h11_lose_the_bytes_that_they_are_about() -> None:
+    for data in (b"key sk-1", b"it's \"sk-1\" \\'", bytearray(b"sk-1\nsk-1")):
+        assert text.without_bytes(f"illegal header line: {data!r}") == "illegal header line"

@@ -300,6 +300,28 @@ def test_one_that_loads_too_long_is_reported_and_left_loading(
         virtually(main)
 
 
+@pytest.mark.parametrize("prompts", [False, True])
+def test_output_from_before_a_worker_served_is_quoted_and_later_output_only_with_prompts(
+    caplog: pytest.LogCaptureFixture, prompts: bool
+) -> None:
+    async def main(world: World) -> None:
+        async with router(world, **restarting("1s")) as bench:
+            bench.fleet.shared.prompts = prompts
+            await bench.until(Phase.STARTING)
+            bench.die()
+            await bench.until(Phase.RESTARTING)
+            await bench.serve()
+            bench.die()
+            await bench.until(Phase.RESTARTING)
+
+    with caplog.at_level(logging.INFO, "router"):
+        virtually(main)
+    first, second = [r for r in caplog.records if "exited with status 1 after" in r.getMessage()]
+    assert "hello" in vars(first)["quoted"]
+    assert ("quoted" in vars(second)) is prompts
+    assert ("which may hold prompts" in second.getMessage()) is not prompts
+
+
 def test_a_port_that_somebody_else_has_is_not_tried_again() -> None:
     async def main(world: World) -> None:
         async with router(world) as bench:
