@@ -167,7 +167,7 @@ class OpenTransaction(FencedChange):
                 details={"workers": [worker.worker_id for worker in workers]},
             )
         else:
-            control.check_loras(path, self.change.model, workers)
+            control.check_loras(path, workers)
         await self.store.commit()
 
     def _applied(self, rows: Sequence[Row], path: str, *, lora: bool) -> list[Worker]:

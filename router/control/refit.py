@@ -142,13 +142,9 @@ class WeightControl:
         left = [w for w in targets.eligible if w not in eligible]
         return Targets(eligible, [*targets.deferred, *left])
 
-    def check_loras(self, path: str, model: str, workers: Sequence[Worker], hint: str = "") -> None:
+    def check_loras(self, path: str, workers: Sequence[Worker], hint: str = "") -> None:
         """Raises LoraActive if an update would miss layers of some workers."""
-        if path not in UPDATES:
-            return
-        some = self.ledgers.had_lora(workers)
-        waiting = any(change.wraps for change in self.ledgers.ledger(model).pending)
-        if some or waiting:
+        if path in UPDATES and (some := self.ledgers.had_lora(workers)):
             raise LoraActive(
                 "These workers had a LoRA since their start. They would skip its wrapped layers in"
                 " an update, and still answer 200. Take out a LoRA that acts"
@@ -298,7 +294,7 @@ class WeightControl:
         ]
         concerned = [*targets.eligible, *sleepers]
         if isinstance(body, bytes):
-            self.check_loras(kind, model, concerned)
+            self.check_loras(kind, concerned)
         label = label_of(path, content)
         change = self.ledgers.make(uuid4().hex, model, path, text, label, order.digest)
         change.lora = lora
@@ -341,7 +337,7 @@ class WeightControl:
         replace all weights, and which version it wants to be. Raises BadRequest, LoraActive,
         NotGreater, StateUnavailable."""
         if not lora:
-            self.check_loras(change.path, change.model, workers)
+            self.check_loras(change.path, workers)
         version, said = version_of(fields), fields.get("full", change.full)
         if not isinstance(said, bool):
             raise BadRequest("full must be a boolean", code="invalid_field")

@@ -71,10 +71,7 @@ class Replayer:
                 self.ledgers.base_replayed(worker, recipe)
         if not self._is(worker, incarnation, ledger):
             return
-        lora = any(step.is_lora and not step.optional for step in plan.steps)
-        self.ledgers.replayed(
-            worker, recipe, lora=lora, reason=f"version {version} was replayed on it"
-        )
+        self.ledgers.replayed(worker, plan, recipe, f"version {version} was replayed on it")
         await self._save()
 
     async def _send(self, worker: Worker, step: Step, same: Callable[[], bool]) -> bool:

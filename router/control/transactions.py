@@ -212,7 +212,7 @@ class Transactions:
             if not targets.eligible:
                 raise no_workers(targets.deferred)
             if not change.only_lora:
-                control.check_loras(DISK, change.model, targets.eligible, _ONLY_LORAS)
+                control.check_loras(DISK, targets.eligible, _ONLY_LORAS)
             opened.deferred = targets.deferred
             async with opened.fenced(targets.eligible, "a transaction was begun"):
                 for claim in opened.claims.values():

@@ -33,7 +33,7 @@ from router.pool.weights import (
     Step,
     WeightRecord,
 )
-from router.pool.weights.recipe import DISK, MERGE, SET_LORA, UNMERGE
+from router.pool.weights.recipe import DISK, MERGE, SET_LORA, UNMERGE, Plan
 from router.pool.worker import (
     ROUTER_RESTARTED,
     Admin,
@@ -119,10 +119,10 @@ class Target:
 class Replay:
     """A replay under way."""
 
+    plan: Plan
     steps: list[Step]
     recipe: Recipe
     incarnation: int
-    lora: bool
 
 
 class Papers:
@@ -603,10 +603,7 @@ class WeightMachine(RuleBasedStateMachine):
             plan = self.router.ledgers.plan(worker)
             ledger = self.router.ledgers.ledger("m")
             self.router.replays[worker] = Replay(
-                list(plan.steps),
-                ledger.recipe,
-                worker.incarnation,
-                any(step.is_lora and not step.optional for step in plan.steps),
+                plan, list(plan.steps), ledger.recipe, worker.incarnation
             )
 
     def replayable(self, worker: Worker) -> bool:
@@ -646,7 +643,7 @@ class WeightMachine(RuleBasedStateMachine):
                 ledgers.base_replayed(worker, replay.recipe)
             if not replay.steps:
                 del self.router.replays[worker]
-                ledgers.replayed(worker, replay.recipe, lora=replay.lora, reason="replayed")
+                ledgers.replayed(worker, replay.plan, replay.recipe, "replayed")
             return
         del self.router.replays[worker]
         if outcome == "spoilt":

@@ -233,6 +233,9 @@ class Adapters:
         if answer.code == "lora_active" or answer.status in (200, 504):
             if told["restarted"]:
                 raise Wrong(f"the router has restarted what it has not launched: {told}")
+        elif answer.code == "full_update_needed":
+            if await self._learn():
+                raise Wrong(f"no call is said to help, and all can be sent again: {told}")
         elif answer.code not in CODES:
             raise Wrong(f"/weights/sync: {answer.status} {answer.body.decode()[:300]}")
         wrapped = {w.host.address for w in self.workers if w.process and w.process.loras.wrapped}

@@ -37,8 +37,8 @@ from router.pool.ejection import Ejection
 from router.pool.lifecycle import Probe
 from router.pool.versions import Bounds
 from router.pool.weights import Ledgers
-from router.pool.weights.ledger import Change
-from router.pool.weights.recipe import DISK
+from router.pool.weights.ledger import Change, Ledger
+from router.pool.weights.recipe import DISK, Plan, Recipe
 from router.pool.worker import Memory, Worker
 from router.relay.keys import Keys
 from router.store import opening
@@ -396,3 +396,15 @@ def _old_run(stack: Stack) -> None:
 @fault("refused-wraps", "loras", "A LoRA that was refused does not count as wrapped layers")
 def _refused_wraps(stack: Stack) -> None:
     _replace(stack, Ledgers, "wrapped", lambda self, worker, called: None)
+
+
+@fault("loras-first", "loras", "An update waits behind a LoRA call that no worker can take")
+def _loras_first(stack: Stack) -> None:
+    plan = Recipe.plan
+
+    def all_or_nothing(self: Recipe, *given: Any) -> Plan:
+        found = plan(self, *given)
+        return found if found.blocked is None else Plan(blocked=found.blocked)
+
+    _replace(stack, Recipe, "plan", all_or_nothing)
+    _replace(stack, Ledger, "due", lambda self: next(iter(self.pending), None))

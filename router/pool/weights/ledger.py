@@ -52,7 +52,7 @@ class Change:
     outdated: bool = field(init=False, default=False)
     # Issued as a repetition of the change that made the version before.
     again: bool = field(init=False, default=False)
-    full: bool = field(init=False, default=False)  # its tensors replace all weights
+    full: bool = field(init=False, default=False)  # its tensors replace all weights, or all LoRAs
     # The steps of a transaction, which sends its calls one by one.
     steps: list[Step] = field(init=False, factory=list)
     opaque: bool = field(init=False, default=False)
@@ -209,25 +209,28 @@ class Ledger:
 
     @property
     def due(self) -> Change | None:
-        """The pending change that is made next: the last full one, because its success makes those
-        before it pointless. They stay until then, in case that it is void. Nothing overtakes a LoRA
-        call."""
-        found = None
-        for change in self.pending:
-            if change.has_lora:
-                return found or change
-            if found is None or change.is_full:
-                found = change
-        return found
+        """The pending change that is made next: the last full update, because its success makes
+        the updates before it pointless. They stay until then, in case that it is void. LoRA calls
+        come last: updates would pass over the layers that they wrap."""
+        updates = [change for change in self.pending if not change.has_lora]
+        full = [change for change in updates if change.is_full]
+        return next(iter((*full[-1:], *updates, *self.pending)), None)
 
     def before(self, change: Change) -> list[Change]:
-        """The pending changes that a pending one would overtake, and replace."""
+        """The pending updates that a pending one would overtake, and replace."""
+        return [one for one in self._overtaken(change) if not one.has_lora]
+
+    def _overtaken(self, change: Change) -> list[Change]:
         return self.pending[: self.pending.index(change)] if change in self.pending else []
 
     def enter(self, change: Change) -> list[Change]:
         """Make the change the current version, with the next number or the one that its client
         chose. Returns the pending changes that it replaces."""
         change.before, replaced = self.recipe, self.before(change)
+        loras = [other for other in self._overtaken(change) if other.has_lora]
+        if loras and change.chosen is not None:
+            # The client means the weights with these LoRAs, and nothing is served before.
+            loras[-1].chosen, change.chosen = change.chosen, None
         for other in replaced:
             # Clients may expect a version with its number, or a later one.
             self.issued = max(self.issued, other.chosen or 0, other.seen_version or 0)

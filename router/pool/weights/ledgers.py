@@ -215,12 +215,15 @@ class Ledgers(Statements):
         if not state.doubt:
             self._put(worker, evolve(state, base=recipe.base_version))
 
-    def replayed(self, worker: Worker, recipe: Recipe, *, lora: bool, reason: str) -> None:
-        """All calls of a plan for this recipe had good answers. `lora`: one was a LoRA call."""
+    def replayed(self, worker: Worker, plan: Plan, recipe: Recipe, reason: str) -> None:
+        """All calls of the plan for this recipe had good answers."""
         known = self._of(worker)
         known.failure = None
-        wrapped = known.state.wrapped or lora
-        self._put(worker, WeightState(recipe.base_version, recipe.lora_version, wrapped))
+        wrapped = known.state.wrapped or any(s.is_lora and not s.optional for s in plan.steps)
+        loras: int | None = recipe.lora_version
+        if plan.blocked is not None:
+            loras = None if known.state.doubt else known.state.loras
+        self._put(worker, WeightState(recipe.base_version, loras, wrapped))
         self._settle(worker, reason)
 
     def failed(self, worker: Worker, reason: str) -> None:
@@ -371,6 +374,8 @@ class Ledgers(Statements):
             self._store.delete(Change, replaced.change_id)
         assert change.version is not None
         self._store.put(ledger)
+        for waiting in ledger.pending:
+            self._store.put(waiting)  # one may have got a number
         # The change needs no repetition any more, but after a crash the workers it runs on are in
         # doubt.
         self._store.delete(Change, change.change_id)

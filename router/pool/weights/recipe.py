@@ -99,8 +99,8 @@ def _names(value: object) -> tuple[str, ...] | None:
 
 @frozen
 class Plan:
-    """The calls that make a worker current, in order. `blocked`: why no calls can do so without
-    outside action; `steps` is then empty."""
+    """The calls that bring a worker closer to its ledger, in order. `blocked`: why it is not
+    current after them, and needs outside action."""
 
     steps: tuple[Step, ...] = ()
     blocked: str | None = None
@@ -186,9 +186,13 @@ class Recipe:
         base, loras = self._base_plan(has, model_path), self._lora_plan(has)
         if base.blocked is not None:
             return base
+        lost = any(step.is_pushed for step in loras)
+        if lost:
+            loras = self.acting_loras
         if any(step.is_pushed for step in loras):
-            return Plan(blocked="it lacks a pushed LoRA: set a LoRA, or take the LoRA out")
-        first = taken_out((_ALL,)) if has.loras is None else ()
+            why = "it lacks a pushed LoRA: set a LoRA, or take the LoRA out"
+            return Plan(base.steps, blocked=why)
+        first = taken_out((_ALL,)) if lost or has.loras is None else ()
         bare = bool(first) or not has.wrapped
         return Plan((*first, *base.steps, *_effective(loras, bare=bare)))
 

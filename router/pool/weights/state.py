@@ -105,7 +105,8 @@ def _after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     if has.doubt:
         return has if not lora else evolve(has, loras=None, wrapped=wrapped)
     if lora:
-        loras = change.version if loras == change.before.lora_version else None
+        replaces = change.full or loras == change.before.lora_version
+        loras = change.version if replaces else None
     elif base is not None and base >= change.before.base_version:
         base = change.version
     return WeightState(base, loras, wrapped)

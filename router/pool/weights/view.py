@@ -11,7 +11,7 @@ from ..pools import pool_and_model
 from ..registry import Registry
 from ..worker import UNKNOWN_VERSION, Admin, Health, Origin, Weights, Worker
 from .ledger import Change, Ledger, WeightStore
-from .recipe import FRESH, SET_LORA, UPDATES, Plan, Recipe, WeightState
+from .recipe import FRESH, MERGE, UPDATES, Plan, Recipe, WeightState
 from .state import WorkerWeights, of_now, why_not_current
 
 
@@ -108,7 +108,7 @@ class LedgerView:
         LoRAs are unknown."""
         if not path or path in UPDATES:
             return True
-        if path != SET_LORA and self.weight_state(worker).loras is None:
+        if path == MERGE and self.weight_state(worker).loras is None:
             return False
         ledger = self.ledger_of(worker)
         plan = self._plan(worker, evolve(ledger.recipe, loras=())) if ledger else Plan()
@@ -162,7 +162,8 @@ class LedgerView:
                 known.version = UNKNOWN_VERSION
             # A pending change, or its turn, may supply everything that is missing.
             if ledger is not None and not ledger.pending and not known.waits:
-                blocked = self.plan(worker).blocked
+                plan = self.plan(worker)
+                blocked = None if plan.steps else plan.blocked
             if blocked is not None:
                 known.failure = None  # what was refused cannot be tried again
             why = why_not_current(worker, known, ledger, blocked)
@@ -172,7 +173,7 @@ class LedgerView:
             facet = Weights.CURRENT
         else:
             facet = Weights.BEHIND if known.failure is None else Weights.FAILED
-        stuck = blocked is not None and not known.fenced
+        stuck = blocked is not None and not known.fenced and worker.suspicion is None
         newest, lag = (ledger.version, ledger.lag(known.version)) if ledger else (0, 0)
         said = reason or why
         self._registry.set_weights(

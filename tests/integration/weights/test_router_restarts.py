@@ -301,7 +301,7 @@ def test_a_tensor_change_that_was_under_way_leaves_them_behind(run_world: RunWor
     async def test(world: World) -> None:
         async def before(pool: Deployment, a: Member) -> None:
             await refitted(pool, "v1")
-            a.sim.faults.add("delay", path=TENSOR, by=0.5, count=1)
+            a.sim.faults.add("hang", path=TENSOR, count=1)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: pool.http.post(TENSOR, json=TENSORS))
                 await until(lambda: paths(a)[-1] == TENSOR)

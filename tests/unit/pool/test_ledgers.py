@@ -25,6 +25,7 @@ from router.pool.weights.recipe import (
 from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
 from router.store.records import unstructured
 
+A_PART = '{"model_path": "part", "target_modules": ["t"]}'
 PART = step_of(DISK, '{"model_path": "t"}', {"target_modules": ["t"]})
 WHOLE = load_from("p")
 MERGED = step_of(MERGE, "{}", {})
@@ -76,6 +77,12 @@ class Desk:
         self.ledgers.close(change)
         assert change.version is not None
         return change.version
+
+    def replay(self, worker: Worker) -> None:
+        """All calls of the worker's plan have good answers."""
+        ledger = self.ledgers.ledger_of(worker)
+        assert ledger is not None
+        self.ledgers.replayed(worker, self.ledgers.plan(worker), ledger.recipe, "replayed")
 
 
 def paths(desk: Desk, worker: Worker) -> list[str]:
@@ -247,11 +254,8 @@ def test_the_numbers_of_two_changes_that_were_under_way_mean_no_other() -> None:
 def test_a_full_pending_change_replaces_those_before_it_once_it_has_succeeded() -> None:
     desk = Desk()
     worker = desk.join("a")
-    part = {"model_path": "part", "target_modules": ["t"]}
-    bodies = {"1": {}, "2": part, "3": {"model_path": "bad"}, "4": part}
-    pending = [
-        desk.ledgers.make(name, "m", DISK, json.dumps(body), None) for name, body in bodies.items()
-    ]
+    bodies = {"1": "{}", "2": A_PART, "3": '{"model_path": "bad"}', "4": A_PART}
+    pending = [desk.ledgers.make(name, "m", DISK, body, None) for name, body in bodies.items()]
     for change in pending:
         desk.ledgers.defer(change, [worker])
     ledger = desk.ledgers.ledger("m")
@@ -270,10 +274,47 @@ def test_a_full_pending_change_replaces_those_before_it_once_it_has_succeeded() 
     after = desk.ledgers.make("7", "m", DISK, "{}", None)
     for change in (late, lora, after):
         desk.ledgers.defer(change, [worker])
-    assert ledger.due is late
-    assert desk.apply(late, worker) == 1
-    assert (ledger.due, ledger.pending) == (lora, [lora, after])
-    assert {key for table, key in desk.kept if table == "changes"} == {"6", "7"}
+    assert ledger.due is after
+    assert desk.apply(after, worker) == 1
+    assert (ledger.due, ledger.pending) == (lora, [lora])
+    assert {key for table, key in desk.kept if table == "changes"} == {"6"}
+
+
+def test_a_lora_call_comes_after_all_updates_and_has_the_last_number() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    calls = [(UNMERGE, 11, "{}"), (SET_LORA, None, "{}"), (DISK, None, A_PART), (DISK, 20, "{}")]
+    pending = []
+    for path, number, body in calls:
+        change = desk.ledgers.make(f"{path}{body}", "m", path, body, None)
+        desk.ledgers.choose(change, number)
+        desk.ledgers.defer(change, [worker])
+        pending.append(change)
+    unmerge, lora, _, full = pending
+    ledger = desk.ledgers.ledger("m")
+    assert ledger.due is full
+    assert desk.apply(full, worker) == 1
+    assert ledger.pending == [unmerge, lora]
+    desk.begin()
+    worker, ledger = desk.join("a"), desk.ledgers.ledger("m")
+    versions = []
+    while ledger.due is not None:
+        assert worker.weights is Weights.BEHIND
+        versions.append(desk.apply(ledger.due, worker))
+    assert versions == [11, 20]
+    assert (ledger.version, ledger.issued) == (20, 20)
+
+
+def test_an_update_of_a_part_comes_before_a_lora_call() -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    lora, part = (desk.ledgers.make(p, "m", p, A_PART, None) for p in (SET_LORA, DISK))
+    for change in (lora, part):
+        desk.ledgers.defer(change, [worker])
+    ledger = desk.ledgers.ledger("m")
+    assert ledger.due is part
+    assert desk.apply(part, worker) == 1
+    assert ledger.pending == [lora]
 
 
 def test_a_change_that_replaces_one_that_was_under_way_does_not_take_its_number() -> None:
@@ -417,3 +458,14 @@ def test_a_refused_replay_that_cannot_be_repeated_any_more_is_no_failure() -> No
     assert "cannot be repeated" in (b.weights_reason or "")
     desk.ledgers.failed(b, "the engine sleeps")  # a replay that was under way
     assert (b.weights, b.stuck) == (Weights.BEHIND, True)
+
+
+def test_a_suspect_may_turn_out_to_have_what_cannot_be_repeated() -> None:
+    desk = Desk()
+    desk.apply(desk.ledgers.make("id", "m", TENSOR, None, None), desk.join("a"))
+    desk.begin()
+    worker = desk.join("a")
+    assert (worker.suspicion, worker.stuck) == (ROUTER_RESTARTED, False)
+    desk.registry.reincarnate(worker, f"{ROUTER_RESTARTED}; nothing proves that it is the same")
+    desk.registry.learned(worker, CARD)
+    assert worker.stuck

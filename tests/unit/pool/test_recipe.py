@@ -158,8 +158,14 @@ def pushed(made: Recipe, version: int) -> Recipe:
 def test_a_pushed_lora_blocks_those_that_missed_it() -> None:
     made = pushed(recipe(FULL, lora(SET_LORA, "t")), 3)
     assert not made.repeatable
-    for has in (FRESH, WeightState(1, 2, wrapped=True), WeightState(1, None, wrapped=True)):
-        assert made.plan(has, "start").blocked
+    for has in (
+        WeightState(1),
+        WeightState(1, 2, wrapped=True),
+        WeightState(1, None, wrapped=True),
+    ):
+        plan = made.plan(has, "start")
+        assert plan.blocked
+        assert not plan.steps
     has = WeightState(1, 3, wrapped=True)
     assert numbers(made, has) == []
     # Those that have it only need what came later. An unmerge alone would skip it.
@@ -170,12 +176,26 @@ def test_a_pushed_lora_blocks_those_that_missed_it() -> None:
         assert recipe_then.skips(UNMERGE)
         assert recipe_then.skips(SET_LORA)
         assert not recipe_then.skips(MERGE)
-    assert later.plan(evolve(has, doubt=True), "start").blocked
     # Taken out, or replaced, it does not matter any more.
     assert numbers(later) == [1]
+    for unsure in (evolve(has, loras=None), evolve(has, loras=2)):
+        steps = [(step.path, step.optional) for step in later.plan(unsure, "start").steps]
+        assert steps == [(MERGE, True), (UNMERGE, True)]
+    assert numbers(later, evolve(has, doubt=True)) == [0, 0, 1]
+    ink = later.then(step_of(SET_LORA, "{}", {"target": "t"}, 5))
+    assert numbers(ink, evolve(has, loras=None))[-1] == 5
     assert later.repeatable
     assert numbers(made.then(step_of(SET_LORA, "{}", {}, 4))) == [1, 4]
     assert not later.then(step_of(MERGE, "{}", {}, 5)).repeatable
+
+
+def test_who_lacks_a_pushed_lora_gets_the_weights_below_it() -> None:
+    """For the next LoRA."""
+    made = pushed(recipe(FULL, part("vae")), 3)
+    for has, steps in ((FRESH, [1, 2]), (WeightState(1), [2]), (WeightState(None), [1, 2])):
+        plan = made.plan(has, "start")
+        assert [step.version for step in plan.steps] == steps
+        assert plan.blocked
 
 
 def test_a_full_update_leaves_no_pushed_lora() -> None:

@@ -65,8 +65,7 @@ def test_a_doubt_takes_it_out_for_a_while_and_a_new_process_for_good() -> None:
     desk.registry.probed(b, Probe.OK)
     assert b.weights is Weights.BEHIND
     assert desk.ledgers.needs_replay(b)
-    recipe = desk.ledgers.ledger("m").recipe
-    desk.ledgers.replayed(b, recipe, lora=False, reason="replayed")
+    desk.replay(b)
     assert routable(b)
     assert b.weight_version == 2
 
@@ -78,7 +77,7 @@ def test_a_new_run_ends_it() -> None:
     roll(desk, a, b)
     desk.ledgers.begin_anew("m")
     assert b.weights is Weights.BEHIND
-    desk.ledgers.replayed(b, desk.ledgers.ledger("m").recipe, lora=False, reason="replayed")
+    desk.replay(b)
     assert routable(b)
     assert b.weight_version == 0
 

@@ -197,7 +197,7 @@ def test_how_far_a_version_lags_counts_what_was_issued_since() -> None:
     assert lags(128, 30, 20, 10, 0) == [0, 98, 99, 100, None]
     desk.ledgers.begin_anew("m")
     assert lags(0, 128, 30) == [0, None, None]
-    desk.ledgers.replayed(a, ledger.recipe, lora=False, reason="replayed")
+    desk.replay(a)
     desk.apply(asks(desk, 200), a)
     assert lags(200, 0, 128) == [0, 1, None]
     desk.ledgers.attest("m", 300, None, None)
