@@ -223,6 +223,11 @@ class Ledger:
     def _overtaken(self, change: Change) -> list[Change]:
         return self.pending[: self.pending.index(change)] if change in self.pending else []
 
+    def give_up(self, change: Change) -> None:
+        """The change is void. No other gets its number, if clients may have seen it."""
+        self.pending = [other for other in self.pending if other is not change]
+        self.issued = max(self.issued, change.seen_version or 0)
+
     def enter(self, change: Change) -> list[Change]:
         """Make the change the current version, with the next number or the one that its client
         chose. Returns the pending changes that it replaces."""

@@ -171,10 +171,10 @@ class Ledgers(Statements):
         """All workers of the change have been reported; without a success the change is void."""
         ledger = self.ledger(change.model)
         change.over = True
-        if change in ledger.pending:
-            ledger.pending.remove(change)
-        if change.version is None and change.error is not None:
-            ledger.last_error, ledger.void = f"{change.name}: {change.error}", change.number
+        if change.version is None:
+            ledger.give_up(change)
+            if change.error is not None:
+                ledger.last_error, ledger.void = f"{change.name}: {change.error}", change.number
             self._store.put(ledger)
         self._store.delete(Change, change.change_id)
         self._settle_all(change.model)

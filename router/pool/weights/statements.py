@@ -74,9 +74,9 @@ class Statements(LedgerView):
         return True
 
     def _drop_pending(self, ledger: Ledger) -> None:
-        for change in ledger.pending:
+        for change in list(ledger.pending):
             self._store.delete(Change, change.change_id)
-        ledger.pending.clear()
+            ledger.give_up(change)
 
     def claim(self, worker: Worker, version: int) -> None:
         """Record the version that the worker's owner claims (`POST /workers {"weight_version":

@@ -238,6 +238,24 @@ def test_the_number_of_a_change_that_was_under_way_means_no_other() -> None:
         before += 2
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_number_of_a_change_that_is_given_up_means_no_other(ended: bool) -> None:
+    desk = Desk()
+    worker = desk.join("a")
+    before = desk.change(worker)
+    desk.ledgers.open(desk.ledgers.make("other", "m", DISK, "{}", None), [worker])
+    desk.begin()
+    worker = desk.join("a")
+    [change] = desk.ledgers.ledger("m").pending
+    if ended:
+        desk.ledgers.close(change)
+    else:
+        desk.ledgers.begin_anew("m")
+    desk.begin()
+    worker = desk.join("a")
+    assert desk.change(worker) == before + 2
+
+
 def test_the_numbers_of_two_changes_that_were_under_way_mean_no_other() -> None:
     desk = Desk()
     worker = desk.join("a")
