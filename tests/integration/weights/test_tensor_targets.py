@@ -11,7 +11,7 @@ from tests.integration.api.pools import IMAGES, Member, RunPool
 from tests.integration.deployment import Deployment, until
 from tests.integration.weights.refits import TENSOR, TENSORS, current, paths
 
-LARGE = {**TENSORS, "weight_version": "x" * 1_200_000}  # so that it is not held
+LARGE = {**TENSORS, "padding": "x" * 1_200_000}  # so that it is not held
 
 
 @pytest.mark.parametrize("how", ["quarantined", "removed", "dead"])
