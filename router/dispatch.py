@@ -110,8 +110,7 @@ class Dispatcher:
         registry.bus.when_settled(self._decide)
 
     def serves(self, pool: str | None = None) -> bool:
-        """Whether a request to the pool that any worker can do would be served or queued, not
-        refused."""
+        """Whether the pool would serve or queue a request that any worker can do."""
         return any(map(hopeful, members(self._registry, pool)))
 
     def drain_rate(self) -> float:
@@ -287,6 +286,7 @@ class Dispatcher:
             self.job_went(hold, status)
             if status == "completed":
                 self._learn(hold)
+            self._registry.bus.publish(events.JobEnded(hold, status))
             self._registry.drop(hold)
 
     def job_went(self, hold: Hold | None, status: object) -> None:

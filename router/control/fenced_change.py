@@ -16,6 +16,7 @@ from attrs import define, evolve, field, frozen
 from trio.lowlevel import ParkingLot
 
 from ..errors import RouterError, StateUnavailable
+from ..pool import events
 from ..pool.weights import Change, Ledgers, Meaning, meaning, wraps
 from ..pool.weights.answers import alike, words
 from ..pool.weights.recipe import BOUND, COLLECTIVES
@@ -54,6 +55,12 @@ class FencedChange(ABC):
     # Of workers that have failed their last call, or left.
     _failures: dict[Worker, _Failure] = field(init=False, factory=dict)
     _failed: ParkingLot = field(init=False, factory=ParkingLot)  # until one more has
+    done: int = field(init=False, default=0)  # workers that have the whole change
+
+    @property
+    def kind(self) -> str:
+        """What it is, for those who watch."""
+        return self.change.kind
 
     @asynccontextmanager
     async def fenced(
@@ -82,11 +89,19 @@ class FencedChange(ABC):
         self._release(*self.operation.workers.difference(workers))
         for worker in later:
             self.ledgers.wait_turn(worker)
+        change, publish, began = self.change, self.agents.registry.bus.publish, trio.current_time()
+        publish(events.RefitBegan(change.change_id, change.model, self.kind, len(workers)))
         try:
             self.turn([c for c in self.claims.values() if c.worker not in later], reason)
             yield
         finally:
             self.agents.drop(self.claims.values())
+            publish(
+                events.RefitEnded(
+                    *(change.change_id, change.model, self.kind, len(workers), self.done),
+                    *(change.version, change.label, trio.current_time() - began),
+                )
+            )
 
     def turn(self, claims: Sequence[Claim], reason: str) -> None:
         """It is the turn of these workers: fence them, and have their claims met."""
@@ -283,6 +298,7 @@ class OneCallChange(FencedChange):
             case Meaning.APPLIED:
                 assert claim.called is not None
                 self.ledgers.applied(change, worker, claim.called)
+                self.done += change.version is not None
                 self._judge_refusals()
                 # The outcome is durable before the worker serves again.
                 try:

@@ -155,6 +155,7 @@ class Transactions:
             for worker in good:
                 process = opened.claims[worker].incarnation or 0
                 control.ledgers.applied(change, worker, process)
+            opened.done = len(good)
             bad = [worker for worker in opened.claims if worker not in good]
             try:
                 await control.store.commit()

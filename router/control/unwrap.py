@@ -23,6 +23,10 @@ _ALL = {"target": "all"}
 class _Unwrapping(FencedChange):
     """Workers that are idle and fenced until their process is on its way out."""
 
+    @property
+    def kind(self) -> str:
+        return "unwrap"
+
     async def record(self, claim: Claim) -> None:
         """The worker has left: its process ends, or its work did not end in time."""
         self.ledgers.release(claim.worker)
@@ -88,6 +92,7 @@ async def _restart(
                     restart(claim.worker)
                 for claim in held:
                     await claim.over.wait()
+                unwrapping.done = len(held)
         finally:
             for worker in workers:
                 control.ledgers.release(worker)

@@ -48,8 +48,12 @@ class SlotView:
 
 @frozen
 class PhaseChanged(Event):
-    """The launched worker of this name has entered another phase; `detail` says why."""
+    """The launched worker of this name has entered another phase; `detail` says why. The phase
+    before, `old`, has lasted `seconds`."""
 
     name: str
     phase: Phase
     detail: str | None
+    launcher: str
+    old: Phase
+    seconds: float

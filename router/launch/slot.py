@@ -403,8 +403,6 @@ class Slot:
         self.shared.store.delete(LaunchRecord, f"{self.launcher.name}/{self.index}")
         self.handle = self.run = self.record = None
 
-    # Helpers.
-
     def register(self, url: str) -> None:
         """Register the slot's worker in the pool under this URL."""
         registry, old = self.shared.registry, self.worker
@@ -428,8 +426,10 @@ class Slot:
         """Note the slot's phase, and the reason for it."""
         self.detail = detail
         if phase is not self.phase:
+            old, since = self.phase, self.since
             self.phase, self.since = phase, trio.current_time()
-            self.shared.registry.bus.publish(PhaseChanged(self.name, phase, detail))
+            told = self.name, phase, detail, self.launcher.name, old, self.since - since
+            self.shared.registry.bus.publish(PhaseChanged(*told))
         self.shared.tell()
 
     def age(self) -> float:

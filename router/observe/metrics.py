@@ -7,7 +7,8 @@ removed takes its series with it.
 from __future__ import annotations
 
 import platform
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 import trio
@@ -35,6 +36,9 @@ _MOST_MODELS = 256  # names of models over the life of the process; later ones c
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1200, 2400)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _VERSIONS = (0, 1, 2, 3, 5, 10, 20)
+_PULSE = 1.0  # seconds between two measurements of the event loop
+
+_ENDS = ("completed", "failed", "lost")  # of jobs
 
 _ROUTE = ("route", "model")
 _WORKER = ("worker", "pool", "model")
@@ -52,7 +56,8 @@ class Metrics(Collector):
         self._models: dict[str, str] = {}  # of each worker, by its URL
         self._names: set[str] | None = None  # all that workers serve; None: look again
         self._used: set[str] = set()  # as labels
-        self._lag = 0.0
+        # Requests by route, counted by those who find the route.
+        self.intake: defaultdict[str, int] = defaultdict(int)
         self._requests = Tally("requests", "Exchanges that ended; status none: without an answer.")
         self._requests.labels = (*_ROUTE, "status")
         self._retries = Tally("retries", "Further workers tried for a request.", _ROUTE)
@@ -66,6 +71,8 @@ class Metrics(Collector):
         self._worker_time = Spread("worker_seconds", about, _SECONDS, _ROUTE)
         about = "Seconds from the head of the answer to its end."
         self._transfer = Spread("transfer_seconds", about, _SECONDS, _ROUTE)
+        # The series of these four, in this order.
+        self._times: dict[tuple[str, str], tuple[list[float], ...]] = {}
         about = "Weight versions issued since the worker's own when it got a request."
         self._staleness = Spread("staleness_versions", about, _VERSIONS, ("model",))
         self._granted = Tally("worker_leases", "Exchanges that the worker got.", ("worker",))
@@ -76,9 +83,16 @@ class Metrics(Collector):
         self._probes = Tally("worker_probes", about, ("worker", "finding"))
         self._probe_time = Spread("probe_seconds", "Seconds that a health probe took.", _SHORT)
         self._issued = Tally("weight_versions", "Weight versions issued.", ("model",))
-        self._writes = Spread(
-            "state_write_seconds", "Seconds to write and sync a batch of state changes.", _SHORT
-        )
+        about = "Seconds of weight changes, from the fence to the last worker."
+        self._refits = Spread("refit_seconds", about, _SECONDS, ("model", "kind", "outcome"))
+        about = "Seconds of videos and meshes, from their submission to their end."
+        self._jobs = Spread("job_seconds", about, _SECONDS, ("endpoint", "model", "status"))
+        about = "Seconds to write and sync a batch of state changes."
+        self._writes = Spread("state_write_seconds", about, _SHORT)
+        about = "Seconds of each phase of launched workers that is over."
+        self._phases = Spread("launch_phase_seconds", about, _SECONDS, ("launcher", "phase"))
+        about = "Seconds by which a task that slept a second woke too late."
+        self._lag = Spread("event_loop_lag_seconds", about, _SHORT)
         self._counts = [value for value in vars(self).values() if isinstance(value, Tally | Spread)]
         self._of_workers = (self._granted, self._ejected, self._replaced, self._probes)
         self._collectors = CollectorRegistry()
@@ -94,11 +108,19 @@ class Metrics(Collector):
         """A batch of changes is on the disk."""
         self._writes.note(seconds)
 
-    async def exposition(self, accept: str) -> tuple[bytes, str]:
+    def phase_over(self, launcher: str, phase: str, seconds: float) -> None:
+        """A launched worker has left a phase after this time."""
+        self._phases.note(seconds, launcher, phase)
+
+    async def run(self) -> None:
+        """Measure the lag of the event loop; never returns."""
+        while True:
+            due = trio.current_time() + _PULSE
+            await trio.sleep_until(due)
+            self._lag.note(trio.current_time() - due)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that the `Accept` header asks for, and their content type."""
-        before = trio.current_time()
-        await trio.lowlevel.checkpoint()  # one round of the event loop
-        self._lag = trio.current_time() - before
         try:
             encode, content_type = choose_encoder(accept)
         except TypeError:  # so it answers a version that is no number
@@ -123,32 +145,67 @@ class Metrics(Collector):
         bus.subscribe(lambda e: self._ejected.add(e.worker.url), events.Ejected)
         bus.subscribe(lambda e: self._replaced.add(e.worker.url), events.Reincarnated)
         bus.subscribe(lambda e: self._issued.add(self._bounded(e.model)), events.VersionIssued)
+        bus.subscribe(self._refitted, events.RefitEnded)
+        bus.subscribe(self._job_ended, events.JobEnded)
         bus.subscribe(self._learned, events.CapabilitiesLearned)
         bus.subscribe(self._removed, events.WorkerRemoved)
 
     def _ended(self, event: ExchangeEnded) -> None:
         record = event.record
         model = self._models.get(record.worker or "")
-        model = self._named(record.model) if model is None else model
-        place = record.route, model
-        self._requests.add(*place, str(record.status or "none"))
-        if record.tries > record.parts:
-            self._retries.add(*place, by=record.tries - record.parts)
+        if model is None:
+            model = self._named(record.model)
+        route, status = record.route, record.status
+        if not route:
+            self.intake[route] += 1  # nobody could read the request
+        self._requests.values[route, model, status] += 1
+        times = self._times.get((route, model)) or self._timed(route, model)
+        queue, worker, transfer, whole = times
         arrived, leased, answered = record.arrived, record.leased, record.answered
         if leased is not None:
-            self._queue_time.note(leased - arrived, *place)
-        if answered is not None:
-            if leased is not None:
-                self._worker_time.note(answered - leased, *place)
-            if record.ended is not None:
-                self._transfer.note(record.ended - answered, *place)
-                self._whole.note(record.ended - arrived, *place)
+            seconds = leased - arrived
+            queue[bisect_left(_SECONDS, seconds)] += 1
+            queue[-1] += seconds
+            if record.tries > record.parts:
+                self._retries.add(route, model, by=record.tries - record.parts)
+        if answered is None:
+            return
+        if leased is not None:
+            seconds = answered - leased
+            worker[bisect_left(_SECONDS, seconds)] += 1
+            worker[-1] += seconds
+        if record.ended is not None:
+            seconds = record.ended - answered
+            transfer[bisect_left(_SECONDS, seconds)] += 1
+            transfer[-1] += seconds
+            seconds = record.ended - arrived
+            whole[bisect_left(_SECONDS, seconds)] += 1
+            whole[-1] += seconds
+
+    def _timed(self, route: str, model: str) -> tuple[list[float], ...]:
+        spreads = self._queue_time, self._worker_time, self._transfer, self._whole
+        times = tuple(spread.series(route, model) for spread in spreads)
+        self._times[route, model] = times
+        return times
 
     def _leased(self, event: events.LeaseGranted) -> None:
-        worker = event.lease.worker
-        self._granted.add(worker.url)
-        if event.lease.weight_version is not None and worker.weight_lag is not None:
-            self._staleness.note(worker.weight_lag, self._models.get(worker.url, ""))
+        lease = event.lease
+        worker = lease.worker
+        self._granted.values[worker.url,] += 1
+        if lease.weight_version is not None and worker.weight_lag is not None:
+            series = self._staleness.series(self._models.get(worker.url, ""))
+            series[bisect_left(_VERSIONS, worker.weight_lag)] += 1
+            series[-1] += worker.weight_lag
+
+    def _refitted(self, event: events.RefitEnded) -> None:
+        model = self._bounded(event.model)
+        self._refits.note(event.seconds, model, event.kind, event.outcome)
+
+    def _job_ended(self, event: events.JobEnded) -> None:
+        hold, status = event.hold, "lost" if event.status is None else event.status
+        model = self._models.get(hold.worker.url, "")
+        known = str(status) if status in _ENDS else OTHER
+        self._jobs.note(trio.current_time() - hold.since, hold.endpoint, model, known)
 
     def _probed(self, event: events.Probed) -> None:
         self._probes.add(event.worker.url, event.finding)
@@ -187,8 +244,11 @@ class Metrics(Collector):
     def _process(self) -> Iterator[Metric]:
         build = (__version__, platform.python_version())
         yield gauge("build_info", "The running program.", ("version", "python"), [(build, 1)])
-        about = "Seconds that one round of the event loop took, measured at this scrape."
-        yield single("event_loop_lag_seconds", about, self._lag)
+        received = Tally("requests_received", "Requests at intake, by the route that they ask for.")
+        received.labels = ("route",)
+        for route, number in self.intake.items():
+            received.add(route, by=number)
+        yield received.family()
         errors = Tally("contained_errors", "Unexpected errors that ended where they arose.")
         errors.labels = ("place",)
         for place, count in boundary.counts.items():

@@ -15,7 +15,6 @@ from ..bus import Bus
 from ..front.record import ExchangeEnded
 from ..pool import events
 from ..pool.pools import pool_and_model
-from ..pool.worker import HoldKind, Weights, Worker
 
 STEP = 10.0  # seconds
 STEPS = 90
@@ -28,8 +27,8 @@ _LEFT = ("client_gone", "client_send_timeout", "cancelled")  # neither done nor 
 class _Step:
     number: int  # counts steps of trio's clock
     done: int = 0  # generations answered well, and jobs that have ended
-    errors: int = 0  # generations and submissions that got a 5xx, or whose answer broke off
-    waiting: int = 0  # the most requests that waited for a worker
+    errors: int = 0  # 5xx, answers that broke off, and jobs that failed
+    waiting: int = 0  # the most requests that waited for a worker at once
     times: Counter[int] = field(factory=Counter)  # of what was done, by class
 
     def note(self, seconds: float) -> None:
@@ -53,24 +52,25 @@ class _Step:
 @define(eq=False)
 class _Refit:
     ledger: str
+    kind: str
+    workers: int
     began: float  # seconds since 1970
     ended: float | None = None
     version: int | None = None
     label: str | None = None
-    workers: set[str] = field(factory=set)
     failed: int = 0
-    under_way: set[Worker] = field(factory=set)
 
     def row(self) -> dict[str, Any]:
         pool, model = pool_and_model(self.ledger)
         return {
             "model": model,
             "pool": pool,
+            "kind": self.kind,
             "began": round(self.began, 2),
             "ended": None if self.ended is None else round(self.ended, 2),
             "weight_version": self.version,
             "label": self.label,
-            "workers": len(self.workers),
+            "workers": self.workers,
             "failed": self.failed,
         }
 
@@ -79,7 +79,7 @@ class Recent:
     """Counts what is done, what fails and what waits, and remembers the last refits.
 
     `generations` and `submissions` are the routes of requests for workers, `waiting` is the present
-    length of the queue, `ledger_of` names the ledger of a worker.
+    length of the queue.
     """
 
     def __init__(
@@ -88,23 +88,23 @@ class Recent:
         generations: Collection[str],
         submissions: Collection[str],
         waiting: Callable[[], int],
-        ledger_of: Callable[[Worker], str | None],
     ) -> None:
         self._counted = {**dict.fromkeys(submissions, False), **dict.fromkeys(generations, True)}
-        self._waiting, self._ledger_of = waiting, ledger_of
+        self._waiting = waiting
         self._steps: deque[_Step] = deque(maxlen=STEPS)
         self._refits: deque[_Refit] = deque(maxlen=_MOST_REFITS)
-        self._open: dict[str, _Refit] = {}
+        self._open: dict[str, _Refit] = {}  # by their ids
         bus.subscribe(self._ended, ExchangeEnded)
-        bus.subscribe(self._freed, events.SlotFreed)
+        bus.subscribe(self._job, events.JobEnded)
         bus.subscribe(self._queued, events.Queued)
-        bus.subscribe(self._weights, events.FacetChanged, events.WorkerRemoved)
+        bus.subscribe(self._began, events.RefitBegan)
+        bus.subscribe(self._over, events.RefitEnded)
         bus.subscribe(self._issued, events.VersionIssued)
 
     def series(self, since: int = 0) -> dict[str, Any]:
         """The steps from number `since` on, the last one unfinished. `at` is its beginning, in
         seconds since 1970. A row: number, done, errors, waiting, p50 and p99 in seconds."""
-        last = self._now().number
+        last = self._at(trio.current_time()).number
         at = wall.seconds() - (trio.current_time() - last * STEP)
         rows = [step.row() for step in self._steps if step.number >= since]
         return {"step_seconds": STEP, "last": last, "at": round(at, 1), "steps": rows}
@@ -113,67 +113,57 @@ class Recent:
         """The last refits, the oldest first."""
         return [refit.row() for refit in self._refits]
 
-    def _now(self) -> _Step:
-        """The present step. The queue has not changed in those that nobody noted."""
-        number, waiting = int(trio.current_time() / STEP), self._waiting()
+    async def run(self) -> None:
+        """Begin each step in time, with the queue as it then is; never returns."""
+        while True:
+            began = self._at(trio.current_time()).number
+            await trio.sleep_until((began + 1) * STEP)
+
+    def _at(self, now: float) -> _Step:
+        """The step of this time, or a later one that has begun."""
+        number = int(now / STEP)
         last = self._steps[-1].number if self._steps else number - 1
-        for skipped in range(max(last, number - STEPS) + 1, number + 1):
-            self._steps.append(_Step(skipped))
-            self._steps[-1].waiting = waiting
-        step = self._steps[-1]
-        step.waiting = max(step.waiting, waiting)
-        return step
+        if last < number:
+            waiting = self._waiting()
+            for begun in range(max(last, number - STEPS) + 1, number + 1):
+                self._steps.append(_Step(begun, waiting=waiting))
+        return self._steps[-1]
 
     def _ended(self, event: ExchangeEnded) -> None:
         record = event.record
         counts = self._counted.get(record.route)
-        if counts is None or record.method != "POST":
+        if counts is None or record.method != "POST" or record.ended is None:
             return
-        step, status = self._now(), record.status
+        status = record.status
         if record.code in _LEFT:
             return
         if status is None or status >= 500 or (record.code is not None and status < 400):
-            step.errors += 1
+            self._at(record.ended).errors += 1
         elif counts and status < 400 and record.answered is not None:
-            step.note(record.answered - record.arrived)
+            self._at(record.ended).note(record.answered - record.arrived)
 
-    def _queued(self, _: events.Queued) -> None:
-        self._now()
+    def _queued(self, event: events.Queued) -> None:
+        step = self._at(trio.current_time())
+        step.waiting = max(step.waiting, event.waiting)
 
-    def _freed(self, event: events.SlotFreed) -> None:
-        hold, worker = event.hold, event.worker
-        lost = worker.removed or hold.incarnation != worker.incarnation
-        if hold.kind is HoldKind.JOB and not lost:
-            self._now().note(trio.current_time() - hold.since)
+    def _job(self, event: events.JobEnded) -> None:
+        now = trio.current_time()
+        if event.status == "completed":
+            self._at(now).note(now - event.hold.since)
+        elif event.status == "failed":
+            self._at(now).errors += 1
 
-    def _weights(self, event: events.Event) -> None:
-        worker = event.worker
-        match event:
-            case events.FacetChanged(facet="weights", new=Weights.UPDATING):
-                ledger = self._ledger_of(worker) or ""
-                refit = self._open.get(ledger)
-                if refit is None:
-                    refit = self._open[ledger] = _Refit(ledger, wall.seconds())
-                    self._refits.append(refit)
-                refit.workers.add(worker.url)
-                refit.under_way.add(worker)
-            case events.FacetChanged(facet="weights", old=Weights.UPDATING, new=new):
-                self._over(worker, failed=new is not Weights.CURRENT)
-            case events.WorkerRemoved():
-                self._over(worker, failed=True)
+    def _began(self, event: events.RefitBegan) -> None:
+        refit = _Refit(event.model, event.kind, event.workers, wall.seconds())
+        self._open[event.refit] = refit
+        self._refits.append(refit)
 
-    def _over(self, worker: Worker, *, failed: bool) -> None:
-        for ledger, refit in list(self._open.items()):
-            if worker in refit.under_way:
-                refit.under_way.remove(worker)
-                refit.failed += failed
-                if not refit.under_way:
-                    refit.ended = wall.seconds()
-                    del self._open[ledger]
+    def _over(self, event: events.RefitEnded) -> None:
+        refit = self._open.pop(event.refit)
+        refit.ended, refit.failed = wall.seconds(), event.workers - event.applied
+        refit.version, refit.label = event.version, event.label
 
     def _issued(self, event: events.VersionIssued) -> None:
-        refit = self._open.get(event.model)
-        if refit is None:  # stated by a client, or all workers slept
-            refit = _Refit(event.model, wall.seconds(), wall.seconds())
-            self._refits.append(refit)
-        refit.version, refit.label = event.version, event.label
+        for refit in self._open.values():
+            if refit.ledger == event.model:
+                refit.version, refit.label = event.version, event.label

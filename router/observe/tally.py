@@ -1,5 +1,7 @@
 """Counters and histograms as plain numbers of one event loop.
 
+What each request counts, it counts on `Tally.values` and `Spread.series` directly, without a call.
+
 Those of prometheus_client lock at each step, and write to files if PROMETHEUS_MULTIPROC_DIR is set,
 as SGLang sets it for its own processes.
 """
@@ -7,7 +9,9 @@ as SGLang sets it for its own processes.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from attrs import define, field
 from prometheus_client.core import (
@@ -28,22 +32,25 @@ class Tally:
     name: str
     text: str
     labels: Labels = ()
-    _values: dict[Labels, float] = field(init=False, factory=dict)
+    # By label values; numbers and None, which is the label `none`, are written at the scrape.
+    values: defaultdict[tuple[object, ...], float] = field(
+        init=False, factory=partial(defaultdict, float)
+    )
 
     def add(self, *labels: str, by: float = 1) -> None:
-        self._values[labels] = self._values.get(labels, 0) + by
+        self.values[labels] += by
 
     def forget(self, first: str) -> None:
         """Drop the series whose first label has this value."""
-        for labels in [labels for labels in self._values if labels[0] == first]:
-            del self._values[labels]
+        for labels in [labels for labels in self.values if labels[0] == first]:
+            del self.values[labels]
 
     def family(self) -> CounterMetricFamily:
         family = CounterMetricFamily(PREFIX + self.name, self.text, labels=self.labels)
         if not self.labels:
-            self._values.setdefault((), 0)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
+            self.values.setdefault((), 0)
+        for labels, value in self.values.items():
+            family.add_metric(["none" if v is None else str(v) for v in labels], value)
         return family
 
 
@@ -55,13 +62,17 @@ class Spread:
     text: str
     bounds: Sequence[float]
     labels: Labels = ()
-    # For each bucket the values in it alone; the last entry is their sum.
     _series: dict[Labels, list[float]] = field(init=False, factory=dict)
 
-    def note(self, value: float, *labels: str) -> None:
+    def series(self, *labels: str) -> list[float]:
+        """For each bucket how many values are in it alone; the last entry is the sum of all."""
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = [0.0] * (len(self.bounds) + 2)
+        return series
+
+    def note(self, value: float, *labels: str) -> None:
+        series = self.series(*labels)
         series[bisect_left(self.bounds, value)] += 1
         series[-1] += value
 
@@ -69,6 +80,8 @@ class Spread:
         family = HistogramMetricFamily(PREFIX + self.name, self.text, labels=self.labels)
         names = [*map(str, map(float, self.bounds)), "+Inf"]
         for labels, series in self._series.items():
+            if self.labels and not any(series[:-1]):
+                continue  # no request got that far
             total, buckets = 0.0, []
             for name, count in zip(names, series, strict=False):
                 total += count

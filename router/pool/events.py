@@ -154,12 +154,53 @@ class Probed(bus.Event):
 
 
 @frozen
+class JobEnded(bus.Event):
+    """A video or mesh has ended with this status; None if its worker no longer knows it."""
+
+    hold: Hold
+    status: object
+
+
+@frozen
 class VersionIssued(bus.Event):
     """The first worker has applied a weight change of the model, which is at this version now."""
 
     model: str
     version: int
     label: str | None
+
+
+@frozen
+class RefitBegan(bus.Event):
+    """A weight change has these workers from now on, or as their turns come. `refit` is its id,
+    `model` its ledger, `kind` what it brings."""
+
+    refit: str
+    model: str
+    kind: str
+    workers: int
+
+
+@frozen
+class RefitEnded(bus.Event):
+    """The weight change is over, after `seconds`; `applied` of its workers have all of it.
+    `version` is None if none was issued."""
+
+    refit: str
+    model: str
+    kind: str
+    workers: int
+    applied: int
+    version: int | None
+    label: str | None
+    seconds: float
+
+    @property
+    def outcome(self) -> str:
+        """`applied` by all workers, `partly`, or `void`."""
+        if not self.applied:
+            return "void"
+        return "applied" if self.applied >= self.workers else "partly"
 
 
 @frozen

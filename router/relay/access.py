@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 from attrs import define, field
 
@@ -45,6 +47,7 @@ class AdminKey:
 
     app: App
     _key: bytes = field(alias="key", repr=False)
+    intake: defaultdict[str, int] = field(factory=partial(defaultdict, int))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -61,6 +64,7 @@ class AdminKey:
             route = find(method, path)
             if needs_key(route, method) and not any(right):
                 link_of(scope).record.route = route.path
+                self.intake[route.path] += 1
                 await _refuse(scope, send, offered=any(key is not None for _, key in given))
                 return
         await self.app(scope, receive, send)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from urllib.parse import parse_qsl, urlencode
 
 import trio
@@ -25,7 +27,7 @@ from .encoding import readable_only
 from .forward import CutOff, Forwarder
 from .idempotency import HEADER, Idempotency
 from .learning import watcher
-from .routes import TO_PLAIN, How, Route, find, known
+from .routes import TO_PLAIN, WEBSOCKET, How, Route, find, known
 from .watcher import Watcher
 from .websocket import WebSocketRelay
 
@@ -155,9 +157,13 @@ class Relay:
     find_owner: Callable[[str, AssetKind, str | None], Awaitable[Worker]]
     idempotency: Idempotency
     instance: Instance = field(factory=Instance)
+    # How many requests have come, by route.
+    intake: defaultdict[str, int] = field(factory=partial(defaultdict, int))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
+            link_of(scope).record.route = WEBSOCKET
+            self.intake[WEBSOCKET] += 1
             await self.websockets(scope, receive, send)
             return
         route = find(scope["method"], scope["path"])
@@ -179,6 +185,7 @@ class Relay:
             exchange.target = f"{exchange.path}{query}".encode()
             route = find("GET", exchange.path)
         exchange.record.route = route.path
+        self.intake[route.path] += 1
         if route.how is How.OWN:
             begin_anew()
         else:

@@ -168,6 +168,9 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+WEBSOCKET = "websocket"
+"""The route of all WebSocket handshakes, in records and metrics."""
+
 TO_PLAIN = Route(("*",), "*", How.PLAIN)
 """The row of all requests to a pool of plain HTTP workers."""
 

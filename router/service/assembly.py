@@ -132,7 +132,6 @@ def assemble(
         [route.path for route in ROUTES if route.how is How.GENERATE],
         [route.path for route in ROUTES if route.how is How.SUBMIT],
         lambda: dispatcher.queue.waiting,
-        ledgers.model_of,
     )
     parts = Parts(
         store=store,
@@ -267,11 +266,12 @@ def _front(
         *(own, forwarder, websockets, assets, parts.store, parts.jobs.owner),
         Idempotency(forwarder, keys),
         instance,
+        parts.metrics.intake,
     )
     assert settings.admin_api_key_file is None, "not read yet: see with_credentials"
     key = settings.admin_api_key
     if key is not None:
-        return AdminKey(app, key.encode())
+        return AdminKey(app, key.encode(), parts.metrics.intake)
     if not is_loopback(settings.host):
         logger.warning(
             "NO ADMIN KEY: anyone who can reach %s may change workers and weights; "

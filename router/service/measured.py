@@ -9,6 +9,7 @@ from prometheus_client.core import Metric
 
 from ..dispatch import Dispatcher
 from ..launch.fleet import Fleet
+from ..launch.phases import PhaseChanged
 from ..observe.metrics import Metrics
 from ..observe.tally import gauge, single
 from ..pool.assets import AssetMap
@@ -28,6 +29,9 @@ def measure(
     """The metrics of these parts."""
     metrics = Metrics(registry, dispatcher.speeds, dispatcher.queue)
     registry.bus.subscribe(lambda event: metrics.state_written(event.seconds), StateWritten)
+    registry.bus.subscribe(
+        lambda event: metrics.phase_over(event.launcher, event.old, event.seconds), PhaseChanged
+    )
 
     def sample() -> Iterator[Metric]:
         versions = [((ledger.model,), ledger.version) for ledger in ledgers]

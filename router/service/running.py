@@ -203,6 +203,8 @@ async def _serve(
                 logger.info(
                     "resumed from %s: %s; --fresh starts without this state", store.folder, resumed
                 )
+            nursery.start_soon(parts.metrics.run)
+            nursery.start_soon(parts.feed.recent.run)
             await nursery.start(persistence.run)
             await nursery.start(parts.watchman.run)  # later tasks rely on its findings
             await nursery.start(parts.names.run)

@@ -81,7 +81,7 @@ async def reload() -> dict[str, Any]:
 @blueprint.get("/metrics")
 async def metrics() -> Response:
     """The router's own metrics for Prometheus."""
-    body, content_type = await parts().metrics.exposition(request.headers.get("Accept", ""))
+    body, content_type = parts().metrics.exposition(request.headers.get("Accept", ""))
     return Response(body, content_type=content_type)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def test_the_counts_are_what_clients_saw() -> None:
         of_images = {key: count for key, count in counts.items() if key[0] == GENERATIONS}
         assert of_images == seen
         assert counts["/v1/videos", "video/b", "200"] == 1
+        # Nothing is under way, except this scrape.
+        ended = values(families["requests"], "route")
+        ended["/metrics",] = ended.get(("/metrics",), 0) + 1
+        assert values(families["requests_received"], "route") == ended
         granted = values(families["worker_leases"], "worker")
         assert granted[a.url,] == len(a.asked("POST", GENERATIONS))
         counted = values(families["worker_seconds"], "route", "model", suffix="_count")
@@ -80,6 +85,9 @@ def test_what_waits_and_who_left() -> None:
                 await until(lambda: pool.running.parts.dispatcher.queue.waiting == 2)
                 families = await scraped(pool)
                 scope.cancel()
+        came = values(families["requests_received"], "route")[GENERATIONS,]
+        assert came == 3
+        assert not any(key[0] == GENERATIONS for key in values(families["requests"], "route"))
         assert sum(values(families["queue_depth"], "model").values()) == 2
         assert sum(values(families["queue_oldest_wait_seconds"], "model").values()) > 0
         parts = {key[0] for key in values(families["outstanding_seconds"], "part")}
@@ -97,6 +105,47 @@ def test_what_waits_and_who_left() -> None:
             await trio.sleep(0.01)
 
     run_deployed(test)
+
+
+def test_what_is_refused_or_is_no_http_exchange_is_at_intake_too() -> None:
+    async def test(pool: Deployment) -> None:
+        assert (await pool.http.post("/weights/sync", json={})).status_code == 401
+        with socket.create_connection(("127.0.0.1", pool.running.port)) as raw:
+            raw.sendall(b"nonsense\r\n\r\n")
+            with socket.create_connection(("127.0.0.1", pool.running.port)) as other:
+                other.sendall(
+                    b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                    b"Sec-WebSocket-Version: 13\r\n"
+                    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+                )
+                said: dict[tuple[str, ...], float] = {}
+                while not {("",), ("websocket",), ("/weights/sync",)} <= said.keys():
+                    families = await scraped(pool)
+                    said = values(families["requests"], "route")
+        came = values(families["requests_received"], "route")
+        del came["/metrics",], said["/metrics",]
+        assert came == said
+
+    run_deployed(test, admin_api_key="secret")
+
+
+def test_a_rolling_change_is_one_refit() -> None:
+    async def test(pool: Deployment, *members: Member) -> None:
+        body = {"model_path": "v1"}
+        path, rolling = "/update_weights_from_disk", {"rolling": "1"}
+        changed = await pool.http.post(path, json=body, params=rolling)
+        assert changed.status_code == 200
+        members[0].sim.faults.add("fail_next_update")
+        changed = await pool.http.post(path, json={"model_path": "v2"})
+        assert changed.status_code == 502
+        families = await scraped(pool)
+        refits = values(families["refit_seconds"], "kind", "outcome", suffix="_count")
+        assert refits == {("disk", "applied"): 1, ("disk", "partly"): 1}
+        rows = pool.running.parts.feed.recent.refits()
+        assert [(row["workers"], row["failed"]) for row in rows] == [(3, 0), (3, 1)]
+        assert [row["weight_version"] for row in rows] == [1, 2]
+
+    run_with_pool(test, IMAGES, IMAGES, IMAGES)
 
 
 def test_a_removed_worker_leaves_no_series() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
+from trio.testing import MockClock
 
 from router.front.record import ExchangeEnded, ExchangeRecord
 from router.observe.metrics import Metrics
 from router.observe.tally import PREFIX, Spread, Tally
+from router.pool import events
 from router.pool.cost import Speeds
 from router.pool.policies import LeastRequest
 from router.pool.queue import Queue
 from router.pool.registry import Registry
-from router.pool.worker import Capabilities, Origin, Weights
+from router.pool.worker import Capabilities, Hold, HoldKind, Origin, Weights
 
 HOSTILE = 'a"b\\c\nd{}=,# é'
 
@@ -30,12 +33,18 @@ def scraped(metrics: Metrics, accept: str = "text/plain") -> dict[str, Metric]:
     found: list[bytes] = []
 
     async def main() -> None:
-        text, kind = await metrics.exposition(accept)
+        text, kind = metrics.exposition(accept)
         assert kind.startswith("text/plain; version=0.0.4")
         found.append(text)
 
     trio.run(main)
     return {family.name: family for family in parse(found[0].decode())}
+
+
+def counts(family: Metric, *labels: str) -> dict[tuple[str, ...], float]:
+    """How many values the histogram has, by these labels."""
+    samples = [s for s in family.samples if s.name.endswith("_count")]
+    return {tuple(s.labels[name] for name in labels): s.value for s in samples}
 
 
 def ended(registry: Registry, model: str | None, worker: str | None = None, parts: int = 1) -> None:
@@ -164,6 +173,65 @@ def test_a_removed_worker_leaves_no_series() -> None:
         if "worker" in sample.labels
     }
     assert urls == {"http://b:1"}
+
+
+def test_refits_are_counted_by_what_came_of_them() -> None:
+    registry, metrics = made()
+    for applied, version in ((3, 1), (2, 2), (0, None)):
+        registry.bus.publish(
+            events.RefitEnded("id", "m", "disk", 3, applied, version, None, seconds=4.0)
+        )
+    family = scraped(metrics)[f"{PREFIX}refit_seconds"]
+    assert counts(family, "model", "kind", "outcome") == {
+        ("m", "disk", "applied"): 1,
+        ("m", "disk", "partly"): 1,
+        ("m", "disk", "void"): 1,
+    }
+
+
+def test_jobs_are_counted_by_how_they_ended() -> None:
+    registry, metrics = made()
+    add(registry, "http://a:1", "video/a")
+    worker = registry.get("http://a:1")
+
+    async def main() -> None:
+        for status in ("completed", "failed", None, "invented-1", "invented-2"):
+            hold = Hold(worker, 1, HoldKind.JOB, "video", since=trio.current_time())
+            registry.bus.publish(events.JobEnded(hold, status))
+
+    trio.run(main)
+    family = scraped(metrics)[f"{PREFIX}job_seconds"]
+    assert counts(family, "endpoint", "model", "status") == {
+        ("video", "video/a", status): number
+        for status, number in (("completed", 1), ("failed", 1), ("lost", 1), ("other", 2))
+    }
+
+
+def test_the_lag_of_the_loop_is_measured_without_a_scrape() -> None:
+    _, metrics = made()
+
+    async def main() -> None:
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(metrics.run)
+            await trio.sleep(2.5)
+            clock.jump(3.1)  # as if something had held the loop up
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    samples = scraped(metrics)[f"{PREFIX}event_loop_lag_seconds"].samples
+    assert [s.value for s in samples if s.name.endswith("_sum")] == [pytest.approx(2.6)]
+
+
+def test_requests_that_nobody_could_read_are_at_intake_too() -> None:
+    registry, metrics = made()
+    metrics.intake["/x"] += 2
+    record = ExchangeRecord("id", "client", "127.0.0.1", arrived=1.0)
+    registry.bus.publish(ExchangeEnded(record))
+    samples = scraped(metrics)[f"{PREFIX}requests_received"].samples
+    assert {s.labels["route"]: s.value for s in samples} == {"/x": 2, "": 1}
 
 
 def test_routers_of_one_process_do_not_share_counts() -> None:

@@ -85,6 +85,15 @@ class Change:
         return self.label or self.path or "a transaction"
 
     @property
+    def kind(self) -> str:
+        """What the change is: `disk`, `tensor`, `collective`, `lora` or `transaction`."""
+        if self.is_transaction:
+            return "transaction"
+        if self.is_lora:
+            return "lora"
+        return {DISK: "disk", TENSOR: "tensor"}.get(self.path, "collective")
+
+    @property
     def has_lora(self) -> bool:
         """Whether a part of the change is a LoRA call."""
         return self.is_lora or any(step.is_lora for step in self.steps)

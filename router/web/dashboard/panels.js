@@ -121,7 +121,7 @@ function timeline(lane, refits, ledger) {
     const from = x(refit.began), size = Math.max(3, x(until) - from);
     const bar = draw('rect', { class: `refit${refit.ended === null ? ' open' : refit.failed ? ' bad' : ''}`, x: Math.min(from, width - size), y: 20, width: size, height: 14, rx: 1.5 });
     const took = `${many(refit.workers, 'worker')}, ${duration(until - refit.began)}${refit.failed ? `, ${refit.failed} without success` : ''}`;
-    bar.append(draw('title', {}, `${refit.weight_version === null ? 'No version' : `v${refit.weight_version}`}${refit.label ? ` ${refit.label}` : ''}: ${took}`));
+    bar.append(draw('title', {}, `${refit.weight_version === null ? 'No version' : `v${refit.weight_version}`}${refit.label ? ` ${refit.label}` : ''} (${refit.kind}): ${took}`));
     parts.push(bar);
     const name = refit.weight_version === null ? '' : `v${refit.weight_version}`;
     if (name && from > free) { parts.push(draw('text', { x: Math.min(from, width - 24), y: 14 }, name)); free = from + 10 + 7 * name.length; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import trio
@@ -389,13 +390,23 @@ def test_each_phase_of_a_launch_is_told() -> None:
     async def main(world: World) -> None:
         async with router(world) as bench:
             told: list[PhaseChanged] = []
+            moments: list[float] = []
             bench.registry.bus.subscribe(told.append, PhaseChanged)
+            bench.registry.bus.subscribe(
+                lambda _: moments.append(trio.current_time()), PhaseChanged
+            )
             await bench.serve()
+            await trio.sleep(3)
             bench.die()
             await bench.until(Phase.RESTARTING)
             assert {event.name for event in told} == {"image-0"}
             phases = [event.phase for event in told]
             assert phases[-2:] == [Phase.READY, Phase.RESTARTING]
             assert told[-1].detail == bench.slot().detail
+            assert {event.launcher for event in told} == {"image"}
+            assert [event.old for event in told[1:]] == phases[:-1]
+            spent = [event.seconds for event in told[1:]]
+            assert spent == pytest.approx([new - old for old, new in pairwise(moments)])
+            assert spent[-1] > 0
 
     virtually(main)
