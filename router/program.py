@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+PROG = "sglang-d-router"
+
 # Taken at import, before anything changes the working directory: __file__ may be relative.
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"demo"},
     {"service"},
     {"server", "web", "control", "launch", "relay"},
@@ -27,7 +28,7 @@ LAYERS = [
     {"pool", "settings"},
     {"boundary", "front"},
     {"backoff", "bus"},
-    {"errors", "init", "program", "text", "threads", "wall", "__init__"},
+    {"command", "errors", "init", "program", "text", "threads", "wall", "__init__"},
 ]
 SAME_ROW = {("web", "control")}
 ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}
@@ -35,7 +36,7 @@ ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}
 # The deciding core does no I/O, reads no clock and writes no log.
 NOT_IN_POOL = {"trio", "httpx", "quart", "hypercorn", "time", "datetime", "logging"}
 
-MAY_PRINT = ("router/cli.py", "router/demo/", "sglang/simulated_worker/cli.py")
+MAY_PRINT = ("router/cli.py", "router/commands/", "router/demo/", "sglang/simulated_worker/cli.py")
 MAY_TELL_THE_TIME = ("router/wall.py", "router/launch/output.py")
 MAY_PARSE_FLAGS = ("router/cli.py", "sglang/simulated_worker/cli.py")
 FLAGS = {"args", "arguments", "namespace", "options"}

@@ -8,6 +8,8 @@ from .fields import settings_of as settings_of
 from .files import with_credentials as with_credentials
 from .files import with_launchers as with_launchers
 from .flags import split_flags as split_flags
+from .helptext import command_details as command_details
+from .helptext import command_help as command_help
 from .helptext import entry as entry
 from .helptext import flag_help as flag_help
 from .helptext import markdown_table as markdown_table

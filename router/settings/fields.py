@@ -23,6 +23,7 @@ class Setting:
     default_text: str
     live: bool = False  # a reload of the file changes it while the router runs
     required: bool = False
+    short: str = ""
 
     @property
     def flag(self) -> str:
@@ -30,10 +31,11 @@ class Setting:
 
     @property
     def usage(self) -> str:
-        """The flag with its value: `--port N`."""
+        """The flag with its value: `-p, --port N`."""
+        flags = f"{self.short}, {self.flag}" if self.short else self.flag
         if isinstance(self.kind, Many):
-            return f"{self.flag} {self.kind.item.metavar} ..."
-        return f"{self.flag} {self.kind.metavar}".rstrip()
+            return f"{flags} {self.kind.item.metavar} ..."
+        return f"{flags} {self.kind.metavar}".rstrip()
 
     @property
     def is_switch(self) -> bool:
@@ -47,6 +49,7 @@ def setting(
     group: str = "",
     default_text: str = "",
     live: bool = False,
+    short: str = "",
 ) -> Any:
     """An attrs field for one setting; its annotation has the kind.
 
@@ -59,9 +62,10 @@ def setting(
         default_text = "required"
     elif not default_text:
         default_text = "none" if default in (None, (), {}) else str(default)
-    metadata = {"help": help, "group": group, "default_text": default_text, "live": live}
+    metadata = {"help": help, "group": group, "default_text": default_text, "short": short}
     converter = attrs.Converter(_convert, takes_field=True)
-    return attrs.field(default=default, converter=converter, metadata=metadata)
+    about = {**metadata, "live": live}
+    return attrs.field(default=default, converter=converter, metadata=about)
 
 
 def _convert(value: object, field: attrs.Attribute[Any]) -> object:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from itertools import groupby
 
+from ..command import Command
+from ..program import PROG
 from .fields import Setting, settings_of
 from .flags import CONFIG
 
@@ -23,11 +25,42 @@ def flag_help(cls: type, width: int, *, config: bool = False) -> str:
         parts.append(entry(CONFIG.usage, CONFIG.help, width))
     parts.append(
         entry(
-            "--version", "print the versions of the program, of Python and of the packages", width
+            "-V, --version",
+            "print the versions of the program, of Python and of the packages",
+            width,
         )
     )
     parts.append(entry("-h, --help", "print this help", width))
     return "".join(parts)
+
+
+def command_help(command: Command, width: int) -> str:
+    """The text of `--help` after a command."""
+    usages = command.usage or (" ".join([*command.words, "[flags]" if command.flags else ""]),)
+    lines = [f"{PROG} {command.name} {usage}".rstrip() for usage in usages]
+    head = "Usage: " + "\n       ".join(lines) + "\n\n"
+    return head + paragraphs(command.about, width) + command_details(command, width)
+
+
+def command_details(command: Command, width: int) -> str:
+    """The flags of a command, its notes, examples and exit statuses."""
+    parts = []
+    if command.flags is not None:
+        parts.append(flag_help(command.flags(), width, config=command.config) + "\n")
+    parts += [entry(left, right, width) for left, right in command.entries]
+    parts += ["\n"] * bool(command.entries)
+    parts.append(paragraphs(command.notes, width))
+    if command.examples:
+        parts.append("Examples:\n" + "".join(f"  {line}\n" for line in command.examples) + "\n")
+    if command.status:
+        parts.append(paragraphs(f"Exit status: {command.status}", width))
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+def paragraphs(text: str, width: int) -> str:
+    """Each line of the text as a paragraph."""
+    filled = (textwrap.fill(t, max(width, 40), break_on_hyphens=False) for t in text.split("\n"))
+    return "".join(f"{paragraph}\n\n" for paragraph in filled if paragraph)
 
 
 def entry(left: str, right: str, width: int) -> str:

@@ -116,7 +116,7 @@ class RouterSettings(Settings):
     host: Annotated[str, Text(metavar="HOST")] = setting(
         "0.0.0.0", "address to listen on", group="Listening"
     )
-    port: Port = setting(30080, "port to listen on; 0 picks a free port")
+    port: Port = setting(30080, "port to listen on; 0 picks a free port", short="-p")
     shutdown_timeout: Annotated[float, Duration("0s")] = setting(
         "1m", "longest time for requests in flight to finish after Ctrl-C or SIGTERM", live=True
     )
@@ -322,7 +322,9 @@ class RouterSettings(Settings):
     log_level: Annotated[LogLevel, Choice(LogLevel, metavar="LEVEL")] = setting(
         "info", "lowest level of the messages to log", group="Output", live=True
     )
-    verbose: bool = setting("off", "log everything; same as --log-level debug", live=True)
+    verbose: bool = setting(
+        "off", "log everything; same as --log-level debug", live=True, short="-v"
+    )
     log_format: LogFormat = setting("text", "text: lines for people; json: one object per line")
     access_log: AccessLog = setting(
         "auto",
@@ -375,7 +377,7 @@ class DemoSettings(Settings):
     host: Annotated[str, Text(metavar="HOST")] = setting(
         "127.0.0.1", "address the router listens on", group="Router"
     )
-    port: Port = setting(30081, "port the router listens on; 0 picks a free port")
+    port: Port = setting(30081, "port the router listens on; 0 picks a free port", short="-p")
     workers: Annotated[int, WholeNumber(1, 64)] = setting(
         2, "number of simulated workers", group="Simulated workers"
     )
@@ -390,7 +392,7 @@ class DemoSettings(Settings):
         "try registration, image, video, refit, sleep and wake, print each result, and exit",
         group="Mode",
     )
-    verbose: bool = setting("off", "print the logs of the router and the workers")
+    verbose: bool = setting("off", "print the logs of the router and the workers", short="-v")
 
     def problems(self) -> Iterator[Problem]:
         """Problems that involve several fields; paths are field names."""

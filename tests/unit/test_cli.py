@@ -156,8 +156,7 @@ def test_one_worker_may_be_named_twice_for_one_pool(service: Calls, tmp_path: Pa
 def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["dmo", "--port", "x"]) == 2
     assert capsys.readouterr().err == (
-        "sglang-d-router: error: dmo: unknown command (did you mean demo?);"
-        " expected one of serve, demo, reap, state, simulate-worker\n"
+        "sglang-d-router: error: dmo: unknown command (did you mean demo?)\n"
         "Try 'sglang-d-router --help'.\n"
     )
 
@@ -222,6 +221,44 @@ def test_help_tells_every_flag(
     assert "--version" in text
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_each_command(
+    name: str, capsys: pytest.CaptureFixture[str], stand_in: Callable[[str, str], Calls]
+) -> None:
+    stand_in("simulated_worker", "nothing")
+    sys.modules["simulated_worker"].__spec__ = ModuleSpec("simulated_worker", None)
+    stand_in("simulated_worker.cli", "main")
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["help", name]) == 0
+    assert capsys.readouterr().out == text
+    if name != "simulate-worker":
+        assert text.startswith(f"Usage: sglang-d-router {name}")
+        assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_of_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help"]) == 0
+    assert "  simulate-worker" in capsys.readouterr().out
+    assert cli.main(["help", "dmo"]) == 2
+    assert cli.main(["help", "demo", "x"]) == 2
+    assert cli.main(["version", "x"]) == 2
+    assert [line.partition("error: ")[2] for line in capsys.readouterr().err.splitlines()[::2]] == [
+        "dmo: unknown command (did you mean demo?)",
+        "x: unexpected argument",
+        "x: unexpected argument",
+    ]
+
+
+def test_short_flags(service: Calls, demo: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["-v", "-p", "5"])
+    cli.main(["demo", "-p=6", "-v"])
+    assert service == [RouterSettings(port=5, verbose=True)]
+    assert demo == [DemoSettings(port=6, verbose=True)]
+    assert cli.main(["-p", "x", "-q"]) == 2
+    assert "error: -q: unknown flag" in capsys.readouterr().err
+
+
 def test_help_tells_commands_defaults_ranges_and_units(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +278,10 @@ def test_help_tells_commands_defaults_ranges_and_units(
         assert part in text
 
 
-@pytest.mark.parametrize("line", [["--version"], ["serve", "--version"], ["demo", "--version"]])
+@pytest.mark.parametrize(
+    "line",
+    [["--version"], ["-V"], ["version"], ["serve", "--version"], ["demo", "-V"], ["state", "-V"]],
+)
 def test_version(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(line) == 0
     text = capsys.readouterr().out
