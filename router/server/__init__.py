@@ -24,8 +24,9 @@ from ..front.asgi import App
 from ..front.record import ExchangeRecord
 from .connection import Connection
 from .link import ServerLimits, log
+from .tls import Tls
 
-__all__ = ["ServerLimits", "inherited_listeners", "open_listeners", "serve"]
+__all__ = ["ServerLimits", "Tls", "inherited_listeners", "open_listeners", "serve"]
 
 _FIRST = 3  # the first descriptor that sd_listen_fds(3) passes on
 UNSENT = 128 * 1024  # unsent bytes that the kernel may hold: progress stays visible
@@ -153,20 +154,21 @@ async def serve(
     *,
     limits: ServerLimits,
     stop: trio.Event,
+    tls: Tls | None = None,
     on_end: Callable[[ExchangeRecord], None] = lambda _: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `stop` is set and open exchanges have ended; closes the listeners.
 
-    After `stop` idle connections are closed at once. Exchanges may finish within `limits.shutdown`;
-    then they are cancelled and their connections reset. An error in one connection, or in the app
-    for one exchange, is logged and ends nothing else. `on_end` gets the record of each exchange at
-    its end.
+    With `tls` connections are encrypted. After `stop` idle connections are closed at once.
+    Exchanges may finish within `limits.shutdown`; then they are cancelled and their connections
+    reset. An error in one connection, or in the app for one exchange, is logged and ends nothing
+    else. `on_end` gets the record of each exchange at its end.
     """
     try:
         async with trio.open_nursery() as watch:
             async with trio.open_nursery() as nursery:
-                server = _Server(app, limits, nursery, on_end)
+                server = _Server(app, limits, nursery, on_end, tls)
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
                         _tune(listener, limits)
@@ -193,10 +195,12 @@ class _Server:
         limits: ServerLimits,
         nursery: trio.Nursery,
         on_end: Callable[[ExchangeRecord], None],
+        tls: Tls | None = None,
     ) -> None:
         self.app = app
         self.on_end = on_end
         self.limits = limits
+        self.tls = tls
         self.config = Config()
         self.config.accesslog = None
         self.config.websocket_max_message_size = limits.websocket_message
@@ -240,6 +244,8 @@ class _Server:
                 continue  # any other error concerns only that connection, which is gone
             accepted.setblocking(False)
             try:
+                if self.tls is not None:
+                    accepted = self.tls.wrap(accepted)
                 connection = Connection(self, accepted)
             except OSError:  # the client reset it before we accepted it
                 accepted.close()

@@ -10,6 +10,7 @@ import contextlib
 import math
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -19,11 +20,13 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr
 
+from ..errors import BadRequest, describe
 from ..front.asgi import App
 from ..front.client import Reason
 from ..front.record import ExchangeRecord
 from .http1 import STOPPING, Http1Protocol
-from .link import ServerLimits, contained
+from .link import ServerLimits, contained, log
+from .tls import TlsSocket
 
 RECEIVE = 64 * 1024
 GLANCE = 1.0  # seconds between checks whether a client has left while we do not read from it
@@ -55,6 +58,7 @@ class Connection:
         self.peer = parse_socket_addr(sock.family, sock.getpeername())
         self.local = parse_socket_addr(sock.family, sock.getsockname())
         self.usable = True
+        self.secure = isinstance(sock, TlsSocket)
         self._server = server
         self._sock = sock
         self._sending = trio.Lock()
@@ -103,6 +107,8 @@ class Connection:
 
     async def _read(self) -> Reason:
         protocol = self._protocol
+        if isinstance(self._sock, TlsSocket):
+            await self._shake_hands(self._sock)
         discarded = burst = 0
         while self._sock.fileno() != -1:
             if protocol.full and not self._closing:
@@ -123,7 +129,7 @@ class Connection:
                 return "reset"
             if not data:
                 return "eof"
-            burst = burst + 1 if len(data) == RECEIVE and burst < BURST else 0
+            burst = burst + 1 if len(data) >= RECEIVE and burst < BURST else 0
             if not self._closing:
                 await protocol.feed(data)
             else:
@@ -132,6 +138,24 @@ class Connection:
                     return "eof"
                 self._linger()
         return "reset"
+
+    async def _shake_hands(self, sock: TlsSocket) -> None:
+        """Begin TLS, or refuse the client. The rest of what a refused client sends is discarded: a
+        reset could overtake the alert that says why."""
+        self.expire_after(self.limits.handshake)
+        try:
+            await sock.shake_hands()
+            self.expire_after(self.limits.keep_alive)
+        except OSError as error:
+            sock.plain = True
+            if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
+                await self._protocol.refuse(
+                    BadRequest("The router expects TLS here: use https", code="tls_required")
+                )
+            else:
+                peer = self.peer[0] if self.peer else "a client"
+                log.info("the TLS handshake with %s failed: %s", peer, describe(error))
+                self.close()
 
     def _hung_up(self) -> Reason | None:
         """Whether the client has left although input is still unread. A reset is always seen; a

@@ -47,7 +47,7 @@ class HttpExchange(ClientLink):
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": request.http_version.decode("ascii"),
             "method": record.method,
-            "scheme": "http",
+            "scheme": "https" if transport.secure else "http",
             "path": record.path,
             "raw_path": path,
             "query_string": query,

@@ -40,6 +40,7 @@ class ServerLimits:
     answered before its end.
     """
 
+    handshake: float = 10.0  # of TLS
     keep_alive: float = 75.0
     send: float = 60.0
     head: float = 60.0
@@ -59,6 +60,7 @@ class Transport(Protocol):
     peer: tuple[str, int] | None
     local: tuple[str, int] | None
     usable: bool
+    secure: bool
 
     @property
     def stopping(self) -> bool: ...

@@ -45,7 +45,7 @@ class WebsocketStream(WSStream):
         transport = protocol.transport
         super().__init__(
             cast(AppWrapper, None), protocol.config, protocol.context, cast(TaskGroup, self),
-            False, transport.peer, transport.local, self._carry, _STREAM_ID,
+            transport.secure, transport.peer, transport.local, self._carry, _STREAM_ID,
         )  # fmt: skip
         self.record = record
         self.link = ClientLink(transport, record, target)

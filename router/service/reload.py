@@ -28,6 +28,9 @@ class Reload:
 
     live: Live
     read: Callable[[], RouterSettings] | None = None
+    # Each reads files that a setting names again, and returns the names of the settings whose files
+    # have changed. They run in a thread.
+    renewals: list[Callable[[], tuple[str, ...]]] = field(init=False, factory=list)
     _turn: trio.Lock = field(init=False, factory=trio.Lock)
 
     async def __call__(self) -> Changes:
@@ -46,6 +49,8 @@ class Reload:
             except OSError as error:
                 raise ReloadRefused(f"The settings stay as they were: {describe(error)}") from None
             changes = self.live.apply(wanted)
+            for renewal in self.renewals:
+                changes = changes.with_applied(await threads.run(renewal))
         logger.info("settings reloaded: applied: %s", _listed(changes.applied))
         if changes.needs_restart:
             logger.warning("settings that need a restart: %s", _listed(changes.needs_restart))

@@ -35,6 +35,7 @@ from ..settings import AccessLog, Live, LogFormat, RouterSettings
 from ..store.store import Store
 from ..web.parts import Parts
 from .assembly import Assembly, assemble
+from .certificates import certificates_of
 from .clock import RunningClock
 from .launched import give_up, log_folder, make_plans
 from .reload import Reload
@@ -132,8 +133,9 @@ async def _until_signalled(reload: Reload, store: Store, output: Output) -> int:
             settings = evolve(settings, host=host, port=port)
         else:
             listeners = open_listeners(settings.host, settings.port)
+        secure = settings.tls_cert is not None
         for listener in listeners:
-            logger.info("listening on %s", address_of(listener))
+            logger.info("listening on %s", address_of(listener, secure=secure))
         await serve(settings, listeners, stop, store, planners, reload=reload)
         nursery.cancel_scope.cancel()
     logger.info("stopped")
@@ -213,7 +215,7 @@ async def _serve(
             nursery.start_soon(_access_log(reload.live, parts.registry.bus).run)
             ended = partial(_publish_end, parts.registry.bus)
             serving = partial(serve_http, built.app, listeners, limits=limits, stop=stop)
-            serving = partial(serving, on_end=ended)
+            serving = partial(serving, on_end=ended, tls=certificates_of(settings, reload))
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)

@@ -28,3 +28,5 @@ from .model import RouterSettings as RouterSettings
 from .model import RoutingAlgorithm as RoutingAlgorithm
 from .model import TensorUpdates as TensorUpdates
 from .model import WorkerSettings as WorkerSettings
+from .tls import Certificate as Certificate
+from .tls import load_certificate as load_certificate

@@ -14,6 +14,7 @@ from .kinds import Unfit, at, noting
 from .launcher import NO_LAUNCHER, LauncherFile, LauncherSettings
 from .model import RouterSettings
 from .sections import field_name
+from .tls import load_certificate
 
 
 def with_launchers(settings: RouterSettings) -> tuple[RouterSettings, list[Problem]]:
@@ -63,6 +64,9 @@ def with_credentials(settings: RouterSettings) -> tuple[RouterSettings, list[Pro
     if settings.worker_ca is not None:
         with noting(problems, "--worker-ca"):
             _check_certificates(settings.worker_ca)
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        with noting(problems, ""):
+            load_certificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     return settings, problems
 
 

@@ -26,6 +26,11 @@ class Changes:
     unchanged: tuple[str, ...]
     needs_restart: tuple[str, ...]
 
+    def with_applied(self, names: tuple[str, ...]) -> Changes:
+        """The same, with these settings applied, too."""
+        rest = tuple(name for name in self.unchanged if name not in names)
+        return Changes((*self.applied, *names), rest, self.needs_restart)
+
 
 @define(eq=False)
 class Live:

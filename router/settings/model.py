@@ -117,6 +117,13 @@ class RouterSettings(Settings):
         "0.0.0.0", "address to listen on", group="Listening"
     )
     port: Port = setting(30080, "port to listen on; 0 picks a free port", short="-p")
+    tls_cert: File = setting(
+        None, "PEM file with the certificate, and its chain, for clients: then https, else http"
+    )
+    tls_key: File = setting(None, "PEM file with the key of --tls-cert")
+    tls_client_ca: File = setting(
+        None, "PEM file with CA certificates; clients must have a certificate of one of these CAs"
+    )
     shutdown_timeout: Annotated[float, Duration("0s")] = setting(
         "1m", "longest time for requests in flight to finish after Ctrl-C or SIGTERM", live=True
     )
@@ -349,6 +356,11 @@ class RouterSettings(Settings):
             yield Problem("admin_api_key_file", "cannot be combined with admin_api_key")
         if self.worker_api_key is not None and self.worker_api_key_file is not None:
             yield Problem("worker_api_key_file", "cannot be combined with worker_api_key")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_cert"
+            yield Problem(missing, "is missing: tls_cert and tls_key belong together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            yield Problem("tls_client_ca", "needs tls_cert and tls_key")
         if self.worker_ca is not None and self.worker_insecure:
             yield Problem("worker_insecure", "cannot be combined with worker_ca")
         if self.launcher_config is not None and (self.launcher or self.launchers):

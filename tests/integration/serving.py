@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
@@ -16,17 +17,88 @@ import trio.testing
 from attrs import Factory, define
 
 from router.front.asgi import App, Receive, Scope, Send
-from router.server import ServerLimits, open_listeners, serve
+from router.server import ServerLimits, Tls, open_listeners, serve
 from tests.patience import fail_after
 
 Headers = list[tuple[bytes, bytes]]
+
+
+class SecureStream:
+    """A connection over TLS that tests handle as a plain one; it is its own socket, too."""
+
+    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
+        self.socket = self
+        self.close, self.fileno = stream.socket.close, stream.socket.fileno
+        self.getsockname = stream.socket.getsockname
+        self.setsockopt, self.aclose = stream.setsockopt, stream.aclose
+        self._stream = stream
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out)
+        self._rest = b""  # sealed and not yet sent
+
+    async def do_handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await self._flush()
+                self._in.write(await self._stream.receive_some())
+        await self._flush()
+
+    async def receive_some(self, size: int = 65536) -> bytes:
+        while True:
+            try:
+                return self._tls.read(size)
+            except ssl.SSLWantReadError:
+                data = await self._stream.receive_some()
+                self._in.write(data) if data else self._in.write_eof()
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b""
+
+    async def send_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[await self.send(view) :]
+
+    async def send(self, data: memoryview) -> int:
+        """Send one record; once this is cancelled, the next call sends the rest of it first."""
+        await self._flush()
+        sent = self._tls.write(data[: 16 * 1024])
+        await self._flush()
+        return sent
+
+    async def send_eof(self) -> None:
+        self._rest += self.farewell()
+        await self._flush()
+
+    def seal(self, data: bytes) -> bytes:
+        self._tls.write(data)
+        return self._out.read()
+
+    def farewell(self) -> bytes:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._out.read()
+
+    async def _flush(self) -> None:
+        self._rest += self._out.read()
+        while self._rest:
+            try:
+                self._rest = self._rest[await self._stream.socket.send(self._rest) :]
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
+
+secure: list[tuple[ssl.SSLContext, ssl.SSLContext]] = []
+"""The server's and the clients' side of TLS while tests use it, else empty."""
 
 
 @define
 class Client:
     """One raw connection to the server."""
 
-    stream: trio.SocketStream
+    stream: Any  # a trio.SocketStream, or one that behaves as such
     rest: bytes = b""
 
     async def send(self, data: bytes) -> None:
@@ -34,6 +106,8 @@ class Client:
 
     def push(self, data: bytes) -> None:
         """Send a little without giving the server a chance to run meanwhile."""
+        if isinstance(self.stream, SecureStream):
+            data = self.stream.seal(data)
         assert os.write(self.stream.socket.fileno(), data) == len(data)
 
     async def read(self, size: int = 65536) -> bytes:
@@ -109,7 +183,11 @@ class Served:
     clients: list[Client] = Factory(list)
 
     async def connect(self) -> Client:
-        client = Client(await trio.open_tcp_stream(*self.address))
+        stream = await trio.open_tcp_stream(*self.address)
+        client = Client(stream)
+        if secure:
+            client = Client(SecureStream(stream, secure[0][1]))
+            await client.stream.do_handshake()
         self.clients.append(client)
         return client
 
@@ -121,9 +199,9 @@ async def serving(app: App, **limits: Any) -> AsyncIterator[Served]:
     served = Served(listeners[0].getsockname(), trio.Event(), trio.Event())
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
-        await serve(
-            app, listeners, limits=ServerLimits(**limits), stop=served.stop, task_status=task_status
-        )
+        tls = Tls(secure[0][0]) if secure else None
+        rest = {"limits": ServerLimits(**limits), "stop": served.stop, "tls": tls}
+        await serve(app, listeners, **rest, task_status=task_status)  # type: ignore[arg-type]
         served.done.set()
 
     async with trio.open_nursery() as nursery:

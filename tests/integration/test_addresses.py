@@ -14,6 +14,7 @@ from router.net import addresses
 from router.net.listeners import Listening
 from router.pool.worker import Origin, Worker
 from router.server import open_listeners
+from tests.certificates import certificate
 from tests.integration.deployment import (
     Deployment,
     RunRouter,
@@ -26,7 +27,6 @@ from tests.integration.deployment import (
 from tests.integration.names import Names
 from tests.integration.relay.harness import ScriptedWorker as TlsWorker
 from tests.integration.relay.harness import answering, listen
-from tests.integration.relay.test_tls import certificate
 from tests.integration.relay.wire import response
 from tests.integration.test_websocket_relay import Client
 

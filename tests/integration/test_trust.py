@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,8 @@ from router.net.trust import Trust
 from router.pool.worker import Health, Worker
 from router.settings import RouterSettings, with_credentials
 from router.store.store import Store
+from tests.certificates import Certificate, certificate
+from tests.certificates import needed as needs_openssl
 from tests.integration.deployment import (
     DEFAULTS,
     NOT_FOUND,
@@ -32,12 +33,10 @@ from tests.integration.deployment import (
 )
 from tests.integration.relay.harness import ScriptedWorker as TlsWorker
 from tests.integration.relay.harness import answering, listen
-from tests.integration.relay.test_tls import Certificate, certificate
 from tests.integration.relay.wire import response
 from tests.integration.test_websocket_relay import Client
 
 KEY = "worker-key-of-the-pool"
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates")
 
 
 def keeper(worker: ScriptedWorker, key: str, status: int = 401) -> None:

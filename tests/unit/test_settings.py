@@ -47,6 +47,9 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert attrs.asdict(RouterSettings()) == {
         "host": "0.0.0.0",
         "port": 30080,
+        "tls_cert": None,
+        "tls_key": None,
+        "tls_client_ca": None,
         "shutdown_timeout": 60.0,
         "worker_urls": (),
         "pool": (),

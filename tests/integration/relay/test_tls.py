@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import ssl
-import subprocess
-from pathlib import Path
-
 import pytest
-from attrs import frozen
 
 from router.errors import WorkerFailed
 from router.relay.forward import CutOff
+from tests.certificates import Certificate, certificate, needed
 from tests.integration.relay.harness import Peer, answering, run, until
 from tests.integration.relay.rig import FakeExchange, cancelled_at, living, rigged
 from tests.integration.relay.wire import pattern, response
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates")
-
-
-@frozen
-class Certificate:
-    file: Path
-    key: Path
-
-    def server(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.file, self.key)
-        return context
-
-
-def certificate(folder: Path, name: str) -> Certificate:
-    made = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
-    command = [
-        *("openssl", "req", "-x509", "-nodes", "-newkey", "ec"),
-        *("-pkeyopt", "ec_paramgen_curve:prime256v1"),
-        *("-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName={name}"),
-        *("-out", str(made.file), "-keyout", str(made.key)),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    return made
+pytestmark = needed
 
 
 @pytest.fixture(scope="module")
