@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from . import commands, init
+from . import commands, init, terminal
 from .command import Command
 from .errors import Problem, SettingsError, StartError
 from .program import PROG
@@ -77,6 +77,12 @@ def _help(arguments: list[str]) -> int:
     raise SettingsError([Problem(arguments[1], "unexpected argument")])
 
 
+def _completion(arguments: list[str]) -> int:
+    from .commands import completion
+
+    return _show(completion.script(arguments, COMMANDS.values()))
+
+
 def _version(arguments: list[str]) -> int:
     from .commands import version
 
@@ -90,6 +96,19 @@ COMMANDS = {
     command.name: command
     for command in (
         *commands.COMMANDS,
+        *terminal.COMMANDS,
+        Command(
+            "completion",
+            "print a script with which a shell completes commands and flags",
+            _completion,
+            ("bash|zsh|fish",),
+            about="Print a script with which a shell completes commands, flags and values.",
+            examples=(
+                f"source <({PROG} completion bash)",
+                f"source <({PROG} completion zsh)",
+                f"{PROG} completion fish | source",
+            ),
+        ),
         Command("help", "print the help of a command", _help, ("[COMMAND]",)),
         Command("version", "print the versions of the program, Python and packages", _version),
     )

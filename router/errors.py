@@ -151,7 +151,8 @@ class SettingsError(Exception):
 
 
 class StartError(Exception):
-    """The router cannot start (a port is in use, say). The message is one sentence for the user."""
+    """A command cannot go on: a port is in use, no router answers. The message is one sentence for
+    the user."""
 
     status: ClassVar[int] = 1  # exit status of the process
 

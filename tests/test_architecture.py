@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"demo"},
-    {"service"},
+    {"service", "terminal"},
     {"server", "web", "control", "launch", "relay"},
     {"dispatch"},
     {"store", "observe", "net"},
@@ -36,7 +36,13 @@ ROW = {room: row for row, rooms in enumerate(LAYERS) for room in rooms}
 # The deciding core does no I/O, reads no clock and writes no log.
 NOT_IN_POOL = {"trio", "httpx", "quart", "hypercorn", "time", "datetime", "logging"}
 
-MAY_PRINT = ("router/cli.py", "router/commands/", "router/demo/", "sglang/simulated_worker/cli.py")
+MAY_PRINT = (
+    "router/cli.py",
+    "router/commands/",
+    "router/demo/",
+    "router/terminal/",
+    "sglang/simulated_worker/cli.py",
+)
 MAY_TELL_THE_TIME = ("router/wall.py", "router/launch/output.py")
 MAY_PARSE_FLAGS = ("router/cli.py", "sglang/simulated_worker/cli.py")
 FLAGS = {"args", "arguments", "namespace", "options"}

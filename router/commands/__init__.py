@@ -30,6 +30,12 @@ def _demo(arguments: list[str]) -> int:
     return serve.demo(arguments)
 
 
+def _check_config(arguments: list[str]) -> int:
+    from . import check_config
+
+    return check_config.check(arguments)
+
+
 def _reap(arguments: list[str]) -> int:
     from . import state
 
@@ -80,6 +86,15 @@ COMMANDS = (
         examples=(f"{PROG} demo", f"{PROG} demo --workers 4 --port 0", f"{PROG} demo --check"),
         status="0 after a clean stop or a passed --check, 1 if the start or the check failed, 2 for"
         " wrong flags.",
+    ),
+    Command(
+        "check-config",
+        "check a configuration file, as 'nginx -t' does",
+        _check_config,
+        ("FILE",),
+        about="Check a file for 'serve --config', with its launchers and all files that it names,"
+        " and print the file, line and key of each mistake. Nothing is started.",
+        status="0 if the file is good, 1 if not, 2 for wrong arguments.",
     ),
     Command(
         "reap",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from ..errors import Problem
@@ -16,11 +16,17 @@ from ..settings import (
 )
 
 
-def serve(arguments: list[str]) -> int:
-    """Run the router. Its settings are read again when the file has changed."""
+def reader(arguments: list[str]) -> Callable[[], RouterSettings]:
+    """A function that reads the settings, each time anew. It raises SettingsError with all
+    mistakes."""
     flags = split_flags(arguments, RouterSettings, config=True)
     steps = [with_launchers, with_credentials]
-    read = partial(load, RouterSettings, flags, checks=[bad_worker_urls], steps=steps)
+    return partial(load, RouterSettings, flags, checks=[_bad_worker_urls], steps=steps)
+
+
+def serve(arguments: list[str]) -> int:
+    """Run the router."""
+    read = reader(arguments)
     settings = read()
 
     from .. import service  # late: wrong flags are told at once
@@ -37,7 +43,7 @@ def demo(arguments: list[str]) -> int:
     return demo.run(wanted)
 
 
-def bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
+def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
     """A check for `load`: pool and settings are neighbours that do not know each other."""
     from ..pool.ids import BadWorkerURL, normalise_url
     from ..pool.pools import DEFAULT

@@ -12,7 +12,7 @@ import httpx
 import trio
 from attrs import define, field
 
-from .screen import Screen
+from ..terminal.screen import Screen
 
 _WITHIN = 25.0  # seconds for the whole round
 _PROMPT = "a red kite over the sea"

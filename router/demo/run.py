@@ -18,8 +18,8 @@ from ..pool.worker import Health
 from ..server import open_listeners
 from ..settings import DemoSettings, LauncherSettings, LogLevel, Restart, RouterSettings
 from ..store.store import Store
+from ..terminal.screen import Screen
 from .check import check
-from .screen import Screen
 
 MODEL = "demo/image-and-video"
 _READY_WITHIN = 60.0  # seconds for all workers together

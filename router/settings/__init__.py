@@ -4,6 +4,7 @@ One declaration per setting (`fields.setting`) gives its flag, its YAML key, its
 its row in the docs.
 """
 
+from .fields import setting as setting
 from .fields import settings_of as settings_of
 from .files import with_credentials as with_credentials
 from .files import with_launchers as with_launchers
@@ -28,5 +29,6 @@ from .model import RouterSettings as RouterSettings
 from .model import RoutingAlgorithm as RoutingAlgorithm
 from .model import TensorUpdates as TensorUpdates
 from .model import WorkerSettings as WorkerSettings
+from .sections import Settings as Settings
 from .tls import Certificate as Certificate
 from .tls import load_certificate as load_certificate

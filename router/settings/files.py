@@ -54,7 +54,7 @@ def with_credentials(settings: RouterSettings) -> tuple[RouterSettings, list[Pro
     for whose, path in files.items():
         if path is not None:
             with noting(problems, f"--{whose}-api-key-file"):
-                found |= {f"{whose}_api_key": _key_in(path), f"{whose}_api_key_file": None}
+                found |= {f"{whose}_api_key": key_in(path), f"{whose}_api_key_file": None}
     settings = evolve(settings, **found)
     key = settings.worker_api_key or ""
     if not (key.isascii() and key.isprintable() and " " not in key):
@@ -70,7 +70,8 @@ def with_credentials(settings: RouterSettings) -> tuple[RouterSettings, list[Pro
     return settings, problems
 
 
-def _key_in(path: str) -> str:
+def key_in(path: str) -> str:
+    """The key in a file. Raises Unfit."""
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
     except UnicodeError:

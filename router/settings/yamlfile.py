@@ -34,6 +34,33 @@ def read_yaml(path: str) -> tuple[object, list[Problem]]:
     return _parse(path, text)
 
 
+def places(path: str) -> dict[str, int]:
+    """The line of each key and list item of a YAML file, by its path (`launchers[1].model`), keys
+    as written and with `_`; nothing if the file cannot be read."""
+    found: dict[str, int] = {}
+    try:
+        with open(path, "rb") as file:
+            root = _Loader(file.read().removeprefix(codecs.BOM_UTF8).decode()).get_single_node()
+        if root is not None and _unfolded(root, {}) <= _LEAST_VALUES:
+            _place_all(root, "", found)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        pass
+    return found
+
+
+def _place_all(node: yaml.Node, path: str, found: dict[str, int]) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            found[f"{path}[{index}]"] = item.start_mark.line + 1
+            _place_all(item, f"{path}[{index}]", found)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            for name in dict.fromkeys((str(key.value), str(key.value).replace("-", "_"))):
+                inner = f"{path}.{name}" if path else name
+                found[inner] = key.start_mark.line + 1
+                _place_all(value, inner, found)
+
+
 def _parse(path: str, text: str) -> tuple[object, list[Problem]]:
     try:
         loader = _Loader(text)

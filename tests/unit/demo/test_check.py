@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from router.demo.check import StepFailed, _png_size
-from router.demo.screen import Screen
+from router.terminal.screen import Screen
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
