@@ -19,11 +19,11 @@ from .front.record import served_id
 from .pool import events
 from .pool.cost import Costs, Rate, Speeds
 from .pool.lifecycle import able, hopeful, meets, reasons
-from .pool.lines import Waiting
+from .pool.lines import Ageing, Waiting
 from .pool.match import Facts, Need
 from .pool.policies import LeastWork, Policy
 from .pool.pools import absent, members
-from .pool.queue import Queue
+from .pool.queue import Queue, QueueLimits
 from .pool.registry import Registry
 from .pool.worker import Health, Hold, HoldKind, Lease, Worker
 
@@ -37,18 +37,6 @@ _SLOWEST_RETRY, _UNMEASURED_RETRY = 300, 30  # seconds in Retry-After
 _AT_ONCE, _OF_EXPECTED = 1.0, 0.5
 # Reasons that do not prevent a first contact.
 _UNMET = {"not_probed_yet", "unauthorized", "backpressure", "on_trial"}
-
-
-@define
-class QueueLimits:
-    """Bounds of waiting. `longest_first`: by expected work, with ageing, instead of by arrival."""
-
-    size: int = 10_000
-    bytes: int = 1024**3  # of request bodies held while their requests wait
-    patience: float = 1800.0  # seconds
-    longest_first: bool = False
-    jobs_per_worker: int = 100
-    strict_model: bool = False  # refuse a model that no worker advertises
 
 
 class Cancelled(PoolUnavailable):
@@ -94,6 +82,7 @@ class Dispatcher:
             self._refuse,
             most_jobs=self.limits.jobs_per_worker,
             strict_model=self.limits.strict_model,
+            ageing=Ageing(clock=trio.current_time),
         )
         self._undecided: deque[Callable[[], None]] = deque()
         self._deciding = False

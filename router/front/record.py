@@ -10,6 +10,7 @@ from attrs import define, field, frozen
 
 from ..bus import Event
 from ..text import masked
+from .priority import Priority
 
 
 @define(eq=False)
@@ -30,6 +31,7 @@ class ExchangeRecord:
     arrived: float = field(factory=trio.current_time)
     route: str = ""  # the path of its row in the route table
     client: str | None = None  # the client class by which the queue shares
+    most_urgent: Priority = Priority.HIGH  # that the client may ask for
     model: str | None = None  # named in the request
     prompt: str | None = None  # its beginning, if prompts may be logged
     worker: str | None = None  # URL of the last worker tried

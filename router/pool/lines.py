@@ -1,14 +1,17 @@
 """Lines of waiting requests: one for each set of workers that fit.
 
 Requests that fit the same workers stand in one line, so that none blocks another that it does not
-compete with. Within a line clients take turns; within a client the smallest rank comes first.
+compete with. Of the requests that compete, those of the first level (the highest priority) come
+first; within a level clients take turns; within a client the smallest rank comes first. A request
+rises by one level each time that it has waited for the ageing time, so that none starves.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
+from typing import TypeAlias
 
 from attrs import define, field
 
@@ -16,23 +19,32 @@ from .lifecycle import able, hopeful
 from .match import NEED_SLOT, Facts, Wants
 from .worker import Worker
 
-# A line rebuilds its heaps when more requests than this have left it before their turn, and they
-# outnumber the waiting ones.
+# A line rebuilds its heaps when more requests than this have left their places before their turn,
+# and they outnumber the waiting ones.
 _MOST_LEFT = 64
+
+# The key by which a heap sorts, the request's number, and the request.
+_Place: TypeAlias = "tuple[float, int, Waiting]"
 
 
 @define(eq=False)
 class Waiting:
-    """One request without a worker. The smallest `rank` is served first."""
+    """One request without a worker. The smallest `level` is served first, then the smallest
+    `rank`."""
 
     facts: Facts
     rank: float
     since: float
     tried: frozenset[Worker] = frozenset()
     number: int = 0  # in order of arrival
+    level: int = field(init=False)
     line: Line | None = field(default=None, repr=False)
     over: bool = False  # granted, refused, or its client left
     request_id: str | None = None
+
+    @level.default
+    def _asked(self) -> int:
+        return self.facts.priority.level
 
     @property
     def eager(self) -> bool:
@@ -49,6 +61,14 @@ class Waiting:
 
 
 @define(eq=False)
+class Ageing:
+    """After how many seconds a waiting request rises by one level, and the clock for it."""
+
+    seconds: float = 300.0
+    clock: Callable[[], float] = lambda: 0.0
+
+
+@define(eq=False)
 class _Tier:
     """The members of one condition, and the members among them with a free slot."""
 
@@ -62,6 +82,7 @@ class Line:
 
     # Names the line to policies, even if its members change.
     key: Wants
+    ageing: Ageing = field(factory=Ageing)
     members: tuple[Worker, ...] = ()
     # Able and without trouble; also a worker on trial whose next request is due.
     sound: _Tier = field(factory=_Tier)
@@ -72,8 +93,10 @@ class Line:
     # Able, but on trial: these serve only if there is no other member, not even an awaited one.
     ejected: _Tier = field(factory=_Tier)
     _tiers: dict[Worker, _Tier] = field(init=False, factory=dict, repr=False)
-    # Clients with waiting requests, the next client first; each with a heap by rank.
-    clients: dict[str, list[tuple[float, int, Waiting]]] = field(factory=dict)
+    # By level: clients with waiting requests, the next client first; each with a heap by rank.
+    levels: dict[int, dict[str, list[_Place]]] = field(factory=dict)
+    # A heap of the requests below the first level, by the time at which they rise.
+    rising: list[_Place] = field(factory=list)
     # `picky`: requests that failed at a worker and must avoid it; few, and served before the
     # others. `eager`: other requests that need no free slot; these wait only while no worker is
     # routable.
@@ -81,7 +104,7 @@ class Line:
     eager: dict[Waiting, None] = field(factory=dict)
     # What the waiting requests want.
     wants: Counter[Wants] = field(factory=Counter)
-    _left: int = field(init=False, default=0)  # requests that are over but still in a heap
+    _left: int = field(init=False, default=0)  # places in `levels` that their requests have left
 
     @property
     def serving(self) -> _Tier:
@@ -122,8 +145,30 @@ class Line:
         elif waiting.eager:
             self.eager[waiting] = None
         else:
-            heap = self.clients.setdefault(waiting.facts.client, [])
-            heapq.heappush(heap, (waiting.rank, waiting.number, waiting))
+            self._stand(waiting)
+
+    def _stand(self, waiting: Waiting) -> None:
+        """Take a place among the client's requests of the level."""
+        clients = self.levels.setdefault(waiting.level, {})
+        heap = clients.setdefault(waiting.facts.client, [])
+        heapq.heappush(heap, (waiting.rank, waiting.number, waiting))
+        if waiting.level:
+            if len(self.rising) > max(_MOST_LEFT, 2 * self.wants.total()):
+                self.rising = [place for place in self.rising if not place[2].over]
+                heapq.heapify(self.rising)
+            rises = 1 + waiting.facts.priority.level - waiting.level
+            at = waiting.since + rises * self.ageing.seconds
+            heapq.heappush(self.rising, (at, waiting.number, waiting))
+
+    def _rise(self) -> None:
+        """Let those rise that have waited long enough; their old places are taken out later."""
+        now = self.ageing.clock()
+        while self.rising and self.rising[0][0] <= now:
+            _, _, waiting = heapq.heappop(self.rising)
+            if not waiting.over:
+                waiting.level -= 1
+                self._left += 1
+                self._stand(waiting)
 
     def leave(self, waiting: Waiting) -> None:
         """The request is over. A request in a heap is taken out of the heap later."""
@@ -142,33 +187,52 @@ class Line:
 
     def head(self) -> Waiting | None:
         """The request whose turn it is, among those that may go to any member."""
-        while self.clients:
-            client, heap = next(iter(self.clients.items()))
-            while heap and heap[0][2].over:
+        if not self.levels:
+            return None
+        if self.rising:
+            self._rise()
+        first = self._first()
+        return None if first is None else first[2][0][2]
+
+    def _first(self) -> tuple[dict[str, list[_Place]], str, list[_Place]] | None:
+        """The clients of the first level, the next of them, and its places: the first is the
+        head's."""
+        while self.levels:
+            level = min(self.levels)
+            clients = self.levels[level]
+            if not clients:
+                del self.levels[level]
+                continue
+            client, heap = next(iter(clients.items()))
+            while heap and _has_left(heap[0][2], level):
                 heapq.heappop(heap)
                 self._left -= 1
             if heap:
-                return heap[0][2]
-            del self.clients[client]
+                return clients, client, heap
+            del clients[client]
         return None
 
     def pop(self) -> Waiting:
-        """Take out the head, which must exist; its client goes to the end."""
-        client, heap = next(iter(self.clients.items()))
+        """Take out the request that `head` has just returned; its client goes to the end."""
+        first = self._first()
+        assert first is not None
+        clients, client, heap = first
         _, _, waiting = heapq.heappop(heap)
         self._left -= 1  # `leave` counts it
-        del self.clients[client]
+        del clients[client]
         if heap:
-            self.clients[client] = heap
+            clients[client] = heap
         return waiting
 
     def all(self) -> Iterator[Waiting]:
-        """All waiting requests: first `picky`, then `eager`, then by clients in the order of their
-        turns."""
+        """All waiting requests: first `picky`, then `eager`, then by level, and by clients in the
+        order of their turns."""
         yield from self.picky
         yield from self.eager
-        for heap in self.clients.values():
-            yield from (waiting for _, _, waiting in sorted(heap) if not waiting.over)
+        for level in sorted(self.levels):
+            for heap in self.levels[level].values():
+                places = sorted(heap)
+                yield from (one for _, _, one in places if not _has_left(one, level))
 
     def extract(self, wants: Container[Wants]) -> list[Waiting]:
         """Take out the requests whose wants are among these, in the order of `all`."""
@@ -176,33 +240,42 @@ class Line:
         go: list[Waiting] = []
         for waiting in self.all():
             (go if waiting.facts.wants in wants else stay).append(waiting)
-        self.clients, self.eager, self.picky, self._left = {}, {}, {}, 0
+        self.levels, self.rising, self.eager, self.picky, self._left = {}, [], {}, {}, 0
         self.wants.clear()
         for waiting in stay:
             self.enter(waiting)
         return go
 
 
+def _has_left(waiting: Waiting, level: int) -> bool:
+    """Whether the request has left its place in this level: it is over, or has risen."""
+    return waiting.over or waiting.level != level
+
+
 @define(eq=False)
 class Shares:
-    """How one worker shares its slots among its lines: in proportion to their waiting clients, so
-    that each client gets the same share (stride scheduling)."""
+    """How one worker shares its slots among its lines: those with a head of the first level come
+    first, and within a level in proportion to their waiting clients, so that each client gets the
+    same share (stride scheduling)."""
 
-    # When each line is due, on a clock that advances with each slot given.
-    due: dict[Line, float] = field(factory=dict)
-    now: float = 0.0
+    # For each level, when each line is due, on a clock that advances with each slot given.
+    due: dict[Line, dict[int, float]] = field(factory=dict)
+    now: dict[int, float] = field(factory=dict)
 
     def next(self, worker: Worker) -> Line | None:
         """The line whose head the worker serves next; None if no request waits for the worker."""
-        best: tuple[float, float, int] | None = None
+        best: tuple[int, float, float, int] | None = None
         chosen: Line | None = None
         for line, due in self.due.items():
             if worker in line.serving.free and (head := line.head()):
+                level = head.level
                 # An empty line gains no claim on the slots that it missed.
-                turn = max(due, self.now), head.rank, head.number
+                at = max(due.get(level, 0.0), self.now.get(level, 0.0))
+                turn = level, at, head.rank, head.number
                 if best is None or turn < best:
                     best, chosen = turn, line
         if best is not None and chosen is not None:
-            self.now = best[0]
-            self.due[chosen] = self.now + 1 / len(chosen.clients)
+            level, at = best[:2]
+            self.now[level] = at
+            self.due[chosen][level] = at + 1 / len(chosen.levels[level])
         return chosen

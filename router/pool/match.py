@@ -11,6 +11,7 @@ from typing import NamedTuple
 from attrs import field, frozen
 
 from ..errors import BadRequest, NotFound, PoolUnavailable, RouterError
+from ..front.priority import Priority
 from .lifecycle import Lack, hopeful, lack, reachable, reasons
 from .pools import absent, members, name_plain, pools_of
 from .registry import Registry
@@ -67,6 +68,7 @@ class Facts:
     asked: Asked | None = None  # what the request says of the weights, before it is looked up
     bounds: Bounds | None = None  # which weights will do; None: any current weights
     group: str = ""  # by which waiting requests are cancelled together
+    priority: Priority = Priority.NORMAL  # among the requests that wait for the same workers
     pool: str | None = None  # the pool that the request names
     sole: bool = False  # weights matter: see `Wants.sole`
 

@@ -2,7 +2,8 @@
 
 Late binding: a request gets a worker when a slot is free, never before. Callers tell the queue what
 happened (a request came or left, a worker changed), and the queue grants and refuses what follows.
-Nothing here waits or knows a clock, and nothing looks at the whole queue for one request.
+Nothing here waits, the clock only lets requests rise with time, and nothing looks at the whole
+queue for one request.
 
 Two invariants hold. No request waits in a line that has a usable member: a new request is therefore
 served at once or has no request to overtake. And no request waits without hope.
@@ -17,7 +18,7 @@ from attrs import define, field
 from ..errors import RouterError
 from . import events
 from .lifecycle import able, hopeful
-from .lines import Line, Shares, Waiting
+from .lines import Ageing, Line, Shares, Waiting
 from .match import NEED_SLOT, AmbiguousModel, Candidates, Facts, Need, Wants, refusal
 from .policies import Policy
 from .versions import Bounds
@@ -25,6 +26,18 @@ from .worker import UNKNOWN_VERSION, Worker
 
 _MOST_IDLE_LINES = 256  # idle lines that are kept: policies know lines by name
 _MOST_WANTS = 4096  # wants whose line is remembered: clients may name any model
+
+
+@define
+class QueueLimits:
+    """Bounds of waiting. `longest_first`: by expected work, with ageing, instead of by arrival."""
+
+    size: int = 10_000
+    bytes: int = 1024**3  # of request bodies held while their requests wait
+    patience: float = 1800.0  # seconds
+    longest_first: bool = False
+    jobs_per_worker: int = 100
+    strict_model: bool = False  # refuse a model that no worker advertises
 
 
 @define(eq=False)
@@ -45,6 +58,7 @@ class Queue:
     refuse: Callable[[Waiting, bool], None]
     most_jobs: int = 100
     strict_model: bool = False
+    ageing: Ageing = field(factory=Ageing)
     waiting: int = field(init=False, default=0)
     _candidates: Candidates = field(init=False, repr=False)
     # By the line's members and the weights that will do.
@@ -162,7 +176,9 @@ class Queue:
             self._grant(due.pop(), worker)
         for line in lines:
             if not line.sound.members and line.wants:  # then another tier may serve, or none
-                self._serve_heads(line)
+                self._serve_heads(*lines)
+                break
+        for line in lines:
             if not able(worker, line.key.version):
                 self._refuse_hopeless(line)
 
@@ -173,9 +189,11 @@ class Queue:
         for waiting in self._regroup():
             self._line(waiting.facts.wants).enter(waiting)
         self._touched(worker)
-        for line in self.lines():
+        lines = self.lines()
+        for line in lines:
             self._serve_special(line)
-            self._serve_heads(line)
+        self._serve_heads(*lines)
+        for line in lines:
             self._refuse_hopeless(line)
 
     # Lines.
@@ -188,7 +206,7 @@ class Queue:
             if line is None:
                 if wants.version:
                     self._forget_versions()
-                line = self._lines[place] = Line(wants)
+                line = self._lines[place] = Line(wants, self.ageing)
                 self._settle(line, place[0])
             if len(self._of_wants) >= _MOST_WANTS:
                 self._of_wants.clear()
@@ -218,7 +236,7 @@ class Queue:
                 del self._of_worker[worker]
         for worker in members:
             if worker not in old:
-                self._of_worker.setdefault(worker, Shares()).due[line] = 0.0
+                self._of_worker.setdefault(worker, Shares()).due[line] = {}
                 line.note(worker)
 
     def _regroup(self) -> list[Waiting]:
@@ -243,9 +261,13 @@ class Queue:
 
     # Serving.
 
-    def _serve_heads(self, line: Line) -> None:
-        while (free := line.serving.free) and (head := line.head()):
-            worker = self.policy.choose(list(free), line.key, head.facts)
+    def _serve_heads(self, *lines: Line) -> None:
+        """Serve the heads of the lines, those of the first level first."""
+        while heads := [
+            (line, head) for line in lines if line.serving.free and (head := line.head())
+        ]:
+            line, head = min(heads, key=lambda each: each[1].level)
+            worker = self.policy.choose(list(line.serving.free), line.key, head.facts)
             line.note(worker)
             if worker in line.serving.free:  # else it has changed, and its event is about to arrive
                 self._grant(line.pop(), worker)
@@ -255,7 +277,7 @@ class Queue:
         for waiting in list(line.picky):
             self._place(line, waiting)
         if line.eager and line.serving.members:
-            for waiting in list(line.eager):
+            for waiting in sorted(line.eager, key=lambda one: one.level):
                 self._place(line, waiting)
 
     def _place(self, line: Line, waiting: Waiting) -> None:

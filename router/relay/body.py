@@ -11,6 +11,7 @@ from attrs import define, field
 
 from ..dispatch import Dispatcher
 from ..errors import BadRequest, RequestTooLarge
+from ..front.priority import Priority
 from ..pool.cost import Costs
 from ..pool.match import AmbiguousModel, AmbiguousTarget, Facts, Need, client_class
 from ..pool.versions import Asked
@@ -223,12 +224,12 @@ def awaited_of(route: Route) -> frozenset[str]:
 def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Facts:
     """The facts for routing, from the body's fields, the headers, the query and the route. Raises
     BadRequest."""
-    client, group, asked, pool = wishes(exchange.headers)
+    client, group, asked, pool, priority = wishes(exchange.headers, exchange.record.most_urgent)
     pool = one_pool(queried(exchange.target, "pool"), pool)
     if route.how is How.PLAIN:
         need = Need.NOTHING if exchange.method in ("GET", "HEAD", "OPTIONS") else Need.SLOT
         kind = f"pool {pool}"
-        return Facts(need=need, client=client, kind=kind, group=group, pool=pool)
+        return Facts(need=need, client=client, kind=kind, group=group, pool=pool, priority=priority)
     named = body.fields.get("model")
     model = named if isinstance(named, str) and named else None
     if route.need is not Need.NOTHING:
@@ -250,6 +251,7 @@ def facts_of(body: Body, exchange: Exchange, route: Route, costs: Costs) -> Fact
         group=group,
         pool=pool,
         sole=route.sole,
+        priority=priority,
     )
 
 
@@ -289,13 +291,13 @@ def named_pool(target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> str | N
 
 
 def wishes(
-    headers: Sequence[tuple[bytes, bytes]],
-) -> tuple[str, str, Asked | None, str | None]:
+    headers: Sequence[tuple[bytes, bytes]], most: Priority
+) -> tuple[str, str, Asked | None, str | None, Priority]:
     """The client class that shares slots in turn (`X-Client-Id`; one class for all clients without
     it), the group that is cancelled together (`X-Group-Id`), which weights will do
-    (`X-Min-Weight-Version`, `X-Exact-Weight-Version`, `X-Max-Weight-Lag`), and the pool
-    (`X-Pool`). Raises BadRequest."""
-    client, group, asked, pool = b"", "", {}, None
+    (`X-Min-Weight-Version`, `X-Exact-Weight-Version`, `X-Max-Weight-Lag`), the pool (`X-Pool`),
+    and the priority (`X-Priority`), within the greatest that it may ask for. Raises BadRequest."""
+    client, group, asked, pool, priority = b"", "", {}, None, Priority.NORMAL
     for name, content in reversed(headers):  # of several the first counts
         match name.lower():
             case b"x-client-id":
@@ -304,10 +306,24 @@ def wishes(
                 group = name_in(content, "X-Group-Id")
             case b"x-pool":
                 pool = content.decode("latin-1")
+            case b"x-priority":
+                priority = _priority(content)
             case lower if lower in versions.HEADERS:
                 asked[lower] = content
     weights = versions.in_headers(asked) if asked else None
-    return client_class(client), group, weights, pool
+    if most is not Priority.HIGH:
+        priority = priority.within(most)
+    return client_class(client), group, weights, pool, priority
+
+
+def _priority(content: bytes) -> Priority:
+    try:
+        return Priority(content.decode("latin-1"))
+    except ValueError:
+        raise BadRequest(
+            f"X-Priority must be high, normal or low, not {content[:40].decode('latin-1')!r}",
+            code="invalid_header",
+        ) from None
 
 
 def name_in(content: bytes, header: str) -> str:

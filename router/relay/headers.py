@@ -41,7 +41,7 @@ _END_TO_END = frozenset(
     }
 )
 _REQUEST_ONLY = frozenset(
-    {b"host", b"expect", b"x-request-id", b"x-split", b"x-pool", *versions.HEADERS}
+    {b"host", b"expect", b"x-request-id", b"x-split", b"x-pool", b"x-priority", *versions.HEADERS}
 )
 _RESPONSE_ONLY = frozenset(
     {b"x-request-id", b"x-worker-id", b"x-weight-version", b"x-split-workers"}

@@ -241,7 +241,9 @@ class WebSocketRelay:
             try:
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
                 client.headers = self.instance.passed_by(client.headers)
-                name, group, asked, pool = wishes(client.headers)
+                name, group, asked, pool, priority = wishes(
+                    client.headers, client.record.most_urgent
+                )
                 named = heads.value(client.headers, b"model")
                 facts = Facts(
                     model=one_model(
@@ -254,6 +256,7 @@ class WebSocketRelay:
                     asked=asked,
                     pool=one_pool(queried(client.target, "pool"), pool),
                     group=group,
+                    priority=priority,
                 )
                 client.record.client, client.record.model = facts.client, facts.model
                 await self.attempts.run(facts, partial(self._session, client))

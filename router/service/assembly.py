@@ -26,7 +26,7 @@ from ..control.runs import Runs
 from ..control.transactions import Transactions
 from ..control.watch import Watchman
 from ..control.worker_memory import WorkerMemory
-from ..dispatch import Dispatcher, QueueLimits
+from ..dispatch import Dispatcher
 from ..front.asgi import App
 from ..launch.base import Planner
 from ..launch.fleet import Fleet
@@ -38,6 +38,7 @@ from ..pool import policies
 from ..pool.assets import AssetMap
 from ..pool.cost import Speeds
 from ..pool.ejection import EjectionLimits
+from ..pool.queue import QueueLimits
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, WeightRecord
 from ..pool.worker import Worker
@@ -214,6 +215,7 @@ def _dispatcher(live: Live, registry: Registry) -> Dispatcher:
     def apply(now: RouterSettings) -> None:
         nonlocal algorithm
         dispatcher.queue.most_jobs = now.max_jobs_per_worker
+        dispatcher.queue.ageing.seconds = now.priority_ageing
         if now.routing_algorithm is not algorithm:  # a policy may remember whose turn it is
             algorithm = now.routing_algorithm
             dispatcher.queue.policy = policies.make(algorithm, speeds)

@@ -197,6 +197,11 @@ class RouterSettings(Settings):
     queue_order: QueueOrder = setting(
         "fifo", "order of a client's waiting requests; longest-first finishes a burst soonest"
     )
+    priority_ageing: Time = setting(
+        "5m",
+        "time after which a waiting request rises by one priority, from low to normal to high",
+        live=True,
+    )
     idempotency_keys: Annotated[int, WholeNumber(0)] = setting(
         10_000,
         "outcomes of requests with an Idempotency-Key that are kept, and as many of jobs;"

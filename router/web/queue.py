@@ -25,10 +25,10 @@ async def queue() -> dict[str, Any]:
 def queue_payload(dispatcher: Dispatcher) -> dict[str, Any]:
     """The JSON of the queue."""
     waiting = dispatcher.queue.all()
-    since: dict[tuple[str | None, str | None, str | None, str], list[float]] = {}
+    since: dict[tuple[str | None, str | None, str | None, str, str], list[float]] = {}
     for one in waiting:
         facts = one.facts
-        key = (facts.pool, facts.model, facts.task, facts.client)
+        key = (facts.pool, facts.model, facts.task, facts.client, facts.priority)
         since.setdefault(key, []).append(one.since)
     now = trio.current_time()
     return {
@@ -42,10 +42,11 @@ def queue_payload(dispatcher: Dispatcher) -> dict[str, Any]:
                 "model": model,
                 "task": task,
                 "client": client,
+                "priority": priority,
                 "waiting": len(some),
                 "oldest_wait_seconds": _longest(some, now),
             }
-            for (pool, model, task, client), some in since.items()
+            for (pool, model, task, client, priority), some in since.items()
         ],
     }
 

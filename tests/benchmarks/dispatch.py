@@ -31,13 +31,13 @@ from attrs import field, frozen
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "sglang")]
 
-from router.dispatch import Dispatcher, QueueLimits  # noqa: E402
+from router.dispatch import Dispatcher  # noqa: E402
 from router.pool import policies  # noqa: E402
 from router.pool.cost import Speeds  # noqa: E402
 from router.pool.lifecycle import Probe  # noqa: E402
 from router.pool.lines import Waiting  # noqa: E402
 from router.pool.match import Facts  # noqa: E402
-from router.pool.queue import Queue  # noqa: E402
+from router.pool.queue import Queue, QueueLimits  # noqa: E402
 from router.pool.registry import Registry  # noqa: E402
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Worker  # noqa: E402
 from simulated_worker import SimulatedWorker, WorkerConfig  # noqa: E402

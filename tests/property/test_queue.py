@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from router.front.priority import Priority
 from router.pool import events
 from router.pool.cost import Speeds
 from router.pool.ejection import EjectionLimits
@@ -23,7 +24,7 @@ from router.pool.lifecycle import (
     able,
     hopeful,
 )
-from router.pool.lines import Waiting
+from router.pool.lines import Ageing, Waiting
 from router.pool.match import Candidates, Facts, Need
 from router.pool.policies import POLICIES, LeastWork, make
 from router.pool.queue import Queue
@@ -32,6 +33,7 @@ from router.pool.versions import Bounds
 from router.pool.worker import Capabilities, Hold, HoldKind, Lease, Origin, Task, Weights, Worker
 
 MOST_JOBS = 2
+AGEING = 1.0
 TRIALS = EjectionLimits(failures=2, pause=1.0, longest=8.0)
 
 FACTS = st.builds(
@@ -40,6 +42,7 @@ FACTS = st.builds(
     task=st.sampled_from([None, Task.IMAGE, Task.VIDEO]),
     need=st.sampled_from([Need.SLOT, Need.SLOT, Need.SLOT, Need.SESSION, Need.JOB, Need.NOTHING]),
     client=st.sampled_from("abc"),
+    priority=st.sampled_from([*Priority, Priority.NORMAL, Priority.NORMAL]),
     bounds=st.none()
     | st.builds(
         Bounds,
@@ -80,8 +83,8 @@ class Shell:
     given: list[Given] = field(factory=list)
     holds: list[Hold] = field(factory=list)  # of jobs and ghosts
     refused: int = 0
-    # Per set of workers and waiting client: who was served there since it was.
-    overtaken: dict[tuple[Rivals, str], set[str]] = field(factory=dict)
+    # Per set of workers, level and waiting client: who was served there since it was.
+    overtaken: dict[tuple[Rivals, int, str], set[str]] = field(factory=dict)
     queue: Queue = field(init=False)
     _due: deque[Callable[[], None]] = field(factory=deque)
     _busy: bool = False
@@ -92,6 +95,7 @@ class Shell:
         self.queue = Queue(
             *(policy, LeastWork(speeds), lambda: self.registry, self.take, self.refuse),
             most_jobs=MOST_JOBS,
+            ageing=Ageing(AGEING, lambda: self.now),
         )
         self.registry.subscribe(self.observe)
 
@@ -122,6 +126,10 @@ class Shell:
     def fitting(self, waiting: Waiting) -> tuple[Worker, ...]:
         return Candidates(self.registry).fitting(waiting.facts.wants)
 
+    def level(self, waiting: Waiting) -> int:
+        """That of its priority, less one for each ageing time that it has waited."""
+        return max(0, waiting.facts.priority.level - int((self.now - waiting.since) / AGEING))
+
     def rivals(self, waiting: Waiting) -> Rivals:
         """What those have in common that take turns with it."""
         return self.fitting(waiting), waiting.facts.bounds
@@ -145,6 +153,7 @@ class Shell:
 
     def cancel(self, waiting: Waiting) -> None:
         del self.waiting[waiting]
+        self.overtaken.clear()  # a client that waits anew has another place
         self.queue.drop(waiting)
 
     def take(self, waiting: Waiting, worker: Worker) -> None:
@@ -166,25 +175,28 @@ class Shell:
         if need in (Need.SLOT, Need.SESSION):
             assert worker.free_slots > 0, "over-committed"
             if not waiting.tried:
-                self.check_order(waiting)
+                self.check_order(waiting, worker)
         elif need is Need.JOB:
             assert worker.jobs < MOST_JOBS
         self.given.append(Given(self.registry.lease(worker, hold), waiting))
 
-    def check_order(self, waiting: Waiting) -> None:
-        """Within a client by rank, then by arrival; and clients take turns."""
-        line, client = self.rivals(waiting), waiting.facts.client
+    def check_order(self, waiting: Waiting, worker: Worker) -> None:
+        """Before all of a lower level that the worker could serve; within a client of a level by
+        rank, then by arrival; and clients take turns."""
+        line, client, level = self.rivals(waiting), waiting.facts.client, self.level(waiting)
+        others = [other for other in self.waiting if not other.eager and not other.tried]
+        for other in others:
+            if worker in best(self.fitting(other), other):
+                assert self.level(other) >= level, "a lower level was served before a higher one"
         rivals = [
-            other
-            for other in self.waiting
-            if not other.eager and not other.tried and self.rivals(other) == line
+            other for other in others if self.rivals(other) == line and self.level(other) == level
         ]
         mine = [other for other in rivals if other.facts.client == client]
         place = (waiting.rank, waiting.number)
         assert all((other.rank, other.number or 1e9) > place for other in mine)
-        self.overtaken.pop((line, client), None)
+        self.overtaken.pop((line, level, client), None)
         for other in {rival.facts.client for rival in rivals} - {client}:
-            passed = self.overtaken.setdefault((line, other), set())
+            passed = self.overtaken.setdefault((line, level, other), set())
             assert client not in passed, f"{client} was served twice while {other} waited"
             passed.add(client)
 
@@ -317,7 +329,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 10.0]))
     def time_passes(self, seconds: float) -> None:
+        before = {waiting: self.shell.level(waiting) for waiting in self.shell.waiting}
         self.shell.now += seconds
+        if before != {waiting: self.shell.level(waiting) for waiting in self.shell.waiting}:
+            self.shell.overtaken.clear()
         ejection = self.registry.ejection
         due = ejection.next_look()
         ejection.look(self.shell.now)
@@ -357,7 +372,7 @@ class QueueMachine(RuleBasedStateMachine):
     def ask(self, facts: Facts, rank: int, many: int, short: bool) -> None:
         for _ in range(many):
             self.asked += 1
-            waiting = Waiting(facts, rank, 0.0)
+            waiting = Waiting(facts, rank, self.shell.now)
             if not short or not self.shell.add_at_once(waiting):
                 self.shell.add(waiting)
 
@@ -406,7 +421,7 @@ class QueueMachine(RuleBasedStateMachine):
         given.lease.release()
         tried = given.waiting.tried | {given.lease.worker}
         self.asked += 1
-        self.shell.add(Waiting(given.waiting.facts, 0, 0.0, tried))
+        self.shell.add(Waiting(given.waiting.facts, 0, self.shell.now, tried))
 
     @invariant()
     def nobody_waits_who_could_be_served(self) -> None:
@@ -426,8 +441,20 @@ class QueueMachine(RuleBasedStateMachine):
     def all_that_wait_are_known(self) -> None:
         queue = self.shell.queue
         assert queue.waiting == len(self.shell.waiting)
-        assert set(queue.all()) == set(self.shell.waiting)
+        assert Counter(queue.all()) == Counter(self.shell.waiting.keys())
         assert not any(waiting.over for waiting in self.shell.waiting)
+
+    @invariant()
+    def places_that_were_left_are_counted(self) -> None:
+        for line in self.shell.queue._lines.values():
+            places = [
+                waiting.over or waiting.level != level
+                for level, clients in line.levels.items()
+                for heap in clients.values()
+                for _, _, waiting in heap
+            ]
+            assert sum(places) == line._left
+            assert all(w.line is line for _, _, w in line.rising if not w.over)
 
     @invariant()
     def slots_are_held_by_what_runs(self) -> None:

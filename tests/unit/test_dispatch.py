@@ -9,12 +9,13 @@ import pytest
 import trio
 import trio.testing
 
-from router.dispatch import Dispatcher, QueueLimits
+from router.dispatch import Dispatcher
 from router.errors import PoolUnavailable
 from router.pool import events, policies
 from router.pool.cost import Speeds
 from router.pool.lifecycle import AdminEvent, MemoryEvent, Probe
 from router.pool.match import Facts, Need, NoCapableWorker
+from router.pool.queue import QueueLimits
 from router.pool.registry import Registry
 from router.pool.versions import Bounds
 from router.pool.worker import Capabilities, HoldKind, Lease, Origin, Task, Weights, Worker

@@ -69,6 +69,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "queue_bytes": 1024 * MIB,
         "queue_timeout": None,
         "queue_order": "fifo",
+        "priority_ageing": 300.0,
         "idempotency_keys": 10_000,
         "idempotency_bytes": 512 * MIB,
         "worker_concurrency": None,

@@ -184,7 +184,8 @@ def test_those_who_left_are_forgotten_though_nothing_moves() -> None:
     for number in range(10_000):
         pool.queue.drop(pool.ask(ROLLOUT, f"client-{number % 50}"))
     (line,) = pool.queue.lines()
-    assert sum(map(len, line.clients.values())) < 200
+    assert sum(map(len, line.levels[1].values())) < 200
+    assert len(line.rising) < 200
     assert pool.queue.waiting == 1
 
 

@@ -11,6 +11,7 @@ import trio
 from attrs import Factory, define
 
 from router.errors import RequestTooLarge
+from router.front.record import ExchangeRecord
 from router.pool.cost import Costs
 from router.pool.match import AmbiguousModel
 from router.relay.body import Body, announced_length, facts_of, peek, read_on
@@ -27,6 +28,7 @@ class Client:
     pieces: list[bytes]
     headers: list[tuple[bytes, bytes]] = Factory(list)
     target: bytes = b"/v1/images/generations"
+    record: ExchangeRecord = Factory(lambda: ExchangeRecord("r", "POST", "/", arrived=0.0))
     taken: int = 0
 
     async def read(self) -> bytes:
