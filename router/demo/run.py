@@ -110,6 +110,7 @@ def _router(settings: DemoSettings) -> RouterSettings:
         health_check_interval=2.0,
         shutdown_timeout=5.0,
         log_prompts=True,  # there is nobody else's
+        dashboard_previews=True,
         launchers=(workers,),
     )
 

@@ -16,6 +16,7 @@ from ..front.asgi import App, Receive, Scope, Send, link_of
 from ..front.client import ClientGone, ClientStalled
 from ..front.errors import error_answer, log_end, log_error
 from ..net.hops import Instance, LoopDetected, begin_anew
+from ..observe.previews import Previews
 from ..pool.assets import AssetKind, AssetMap
 from ..pool.worker import Worker
 from ..store.store import Store
@@ -28,6 +29,7 @@ from .forward import CutOff, Forwarder
 from .idempotency import HEADER, Idempotency
 from .learning import watcher
 from .routes import TO_PLAIN, WEBSOCKET, How, Route, find, known
+from .tapped import tapped
 from .watcher import Watcher
 from .websocket import WebSocketRelay
 
@@ -159,6 +161,7 @@ class Relay:
     instance: Instance = field(factory=Instance)
     # How many requests have come, by route.
     intake: defaultdict[str, int] = field(factory=partial(defaultdict, int))
+    previews: Previews | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -222,6 +225,8 @@ class Relay:
                 watching = watcher(*parts, route, method, path, plain)
                 if watching is not None and route.how is not How.ANY:
                     exchange.headers = readable_only(exchange.headers)
+                if self.previews is not None:
+                    watching = tapped(self.previews, route, path, watching)
                 if route.how is How.SUBMIT:
                     self.store.check()  # no worker starts a job that the store could not record
                 key = heads.value(exchange.headers, HEADER) if route.how in _ONCE else None

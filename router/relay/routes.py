@@ -119,6 +119,8 @@ ROUTES: tuple[Route, ...] = (
     Route(_G, "/", How.OWN),
     Route(_G, "/dashboard", How.OWN),
     Route(_G, "/events", How.OWN),
+    Route(_G, "/previews", How.OWN, guarded=True),  # what other clients have made
+    Route(_G, "/previews/{id}", How.OWN, guarded=True),
     Route(_G, "/favicon.ico", How.OWN),
     # Generations.
     Route(_P, "/v1/images/generations", How.GENERATE, Task.IMAGE),

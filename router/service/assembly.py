@@ -33,6 +33,7 @@ from ..launch.fleet import Fleet
 from ..launch.launcher import Shared
 from ..launch.phases import PhaseChanged
 from ..observe import logs
+from ..observe.previews import Previews
 from ..observe.recent import Recent
 from ..pool import policies
 from ..pool.assets import AssetMap
@@ -159,6 +160,7 @@ def assemble(
         launcher=fleet,
         feed=Feed(registry, recent, (PhaseChanged,)),
         metrics=measure(registry, dispatcher, ledgers, store, fleet, assets),
+        previews=Previews(enabled=settings.dashboard_previews),
         limits=live.limits(lambda s: CallLimits(refit=s.refit_timeout, idle=s.idle_timeout)),
         reload=reload,
     )
@@ -269,6 +271,7 @@ def _front(
         Idempotency(forwarder, keys),
         instance,
         parts.metrics.intake,
+        parts.previews if parts.previews.enabled else None,
     )
     assert settings.admin_api_key_file is None, "not read yet: see with_credentials"
     key = settings.admin_api_key

@@ -343,6 +343,11 @@ class RouterSettings(Settings):
         "log each request at its end; auto: if standard error is a terminal",
         live=True,
     )
+    dashboard_previews: bool = setting(
+        "off",
+        "show the newest images on the live page; they stay in memory, and need the admin key if"
+        " there is one",
+    )
     log_prompts: bool = setting(
         "off",
         "allow prompts in the log: in its lines about requests, and in the last output of workers"

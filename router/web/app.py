@@ -21,6 +21,7 @@ from . import (
     models,
     ops,
     page,
+    previews,
     queue,
     weights,
     workers,
@@ -63,7 +64,8 @@ def create_app(parts: Parts) -> QuartTrio:
     app.before_request(_name_request)
     app.after_request(_return_name)
     errors.install(app)
-    for room in (workers, launcher, models, jobs, control, weights, queue, ops, live, page):
+    rooms = (workers, launcher, models, jobs, control, weights, queue, ops, live, page, previews)
+    for room in rooms:
         app.register_blueprint(room.blueprint)
     return app
 

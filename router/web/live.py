@@ -62,4 +62,5 @@ def _rest(of: Parts) -> dict[str, Any]:
         "queue": queue_payload(of.dispatcher),
         "weights": [ledger_facts(ledger) for ledger in shown_ledgers(of)],
         "refits": of.feed.recent.refits(),
+        "previews": of.previews.newest if of.previews.enabled else None,
     }

@@ -16,7 +16,10 @@ from ..errors import NotFound
 blueprint = Blueprint("page", __name__)
 
 _STYLES = ("style.css",)
-_SCRIPTS = ("pool.js", "charts.js", "workers.js", "panels.js", "actions.js", "playground.js")
+_SCRIPTS = (
+    *("pool.js", "charts.js", "workers.js", "panels.js", "actions.js", "previews.js"),
+    "playground.js",
+)
 _MORE = ("events", "health", "workers", "queue", "weights", "v1/models")
 
 

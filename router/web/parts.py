@@ -20,6 +20,7 @@ from ..control.transactions import Transactions
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
 from ..observe.metrics import Metrics
+from ..observe.previews import Previews
 from ..pool.registry import Registry
 from ..pool.weights import Ledgers
 from ..pool.worker import Worker
@@ -101,6 +102,7 @@ class Parts:
     launcher: LaunchedWorkers
     feed: Feed
     metrics: Metrics
+    previews: Previews
     limits: CallLimits
     reload: Callable[[], Awaitable[Changes]]  # raises RouterError
 

@@ -72,6 +72,7 @@ def _work(hold: Hold, speeds: Speeds) -> dict[str, Any]:
         expected = speeds.expected(hold.worker.url, hold.endpoint, hold.work)
     return {
         "kind": hold.kind,
+        "job_id": hold.job_id,
         "endpoint": hold.endpoint,
         "began": None if began is None else round(began, 1),
         "expected_seconds": None if expected is None else round(expected, 2),

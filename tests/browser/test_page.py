@@ -225,6 +225,154 @@ def test_the_playground_makes_pictures_and_videos() -> None:
     run(test, BOTH)
 
 
+def test_newest_images_are_shown_behind_the_key() -> None:
+    async def test(tab: Tab, pool: Deployment, a: Member) -> None:
+        await tab.until("document.querySelector('#previews-card .empty') !== null")
+        assert (await pool.image(response_format="b64_json", seed=3)).status_code == 200
+        await tab.until("document.querySelector('#ask-previews') !== null")
+        assert await tab.run("document.querySelectorAll('img').length") == 0
+        await tab.click("#ask-previews")
+        await tab.click("#dialog .buttons button", "Show")
+        await tab.until("!document.querySelector('#dialog label').hidden")
+        await tab.run(f"document.querySelector('#dialog input').value = '{KEY}'")
+        await tab.click("#dialog .buttons button", "Show")
+        await tab.until("document.querySelector('.thumb img')?.naturalWidth > 0")
+        assert (await pool.image(response_format="b64_json", seed=4)).status_code == 200
+        await tab.until("document.querySelectorAll('.thumb img').length === 2")
+        assert (await tab.texts(".thumbs figcaption .cut"))[0] == a.known.name
+        await tab.click(".thumb")
+        await tab.until("document.querySelector('#dialog img.large')?.naturalWidth > 0")
+        assert [error for error in tab.errors if "401" not in error] == []
+
+    run(test, IMAGES, admin_api_key=KEY, dashboard_previews=True)
+
+
+def test_the_playground_compares_two_weight_versions() -> None:
+    async def test(tab: Tab, pool: Deployment, a: Member) -> None:
+        other = await pool.simulated(**BOTH)
+        body = {"url": other.url, "pool": "teacher"}
+        assert (await pool.http.post("/workers", json=body)).status_code == 200
+        change = {"model_path": "both/step-1"}
+        changed = await pool.http.post(
+            "/update_weights_from_disk", json=change, params={"pool": "default"}
+        )
+        assert changed.status_code == 200, changed.text
+        await tab.until("form.elements.weights.options.length === 3")
+        offered = "[...form.elements.against.options].map((each) => each.textContent)"
+        assert await tab.run(offered) == ["none", "v1 in default", "v0 in teacher"]
+        for name, place in (("weights", 1), ("against", 2)):
+            await tab.run(f"form.elements.{name}.selectedIndex = {place}")
+        await tab.run("form.dispatchEvent(new Event('input'))")
+        code = (await tab.texts("#code"))[0]
+        assert "-H 'X-Exact-Weight-Version: 1' -H 'X-Pool: default'" in code
+        await tab.click("#as-python")
+        code = (await tab.texts("#code"))[0]
+        compile(code, "shown", "exec")
+        assert '"X-Exact-Weight-Version":"1"' in code
+        await tab.click("#play button", "Generate")
+        await tab.until(
+            "[...document.querySelectorAll('#results img')]"
+            ".filter((image) => image.naturalWidth === 512).length === 2"
+        )
+        captions = await tab.texts("#results figcaption")
+        assert [text.rpartition(" · ")[2] for text in captions] == ["weights v1", "weights v0"]
+        # Two seeds of two versions are four images.
+        await tab.run("form.elements.other.value = 8")
+        await tab.click("#play button", "Generate")
+        await tab.until("document.querySelectorAll('#results figure').length === 4")
+        await tab.until("document.querySelectorAll('#results img').length === 4")
+        assert tab.errors == []
+
+    run(test, BOTH)
+
+
+def test_jobs_in_line_and_a_rolling_change() -> None:
+    async def test(tab: Tab, pool: Deployment, *members: Member) -> None:
+        changed = await pool.http.post(
+            "/update_weights_from_disk", json={"model_path": "both/1"}, params={"rolling": "1"}
+        )
+        assert changed.status_code == 200
+        await tab.until("document.querySelectorAll('.lane .refit').length === 1")
+        title = "document.querySelector('.lane .refit title').textContent"
+        assert (await tab.run(title)).startswith("v1 both/1 (disk): 2 workers, ")
+        assert await tab.run("document.querySelectorAll('.lane .refit').length") == 1
+        for member in members:
+            member.sim.faults.add("slow", factor=1e6)
+        for _ in range(6):
+            assert (await pool.http.post("/v1/videos", json={"prompt": "x"})).status_code == 200
+        await tab.until("document.querySelectorAll('#jobs-list .job').length === 6")
+        told = await tab.texts("#jobs-list .job > :last-child")
+        assert sorted(text for text in told if "line" in text) == [
+            *("1st in line", "1st in line", "2nd in line", "2nd in line")
+        ]
+        assert await tab.texts("#jobs-count") == ["6"]
+
+    run(test, BOTH, BOTH)
+
+
+async def tabbed(tab: Tab) -> list[dict[str, Any]]:
+    """What the tabulator reaches, once around: each element and how it shows that it has focus."""
+    reached: list[dict[str, Any]] = []
+    await tab.run("document.body.focus(), getSelection().removeAllRanges()")
+    for _ in range(200):
+        for kind in ("rawKeyDown", "keyUp"):
+            await tab.call("Input.dispatchKeyEvent", type=kind, key="Tab", windowsVirtualKeyCode=9)
+        place = await tab.run(
+            """(() => {
+              const element = document.activeElement, style = getComputedStyle(element);
+              if (element === document.body) return null;
+              const chip = element.closest('.chip')?.querySelector('span');
+              const ring = chip ? getComputedStyle(chip) : style;
+              const all = [...document.querySelectorAll('*')];
+              const shows = ring.outlineStyle !== 'none' && parseFloat(ring.outlineWidth) >= 2;
+              return { place: all.indexOf(element), shows, what: element.outerHTML.slice(0, 90) };
+            })()"""
+        )
+        if place is None or (reached and place["place"] == reached[0]["place"]):
+            break
+        reached.append(place)
+    return reached
+
+
+def test_keyboard_and_screen_reader_miss_nothing() -> None:
+    audit = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
+
+    async def test(tab: Tab, pool: Deployment, a: Member, b: Member, c: Member) -> None:
+        assert (await pool.image(response_format="b64_json")).status_code == 200
+        c.sim.kill()
+        await pool.http.put(f"/workers/{b.id}", json={"is_dead": True})
+        await tab.until("document.querySelector('#verdict').textContent.includes('failed')")
+        await tab.until("document.querySelectorAll('.thumb img').length === 1")
+        await tab.click("#play button", "Generate")
+        await tab.until("document.querySelectorAll('#results img').length === 1")
+        for dark in (False, True):
+            for width in (1280, 390):
+                await tab.look(width=width, height=900, dark=dark)
+                assert await tab.run(audit) == []
+            await tab.click("#rows .name button", a.known.name)
+            assert await tab.run(audit) == []
+            await tab.click("#dialog .buttons button", "Remove")
+            assert await tab.run(audit) == []
+            assert await tab.run("document.activeElement.textContent") == "Cancel"
+            await tab.click("#dialog .buttons button", "Cancel")
+        # The audit does find what is wrong.
+        await tab.run("$('verdict').style.color = '#777'; $('sync').textContent = ''; 0")
+        assert [said.split()[0] for said in await tab.run(audit)] == ["no", "contrast"]
+        await tab.run("$('verdict').style.color = ''; $('sync').textContent = 'Sync weights'; 0")
+        await tab.look(width=1280, height=900)
+        reached = await tabbed(tab)
+        assert [each["what"] for each in reached if not each["shows"]] == []
+        places = [each["place"] for each in reached]
+        assert places == sorted(places)
+        reachable = await tab.run(
+            "[...document.querySelectorAll('a, button, input:not([type=radio]), select, textarea')]"
+            ".filter((each) => each.getClientRects().length && !each.disabled).length"
+        )
+        assert len(reached) >= reachable
+
+    run(test, BOTH, IMAGES, IMAGES, dashboard_previews=True)
+
+
 def test_two_hundred_workers_stay_smooth() -> None:
     async def test(tab: Tab, pool: Deployment) -> None:
         for number in range(200):

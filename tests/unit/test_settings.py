@@ -106,6 +106,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "log_level": LogLevel.INFO,
         "log_format": "text",
         "access_log": "auto",
+        "dashboard_previews": False,
         "log_prompts": False,
         "verbose": False,
     }

@@ -48,7 +48,7 @@ function showWorker(id) {
   open(make('h2', { id: 'dialog-title', textContent: worker.name }), list, buttons);
 }
 
-function confirmAction({ title, does, what, call, danger, field }) {
+function confirmAction({ title, does, what, call, danger, field, done }) {
   const go = make('button', { type: 'button', className: danger ? 'danger' : 'primary', textContent: does });
   const back = make('button', { type: 'button', textContent: 'Cancel' });
   const key = make('input', { type: 'password', autocomplete: 'off', spellcheck: false });
@@ -63,6 +63,7 @@ function confirmAction({ title, does, what, call, danger, field }) {
     go.disabled = false;
     dress(answer, good ? 'answer' : 'answer error'); say(answer, words);
     if (status === 401 || status === 403) { adminKey = ''; asks.hidden = false; key.value = ''; key.focus(); }
+    if (good && done) { dialog.close(); done(); return; }
     if (good) { go.hidden = true; asks.hidden = true; back.textContent = 'Close'; back.focus(); }
   };
   key.addEventListener('keydown', (event) => { if (event.key === 'Enter') go.click(); });

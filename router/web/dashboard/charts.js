@@ -1,6 +1,14 @@
 // The last 15 minutes, drawn as SVG.
 
-const SPAN = 15 * 60;
+// Charts show the last 15 minutes, or less while the router is younger.
+const SPANS = [2, 5, 15];
+
+function minutes() {
+  if (!pool.series) return SPANS.at(-1);
+  const age = (pool.series.last - Math.min(...pool.steps.keys())) * pool.series.step_seconds / 60;
+  return SPANS.find((span) => age <= span) || SPANS.at(-1);
+}
+
 const perMinute = (row) => row[1] * 60 / pool.series.step_seconds;
 const CHARTS = [
   { kind: 'busy', title: 'Throughput', lines: [perMinute], names: [''], unit: 'per minute', show: (value) => short(value) },
@@ -33,8 +41,8 @@ new ResizeObserver(() => repaint('series')).observe($('charts'));
 
 function headline(chart, rows) {
   const recent = rows.slice(-6), sum = (column) => recent.reduce((total, row) => total + row[column], 0);
-  const minutes = Math.max(recent.length * pool.series.step_seconds, 1) / 60;
-  if (chart.title === 'Throughput') return [short(sum(1) / minutes), 'per minute'];
+  const spent = Math.max(recent.length * pool.series.step_seconds, 1) / 60;
+  if (chart.title === 'Throughput') return [short(sum(1) / spent), 'per minute'];
   if (chart.title === 'Waiting') {
     const oldest = pool.queue && pool.queue.waiting ? `oldest ${duration(pool.queue.oldest_wait_seconds)}` : 'requests';
     return [short(pool.queue ? pool.queue.waiting : 0), oldest];
@@ -68,14 +76,14 @@ function plot(chart, rows) {
   if (!width) return;
   const values = rows.flatMap((row) => chart.lines.map((line) => line(row) || 0));
   const most = ceiling(Math.max(...values, chart.unit ? 4 : 0.01));
-  const end = pool.series.last - 1, first = end - SPAN / pool.series.step_seconds + 1;
+  const span = minutes(), end = pool.series.last - 1, first = end - span * 60 / pool.series.step_seconds + 1;
   chart.x = (number) => (number - first) / (end - first) * width;
   chart.rows = rows;
   chart.svg.classList.toggle('none', !values.some(Boolean));
   const y = (value) => top + (height - foot - top) * (1 - value / most);
   const parts = [draw('line', { class: 'grid', x1: 0, x2: width, y1: y(0) + .5, y2: y(0) + .5 }), draw('line', { class: 'grid', x1: 0, x2: width, y1: y(most) + .5, y2: y(most) + .5 })];
   parts.push(draw('text', { x: 0, y: y(most) + 12 }, chart.show(most)));
-  parts.push(draw('text', { x: 0, y: height - 2 }, '−15 min'), draw('text', { x: width, y: height - 2, 'text-anchor': 'end' }, 'now'));
+  parts.push(draw('text', { x: 0, y: height - 2 }, `−${span} min`), draw('text', { x: width, y: height - 2, 'text-anchor': 'end' }, 'now'));
   chart.lines.forEach((line, index) => {
     let path = '', area = '', open = null, last = null;
     const close = () => { if (open !== null && index === 0) area += `L${last} ${y(0)}L${open} ${y(0)}Z`; open = null; };

@@ -24,19 +24,23 @@ painters.push([['workers'], () => {
   let total = 0;
   for (const worker of pool.workers.values()) {
     total += worker.jobs;
-    worker.work.filter((work) => work.kind === 'job').forEach((work, place) => found.set(`${worker.worker_id} ${place}`, [worker, work]));
+    let line = 0;
+    for (const work of worker.work) {
+      if (work.began === null) line += 1;
+      if (work.kind === 'job') found.set(`${worker.worker_id} ${work.job_id}`, [worker, work, line]);
+    }
   }
   say($('jobs-count'), total ? String(total) : '');
   for (const [id, job] of jobs) if (!found.has(id)) { job.element.remove(); jobs.delete(id); }
   const list = jobsList();
-  for (const [id, [worker, work]] of found) {
+  for (const [id, [worker, work, line]] of found) {
     if (!jobs.has(id) && jobs.size < 40) jobs.set(id, newJob(list));
     const job = jobs.get(id);
     if (!job) continue;
-    job.work = work;
+    job.work = work; job.line = line;
     say(job.where, wordOf(work.endpoint));
     say(job.who, `on ${worker.name}`);
-    progress(job.bar, job.time, work);
+    progress(job.bar, job.time, work, line);
   }
   $('no-jobs').hidden = jobs.size > 0;
 }]);
@@ -53,7 +57,7 @@ function newJob(list) {
   return job;
 }
 
-setInterval(() => { for (const job of jobs.values()) progress(job.bar, job.time, job.work); }, 1000);
+setInterval(() => { for (const job of jobs.values()) progress(job.bar, job.time, job.work, job.line); }, 1000);
 
 // The versions of each model: who has which, and when they came.
 
@@ -107,16 +111,16 @@ function fillLane(lane, ledger) {
 }
 
 function timeline(lane, refits, ledger) {
-  const width = lane.svg.clientWidth, end = now(), open = refits.some((refit) => refit.ended === null);
-  const key = `${width} ${open ? end : Math.floor(end / 10)} ${JSON.stringify(refits)}`;
+  const width = lane.svg.clientWidth, end = now(), open = refits.some((refit) => refit.ended === null), span = minutes();
+  const key = `${width} ${span} ${open ? end : Math.floor(end / 10)} ${JSON.stringify(refits)}`;
   if (!width || lane.plotted === key) return;
   lane.plotted = key;
-  const x = (at) => Math.max(0, Math.min(1, 1 - (end - at) / SPAN)) * width;
-  const parts = [draw('line', { class: 'grid', x1: 0, x2: width, y1: 34.5, y2: 34.5 }), draw('text', { x: 0, y: 50 }, '−15 min'), draw('text', { x: width, y: 50, 'text-anchor': 'end' }, 'now')];
+  const x = (at) => Math.max(0, Math.min(1, 1 - (end - at) / (span * 60))) * width;
+  const parts = [draw('line', { class: 'grid', x1: 0, x2: width, y1: 34.5, y2: 34.5 }), draw('text', { x: 0, y: 50 }, `−${span} min`), draw('text', { x: width, y: 50, 'text-anchor': 'end' }, 'now')];
   let free = -1, told = 0;
   for (const refit of refits) {
     const until = refit.ended ?? end;
-    if (until < end - SPAN) continue;
+    if (until < end - span * 60) continue;
     told += 1;
     const from = x(refit.began), size = Math.max(3, x(until) - from);
     const bar = draw('rect', { class: `refit${refit.ended === null ? ' open' : refit.failed ? ' bad' : ''}`, x: Math.min(from, width - size), y: 20, width: size, height: 14, rx: 1.5 });

@@ -14,6 +14,33 @@ painters.push([['workers'], () => {
   code();
 }]);
 
+// What two versions of the weights make of one seed: the versions that workers of the model have now.
+painters.push([['workers'], () => offerWeights()]);
+field('model').addEventListener('change', () => offerWeights());
+
+function offerWeights() {
+  const model = field('model').value, found = new Map();
+  const able = [...pool.workers.values()].filter((worker) => worker.routable && (worker.models || []).includes(model));
+  const pools = new Set(able.map((worker) => worker.pool));
+  for (const worker of able) {
+    if (worker.weight_version === null) continue;
+    const headers = { 'X-Exact-Weight-Version': String(worker.weight_version) };
+    if (pools.size > 1) headers['X-Pool'] = worker.pool;
+    found.set(JSON.stringify(headers), [worker.weight_version, pools.size > 1 ? `v${worker.weight_version} in ${worker.pool}` : `v${worker.weight_version}`]);
+  }
+  const versions = [...found].sort((one, other) => other[1][0] - one[1][0]), key = JSON.stringify(versions);
+  for (const [name, none] of [['weights', 'any'], ['against', 'none']]) {
+    const select = field(name), before = select.value;
+    if (select.dataset.key === key) continue;
+    select.dataset.key = key;
+    select.replaceChildren(make('option', { value: '', textContent: none }), ...versions.map(([value, [, words]]) => make('option', { value, textContent: words })));
+    select.value = found.has(before) ? before : '';
+  }
+}
+
+const headersOf = (name) => field(name).value ? JSON.parse(field(name).value) : {};
+const wordsOf = (name) => field(name).value ? `weights ${field(name).selectedOptions[0].textContent}` : '';
+
 function wantedRequest(seed) {
   const video = field('make').value === 'video';
   const body = { model: field('model').value, prompt: field('prompt').value, size: field('size').value, num_inference_steps: Number(field('steps').value), seed };
@@ -30,15 +57,17 @@ function code() {
   const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const python = (value) => JSON.stringify(value, null, 4).replaceAll('\n', '\n    ');
   const video = target === '/v1/videos';
+  const chosen = headersOf('weights'), headers = Object.keys(chosen).length ? `, headers=${JSON.stringify(chosen)}` : '';
   let text;
   if (language === 'curl') {
-    text = `curl -s ${root}${target} -H 'Content-Type: application/json' \\\n  -d ${shell(JSON.stringify(body))}`;
+    const more = Object.entries(chosen).map(([name, value]) => ` -H ${shell(`${name}: ${value}`)}`).join('');
+    text = `curl -s ${root}${target} -H 'Content-Type: application/json'${more} \\\n  -d ${shell(JSON.stringify(body))}`;
     if (video) text = `ID=$(${text} \\\n  | python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])')\nuntil curl -s ${root}${target}/$ID | grep -E '"(completed|failed)"'; do sleep 1; done\ncurl -s ${root}${target}/$ID/content -o video.mp4`;
     else text += ` \\\n  | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))' > image.png`;
   } else if (video) {
-    text = `import time\n\nimport httpx\n\nwith httpx.Client(base_url=${JSON.stringify(root)}, timeout=None) as router:\n    job = router.post(${JSON.stringify(target)}, json=${python(body)}).json()\n    while job["status"] not in ("completed", "failed"):\n        time.sleep(1)\n        job = router.get(f"${target}/{job['id']}").json()\n    video = router.get(f"${target}/{job['id']}/content")\n    open("video.mp4", "wb").write(video.content)`;
+    text = `import time\n\nimport httpx\n\nwith httpx.Client(base_url=${JSON.stringify(root)}, timeout=None) as router:\n    job = router.post(${JSON.stringify(target)}, json=${python(body)}${headers}).json()\n    while job["status"] not in ("completed", "failed"):\n        time.sleep(1)\n        job = router.get(f"${target}/{job['id']}").json()\n    video = router.get(f"${target}/{job['id']}/content")\n    open("video.mp4", "wb").write(video.content)`;
   } else {
-    text = `import base64\n\nimport httpx\n\nwith httpx.Client(base_url=${JSON.stringify(root)}, timeout=None) as router:\n    answer = router.post(${JSON.stringify(target)}, json=${python(body)}).json()\n    open("image.png", "wb").write(base64.b64decode(answer["data"][0]["b64_json"]))`;
+    text = `import base64\n\nimport httpx\n\nwith httpx.Client(base_url=${JSON.stringify(root)}, timeout=None) as router:\n    answer = router.post(${JSON.stringify(target)}, json=${python(body)}${headers}).json()\n    open("image.png", "wb").write(base64.b64decode(answer["data"][0]["b64_json"]))`;
   }
   say($('code'), text);
 }
@@ -70,28 +99,29 @@ form.addEventListener('submit', (event) => {
   for (const url of urls) URL.revokeObjectURL(url);
   urls = [];
   const seeds = [field('seed').value, field('other').value].filter((seed) => seed !== '').map(Number);
-  $('results').replaceChildren(...seeds.map((seed) => generate(seed, round)));
+  const weights = field('against').value ? ['weights', 'against'] : ['weights'];
+  $('results').replaceChildren(...seeds.flatMap((seed) => weights.map((name) => generate(seed, headersOf(name), wordsOf(name), round))));
 });
 
-function generate(seed, mine) {
+function generate(seed, weights, wanted, mine) {
   const [target, body] = wantedRequest(seed), [width, height] = body.size.split('x');
-  const pending = make('div', { className: 'pending', textContent: 'Waiting' }), caption = make('figcaption', { textContent: `seed ${seed}` });
+  const pending = make('div', { className: 'pending', textContent: 'Waiting' }), name = [`seed ${seed}`, wanted].filter(Boolean).join(', '), caption = make('figcaption', { textContent: name });
   const figure = make('figure', {}, pending, caption), began = Date.now();
   figure.style.setProperty('--ratio', `${width} / ${height}`);
   const timer = setInterval(() => say(pending, duration((Date.now() - began) / 1000)), 500);
-  fetchResult(target, body, () => mine === round).then(([blob, answer]) => {
+  fetchResult(target, body, weights, () => mine === round).then(([blob, answer]) => {
     if (mine !== round) return;
     const url = URL.createObjectURL(blob), video = target === '/v1/videos';
     urls.push(url);
-    pending.replaceWith(video ? make('video', { src: url, controls: true, loop: true, autoplay: true, muted: true, playsInline: true }) : make('img', { src: url, alt: `${body.prompt}, seed ${seed}` }));
+    pending.replaceWith(video ? make('video', { src: url, controls: true, loop: true, autoplay: true, muted: true, playsInline: true }) : make('img', { src: url, alt: `${body.prompt}, ${name}` }));
     const version = answer.headers.get('X-Weight-Version'), worker = pool.workers.get(answer.headers.get('X-Worker-Id'));
     say(caption, [`seed ${seed}`, duration((Date.now() - began) / 1000), worker ? worker.name : '', version ? `weights v${version}` : ''].filter(Boolean).join(' · '));
-  }).catch((error) => { say(pending, 'Nothing was made'); caption.classList.add('error'); say(caption, `seed ${seed}: ${error.message}`); }).finally(() => clearInterval(timer));
+  }).catch((error) => { say(pending, 'Nothing was made'); caption.classList.add('error'); say(caption, `${name}: ${error.message}`); }).finally(() => clearInterval(timer));
   return figure;
 }
 
-async function fetchResult(target, body, wanted) {
-  const headers = { 'Content-Type': 'application/json', 'X-Client-Id': 'dashboard' };
+async function fetchResult(target, body, weights, wanted) {
+  const headers = { 'Content-Type': 'application/json', 'X-Client-Id': 'dashboard', ...weights };
   const first = await fetch(target, { method: 'POST', headers, body: JSON.stringify(body) });
   const said = await read(first);
   if (target !== '/v1/videos') {

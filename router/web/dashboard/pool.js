@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const SVG = 'http://www.w3.org/2000/svg';
-const pool = { workers: new Map(), steps: new Map(), queue: null, health: null, weights: [], refits: [], router: null };
+const pool = { workers: new Map(), steps: new Map(), queue: null, health: null, weights: [], refits: [], router: null, previews: null };
 let skew = 0; // seconds that the router's clock is ahead of ours
 const painters = []; // [names of the parts that it shows, function]
 let dirty = new Set(), changedWorkers = new Set(), painting = false;
@@ -78,7 +78,7 @@ function whyOf(worker) {
 
 function merge(told) {
   skew = told.now - Date.now() / 1000;
-  for (const name of ['queue', 'health', 'weights', 'refits', 'router']) {
+  for (const name of ['queue', 'health', 'weights', 'refits', 'router', 'previews']) {
     if (name in told) { pool[name] = told[name]; dirty.add(name); }
   }
   if (told.series) {

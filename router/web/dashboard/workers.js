@@ -80,8 +80,10 @@ function tick(row) {
   progress(row.bar, row.time, first);
 }
 
-function progress(bar, words, work) {
-  if (work.began === null) { say(words, 'waits at the worker'); bar.style.transform = 'scaleX(0)'; return; }
+const ordinal = (number) => `${number}${(number % 100 > 10 && number % 100 < 14) ? 'th' : { 1: 'st', 2: 'nd', 3: 'rd' }[number % 10] || 'th'}`;
+
+function progress(bar, words, work, line) {
+  if (work.began === null) { say(words, line ? `${ordinal(line)} in line` : 'waits at the worker'); bar.style.transform = 'scaleX(0)'; return; }
   const elapsed = Math.max(0, now() - work.began), expected = work.expected_seconds;
   say(words, expected ? `${seconds(elapsed)} / ${seconds(expected)} s` : `${seconds(elapsed)} s`);
   const share = expected ? Math.min(1, elapsed / expected) : 0;
@@ -122,6 +124,7 @@ painters.push([['workers'], (ids) => {
   $('no-workers').hidden = shown > 0;
   say($('no-workers'), total ? 'No worker fits.' : 'Register one with POST /workers?url=http://host:port, or start the router with --launcher-config.');
   $('scale').hidden = !launchers().size;
+  $('workers').classList.toggle('nolaunch', !launchers().size);
 }]);
 
 $('find').addEventListener('input', () => repaint('workers'));
