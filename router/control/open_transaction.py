@@ -26,8 +26,9 @@ from ..pool.worker import Worker
 from .calls import Claim, Row
 from .fenced_change import FencedChange
 from .operations import Operations
+from .order import SIGNALS, Order
 from .pushed import LoraWatch
-from .refit import SIGNALS, LoraActive, Order, WeightControl
+from .refit import LoraActive, WeightControl
 
 NEUTRAL = (*GROUPS, *SIGNALS)  # calls that say nothing about the weights
 # Calls around the weights, which bring none.
@@ -48,6 +49,8 @@ class OpenTransaction(FencedChange):
     # Workers named by a call that brought weights to these workers only: the parts may differ, so
     # the other workers lack something.
     named: set[Worker] = field(init=False, factory=set)
+    # The last call that was to bring weights to all workers has brought them to none.
+    owing: bool = field(init=False, default=False)
     # Calls of one worker come one after another, in order of arrival.
     turns: Operations = field(init=False, factory=Operations)
     over: trio.Event = field(init=False, factory=trio.Event)
@@ -62,7 +65,7 @@ class OpenTransaction(FencedChange):
         """The workers that have all of it, as far as its calls say. Without a call that names
         workers, the client has pushed the same to all of them."""
         named = self.named or self.claims
-        return [w for w in self.present if w in named and w not in self.spoilt]
+        return [w for w in self.present if w in named and w not in self.spoilt and not self.owing]
 
     @property
     def missing(self) -> str | None:
@@ -143,6 +146,7 @@ class OpenTransaction(FencedChange):
             applied = self._applied(rows, path, lora=lora) if failure is None else []
             if path not in _BRACKETS:
                 self.named.update(part)
+                self.owing = self.owing if part else not applied
             if part or applied:
                 self.spoilt.update(set(workers).difference(applied))
             if applied:

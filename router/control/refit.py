@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import uuid4
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from ..errors import BadRequest, Conflict, PoolUnavailable, StateUnavailable
 from ..pool.lifecycle import reachable
@@ -20,7 +19,14 @@ from ..pool.match import Targets, no_workers
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, label_of
 from ..pool.weights.numbers import check_length
-from ..pool.weights.recipe import COLLECTIVES, DISK, GROUPS, PUSHES, SET_LORA, UPDATES, pushes_lora
+from ..pool.weights.recipe import (
+    DISK,
+    GROUPS,
+    PUSHES,
+    SET_LORA,
+    UPDATES,
+    pushes_lora,
+)
 from ..pool.worker import Health, Memory, Origin, Worker
 from ..store.store import Store
 from ..text import from_json
@@ -29,6 +35,7 @@ from .calls import Outcome, Pipe, Row, answer, broadcast
 from .client import Call
 from .fenced_change import OneCallChange, Rolling
 from .operations import Operation, Operations
+from .order import Choose, Order
 from .pushed import LoraWatch, version_in, version_of
 
 logger = logging.getLogger("router.control")
@@ -36,43 +43,11 @@ logger = logging.getLogger("router.control")
 # Seconds after a start that pending changes wait for the first probes of all workers.
 _FIRST_PROBES = 10.0
 
-# Calls that change no weights, for all workers at once: they are about what runs.
-SIGNALS = ("/pause_generation", "/continue_generation", "/abort_request", "/flush_cache")
-
-Choose: TypeAlias = Callable[[], list[Worker]]
-
 
 class LoraActive(Conflict):
     """Some of the workers had a LoRA since their start: an update would miss wrapped layers."""
 
     default_code = "lora_active"
-
-
-@frozen
-class Order:
-    """A client's request: the call, its target workers, and the content of its body.
-
-    `who`: the target as the query names it. `content`: None if the body is streamed. `full`:
-    whether tensors replace all weights; None: as the settings say. `rolling`: how many workers may
-    be fenced at once; None: all.
-    """
-
-    call: Call
-    choose: Choose
-    who: tuple[str | None, ...] = (None, None, None)
-    content: Mapping[str, Any] | None = None
-    full: bool | None = None
-    rolling: Rolling | None = None
-
-    @property
-    def digest(self) -> str | None:
-        """Equal for orders that ask for the same; None if each one counts: streamed bodies,
-        collectives."""
-        body = self.call.body
-        if not isinstance(body, bytes) or self.call.path in COLLECTIVES:
-            return None
-        asked = f"{self.call.path} {self.who} " + ("" if self.full is None else f"{self.full} ")
-        return hashlib.sha256(asked.encode() + body).hexdigest()
 
 
 @define(eq=False)
@@ -260,7 +235,9 @@ class WeightControl:
         model = self.one_model(order.choose())
 
         async def work(_: Operation[Outcome]) -> Outcome:
-            return (await self._tell(order.choose(), order.call))[1]
+            chosen = order.choose()
+            order.check(Targets.of(chosen))
+            return (await self._tell(chosen, order.call))[1]
 
         workers = self.ledgers.workers_of(model)
         return await self.operations.start(work, workers, model).result()
@@ -284,6 +261,7 @@ class WeightControl:
         kind = SET_LORA if lora else path  # a pushed LoRA goes where any LoRA may go
         # A change that cannot be repeated cannot wait on the disk behind pending changes.
         targets = await self.targets(order.choose, operation, kind, last=text is None)
+        order.check(targets)
         # A worker that is awake and yet deferred is about to be brought to the current weights,
         # unless it waits for a change itself.
         sleepers = [

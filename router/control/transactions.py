@@ -28,7 +28,8 @@ from ..pool.worker import Worker
 from .calls import Outcome, answer
 from .open_transaction import OpenTransaction
 from .operations import Operation, Work
-from .refit import Choose, Order, WeightControl
+from .order import Choose, Order
+from .refit import WeightControl
 
 logger = logging.getLogger("router.control")
 

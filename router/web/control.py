@@ -13,7 +13,7 @@ from quart import Blueprint, g, request
 from ..control.calls import Outcome, Pipe, filling
 from ..control.client import Call
 from ..control.fenced_change import Rolling
-from ..control.refit import SIGNALS, Order
+from ..control.order import SIGNALS, Order
 from ..control.unwrap import unwrap
 from ..errors import BadRequest
 from ..pool.match import select

@@ -27,7 +27,7 @@ EXPECTED = {
 CODES = {
     *("no_workers", "pool_asleep", "state_unavailable", "unknown_transaction", "drain_timeout"),
     *("nothing_applied", "unknown_model", "shutting_down", "queue_timeout", "change_pending"),
-    "weight_version_not_greater",
+    *("weight_version_not_greater", "collective_broken"),
 }
 
 
@@ -145,8 +145,11 @@ async def trainer(world: World, number: int) -> None:
             await (begun if kind == "begun" else send)(world, who, change)
 
 
-async def send(world: World, who: str, change: Change) -> None:
-    target = f"{change.path}?model={MODEL}"
+async def send(
+    world: World, who: str, change: Change, where: str = f"model={MODEL}"
+) -> dict[str, Any] | None:
+    """What the router tells; None if it ended. `where`: of the query."""
+    target = f"{change.path}?{where}"
     if world.theme.rolling:
         dice = world.dice(f"{who} {change.label} turns")
         target += dice.choice(["", "&rolling=1", "&rolling=1", "&rolling=50%25"])
@@ -167,6 +170,7 @@ async def send(world: World, who: str, change: Change) -> None:
         world.prove(changed, change)
         if changed and world.changing == 1:
             await _succeeded(world, change, changed)
+        return told
 
 
 async def _succeeded(world: World, change: Change, changed: list[Worker]) -> None:
@@ -261,9 +265,10 @@ async def order(
     world.outcomes[f"change {answer.status}"] += 1
     if answer.code == "weight_version_not_greater":
         world.truth.refused(change, told["weight_version"], floor)
-    if answer.status not in (200, 400, 502) and answer.code not in CODES:
+    expected = CODES | ({"unknown_worker"} if "workers=" in target else set())
+    if answer.status not in (200, 400, 502) and answer.code not in expected:
         raise Wrong(f"{change.label}: {answer.status} {answer.body.decode()[:500]}")
-    if "txn" not in target:  # else it is for those that the begin has got
+    if "txn=" not in target and "workers=" not in target:  # else it is for some alone
         refused_change(world, change.label, answer.code, told.get("left") or {})
     return dict(told)
 

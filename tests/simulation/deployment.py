@@ -152,6 +152,7 @@ class World:
     disk: Disk
     workers: list[Worker]
     adapted: list[Worker] = field(factory=list)  # those of a pool with LoRAs
+    meetings: dict[str, Any] = field(factory=dict)  # of workers in collectives, by label
     truth: Truth = field(factory=Truth)
     runs: Runs = field(init=False)
     over: trio.Event = field(factory=trio.Event)

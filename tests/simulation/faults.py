@@ -22,6 +22,7 @@ from router.bus import Bus
 from router.control import client
 from router.control.agent import Agents
 from router.control.calls import Claim
+from router.control.fenced_change import FencedChange
 from router.control.follow import Follower
 from router.control.identity import Evidence
 from router.control.open_transaction import OpenTransaction
@@ -408,3 +409,17 @@ def _loras_first(stack: Stack) -> None:
 
     _replace(stack, Recipe, "plan", all_or_nothing)
     _replace(stack, Ledger, "due", lambda self: next(iter(self.pending), None))
+
+
+@fault("endless-collective", "collectives", "The others of a failed collective are waited for")
+def _endless_collective(stack: Stack) -> None:
+    _replace(stack, FencedChange, "failed", lambda self, *given: None)
+
+
+@fault("refused-commit", "collectives", "A commit after a call that all have refused counts")
+def _refused_commit(stack: Stack) -> None:
+    def whole(self: OpenTransaction) -> list[Any]:
+        named = self.named or self.claims
+        return [w for w in self.present if w in named and w not in self.spoilt]
+
+    _replace(stack, OpenTransaction, "whole", whole)

@@ -11,6 +11,7 @@ from tests.simulation.adapters import adapters
 from tests.simulation.breakers import breaker, disk_breaker, router_breaker
 from tests.simulation.deployment import JOBS, World, made
 from tests.simulation.eras import beginner
+from tests.simulation.gatherers import gatherer
 from tests.simulation.operators import (
     filmer,
     operator,
@@ -78,6 +79,7 @@ async def some_time(world: World, theme: Theme, seconds: float) -> None:
                 (canceller, theme.cancellers),
                 (insister, theme.insisters),
                 (pusher, theme.pushers),
+                (gatherer, theme.gatherers),
                 (beginner, theme.runs),
                 (pooled, theme.pools),
                 (adapters, theme.adapters),

@@ -26,6 +26,7 @@ PINNED = {
     "restarts": ("2",),
     "naps": ("1",),
     "parts": ("1004",),
+    "collectives": ("1001", "1004"),
     "runs": ("1003",),
     "strays": ("1005",),
     "keys": ("1001",),

@@ -44,6 +44,7 @@ class Theme:
     insisters: int = 0  # who submit videos with keys
     runs: int = 0  # 1: one run of the trainer follows the other
     pushers: int = 0  # trainers that send each worker its own part of the weights
+    gatherers: int = 0  # trainers whose workers all take part in each change
     pools: int = 0  # 1: there are two more
     adapters: int = 0  # 1: there is a pool whose trainer sets LoRAs
     rolling: bool = False  # some changes are made by turns
@@ -264,6 +265,21 @@ THEMES: dict[str, dict[str, Any]] = {
         "aim": 0.5,
         "pace": 0.5,
         "deeds": _only(restart=2, ill=1),
+        "illness": "update",
+    },
+    # Members of collectives die, freeze, refuse, and are removed; the router dies too.
+    "collectives": {
+        **_IMAGES,
+        "parts": 2,
+        "clients": 3,
+        "trainers": 0,
+        "breakers": 1,
+        "operators": 1,
+        "disk": False,
+        "gatherers": 1,
+        "aim": 0.7,
+        "pace": 0.5,
+        "deeds": _only(restart=4, freeze=1, part=1, ill=1, come_and_go=2, quarantine=2),
         "illness": "update",
     },
     # New runs of the trainer begin, by a call or at a start, while weights are changed.

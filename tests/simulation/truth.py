@@ -15,6 +15,7 @@ from tests.simulation.universe import Universe, Wrong
 from tests.simulation.worker import MODEL, MODULES, Weights
 
 DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
+DISTRIBUTED = "/update_weights_from_distributed"
 
 
 @frozen
@@ -278,4 +279,4 @@ class Spy:
                 facets[event.facet] = event.new
 
 
-__all__ = ["DISK", "MODULES", "TENSOR", "Change", "Sample", "Spy", "Truth"]
+__all__ = ["DISK", "DISTRIBUTED", "MODULES", "TENSOR", "Change", "Sample", "Spy", "Truth"]

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 from attrs import define, field
 
-from tests.simulation import loras
+from tests.simulation import collectives, loras
 from tests.simulation.http import Request, ServerSide
 from tests.simulation.network import Cut, Host, Network, Wire
 from tests.simulation.process import MODEL, MODULES, Faults, Process, Weights
@@ -167,7 +167,7 @@ class Worker:
                 await process.thawed.wait()
 
     @contextlib.asynccontextmanager
-    async def _turn(self, process: Process) -> AsyncIterator[None]:
+    async def turn(self, process: Process) -> AsyncIterator[None]:
         with process.working():
             async with process.scheduler:
                 yield
@@ -243,6 +243,8 @@ class Worker:
                 if content.get("weight_update_mode") == "lora_merge":
                     return await loras.push(self, process, path)
                 return await self._update(process, request, path, content.get("target_modules"))
+            case ["update_weights_from_distributed"]:
+                return await collectives.take_part(self, process, content)
             case ["release_memory_occupation"]:
                 return await self.memory(process, True)
             case ["resume_memory_occupation"]:
@@ -272,7 +274,7 @@ class Worker:
         process.busy[name] = (life, self.host.link.breaks)
         self.serving.add(request.name)
         try:
-            async with self._turn(process):
+            async with self.turn(process):
                 await self.takes(process, 0.02 * content.get("num_inference_steps", 1))
                 if process.asleep:
                     return 500, "Internal Server Error"
@@ -294,7 +296,7 @@ class Worker:
         process.busy[name] = (life, self.host.link.breaks)
         self.serving.add(request.name)
         try:
-            async with self._turn(process):
+            async with self.turn(process):
                 count = content.get("num_outputs_per_prompt") or 1
                 await self.takes(process, 0.01 * content["num_inference_steps"] * count)
                 if process.asleep:
@@ -372,7 +374,7 @@ class Worker:
         self, process: Process, request: Request, path: str, targets: object
     ) -> Reply:
         self.note(f"is sent {path}")
-        async with self._turn(process):
+        async with self.turn(process):
             self.world.tell(self)
             fault, self.faults.next_update = self.faults.next_update, ""
             await self.takes(process, self.dice.uniform(0.05, 3))

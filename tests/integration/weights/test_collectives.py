@@ -9,7 +9,7 @@ import pytest
 import trio
 from attrs import define, field
 
-from router.control.refit import SIGNALS
+from router.control.order import SIGNALS
 from router.pool.weights.recipe import BOUND, COLLECTIVES, GROUPS
 from router.pool.worker import Worker
 from router.relay.routes import ROUTES, How
@@ -193,6 +193,25 @@ def test_the_others_of_a_broken_collective_are_given_up(path: str, how: str) -> 
             assert said["weight_version"] == 0
             await until(lambda: asked(waits, DISK) == 1)  # nobody knows what it has
         await until(lambda: other.weights == "current")
+
+    run_deployed(test)
+
+
+@pytest.mark.parametrize("path", sorted(BOUND))
+def test_no_worker_gets_a_collective_for_a_named_one_that_cannot_be_called(path: str) -> None:
+    async def test(pool: Deployment) -> None:
+        scripts, workers = await two(pool)
+        for script in scripts:
+            script.answers[path] = DONE
+        out, stays = (worker.worker_id for worker in workers)
+        await pool.http.put(f"/workers/{out}", json={"is_dead": True})
+        query = {"workers": f"{out},{stays}"}
+        said = is_ours(
+            await pool.http.post(path, json=BODY, params=query), 503, "collective_broken"
+        )
+        assert [row["worker_id"] for row in said["deferred"]] == [out]
+        assert [asked(script, path) for script in scripts] == [0, 0]
+        assert (await pool.http.post(path, json=BODY)).json()["success"] is True  # whom it may have
 
     run_deployed(test)
 

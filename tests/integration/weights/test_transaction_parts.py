@@ -13,7 +13,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.control.refit import SIGNALS
+from router.control.order import SIGNALS
 from router.pool.weights.recipe import GROUPS
 from tests.integration.api.pools import IMAGES, VIDEOS, Member, RunPool, direct_to, is_ours
 from tests.integration.deployment import (

@@ -202,6 +202,22 @@ def test_a_pushed_lora_that_fails_in_a_transaction_may_have_wrapped(run_pool: Ru
     run_pool(test, IMAGES)
 
 
+def test_a_commit_after_a_refused_call_is_refused(run_pool: RunPool) -> None:
+    """Its version would be one that no worker has."""
+
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        for before in ([], ["v1"]):
+            txn = await begin(pool)
+            for path in [*before, "bad/x"]:
+                await call(pool, txn, DISK, {"model_path": path})
+            is_ours(await end(pool, "commit", txn), 409, "nothing_applied")
+            await until(lambda: current(a, b))
+            assert has(a, "image/a")
+            assert (await ledger(pool))["weight_version"] == 0
+
+    run_pool(test, IMAGES, IMAGES)
+
+
 def test_nobody_has_it(run_pool: RunPool) -> None:
     async def test(pool: Deployment, a: Member) -> None:
         txn = await begin(pool)
