@@ -22,7 +22,7 @@ from ..pool.assets import Made
 from ..pool.ids import BadWorkerURL
 from ..pool.lifecycle import Probe
 from ..pool.registry import Registry
-from ..pool.worker import Capabilities, Health, Origin, Worker
+from ..pool.worker import UNPROVEN, Capabilities, Health, Origin, Worker
 from ..text import words
 from .client import ControlClient
 from .health import Finding, NotRead, probe, read_capabilities
@@ -328,9 +328,11 @@ class Watchman(Tasks):
         if not worker.met and worker.suspicion is None:
             watch.recalled = None  # no known process could have been replaced
         verdict = None if watch.recalled is None else await self._judge(watch)
-        if verdict is Verdict.UNKNOWN and watch.silent_since is not None and idle is not None:
+        unsure = verdict in (Verdict.UNKNOWN, Verdict.OTHER)
+        if unsure and idle is not None and watch.silent_since is not None:
             await challenge(idle)  # a restart while out of reach has not ended the connection
-            if watch.outlasting is idle and watch.idle is idle and watch.evidence.counts:
+            same = watch.outlasting is idle and watch.idle is idle and watch.evidence.counts
+            if same and verdict is Verdict.UNKNOWN:
                 verdict = Verdict.SAME
         doubt = worker.suspicion
         new = verdict is Verdict.OTHER or (verdict is Verdict.UNKNOWN and doubt is not None)
@@ -353,7 +355,7 @@ class Watchman(Tasks):
                 return Finding(Probe.OK)  # that process has ended since: look again
             watch.recalled = watch.outlasting = None
             if new:
-                proof = "" if verdict is Verdict.OTHER else "; nothing proves that it is the same"
+                proof = "" if verdict is Verdict.OTHER else UNPROVEN
                 self.registry.reincarnate(worker, f"{doubt or _UNSEEN}{proof}")
             else:
                 self.registry.absolve(worker)

@@ -222,6 +222,8 @@ class Registry(Slots):
         self._note_plain(worker)
         self.ejection.forget(worker)
         holds, worker.holds = worker.holds, {}
+        for hold in holds:
+            hold.orphaned = worker.origin is not Origin.LAUNCHED  # whose process ends as well
         self._tell(events.WorkerRemoved(worker), *map(events.SlotFreed, holds))
 
     def set_concurrency(self, worker: Worker, limit: int | None) -> None:

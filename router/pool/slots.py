@@ -61,6 +61,7 @@ class Slots:
 
     def drop(self, hold: Hold) -> None:
         """Free a slot. Does nothing if the hold belongs to an earlier incarnation."""
+        hold.orphaned = False
         if hold in hold.worker.holds:
             del hold.worker.holds[hold]
             self._tell(events.SlotFreed(hold))

@@ -54,6 +54,8 @@ class Weights(StrEnum):
 
 # The reason to suspect a worker that was known before a restart of the router.
 ROUTER_RESTARTED = "the router was restarted"
+# The end of a reason for which a worker counts as another process.
+UNPROVEN = "; nothing proves that it is the same"
 
 _HTTP = Kind.HTTP  # Python 3.11 is slow to look up enum members
 
@@ -370,6 +372,7 @@ class Hold:
     restored: bool = False
     # Taken while it was unknown which process runs.
     doubtful: bool = False
+    orphaned: bool = False  # its worker was removed: nobody learns when the work ends
 
 
 @define(eq=False)

@@ -312,8 +312,9 @@ class _Join:
 
 
 def _unfinished(holds: Sequence[Hold]) -> bool:
-    """Whether a worker still has work of a group that is over: only ghosts have slots then."""
-    return any(hold in hold.worker.holds for hold in holds)
+    """Whether a worker still has work of a group that is over, or may have: only ghosts have slots
+    then."""
+    return any(hold.orphaned or hold in hold.worker.holds for hold in holds)
 
 
 @define(eq=False)

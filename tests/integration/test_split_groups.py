@@ -307,3 +307,27 @@ def test_a_key_whose_part_has_failed_for_sure_is_free_once_the_others_have_ended
 
     timed = {**MODEL, "time_scale": 1.0}
     run_pool(test, timed, timed, retries=0)
+
+
+def test_a_key_of_which_a_removed_worker_may_make_a_part_is_not_free(run_pool: RunPool) -> None:
+    async def test(pool: Deployment, one: Member, two: Member) -> None:
+        headers, got = {**SPLIT, "idempotency-key": "k"}, []
+
+        async def ask() -> None:
+            got.append(await pool.http.post(PATH, json=slow(LONG, 4), headers=headers))
+
+        async with trio.open_nursery() as nursery:
+            one.sim.faults.add("fail_next_generation", message="out of memory")
+            nursery.start_soon(ask)
+            await until(lambda: running(one) and running(two))
+            one.sim.scheduler.hurry()
+        await until(lambda: routable(one.known) and not one.known.holds)
+        assert (await pool.http.delete(f"/workers/{two.id}")).status_code == 200
+        await ask()
+        assert [answer.status_code for answer in got] == [500, 500]
+        assert got[1].headers["idempotent-replayed"] == "true"
+        assert len(seeds(one.sim)) == 1
+        two.sim.scheduler.hurry()
+
+    timed = {**MODEL, "time_scale": 1.0}
+    run_pool(test, timed, timed, retries=0)

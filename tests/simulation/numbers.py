@@ -56,7 +56,8 @@ def wished(world: World, who: str) -> Wish:
             return Wish({"x-exact-weight-version": str(exact)}, exact=exact, latest=latest)
         case "lag":
             lag = dice.choice([0, 0, 1, 10])
-            return Wish({"x-max-weight-lag": str(lag)}, floor=latest - lag, latest=latest)
+            floor = sorted({0, *versions})[-lag - 1 :][0]  # by issue
+            return Wish({"x-max-weight-lag": str(lag)}, floor=floor, latest=latest)
         case "label" if latest:
             label = versions[latest].label
             return Wish({"x-min-weight-version": label}, floor=latest, latest=latest)

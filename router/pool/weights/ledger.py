@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from ...text import LONGEST_LABEL, from_json
 from .numbers import number_of
-from .recipe import DISK, PUSHES, SETS, TENSOR, UPDATES, Recipe, Step, step_of
+from .recipe import DISK, MERGE, PUSHES, SETS, TENSOR, UPDATES, Recipe, Step, step_of
 
 _MOST_LABELS = 100  # that requests can name
 _MOST_FORMER = 100  # versions
@@ -104,6 +104,16 @@ class Change:
         if self.is_transaction:
             return self.only_lora or any(s.is_lora and s.path in SETS for s in self.steps)
         return self.is_lora and self.path in SETS
+
+    @property
+    def merges(self) -> bool:
+        """Whether one of its calls makes all act that was set for its target."""
+        return MERGE in (self.path, *(step.path for step in self.steps))
+
+    @property
+    def replaces_loras(self) -> bool:
+        """Whether its LoRA leaves nothing of those before it."""
+        return self.is_lora and self.path in SETS and self.step(0).is_of_all
 
     @property
     def is_full(self) -> bool:

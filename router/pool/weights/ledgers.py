@@ -13,7 +13,7 @@ from .. import events
 from ..match import model_of
 from ..pools import ledger_name
 from ..registry import Registry
-from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, Origin, Worker
+from ..worker import ROUTER_RESTARTED, UNKNOWN_VERSION, UNPROVEN, Origin, Worker
 from .ledger import Change, Ledger, WeightRecord, WeightStore
 from .numbers import NotGreater, TooGreat, number_of
 from .recipe import FRESH, Plan, Recipe, WeightState
@@ -220,10 +220,13 @@ class Ledgers(Statements):
         known = self._of(worker)
         known.failure = None
         wrapped = known.state.wrapped or any(s.is_lora and not s.optional for s in plan.steps)
-        loras: int | None = recipe.lora_version
+        loras: int | None = recipe.lora_version if wrapped else 0
         if plan.blocked is not None:
             loras = None if known.state.doubt else known.state.loras
-        self._put(worker, WeightState(recipe.base_version, loras, wrapped))
+        self._put(
+            worker,
+            WeightState(recipe.base_version, loras, wrapped, partial=wrapped and plan.partial),
+        )
         self._settle(worker, reason)
 
     def failed(self, worker: Worker, reason: str) -> None:
@@ -317,9 +320,12 @@ class Ledgers(Statements):
                 known.failure = known.reason = None
                 known.waits = False
                 # After a restart of the router the process may be old or new; else it counts as
-                # fresh.
-                if not (known.state.doubt and reason.startswith(f"{ROUTER_RESTARTED};")):
-                    known.state, known.version = FRESH, 0
+                # fresh, except that a LoRA of the old one may act.
+                unproven = reason.endswith(UNPROVEN)
+                if not (known.state.doubt and unproven and reason.startswith(ROUTER_RESTARTED)):
+                    worn = known.state.wrapped or known.state.loras is None
+                    loras = None if unproven and worn else 0
+                    known.state, known.version = evolve(FRESH, loras=loras), 0
                 known.unproven = known.state.doubt
                 self._put(worker, known.state)
                 known.former, known.model = known.model or known.former, None

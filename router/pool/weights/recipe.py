@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
 SET_LORA = "/v1/set_lora"
@@ -100,10 +100,11 @@ def _names(value: object) -> tuple[str, ...] | None:
 @frozen
 class Plan:
     """The calls that bring a worker closer to its ledger, in order. `blocked`: why it is not
-    current after them, and needs outside action."""
+    current after them, and needs outside action. `partial`: as of the state after them."""
 
     steps: tuple[Step, ...] = ()
     blocked: str | None = None
+    partial: bool = field(default=False, eq=False)
 
 
 def _sound(loras: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -183,18 +184,18 @@ class Recipe:
 
     def plan(self, has: WeightState, model_path: str | None) -> Plan:
         """The plan for a worker of this state. `model_path`: the worker's own path."""
-        base, loras = self._base_plan(has, model_path), self._lora_plan(has)
+        base, missed = self._base_plan(has, model_path), self._missed_loras(has)
         if base.blocked is not None:
             return base
-        lost = any(step.is_pushed for step in loras)
-        if lost:
+        loras, lost = missed, any(step.is_pushed for step in missed)
+        if missed and (lost or not has.wrapped):
             loras = self.acting_loras
         if any(step.is_pushed for step in loras):
             why = "it lacks a pushed LoRA: set a LoRA, or take the LoRA out"
             return Plan(base.steps, blocked=why)
-        first = taken_out((_ALL,)) if lost or has.loras is None else ()
-        bare = bool(first) or not has.wrapped
-        return Plan((*first, *base.steps, *_effective(loras, bare=bare)))
+        first = taken_out((_ALL,)) if has.loras is None or (lost and has.wrapped) else ()
+        steps = *first, *base.steps, *_effective(loras, bare=bool(first) or not has.wrapped)
+        return Plan(steps, partial=loras != missed if missed else has.partial)
 
     def _base_plan(self, has: WeightState, model_path: str | None) -> Plan:
         known = has.base
@@ -215,15 +216,13 @@ class Recipe:
             steps = (load_from(model_path), *steps)
         return Plan(steps)
 
-    def _lora_plan(self, has: WeightState) -> tuple[Step, ...]:
+    def _missed_loras(self, has: WeightState) -> tuple[Step, ...]:
         had = None if has.doubt else has.loras
         if had is not None and had >= self.lora_version:
             return ()
-        if not has.wrapped and has.loras is not None:
-            return self.acting_loras
         begin = 0  # after the last pushed LoRA that it had
         for number, step in enumerate(self.loras, 1):
-            if step.is_pushed and step.version <= (had or 0):
+            if step.is_pushed and step.version <= (had or 0) and not has.partial:
                 begin = number
         missed = self.loras[begin:]
         first = begin and any(step.path == UNMERGE for step in missed)
@@ -271,13 +270,20 @@ class WeightState:
 
     `base`: the worker has the changes of the weights up to this version; `loras`: the same for
     LoRAs. `wrapped`: the process had a LoRA since its start, or may have had one. `doubt`: the
-    process may have been replaced by a fresh one, for which none of this holds.
+    process may have been replaced by a fresh one, for which none of this holds. `partial`: of the
+    LoRAs it has only those that acted, so that a merge may find too few.
     """
 
     base: int | None = 0
     loras: int | None = 0
     wrapped: bool = False
     doubt: bool = False
+    partial: bool = False
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the process never had a LoRA."""
+        return not self.wrapped and self.loras is not None
 
 
 FRESH = WeightState()

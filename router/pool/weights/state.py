@@ -39,7 +39,8 @@ class WorkerWeights:
     def record(self, url: str, state: WeightState | None = None) -> WeightRecord:
         """The part that outlives the router; `state` replaces its own state in the record."""
         has = state or self.state
-        return WeightRecord(url, self.model, has.base, has.loras, has.wrapped, self.unproven)
+        loras = None if has.partial else has.loras
+        return WeightRecord(url, self.model, has.base, loras, has.wrapped, self.unproven)
 
 
 def at_version(ledger: Ledger, version: int, wrapped: bool) -> WeightState:
@@ -82,10 +83,14 @@ def lost_by(state: WeightState, change: Change) -> WeightState:
 
 def after(has: WeightState, change: Change, was_current: bool) -> WeightState:
     """The state after the worker applied the change, given what it had before."""
-    found = _after(has, change, was_current)
-    # A merge or unmerge does nothing to a process that never had a LoRA.
-    bare = not has.wrapped and has.loras is not None and not has.doubt
-    return evolve(found, loras=0) if bare and change.has_lora and not change.wraps else found
+    found, bare = _after(has, change, was_current), has.is_bare and not has.doubt
+    if bare and not change.wraps:
+        return evolve(found, loras=0)  # to such a process a merge or unmerge does nothing
+    if change.merges and (bare or has.partial):
+        return evolve(found, loras=None)
+    assert change.before is not None
+    lacks = has.partial or (bare and bool(change.before.loras))
+    return evolve(found, partial=lacks and not change.replaces_loras)
 
 
 def _after(has: WeightState, change: Change, was_current: bool) -> WeightState:

@@ -25,10 +25,12 @@ from tests.integration.api.pools import Member, is_ours, restart
 from tests.integration.deployment import Deployment, run, until
 from tests.integration.weights.refits import (
     DISK,
+    MERGE,
     SET,
     SLEEP,
     TENSOR,
     TENSORS,
+    UNMERGE,
     WAKE,
     current,
     has,
@@ -368,7 +370,7 @@ def test_a_lora_after_a_restart(run_world: RunWorld) -> None:
             is_ours(await refit(pool, "v3"), 409, "lora_active")
             again = await restart(pool, a, model_path="image/a")
             world.workers[0] = again.sim
-            await until(lambda: paths(again) == [DISK, SET] and current(a))
+            await until(lambda: paths(again) == [MERGE, UNMERGE, DISK, SET] and current(a))
 
         await world.router(before)
         await world.router(after)

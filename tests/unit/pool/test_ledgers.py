@@ -22,7 +22,14 @@ from router.pool.weights.recipe import (
     load_from,
     step_of,
 )
-from router.pool.worker import ROUTER_RESTARTED, Capabilities, Origin, Weights, Worker
+from router.pool.worker import (
+    ROUTER_RESTARTED,
+    UNPROVEN,
+    Capabilities,
+    Origin,
+    Weights,
+    Worker,
+)
 from router.store.records import unstructured
 
 A_PART = '{"model_path": "part", "target_modules": ["t"]}'
@@ -487,3 +494,74 @@ def test_a_suspect_may_turn_out_to_have_what_cannot_be_repeated() -> None:
     desk.registry.reincarnate(worker, f"{ROUTER_RESTARTED}; nothing proves that it is the same")
     desk.registry.learned(worker, CARD)
     assert worker.stuck
+
+
+def lora(desk: Desk, path: str, *workers: Worker, target: str = "all") -> int:
+    """A LoRA call that these apply; its version."""
+    body = None if path == TENSOR else json.dumps({"target": target})
+    change = desk.ledgers.make(f"{path} {target}", "m", path, body, None)
+    change.lora = path == TENSOR
+    return desk.apply(change, *workers)
+
+
+def called(desk: Desk, worker: Worker) -> list[str]:
+    return [step.path for step in desk.ledgers.plan(worker).steps]
+
+
+def test_a_merge_finds_no_lora_where_it_was_taken_out_before() -> None:
+    """Also at a worker whose layers are wrapped since, for a LoRA that was refused."""
+    desk = Desk()
+    old, fresh = desk.join("a"), desk.join("b")
+    lora(desk, SET_LORA, old)
+    lora(desk, UNMERGE, old)
+    desk.change(old, fresh, target_modules=["t"])
+    assert called(desk, fresh) == []
+    desk.ledgers.wrapped(fresh, fresh.incarnation)
+    assert called(desk, fresh) == [MERGE, UNMERGE, SET_LORA, UNMERGE]
+    lora(desk, MERGE, old, fresh)
+    assert called(desk, old) == []
+    assert called(desk, fresh) == [MERGE, UNMERGE, SET_LORA, MERGE]
+
+
+def test_a_merge_finds_no_pushed_lora_where_it_was_taken_out_before() -> None:
+    desk = Desk()
+    old, fresh = desk.join("a"), desk.join("b")
+    lora(desk, TENSOR, old)
+    lora(desk, UNMERGE, old)
+    desk.ledgers.wrapped(fresh, fresh.incarnation)
+    desk.replay(fresh)
+    assert fresh.weights is Weights.CURRENT
+    lora(desk, MERGE, old, fresh)
+    assert (old.weights, fresh.weights) == (Weights.CURRENT, Weights.BEHIND)
+    assert desk.ledgers.plan(fresh).blocked
+    lora(desk, UNMERGE, old, fresh)
+    assert called(desk, fresh) == [MERGE, UNMERGE]
+
+
+def test_a_merge_finds_no_lora_of_another_target_where_it_was_taken_out_before() -> None:
+    desk = Desk()
+    old, fresh = desk.join("a"), desk.join("b")
+    lora(desk, SET_LORA, old, target="t")
+    lora(desk, UNMERGE, old, target="t")
+    lora(desk, SET_LORA, old, fresh, target="v")
+    assert fresh.weights is Weights.CURRENT
+    lora(desk, MERGE, old, fresh)
+    assert called(desk, old) == []
+    assert called(desk, fresh)[:3] == [MERGE, UNMERGE, SET_LORA]
+
+
+@pytest.mark.parametrize("proof", [True, False])
+def test_a_lora_of_a_process_that_may_be_the_old_one_is_taken_out(proof: bool) -> None:
+    desk = Desk()
+    old, other = desk.join("a"), desk.join("b")
+    lora(desk, SET_LORA, old, other)
+    desk.registry.suspect(other, "its idle connection was closed")
+    lora(desk, UNMERGE, old)
+    unproven = "" if proof else UNPROVEN
+    desk.registry.reincarnate(other, f"its idle connection was closed{unproven}")
+    desk.registry.learned(other, CARD)
+    assert called(desk, other) == ([] if proof else [MERGE, UNMERGE])
+    desk.replay(other)
+    assert desk.ledgers.had_lora([old, other]) == [old]
+    lora(desk, MERGE, old, other)
+    assert called(desk, other) == [SET_LORA, MERGE]
