@@ -45,6 +45,8 @@ def demo(arguments: list[str]) -> int:
 
 def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
     """A check for `load`: pool and settings are neighbours that do not know each other."""
+    from ..net.addresses import Origin
+    from ..net.allowed import AllowedHosts
     from ..pool.ids import BadWorkerURL, normalise_url
     from ..pool.pools import DEFAULT
 
@@ -60,5 +62,8 @@ def _bad_worker_urls(settings: RouterSettings) -> Iterator[Problem]:
         except BadWorkerURL as error:
             yield Problem(place, error.message)
             continue
+        host = Origin.of(normal).host
+        if AllowedHosts(settings.allowed_worker_hosts).verdict(host) is False:
+            yield Problem(place, f"{host} is not among allowed_worker_hosts")
         if pool and pools.setdefault(normal, pool) != pool:
             yield Problem(place, f"{url} is also in the pool {pools[normal]}")

@@ -135,6 +135,14 @@ class Names:
         found = map(self.registry.find, self._names[url].record.members)
         return [worker for worker in found if worker is not None]
 
+    def grants(self, url: str) -> bool:
+        """Whether the worker was found behind a name that may lead anywhere."""
+        verdict = self.addresses.allowed.verdict
+        return any(
+            url in name.record.members and verdict(Origin.of(name.record.url).host)
+            for name in self._names.values()
+        )
+
     def find(self, worker_id: str) -> str | None:
         """The URL of a followed name, by its id or URL; None if the name is not followed."""
         with suppress(BadWorkerURL):

@@ -15,6 +15,7 @@ from ..backoff import Backoff
 from ..boundary import keep_running
 from ..front.record import serving
 from ..net.addresses import Addresses, NotOneAddress, SamePeer
+from ..net.allowed import NotAllowed
 from ..net.lookup import Unresolved
 from ..net.trust import Trust
 from ..pool import events
@@ -226,7 +227,9 @@ class Watchman(Tasks):
                 try:
                     await self._connect(watch, nursery)
                 except Unresolved as error:
-                    idle, finding = None, Finding(Probe.FAILED, str(error))
+                    barred = isinstance(error, NotAllowed)  # which no patience will change
+                    found = Probe.BACKEND_DEAD if barred else Probe.FAILED
+                    idle, finding = None, Finding(found, str(error))
                     self._turn_away(watch, error)
                     break
             idle = watch.idle

@@ -18,6 +18,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..pool.ids import is_blocked_address
+from .allowed import AllowedHosts, NotAllowed, WorkerHostNotAllowed
 from .listeners import is_local, read_listening, shared
 from .lookup import Lookups, Silent, Unresolved
 
@@ -62,6 +63,7 @@ class Addresses:
     """The address of each known worker, by URL."""
 
     lookups: Lookups = field(factory=Lookups)
+    allowed: AllowedHosts = field(factory=AllowedHosts)
     # Called with a URL and its old and new address, before any connection goes to the new one.
     on_move: Callable[[str, str, str], None] | None = None
     # URLs of workers whose idle connection is open: no other process can have their address.
@@ -80,6 +82,19 @@ class Addresses:
         """The worker is no longer registered."""
         self.held.discard(url)
         self._unpin(url)
+
+    async def admit(self, origin: Origin) -> None:
+        """Raises WorkerHostNotAllowed if no worker may be there. A name that leads nowhere yet is
+        admitted: each later look-up checks its address."""
+        if self.allowed.rules and not self.allowed.exempt(origin.url):
+            if self.allowed.verdict(origin.host) is False:
+                raise _refused(origin, f"{origin.host} is not among --allowed-worker-hosts")
+            try:
+                await self._find(origin)
+            except NotAllowed as error:
+                raise _refused(origin, str(error)) from None
+            except Unresolved:
+                pass
 
     async def connect(self, origin: Origin) -> tuple[trio.SocketStream, str]:
         """A connection to the worker, and the address. Raises OSError (Unresolved is one)."""
@@ -128,7 +143,9 @@ class Addresses:
     async def _find(self, origin: Origin, known: str | None = None) -> list[str]:
         """The addresses to try for the worker, in order; one of them is the worker's."""
         with suppress(ValueError):
-            return [str(ip_address(origin.host))]
+            address = str(ip_address(origin.host))
+            self.allowed.check(origin.url, origin.host, address)
+            return [address]
         within = _PATIENCE if known is None else _BRIEF
         found = await self._look_up(origin, within)
         if len({ip_address(address).version for address in found}) == len(found):
@@ -162,6 +179,7 @@ class Addresses:
                     f"{origin.host} is blocked: its address {address} is link-local or a metadata"
                     " service"
                 )
+            self.allowed.check(origin.url, origin.host, address)
         return found
 
     async def _pin(self, origin: Origin, address: str) -> None:
@@ -229,6 +247,10 @@ class Addresses:
         peer, origin = self._peers.pop(url, None), self._origins.pop(url, None)
         if peer is not None and origin is not None:
             self._claims.pop((peer, origin.port), None)
+
+
+def _refused(origin: Origin, why: str) -> WorkerHostNotAllowed:
+    return WorkerHostNotAllowed(f"Worker URL {origin.url} is refused: {why}")
 
 
 async def _first(addresses: Sequence[str], port: int) -> tuple[trio.SocketStream, str]:

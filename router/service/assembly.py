@@ -32,6 +32,7 @@ from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..launch.launcher import Shared
 from ..launch.phases import PhaseChanged
+from ..net.addresses import Origin as Address
 from ..observe import logs
 from ..observe.previews import Previews
 from ..observe.recent import Recent
@@ -42,7 +43,7 @@ from ..pool.ejection import EjectionLimits
 from ..pool.queue import QueueLimits
 from ..pool.registry import Registry
 from ..pool.weights import Change, Ledger, Ledgers, WeightRecord
-from ..pool.worker import Worker
+from ..pool.worker import Origin, Worker
 from ..relay.access import AdminKey
 from ..relay.asgi import Relay
 from ..relay.attempts import Attempts
@@ -168,7 +169,13 @@ def assemble(
         max_connections=settings.max_connections, addresses=client.addresses, trust=client.trust
     )
 
+    allowed = client.addresses.allowed
+    allowed.exempt = partial(_is_own, parts)
+
     def apply(now: RouterSettings) -> None:
+        if allowed.rules != now.allowed_worker_hosts:
+            allowed.rules = now.allowed_worker_hosts
+            _retire_strangers(parts)
         registry.failure_threshold = now.health_check_failure_threshold
         parts.watchman.interval = parts.names.interval = now.health_check_interval
         for caller in (worker_memory, replayer, weights):
@@ -193,6 +200,21 @@ def assemble(
         persistence=PoolPersistence(store, registry, dispatcher, assets, settings.trust_downtime),
         restarting=restarting,
     )
+
+
+def _is_own(parts: Parts, url: str) -> bool:
+    """Whether the router has launched the worker, or found it behind an allowed name."""
+    worker = parts.registry.find(url)
+    return (worker is not None and worker.origin is Origin.LAUNCHED) or parts.names.grants(url)
+
+
+def _retire_strangers(parts: Parts) -> None:
+    """Drain and remove the workers that may no longer be where they are."""
+    addresses = parts.client.addresses
+    for worker in list(parts.registry):
+        host, peer = Address.of(worker.url).host, addresses.peer(worker.url)
+        if addresses.allowed.verdict(host, peer) is False and not _is_own(parts, worker.url):
+            parts.registry.retire(worker, "--allowed-worker-hosts no longer allows it")
 
 
 def _dispatcher(live: Live, registry: Registry) -> Dispatcher:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import Annotated, Any, ClassVar
 
 from attrs import field, frozen
@@ -242,6 +243,25 @@ class Text(Kind):
         if isinstance(value, str) and re.fullmatch(self.pattern, value):
             return value
         raise self.unfit(value)
+
+
+@frozen
+class HostRule(Kind):
+    """A host name, a pattern of names, an address or a network: text."""
+
+    metavar = "HOST"
+    expected = "a host name, a pattern such as *.internal, or a network such as 10.0.0.0/8"
+
+    def parse(self, value: object) -> str:
+        if isinstance(value, str) and re.fullmatch(
+            r"[A-Za-z0-9*?._-]*[A-Za-z*?][A-Za-z0-9*?._-]*", value
+        ):
+            return value
+        try:
+            ip_network(value if isinstance(value, str) else "", strict=False)
+        except ValueError:
+            raise self.unfit(value) from None
+        return str(value)
 
 
 @frozen

@@ -17,6 +17,7 @@ from .kinds import (
     Count,
     Duration,
     File,
+    HostRule,
     Key,
     Many,
     Number,
@@ -331,6 +332,13 @@ class RouterSettings(Settings):
         group="Access",
     )
     admin_api_key_file: File = setting(None, "file that contains the admin key")
+    allowed_worker_hosts: Annotated[tuple[str, ...], Many(HostRule())] = setting(
+        (),
+        "where workers may be: host names, patterns such as *.internal, and networks such as"
+        " 10.0.0.0/8 for the address that a name leads to",
+        default_text="everywhere",
+        live=True,
+    )
     log_level: Annotated[LogLevel, Choice(LogLevel, metavar="LEVEL")] = setting(
         "info", "lowest level of the messages to log", group="Output", live=True
     )

@@ -9,6 +9,7 @@ import trio
 from quart import Blueprint, request
 
 from ..errors import BadRequest
+from ..net.addresses import Origin as AddressOf
 from ..net.addresses import SamePeer
 from ..pool.ids import BadWorkerURL, normalise_url
 from ..pool.ids import worker_id as id_of
@@ -58,6 +59,7 @@ async def add_worker() -> dict[str, Any]:
             details={"weight_version": latest},
         )
     url = normalise_url(_url_of(content))
+    await parts().client.addresses.admit(AddressOf.of(url))
     known = parts().registry.find(url)
     role = wanted_role(parts(), url, known, content)
     if parts().names.takes(url) and known is None:
