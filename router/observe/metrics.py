@@ -75,6 +75,7 @@ class Metrics(Collector):
         self._times: dict[tuple[str, str], tuple[list[float], ...]] = {}
         about = "Weight versions issued since the worker's own when it got a request."
         self._staleness = Spread("staleness_versions", about, _VERSIONS, ("model",))
+        self._stale: dict[str, list[float]] = {}  # its series
         self._granted = Tally("worker_leases", "Exchanges that the worker got.", ("worker",))
         self._ejected = Tally("worker_ejections", "Times the worker went on trial.", ("worker",))
         about = "Times another process was found behind the worker's URL."
@@ -193,7 +194,10 @@ class Metrics(Collector):
         worker = lease.worker
         self._granted.values[worker.url,] += 1
         if lease.weight_version is not None and worker.weight_lag is not None:
-            series = self._staleness.series(self._models.get(worker.url, ""))
+            model = self._models.get(worker.url, "")
+            series = self._stale.get(model)
+            if series is None:
+                series = self._stale[model] = self._staleness.series(model)
             series[bisect_left(_VERSIONS, worker.weight_lag)] += 1
             series[-1] += worker.weight_lag
 
