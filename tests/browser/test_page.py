@@ -306,6 +306,8 @@ def test_jobs_in_line_and_a_rolling_change() -> None:
             *("1st in line", "1st in line", "2nd in line", "2nd in line")
         ]
         assert await tab.texts("#jobs-count") == ["6"]
+        assert await tab.texts("#rows .slots small") == [" 1/1 + 2", " 1/1 + 2"]
+        assert await tab.texts("#workers-count") == ["2, 2 of 2 slots in use"]
 
     run(test, BOTH, BOTH)
 

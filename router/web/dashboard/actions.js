@@ -32,7 +32,7 @@ function showWorker(id) {
   const learnt = Object.entries(worker.seconds_per_unit_of_work).map(([endpoint, value]) => `${wordOf(endpoint)} ${value.toPrecision(2)} s per unit`);
   const facts = [
     ['State', [stateOf(worker), whyOf(worker)].filter(Boolean).join(': ')], ['URL', worker.url], ['Pool', worker.pool], ['Models', (worker.models || []).join(', ')], ['Makes', (worker.task_types || []).join(', ')],
-    ['Slots', `${worker.slots_in_use} of ${worker.max_concurrency} in use${worker.ghosts ? `, ${many(worker.ghosts, 'ghost')}` : ''}`],
+    ['Slots', `${slotsOf(worker)[0]} of ${worker.max_concurrency} in use${slotsOf(worker)[1] ? `, ${slotsOf(worker)[1]} in line` : ''}${worker.ghosts ? `, ${many(worker.ghosts, 'ghost')}` : ''}`],
     ['Weights', worker.weight_version === null ? 'not known' : `version ${worker.weight_version}, ${worker.weights}`], ['Learnt', learnt.join(', ')], ['Process', [`number ${worker.incarnation} at this URL`, launch.pid ? `pid ${launch.pid}` : '', launch.phase || ''].filter(Boolean).join(', ')],
     ['GPUs', (launch.gpus || []).join(', ')], ['Log', launch.log || ''], ['Known as', worker.origin],
   ];

@@ -45,17 +45,24 @@ function fillSlots(row, worker) {
   const key = `${worker.max_concurrency} ${worker.slots_in_use} ${worker.jobs} ${worker.ghosts}`;
   if (row.slotsKey === key) return;
   row.slotsKey = key;
-  const words = `${worker.slots_in_use} of ${many(worker.max_concurrency, 'slot')} in use`;
-  const notes = [worker.jobs ? many(worker.jobs, 'job') : '', worker.ghosts ? many(worker.ghosts, 'ghost') : ''].filter(Boolean);
+  // Workers take more jobs than they have slots, and make them one after another.
+  const [used, line] = slotsOf(worker);
+  const words = `${used} of ${many(worker.max_concurrency, 'slot')} in use`;
+  const notes = [line ? `${line} in line` : '', worker.jobs ? many(worker.jobs, 'job') : '', worker.ghosts ? many(worker.ghosts, 'ghost') : ''].filter(Boolean);
   row.slots.title = [words, ...notes].join(', ');
   const bar = make('span', { role: 'img', 'aria-label': row.slots.title });
   if (worker.max_concurrency <= 8) {
-    for (let slot = 0; slot < worker.max_concurrency; slot += 1) bar.append(make('i', { className: slot < worker.slots_in_use ? 'on' : '' }));
+    for (let slot = 0; slot < worker.max_concurrency; slot += 1) bar.append(make('i', { className: slot < used ? 'on' : '' }));
   } else {
-    const full = make('i'); full.style.transform = `scaleX(${Math.min(1, worker.slots_in_use / worker.max_concurrency)})`;
+    const full = make('i'); full.style.transform = `scaleX(${used / worker.max_concurrency})`;
     bar.append(make('span', { className: 'bar' }, full));
   }
-  row.slots.replaceChildren(bar, make('small', { textContent: ` ${worker.slots_in_use}/${worker.max_concurrency}` }));
+  row.slots.replaceChildren(bar, make('small', { textContent: ` ${used}/${worker.max_concurrency}${line ? ` + ${line}` : ''}` }));
+}
+
+function slotsOf(worker) {
+  const used = Math.min(worker.slots_in_use, worker.max_concurrency);
+  return [used, worker.slots_in_use - used];
 }
 
 function speedOf(worker) {
@@ -119,7 +126,7 @@ painters.push([['workers'], (ids) => {
     gpus = gpus || Boolean(worker.launch && worker.launch.gpus && worker.launch.gpus.length);
   }
   $('workers').classList.toggle('nogpu', !gpus);
-  const total = pool.workers.size, slots = [...pool.workers.values()].reduce((sum, worker) => [sum[0] + worker.slots_in_use, sum[1] + worker.max_concurrency], [0, 0]);
+  const total = pool.workers.size, slots = [...pool.workers.values()].reduce((sum, worker) => [sum[0] + slotsOf(worker)[0], sum[1] + worker.max_concurrency], [0, 0]);
   say($('workers-count'), shown === total ? `${total}, ${slots[0]} of ${many(slots[1], 'slot')} in use` : `${shown} of ${total} shown`);
   $('no-workers').hidden = shown > 0;
   say($('no-workers'), total ? 'No worker fits.' : 'Register one with POST /workers?url=http://host:port, or start the router with --launcher-config.');
