@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _help([name])
         if name in _LASTING and init.needed() and (status := init.run()) is not None:
             return status
-        return command.run(arguments)
+        status = command.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here a reader that has left is no error
+        return status
     except SettingsError as error:
         for problem in error.problems:
             _complain(str(problem))

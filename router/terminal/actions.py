@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import trio
+from attrs import frozen
 
 from ..errors import Problem, SettingsError, StartError, unwrapped
 from ..text import segment, words
@@ -33,6 +34,8 @@ async def act(name: str, settings: Reading, names: list[str]) -> int:
         screen.json(document)
     else:
         width = max((len(who) for who, _, _ in rows), default=0)
+        if not rows:
+            screen.say("nothing to do")
         for who, _, what in rows:
             screen.say(f"{who:{width}}  {what}")
     return 0 if all(well for _, well, _ in rows) else 1
@@ -169,16 +172,17 @@ async def _names(client: Client) -> dict[str, str]:
     return {worker.get("url"): tables.name_of(worker) for worker in listed}
 
 
-def _result_rows(said: dict[str, Any], names: dict[str, str], done: str) -> list[Row]:
+def _result_rows(said: dict[str, Any], names: dict[str, str], call: _Call) -> list[Row]:
     rows: list[Row] = []
     for row in said.get("results", []):
         well, body = bool(row.get("success")), row.get("body")
         told = body.get("error") or body.get("message") if isinstance(body, dict) else body
-        what = done if well else f"failed ({row.get('status_code')}): {words(told)}"
+        what = call.done if well else f"failed ({row.get('status_code')}): {words(told)}"
         rows.append((_name(row, names), well, what))
     for row in said.get("deferred", []):
-        why = tables.say(row.get("reasons"))
-        rows.append((_name(row, names), True, f"{why}: will follow before it serves again"))
+        reasons = row.get("reasons") or []
+        what = f"{tables.say(reasons or call.done)}: {call.deferred}"
+        rows.append((_name(row, names), call.needless(reasons), what))
     behind = said.get("behind", [])
     rows += [(names.get(url, url), False, "does not have these weights") for url in behind]
     return _also(rows, {"success": "error" not in said, **said})
@@ -196,7 +200,19 @@ def _also(rows: list[Row], said: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _call(path: str, done: str, waits: Callable[[dict[str, Any]], bool]) -> _Do:
+@frozen
+class _Call:
+    """A call to all workers. `waits`: it is not done at a worker. `needless`: nothing is wrong if a
+    worker with these reasons could not be called."""
+
+    path: str
+    done: str
+    waits: Callable[[dict[str, Any]], bool]
+    deferred: str
+    needless: Callable[[list[str]], bool]
+
+
+def _called(how: _Call) -> _Do:
     async def do(client: Client, settings: Reading, given: list[str], show: Show) -> Outcome:
         assert isinstance(settings, Choosing)
         content: dict[str, Any] = {}
@@ -208,10 +224,10 @@ def _call(path: str, done: str, waits: Callable[[dict[str, Any]], bool]) -> _Do:
             query["workers"] = ",".join(given) or None
         names = await _names(client)
         call = partial(
-            client.ask, "POST", path, within=None, content=content, told="deferred", **query
+            client.ask, "POST", how.path, within=None, content=content, told="deferred", **query
         )
-        said = await _watched(client, show, path.strip("/"), waits, call)
-        rows = _result_rows(said, names, done)
+        said = await _watched(client, show, how.path.strip("/"), how.waits, call)
+        rows = _result_rows(said, names, how)
         if "weight_version" in said and rows:
             rows.append(("version", True, tables.say(said["weight_version"])))
         return said, rows
@@ -269,6 +285,28 @@ def _is_asleep(worker: dict[str, Any]) -> bool:
     return worker.get("memory") != "awake"
 
 
+_SLEEP = _Call(
+    "/release_memory_occupation",
+    "asleep",
+    _is_awake,
+    "not called",
+    needless=lambda reasons: "asleep" in reasons,
+)
+_WAKE = _Call(
+    "/resume_memory_occupation",
+    "awake",
+    _is_asleep,
+    "not called",
+    needless=lambda reasons: not reasons,
+)
+_REFIT = _Call(
+    "/update_weights_from_disk",
+    "updated",
+    _has_old_weights,
+    "will follow before it serves again",
+    needless=lambda _: True,
+)
+
 _Do = Callable[[Client, Reading, list[str], Show], Awaitable[Outcome]]
 _DO: dict[str, _Do] = {
     "drain": _drain,
@@ -277,9 +315,9 @@ _DO: dict[str, _Do] = {
     "recover": _put({"is_dead": False}, "recovered"),
     "remove": _remove,
     "restart": _restart,
-    "sleep": _call("/release_memory_occupation", "asleep", _is_awake),
-    "wake": _call("/resume_memory_occupation", "awake", _is_asleep),
-    "refit": _call("/update_weights_from_disk", "updated", _has_old_weights),
+    "sleep": _called(_SLEEP),
+    "wake": _called(_WAKE),
+    "refit": _called(_REFIT),
     "scale": _scale,
     "sync": _sync,
 }

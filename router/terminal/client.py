@@ -131,10 +131,7 @@ async def connected(settings: Asking) -> AsyncIterator[Client]:
         headers["Authorization"] = f"Bearer {settings.admin_api_key}"
     verify: ssl.SSLContext | bool = False  # nothing is verified over http
     if settings.url.startswith("https:"):
-        try:
-            verify = ssl.create_default_context(cafile=settings.ca)
-        except OSError as error:
-            raise SettingsError([Problem("--ca", f"{settings.ca}: {describe(error)}")]) from None
+        verify = _context(settings)
     try:
         http = httpx.AsyncClient(
             base_url=settings.url, headers=headers, verify=verify, trust_env=False
@@ -143,6 +140,23 @@ async def connected(settings: Asking) -> AsyncIterator[Client]:
         raise SettingsError([Problem("--url", f"cannot be used: {error}")]) from None
     async with http:
         yield Client(http, settings.url)
+
+
+def _context(settings: Asking) -> ssl.SSLContext:
+    flag, file = "--ca", settings.ca
+    try:
+        context = ssl.create_default_context(cafile=file)
+        if settings.cert is not None:
+            flag, file = "--cert", settings.cert
+            context.load_cert_chain(file, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        problem = Problem(flag, f"{file} cannot be used: {describe(error)}")
+        raise SettingsError([problem]) from None
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")
 
 
 def run(main: Callable[..., Awaitable[int]], *arguments: Any) -> int:

@@ -44,6 +44,9 @@ class Asking(Settings):
         "PEM file with the CA certificates that verify an https router",
         default_text="the system's certificates",
     )
+    cert: File = setting(
+        None, "PEM file with a certificate and its key, for a router that asks clients for one"
+    )
     admin_api_key: Key = setting(None)
 
 

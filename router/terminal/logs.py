@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from ..text import from_json, one_line, segment
-from .client import PATIENCE, Client, connected
+from .client import PATIENCE, Client, NoRouter, connected
 from .flags import Logs
 from .screen import Screen
 
@@ -34,6 +34,8 @@ async def _follow(client: Client, path: str, tail: str, screen: Screen) -> None:
         async with client.http.stream("GET", path, params=params, timeout=timeout) as answer:
             if answer.status_code != 200:
                 client.check(answer, from_json(await answer.aread()))
+            if not answer.headers.get("content-type", "").startswith("text/plain"):
+                raise NoRouter(f"The router at {client.url} is too old: it cannot follow logs")
             async for line in answer.aiter_lines():
                 screen.say(_line(line))
 

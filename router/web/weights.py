@@ -245,12 +245,12 @@ def _pending(change: Change) -> dict[str, Any]:
 def _standing(worker: Worker) -> dict[str, Any]:
     version = worker.weight_version
     return {
-        "worker_id": worker.worker_id,
         "worker_url": worker.url,
+        "routable": routable(worker),
         "weights": worker.weights,
         "weight_version": version if version >= 0 else None,
         "weights_reason": worker.weights_reason,
-        "routable": routable(worker),
+        "worker_id": worker.worker_id,
     }
 
 

@@ -121,6 +121,18 @@ def test_logs(router_pyz: Path, demo: str) -> None:
         assert following.wait(WITHIN) == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_ends_a_followed_log(router_pyz: Path, demo: str) -> None:
+    follow = [sys.executable, str(router_pyz), "logs", "worker-0", "-f", "--url", demo]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        assert following.stderr is not None
+        assert following.stdout.readline()
+        following.send_signal(signal.SIGINT)
+        assert following.wait(WITHIN) == 130
+        assert following.stderr.read() == b""
+
+
 def free_url() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from router.errors import SettingsError, StartError
 from router.terminal import actions, bench, flags, logs, reading
 from router.terminal.client import NoKey, NoRouter, Refused, connected
 from router.terminal.pool import Pool, follow
+from tests.certificates import certificate, needed
 from tests.integration.api.pools import IMAGES, VIDEOS, Member, run_with_pool
 from tests.integration.deployment import Deployment, answer, run_deployed, until
 from tests.patience import fail_after
@@ -106,6 +108,7 @@ def test_actions_have_a_row_for_each_worker(capsys: Capture) -> None:
         assert (await done("sleep", other)) == {other: "asleep"}
         assert b.known.is_sleeping
         assert not a.known.is_sleeping
+        assert await done("sleep", other) == {"nothing": "to do"}
         assert await done("wake") == {other: "awake"}
         assert await done("refit", "demo/step-1") == {
             one: "updated",
@@ -142,6 +145,57 @@ def test_an_action_that_fails_for_one_worker_is_status_1(capsys: Capture) -> Non
             await command(pool, "logs", name, "-f")
 
     run_with_pool(test, IMAGES)
+
+
+def test_workers_that_cannot_be_woken_are_status_1(capsys: Capture) -> None:
+    async def test(pool: Deployment, a: Member, b: Member) -> None:
+        assert await command(pool, "sleep") == 0
+        assert await command(pool, "quarantine", a.known.name) == 0
+        capsys.readouterr()
+        assert await command(pool, "wake") == 1
+        told = rows(capsys.readouterr().out)
+        assert told[a.known.name].startswith("quarantined, ")
+        assert told[b.known.name] == "awake"
+
+    run_with_pool(test, IMAGES, IMAGES)
+
+
+@needed
+def test_a_router_over_tls(tmp_path: Path, capsys: Capture) -> None:
+    right = certificate(tmp_path, "IP:127.0.0.1")
+    other = certificate(tmp_path, "DNS:other")
+    both = tmp_path / "client.pem"
+    both.write_text(other.file.read_text() + other.key.read_text())
+
+    async def test(pool: Deployment) -> None:
+        url = pool.address.replace("http:", "https:")
+        trusted, mine = ("--ca", str(right.file)), ("--cert", str(both))
+        assert await command(url, "workers", *trusted, *mine) == 0
+        with pytest.raises(NoRouter, match="certificate verification failed"):
+            await command(url, "workers", "--ca", str(other.file), *mine)
+        with pytest.raises(NoRouter):
+            await command(url, "workers", *trusted)
+        for flag in ("--ca", "--cert"):
+            with pytest.raises(SettingsError, match=f"{flag}: .*nosuch cannot be used"):
+                await command(url, "workers", flag, f"{tmp_path}/nosuch")
+
+    files = {"tls_cert": right.file, "tls_key": right.key, "tls_client_ca": other.file}
+    run_deployed(test, **{name: str(file) for name, file in files.items()})
+
+
+def test_a_router_that_follows_no_logs() -> None:
+    async def test(pool: Deployment) -> None:
+        async def handler(stream: trio.SocketStream) -> None:
+            await stream.send_all(answer(200, {"lines": []}))
+
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(trio.serve_tcp, handler, 0)
+            port = listeners[0].socket.getsockname()[1]
+            with pytest.raises(NoRouter, match="too old"):
+                await command(f"http://127.0.0.1:{port}", "logs", "x", "-f")
+            nursery.cancel_scope.cancel()
+
+    run_deployed(test)
 
 
 def test_a_refit_that_one_worker_refuses_is_status_1(capsys: Capture) -> None:
@@ -325,6 +379,33 @@ def test_the_pool_is_followed_over_a_lost_connection(monkeypatch: pytest.MonkeyP
             nursery.cancel_scope.cancel()
 
     run_with_pool(test, IMAGES)
+
+
+def test_who_connects_again_asks_only_for_what_was_missed() -> None:
+    async def main() -> None:
+        heads: list[bytes] = []
+        again = trio.Event()
+
+        async def handler(stream: trio.SocketStream) -> None:
+            heads.append(await stream.receive_some())
+            if len(heads) == 2:
+                again.set()
+            event = b'id: r.7\nevent: snapshot\ndata: {"workers": [], "health": {}}\n\n'
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + event)
+
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(trio.serve_tcp, handler, 0)
+            url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+            settings, _ = terminal.parse("top", ["--url", url])
+            async with connected(settings) as client:
+                nursery.start_soon(follow, client, Pool(), lambda: None)
+                with fail_after(20):
+                    await again.wait()
+                nursery.cancel_scope.cancel()
+        assert b"last-event-id" not in heads[0].lower()
+        assert b"last-event-id: r.7\r\n" in heads[1].lower()
+
+    trio.run(main)
 
 
 def test_top_cannot_follow_what_is_no_router() -> None:
