@@ -14,6 +14,7 @@ from attrs import define, field
 from ..errors import BadRequest, Fault, RouterError
 from ..front.asgi import App, Receive, Scope, Send, link_of
 from ..front.client import ClientGone, ClientStalled
+from ..front.drain import Drain, Draining
 from ..front.errors import error_answer, log_end, log_error
 from ..net.hops import Instance, LoopDetected, begin_anew
 from ..observe.previews import Previews
@@ -41,6 +42,8 @@ _OURS = (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER)
 _APP = (How.OWN, How.CHANGE, How.TOGETHER, How.GATHER, How.MERGED)
 # Never made twice for one Idempotency-Key.
 _ONCE = (How.GENERATE, How.SUBMIT)
+# Whatever a worker does for it may be a generation, unless it only reads.
+_MAYBE, _READS = (How.ANY, How.PLAIN), ("GET", "HEAD", "OPTIONS")
 
 _DIRECTLY = (
     "hold the workers with POST /weights/begin, call each of them directly, then POST"
@@ -162,6 +165,7 @@ class Relay:
     # How many requests have come, by route.
     intake: defaultdict[str, int] = field(factory=partial(defaultdict, int))
     previews: Previews | None = None
+    drain: Drain = field(factory=Drain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -211,6 +215,20 @@ class Relay:
         await self._relay(exchange, route)
 
     async def _relay(self, exchange: AsgiExchange, route: Route) -> None:
+        drain = self.drain
+        work = route.how in _ONCE or (route.how in _MAYBE and exchange.method not in _READS)
+        if work and drain.active:
+            await self._refuse(exchange, Draining())
+            return
+        drain.busy += work
+        try:
+            await self._make(exchange, route)
+        finally:
+            drain.busy -= work
+            if drain.active:
+                drain.look()
+
+    async def _make(self, exchange: AsgiExchange, route: Route) -> None:
         with trio.CancelScope() as scope:
             exchange.on_gone(scope.cancel)
             try:

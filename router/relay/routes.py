@@ -100,6 +100,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET", "PUT", "DELETE"), "/workers/{+worker_id}", How.OWN),
     Route(_P, "/launcher/scale", How.OWN),
     Route(_P, "/config/reload", How.OWN),
+    Route(("GET", "POST", "DELETE"), "/drain", How.OWN),
     Route(_P, "/add_worker", How.OWN),
     Route(_P, "/remove_worker", How.OWN),
     Route(_G, "/list_workers", How.OWN),

@@ -16,6 +16,7 @@ from wsproto.events import AcceptConnection, Request
 
 from ..errors import RouterError, WorkerFailed, WorkerTimeout
 from ..front.asgi import Receive, Scope, Send, link_of
+from ..front.drain import Drain, Draining
 from ..front.errors import error_answer, log_end, log_error
 from ..net.hops import Instance
 from ..pool.match import Facts, Need
@@ -231,14 +232,18 @@ class WebSocketRelay:
     largest: int
     restarting: trio.Event
     instance: Instance = field(factory=Instance)
+    drain: Drain = field(factory=Drain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = ClientSocket(scope, receive, send)
         if not await client.connected():
             return
+        self.drain.busy += 1
         with trio.CancelScope() as leaving:
             client.link.on_gone(leaving.cancel)
             try:
+                if self.drain.active:
+                    raise Draining
                 task = Task.VIDEO if client.path.startswith("/v1/realtime_video") else None
                 client.headers = self.instance.passed_by(client.headers)
                 name, group, asked, pool, priority = wishes(
@@ -265,6 +270,9 @@ class WebSocketRelay:
                 await _refuse(client, error)
             finally:
                 client.link.on_gone(None)
+                self.drain.busy -= 1
+                if self.drain.active:
+                    self.drain.look()
         if leaving.cancelled_caught and (how := client.link.how_left()):
             log_end(logger, client.record, *how)
 

@@ -28,6 +28,7 @@ from ..control.watch import Watchman
 from ..control.worker_memory import WorkerMemory
 from ..dispatch import Dispatcher
 from ..front.asgi import App
+from ..front.drain import Drain
 from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..launch.launcher import Shared
@@ -164,6 +165,7 @@ def assemble(
         previews=Previews(enabled=settings.dashboard_previews),
         limits=live.limits(lambda s: CallLimits(refit=s.refit_timeout, idle=s.idle_timeout)),
         reload=reload,
+        drain=Drain(),
     )
     upstream = Upstream(
         max_connections=settings.max_connections, addresses=client.addresses, trust=client.trust
@@ -285,7 +287,7 @@ def _front(
     live.follow(apply)
     instance = parts.client.instance
     websockets = WebSocketRelay(
-        attempts, upstream, settings.websocket_max_message, restarting, instance
+        attempts, upstream, settings.websocket_max_message, restarting, instance, parts.drain
     )
     own = cast(App, create_app(parts))
     app: App = Relay(
@@ -294,6 +296,7 @@ def _front(
         instance,
         parts.metrics.intake,
         parts.previews if parts.previews.enabled else None,
+        parts.drain,
     )
     assert settings.admin_api_key_file is None, "not read yet: see with_credentials"
     key = settings.admin_api_key

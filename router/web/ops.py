@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -12,16 +13,17 @@ from .. import boundary, threads
 from ..boundary import contained
 from ..control.client import ControlClient, Unreachable
 from ..control.operations import Operation
-from ..errors import RouterError
+from ..errors import Conflict, RouterError
 from ..net.hops import INSTANCE_HEADER
 from ..observe import engines
 from ..pool.lifecycle import census
 from ..pool.registry import Registry
 from ..pool.worker import Worker
-from .body import named_pool
+from .body import named_pool, query_number
 from .parts import Parts, parts
 
 blueprint = Blueprint("ops", __name__)
+logger = logging.getLogger("router.web")
 
 _PATIENCE = 5.0  # seconds for the metrics of a worker; Prometheus waits 10 s
 
@@ -47,10 +49,11 @@ async def health() -> tuple[dict[str, Any], int, dict[str, str]]:
 def health_payload(of: Parts, pool: str | None = None) -> tuple[dict[str, Any], bool]:
     """The JSON of the router's health, and whether it serves."""
     count = census(w for w in of.registry if pool in (None, w.pool))
-    serving = of.dispatcher.serves(pool)
+    draining = of.drain.active
+    serving = of.dispatcher.serves(pool) and not draining
     store = of.store
     body: dict[str, Any] = {
-        "status": "healthy" if serving else "unhealthy",
+        "status": "draining" if draining else "healthy" if serving else "unhealthy",
         "healthy_workers": count.routable,
         "total_workers": count.total,
         "dead_workers": count.dead,
@@ -64,6 +67,51 @@ def health_payload(of: Parts, pool: str | None = None) -> tuple[dict[str, Any], 
     if store.failing is not None:
         body["state_reason"] = store.failing
     return body, serving
+
+
+class StillBusy(RouterError):
+    """The router drains, and has not become idle in time."""
+
+    default_status = 504
+    default_code = "still_busy"
+
+
+@blueprint.get("/drain")
+async def show_drain() -> dict[str, Any]:
+    """Whether the router drains, and what it still does."""
+    drain = parts().drain
+    return {"draining": drain.active, "in_flight": drain.busy}
+
+
+@blueprint.post("/drain")
+async def drain() -> dict[str, Any]:
+    """Take no new work, and answer once all work that has begun has ended. The drain goes on after
+    the answer, and if the client leaves."""
+    drain = parts().drain
+    within = query_number("within", absent=60, least=0, most=86_400)
+    if not drain.active:
+        drain.active = True
+        logger.info("draining: no new generations, %d are under way", drain.busy)
+    idle = await drain.wait(within)
+    if not drain.active:
+        raise Conflict("The drain was called off")
+    if not idle:
+        raise StillBusy(
+            f"{drain.busy} generations or sessions are still under way; the drain goes on",
+            details={"in_flight": drain.busy},
+        )
+    return {"status": "success", "draining": True, "in_flight": 0}
+
+
+@blueprint.delete("/drain")
+async def end_drain() -> dict[str, Any]:
+    """Take new work again."""
+    drain = parts().drain
+    if drain.active:
+        drain.active = False
+        drain.look()
+        logger.info("no longer draining")
+    return {"status": "success", "draining": False, "in_flight": drain.busy}
 
 
 @blueprint.post("/config/reload")

@@ -19,6 +19,7 @@ from ..control.runs import Runs
 from ..control.transactions import Transactions
 from ..control.watch import Watchman
 from ..dispatch import Dispatcher
+from ..front.drain import Drain
 from ..observe.metrics import Metrics
 from ..observe.previews import Previews
 from ..pool.registry import Registry
@@ -105,6 +106,7 @@ class Parts:
     previews: Previews
     limits: CallLimits
     reload: Callable[[], Awaitable[Changes]]  # raises RouterError
+    drain: Drain
 
     def attach(self, extensions: dict[str, object]) -> None:
         """Make `parts()` return these parts within the app that has these extensions."""

@@ -173,6 +173,7 @@ CHANGES: tuple[tuple[bytes, ...], ...] = (
     (_post("/workers/127.0.0.1:1/restart", {}),),
     (_post("/launcher/scale", {"launcher": "x", "num_workers": 1}),),
     (_post("/config/reload", {}),),
+    (_request("GET /drain"),),
 )
 
 
