@@ -133,12 +133,13 @@ def queue(found: Fields) -> list[Table | Text]:
         return [line]
     rows = [
         (
-            *(say(group.get(key)) for key in ("pool", "model", "task", "client", "waiting")),
+            *(say(group.get(key)) for key in ("pool", "model", "task", "client", "priority")),
+            say(group.get("waiting")),
             span(group.get("oldest_wait_seconds")),
         )
         for group in groups
     ]
-    columns = ("POOL", "MODEL", "TASK", "CLIENT", "WAITING", "OLDEST")
+    columns = ("POOL", "MODEL", "TASK", "CLIENT", "PRIORITY", "WAITING", "OLDEST")
     return [line, table(*columns, right=columns[-2:], rows=rows)]
 
 

@@ -9,7 +9,7 @@ painters.push([['queue'], () => {
   const list = make('div', { className: 'rows' });
   const groups = [...queue.groups].sort((one, other) => other.waiting - one.waiting);
   for (const group of groups.slice(0, 12)) {
-    const what = [group.task, group.client ? `from ${group.client}` : '', group.pool ? `in ${group.pool}` : ''].filter(Boolean).join(' ');
+    const what = [group.priority === 'normal' ? '' : `${group.priority} priority`, group.task, group.client ? `from ${group.client}` : '', group.pool ? `in ${group.pool}` : ''].filter(Boolean).join(' ');
     list.append(make('div', {}, make('span', {}, make('span', { textContent: group.model || 'any model' }), make('small', { className: 'soft', textContent: what })), make('span', { textContent: String(group.waiting) }), make('span', { className: 'soft', textContent: duration(group.oldest_wait_seconds) })));
   }
   if (groups.length > 12) list.append(make('div', { className: 'soft', textContent: `and ${groups.length - 12} more groups` }));

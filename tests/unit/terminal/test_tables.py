@@ -51,6 +51,13 @@ def test_several_pools_have_a_column(capsys: pytest.CaptureFixture[str]) -> None
     assert rows[1].split()[1] == "teacher"
 
 
+def test_the_queue_shows_priorities(capsys: pytest.CaptureFixture[str]) -> None:
+    groups = [{"client": "alice", "priority": "low", "waiting": 3, "oldest_wait_seconds": 4}]
+    _, head, row = shown(capsys, *tables.queue({"waiting": 3, "groups": groups}))
+    assert head.split()[-3:] == ["PRIORITY", "WAITING", "OLDEST"]
+    assert row.split()[3:6] == ["alice", "low", "3"]
+
+
 @pytest.mark.parametrize(
     "part",
     [
