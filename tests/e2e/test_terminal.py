@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -90,7 +91,7 @@ def test_actions(router_pyz: Path, demo: str) -> None:
     told = do("refit", "demo/step-1")
     assert (told["worker-0"], told["worker-1"]) == ("updated", "updated")
     assert do("sync")["worker-1"].startswith("version ")
-    assert do("scale", "2") == {"worker": "2 workers"}
+    assert do("scale", "2")["worker"] == "2 workers"
     assert run(router_pyz, "drain", "nobody", url=demo).status == 1
 
 
@@ -116,6 +117,8 @@ def test_logs(router_pyz: Path, demo: str) -> None:
     with subprocess.Popen(follow, stdout=subprocess.PIPE) as following:
         assert following.stdout is not None
         assert following.stdout.readline()
+        restarted = run(router_pyz, "restart", "worker-2", url=demo)
+        assert restarted.rows == {"worker-2": "restarting"}
         assert run(router_pyz, "remove", "worker-2", url=demo).rows == {"worker-2": "removed"}
         following.stdout.read()
         assert following.wait(WITHIN) == 0
@@ -133,16 +136,19 @@ def test_ctrl_c_ends_a_followed_log(router_pyz: Path, demo: str) -> None:
         assert following.stderr.read() == b""
 
 
-def free_url() -> str:
+@contextlib.contextmanager
+def unused_url() -> Iterator[str]:
+    """An address that nothing else takes meanwhile, and at which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+        yield f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("name", [*ASKING, *NAMING, "scale"])
 def test_no_router_is_one_sentence_and_status_3(name: str, router_pyz: Path) -> None:
     words = ["1"] * (name in (*NAMING, "scale"))
-    done = run(router_pyz, name, *words, url=free_url())
+    with unused_url() as url:
+        done = run(router_pyz, name, *words, url=url)
     assert (done.status, done.out) == (3, "")
     assert done.err.startswith("sglang-d-router: error: No router answers at http://127.0.0.1:")
     assert done.err.endswith(": connection refused\n")
@@ -271,7 +277,8 @@ def test_top_ends_at_signals(name: str, terminal: Terminal) -> None:
 
 def test_top_connects_again(router_pyz: Path, tmp_path: Path) -> None:
     pytest.importorskip("termios")
-    url = free_url()
+    with unused_url() as url:
+        pass
     port = url.rpartition(":")[2]
     command = (router_pyz, "--host", "127.0.0.1", "--port", port, "--state-dir", "none")
     with process(tmp_path / "first", r"listening on (http://\S+)", *command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,11 +292,11 @@ def test_what_is_no_router_is_one_sentence(
 
 def test_nothing_listens() -> None:
     async def main() -> None:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        port = listener.socket.getsockname()[1]
-        await listener.aclose()
-        with pytest.raises(NoRouter, match=f"127.0.0.1:{port}: connection refused") as found:
-            await command(f"http://127.0.0.1:{port}", "status")
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))  # and does not listen
+            url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(NoRouter, match=f"{url}: connection refused") as found:
+                await command(url, "status")
         assert found.value.status == 3
 
     trio.run(main)
