@@ -90,6 +90,8 @@ class Metrics(Collector):
         self._jobs = Spread("job_seconds", about, _SECONDS, ("endpoint", "model", "status"))
         about = "Seconds to write and sync a batch of state changes."
         self._writes = Spread("state_write_seconds", about, _SHORT)
+        about = "Seconds of the sync alone (fsync)."
+        self._syncs = Spread("state_sync_seconds", about, _SHORT)
         about = "Seconds of each phase of launched workers that is over."
         self._phases = Spread("launch_phase_seconds", about, _SECONDS, ("launcher", "phase"))
         about = "Seconds by which a task that slept a second woke too late."
@@ -105,9 +107,10 @@ class Metrics(Collector):
         """Call `sample` at each scrape for further gauges."""
         self._samples.append(sample)
 
-    def state_written(self, seconds: float) -> None:
-        """A batch of changes is on the disk."""
+    def state_written(self, seconds: float, synced: float) -> None:
+        """A batch of changes is on the disk: how long that took, and the sync alone."""
         self._writes.note(seconds)
+        self._syncs.note(synced)
 
     def phase_over(self, launcher: str, phase: str, seconds: float) -> None:
         """A launched worker has left a phase after this time."""

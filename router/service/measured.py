@@ -28,7 +28,9 @@ def measure(
 ) -> Metrics:
     """The metrics of these parts."""
     metrics = Metrics(registry, dispatcher.speeds, dispatcher.queue)
-    registry.bus.subscribe(lambda event: metrics.state_written(event.seconds), StateWritten)
+    registry.bus.subscribe(
+        lambda event: metrics.state_written(event.seconds, event.synced), StateWritten
+    )
     registry.bus.subscribe(
         lambda event: metrics.phase_over(event.launcher, event.old, event.seconds), PhaseChanged
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ class Journal:
         note.write(seq)
         return cls(path, number, len(first), checksum(first), fd=fd, note=note)
 
-    def append(self, changes: Changes, seq: int) -> None:
-        """Write one batch; after the return it is on the disk."""
+    def append(self, changes: Changes, seq: int) -> float:
+        """Write one batch; after the return it is on the disk. Returns the seconds of the sync."""
         lines = list(_lines(changes, seq, self.after))
         data = b"".join(lines)
         if self._torn:
@@ -62,13 +63,16 @@ class Journal:
         self._torn = True
         os.lseek(self._fd, self.size, os.SEEK_SET)
         files.write(self._fd, data)
+        began = time.perf_counter()
         files.sync(self._fd)
+        synced = time.perf_counter() - began
         if not os.fstat(self._fd).st_nlink:
             raise FileNotFoundError(f"{self.path} was deleted")
         self.size += len(data)
         self.after = checksum(lines[-1])
         self._torn = False
         self._note.write(seq)
+        return synced
 
     def close(self) -> None:
         os.close(self._fd)

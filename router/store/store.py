@@ -49,10 +49,12 @@ _LAST = 30.0  # seconds that a stop waits for the disk
 
 @frozen
 class StateWritten(Event):
-    """A batch of changes is on the disk; `seconds` is the time of its write and sync."""
+    """A batch of changes is on the disk. `seconds` is the time of its write and sync, with the wait
+    for a thread; `synced` is the time of the sync alone."""
 
     batch: int
     seconds: float
+    synced: float
 
 
 @define(eq=False)
@@ -305,10 +307,11 @@ class Store:
             try:
                 if journal is not None and batch:
                     began = trio.current_time()
-                    await self._in_thread(partial(journal.append, batch, self._seq + 1))
+                    append = partial(journal.append, batch, self._seq + 1)
+                    synced = await self._in_thread(append)
                     self._seq += 1
                     self._unsaved += 1
-                    written = StateWritten(self._seq, trio.current_time() - began)
+                    written = StateWritten(self._seq, trio.current_time() - began, synced)
             except BaseException as error:
                 batch.follow(self._pending)
                 self._pending = batch

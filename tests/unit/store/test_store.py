@@ -842,4 +842,4 @@ def test_each_batch_that_reaches_the_disk_is_told(tmp_path: Path) -> None:
     numbers = [event.batch for event in told]
     assert numbers == sorted(set(numbers))
     assert len(numbers) >= 2
-    assert all(event.seconds > 0 for event in told)
+    assert all(event.seconds > 0 and event.synced > 0 for event in told)
