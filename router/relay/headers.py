@@ -44,7 +44,13 @@ _REQUEST_ONLY = frozenset(
     {b"host", b"expect", b"x-request-id", b"x-split", b"x-pool", b"x-priority", *versions.HEADERS}
 )
 _RESPONSE_ONLY = frozenset(
-    {b"x-request-id", b"x-worker-id", b"x-weight-version", b"x-split-workers"}
+    {
+        *(b"x-request-id", b"x-worker-id", b"x-weight-version", b"x-split-workers"),
+        # Which web pages may read answers is for the router to say, not for a worker.
+        *(b"access-control-allow-origin", b"access-control-allow-credentials"),
+        *(b"access-control-allow-methods", b"access-control-allow-headers"),
+        *(b"access-control-expose-headers", b"access-control-max-age"),
+    }
 )
 
 

@@ -21,6 +21,7 @@ from hypercorn.trio.worker_context import WorkerContext
 
 from ..errors import StartError
 from ..front.asgi import App
+from ..front.origins import Origins
 from ..front.record import ExchangeRecord
 from .connection import Connection
 from .link import ServerLimits, log
@@ -29,6 +30,8 @@ from .tls import Tls
 __all__ = ["ServerLimits", "Tls", "inherited_listeners", "open_listeners", "serve"]
 
 _FIRST = 3  # the first descriptor that sd_listen_fds(3) passes on
+# Connections beyond the most, which are told so; still others are reset.
+_SURPLUS = 64
 UNSENT = 128 * 1024  # unsent bytes that the kernel may hold: progress stays visible
 
 
@@ -155,6 +158,7 @@ async def serve(
     limits: ServerLimits,
     stop: trio.Event,
     tls: Tls | None = None,
+    origins: Origins | None = None,
     on_end: Callable[[ExchangeRecord], None] = lambda _: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -168,7 +172,7 @@ async def serve(
     try:
         async with trio.open_nursery() as watch:
             async with trio.open_nursery() as nursery:
-                server = _Server(app, limits, nursery, on_end, tls)
+                server = _Server(app, limits, nursery, on_end, tls, origins)
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
                         _tune(listener, limits)
@@ -196,7 +200,9 @@ class _Server:
         nursery: trio.Nursery,
         on_end: Callable[[ExchangeRecord], None],
         tls: Tls | None = None,
+        origins: Origins | None = None,
     ) -> None:
+        self.origins = origins or Origins()
         self.app = app
         self.on_end = on_end
         self.limits = limits
@@ -250,5 +256,10 @@ class _Server:
             except OSError:  # the client reset it before we accepted it
                 accepted.close()
                 continue
+            most = math.inf if self.limits.connections is None else self.limits.connections
+            if len(self.connections) >= most + _SURPLUS:
+                connection.abort()
+                continue
+            surplus = len(self.connections) >= most
             self.connections.add(connection)
-            self.nursery.start_soon(connection.run)
+            self.nursery.start_soon(connection.run, surplus)

@@ -20,9 +20,10 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr
 
-from ..errors import BadRequest, describe
+from ..errors import BadRequest, RouterError, describe
 from ..front.asgi import App
 from ..front.client import Reason
+from ..front.origins import Origins
 from ..front.record import ExchangeRecord
 from .http1 import STOPPING, Http1Protocol
 from .link import ServerLimits, contained, log
@@ -36,11 +37,26 @@ LINGER_PAUSE_STOPPING = 1.0
 GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 
 
+class TooManyConnections(RouterError):
+    """`--max-client-connections` are open."""
+
+    default_status = 503
+    default_code = "too_many_connections"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The router has as many connections as --max-client-connections allows",
+            details={"retry_safe": True},
+            headers=[("Retry-After", "1")],
+        )
+
+
 class Shared(Protocol):
     """What all connections of a server share."""
 
     app: App
     limits: ServerLimits
+    origins: Origins
     config: Config
     context: WorkerContext
     nursery: trio.Nursery
@@ -55,6 +71,7 @@ class Connection:
     def __init__(self, server: Shared, sock: socket.socket) -> None:
         self.app = server.app
         self.limits = server.limits
+        self.origins = server.origins
         self.peer = parse_socket_addr(sock.family, sock.getpeername())
         self.local = parse_socket_addr(sock.family, sock.getsockname())
         self.usable = True
@@ -73,8 +90,10 @@ class Connection:
     def stopping(self) -> bool:
         return self._server.stopping
 
-    async def run(self) -> None:
-        """Serve the client. Any error ends this connection and nothing else."""
+    async def run(self, surplus: bool = False) -> None:
+        """Serve the client, or only tell it that there are too many. Any error ends this
+        connection and nothing else."""
+        self._surplus = surplus
         self.expire_after(self.limits.keep_alive)
         served = False
         try:
@@ -109,6 +128,8 @@ class Connection:
         protocol = self._protocol
         if isinstance(self._sock, TlsSocket):
             await self._shake_hands(self._sock)
+        if self._surplus and not self._closing:
+            await protocol.refuse(TooManyConnections())
         discarded = burst = 0
         while self._sock.fileno() != -1:
             if protocol.full and not self._closing:

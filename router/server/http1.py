@@ -6,6 +6,7 @@ This module uses no sockets: a connection implements `Transport`.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import unquote
 
 import h11
@@ -16,6 +17,7 @@ from .. import text
 from ..errors import BadRequest, RouterError
 from ..front.client import ClientStalled, Reason
 from ..front.errors import error_answer, http_date, log_error, new_request_id, request_id
+from ..front.origins import READS
 from ..front.record import ExchangeRecord
 from .calls import call_app
 from .exchange import HttpExchange, phrase
@@ -140,7 +142,7 @@ class Http1Protocol:
             request_id(request.headers), "WebSocket" if websocket else method, path
         )
         self.transport.expire_after(None)
-        if refusal := _refusal(request):
+        if refusal := _refusal(request, self.transport, websocket=websocket):
             await self.refuse(refusal)
             return False
         if websocket:
@@ -244,7 +246,7 @@ class Http1Protocol:
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
-def _refusal(request: h11.Request) -> RouterError | None:
+def _refusal(request: h11.Request, transport: Transport, *, websocket: bool) -> RouterError | None:
     """Why the app must not see a request that h11 accepts; None if it may."""
     if request.http_version not in (b"1.1", b"1.0"):
         return BadRequest("This server supports only HTTP/1.1 and HTTP/1.0", status=505)
@@ -252,10 +254,22 @@ def _refusal(request: h11.Request) -> RouterError | None:
         return BadRequest("CONNECT is not supported", status=405)
     if not _origin_form(request.target).startswith((b"/", b"*")):
         return BadRequest("The request target must begin with a slash")
+    host = origin = site = None
     for name, value in request.headers:
-        if name == b"host" and not _HOST.fullmatch(value):
-            return BadRequest("The Host header names no host")
-    return None
+        if name == b"host":
+            if not _HOST.fullmatch(value):
+                return BadRequest("The Host header names no host")
+            host = value
+        elif name == b"origin":
+            origin = value
+        elif name == b"sec-fetch-site":
+            site = value
+    if origin is None and site is None:
+        return None  # no browser
+    if not websocket and request.method.decode("ascii") in READS:
+        return None
+    local = transport.peer is not None and ip_address(transport.peer[0]).is_loopback
+    return transport.origins.refusal(host, origin, site, local=local)
 
 
 def _in_words(error: h11.RemoteProtocolError) -> str:

@@ -10,6 +10,7 @@ from attrs import define
 
 from .. import boundary
 from ..front.asgi import App
+from ..front.origins import Origins
 from ..front.record import ExchangeRecord
 
 
@@ -50,6 +51,7 @@ class ServerLimits:
     linger_bytes: int = 64 * 1024 * 1024
     linger_time: float = 30.0
     max_head: int = 64 * 1024
+    connections: int | None = None  # of all clients together
 
 
 class Transport(Protocol):
@@ -61,6 +63,7 @@ class Transport(Protocol):
     local: tuple[str, int] | None
     usable: bool
     secure: bool
+    origins: Origins
 
     @property
     def stopping(self) -> bool: ...

@@ -29,6 +29,7 @@ from ..control.worker_memory import WorkerMemory
 from ..dispatch import Dispatcher
 from ..front.asgi import App
 from ..front.drain import Drain
+from ..front.origins import Origins
 from ..launch.base import Planner
 from ..launch.fleet import Fleet
 from ..launch.launcher import Shared
@@ -49,6 +50,7 @@ from ..relay.access import AdminKey
 from ..relay.asgi import Relay
 from ..relay.attempts import Attempts
 from ..relay.body import Limits
+from ..relay.cors import Cors
 from ..relay.forward import Forwarder
 from ..relay.idempotency import Idempotency
 from ..relay.keys import KeyLimits, Keys
@@ -301,11 +303,11 @@ def _front(
     assert settings.admin_api_key_file is None, "not read yet: see with_credentials"
     key = settings.admin_api_key
     if key is not None:
-        return AdminKey(app, key.encode(), parts.metrics.intake)
-    if not is_loopback(settings.host):
+        app = AdminKey(app, key.encode(), parts.metrics.intake)
+    elif not is_loopback(settings.host):
         logger.warning(
             "NO ADMIN KEY: anyone who can reach %s may change workers and weights; "
             "set --admin-api-key-file",
             settings.host,
         )
-    return app
+    return Cors(app, Origins(settings.cors_origin)) if settings.cors_origin else app

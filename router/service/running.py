@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 from ..bus import Bus
 from ..control.client import ControlClient
 from ..errors import StartError, unwrapped
+from ..front.origins import Origins
 from ..front.record import ExchangeEnded, ExchangeRecord
 from ..launch import display
 from ..launch.base import Planner
@@ -184,6 +185,7 @@ async def _serve(
             send=now.idle_timeout if now.client_send_timeout is None else now.client_send_timeout,
             shutdown=now.shutdown_timeout,
             websocket_message=websocket_message,
+            connections=now.max_client_connections,
         )
     )
     async with ControlClient(trust=trust_of(settings)) as client:
@@ -216,6 +218,7 @@ async def _serve(
             ended = partial(_publish_end, parts.registry.bus)
             serving = partial(serve_http, built.app, listeners, limits=limits, stop=stop)
             serving = partial(serving, on_end=ended, tls=certificates_of(settings, reload))
+            serving = partial(serving, origins=Origins(settings.cors_origin))
             async with trio.open_nursery() as front:
                 port = listeners[0].getsockname()[1]
                 await front.start(serving)

@@ -246,6 +246,20 @@ class Text(Kind):
 
 
 @frozen
+class WebOrigin(Kind):
+    """The origin of web pages, or `*`: text in lower case."""
+
+    metavar = "ORIGIN"
+    expected = "an origin such as https://tools.example.org, or *"
+
+    def parse(self, value: object) -> str:
+        text = value.lower() if isinstance(value, str) else ""
+        if not re.fullmatch(r"\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", text):
+            raise self.unfit(value)
+        return text
+
+
+@frozen
 class HostRule(Kind):
     """A host name, a pattern of names, an address or a network: text."""
 

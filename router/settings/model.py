@@ -27,6 +27,7 @@ from .kinds import (
     Slots,
     Text,
     Time,
+    WebOrigin,
     WholeNumber,
 )
 from .launcher import LauncherSettings, same_names, too_many_ports
@@ -258,6 +259,12 @@ class RouterSettings(Settings):
         default_text="same as --idle-timeout",
         live=True,
     )
+    max_client_connections: Annotated[int | None, WholeNumber(1, none="none")] = setting(
+        "none",
+        "most simultaneous connections of clients; further ones get 503",
+        default_text="no limit",
+        live=True,
+    )
     peek_limit: Bytes = setting(
         "1MiB", "how much of a request body to hold in memory to read what routing needs", live=True
     )
@@ -332,6 +339,11 @@ class RouterSettings(Settings):
         group="Access",
     )
     admin_api_key_file: File = setting(None, "file that contains the admin key")
+    cors_origin: Annotated[tuple[str, ...], Many(WebOrigin())] = setting(
+        (),
+        "origins of web pages that may use the router, such as https://tools.example.org; *: any."
+        " Others may not read answers, and not send what changes something",
+    )
     allowed_worker_hosts: Annotated[tuple[str, ...], Many(HostRule())] = setting(
         (),
         "where workers may be: host names, patterns such as *.internal, and networks such as"

@@ -75,5 +75,9 @@ async def _name_request() -> None:
 
 
 async def _return_name(response: quart.wrappers.Response) -> quart.wrappers.Response:
-    response.headers["X-Request-Id"] = g.record.request_id
+    headers = response.headers
+    headers["X-Request-Id"] = g.record.request_id
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    headers.setdefault("Referrer-Policy", "no-referrer")
     return response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 
@@ -383,3 +384,40 @@ def test_a_reader_that_stalls_is_given_up() -> None:
                 await client.read_all()
 
     run_by_hand(main)
+
+
+# Connections.
+
+
+def test_surplus_connections_are_told_so_and_the_rest_is_served() -> None:
+    async def main() -> None:
+        async with serving(echo, connections=2) as served:
+            first, second = await served.connect(), await served.connect()
+            assert (await first.get())[0] == 200
+            third = await served.connect()
+            status, headers, body = await third.answer()
+            assert (status, b'"too_many_connections"' in body) == (503, True)
+            assert (b"retry-after", b"1") in headers
+            assert await third.read() == b""
+            assert (await second.get())[0] == 200
+            first.stream.socket.close()
+            third.stream.socket.close()
+            await settle()
+            assert (await (await served.connect()).get())[0] == 200
+
+    run(main)
+
+
+def test_far_too_many_connections_are_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.server._SURPLUS", 1)
+
+    async def main() -> None:
+        async with serving(echo, connections=1) as served:
+            first = await served.connect()
+            assert (await first.get())[0] == 200
+            assert (await (await served.connect()).answer())[0] == 503
+            with contextlib.suppress(OSError):  # reset before or after the client knows
+                await (await served.connect()).expect_end()
+            assert (await first.get())[0] == 200
+
+    run(main)

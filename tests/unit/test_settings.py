@@ -103,6 +103,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "max_assets": 1_000_000,
         "admin_api_key": None,
         "admin_api_key_file": None,
+        "cors_origin": (),
+        "max_client_connections": None,
         "allowed_worker_hosts": (),
         "log_level": LogLevel.INFO,
         "log_format": "text",
