@@ -26,6 +26,7 @@ SOUND = b"tk" + b"5" * 16  # the token of a request that is not of the batch
 _LINGERING = 0.15  # seconds that a client stays silent on an open WebSocket
 _TOKENS = re.compile(rb"tk[0-9a-f]{16}")  # of requests
 _ANSWERED = re.compile(rb"an[0-9a-f]{16}")  # of answers
+_JOB_ID = re.compile(rb'"job_id":"[^"]*"')
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _OURS = dict(client._HEADERS)["user-agent"].encode()  # of the router's own calls to workers
 
@@ -244,8 +245,10 @@ async def play(batch: Batch, case: Case, port: int) -> None:
     if wrong := _wrong(bytes(got), case.method):
         batch.fault(f"{wrong}: {bytes(got)!r}", case)
     batch.statuses[bytes(got[9:12])] += 1
-    # What the router itself tells (`/queue`) may name other clients, but never their answers.
-    for answer in batch.answers.intersection(_ANSWERED.findall(got)) - {case.answered}:
+    # What the router itself tells (`/queue`) may name other clients, but never their answers. The
+    # ids of their jobs hold slots, which `/workers` shows.
+    found = _ANSWERED.findall(_JOB_ID.sub(b"", got))
+    for answer in batch.answers.intersection(found) - {case.answered}:
         batch.mixed.append((answer, case, bytes(got)))
 
 

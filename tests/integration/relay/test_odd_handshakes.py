@@ -39,7 +39,7 @@ async def answer(*pieces: bytes) -> tuple[bytes, bytes]:
         client = await router.client()
         await client.send(OFFER)
         got = bytearray()
-        while b"\r\n\r\n" not in got or not (got.endswith((b"}", b"hi"))):
+        while b"\r\n\r\n" not in got or not (got.endswith((b"}\n", b"hi"))):
             got += await client.stream.receive_some()
         head, _, rest = bytes(got).partition(b"\r\n\r\n")
         return head, rest
