@@ -104,13 +104,13 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         await send({**message, "type": "websocket.send"})
 
 
-@pytest.mark.parametrize("extensions", [[], [PerMessageDeflate()]], ids=["plain", "deflate"])
-def test_messages_go_both_ways_unchanged_and_in_order(extensions: list[Extension]) -> None:
+@pytest.mark.parametrize("offered", [[], [PerMessageDeflate]], ids=["plain", "deflate"])
+def test_messages_go_both_ways_unchanged_and_in_order(offered: list[type[Extension]]) -> None:
     messages: list[str | bytes] = ["a", b"b", "", b"", "grün " * 5000, bytes(range(256)) * 4096]
 
     async def main() -> None:
         async with serving(echo) as served:
-            client = await dial(served, extensions=extensions)
+            client = await dial(served, extensions=[extension() for extension in offered])
             assert isinstance(await client.next(), AcceptConnection)
             for message in messages:
                 kind = TextMessage if isinstance(message, str) else BytesMessage

@@ -13,7 +13,7 @@ from tests.integration.api.pools import IMAGES, Member, RunPool, is_ours
 from tests.integration.deployment import Deployment, until
 
 # Answered as they should be, and not in JSON or not with an error.
-FINE = ("*", "/live", "/", "/dashboard", "/events", "/config/reload")
+FINE = ("*", "/live", "/", "/dashboard", "/events", "/config/reload", "/drain")
 PATHS = sorted(
     {
         (method, route.path.replace("{+path}", "any/thing"))
